@@ -1,0 +1,19 @@
+"""What is true of a LiquidNet, without a framework: configuration, parameters, data order, checkpoints, reference."""
+
+from spec.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from spec.config import LiquidNetConfig, TrainingConfig
+from spec.init import initial_parameters
+from spec.parameters import num_parameters, parameter_table
+from spec.presets import PRESETS
+
+__all__ = [
+    "PRESETS",
+    "Checkpoint",
+    "LiquidNetConfig",
+    "TrainingConfig",
+    "initial_parameters",
+    "num_parameters",
+    "parameter_table",
+    "read_checkpoint",
+    "write_checkpoint",
+]

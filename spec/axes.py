@@ -1,0 +1,17 @@
+"""One lower-case letter an axis, the same in einsum strings, array suffixes and shape annotations.
+
+    b batch   t time   d model width   n state width   f MLP width   v vocabulary   c chunk   l layer
+
+`decay_btd` is an array of shape (b, t, d); `Float[Array, BTD]` annotates it.
+"""
+
+BT = "b t"
+BD = "b d"
+BTD = "b t d"
+BTF = "b t f"
+BTV = "b t v"
+LBD = "l b d"
+D = "d"
+VD = "v d"
+"""The pre-activations of the mixer stack value, decay and output gate along their last axis."""
+BT3D = "b t 3d"

@@ -1,0 +1,163 @@
+"""What a model and a run are: frozen, validated, and the same JSON for every backend."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+COMPUTE_DTYPES = ("float32", "bfloat16", "float64")
+
+
+def nearest(value: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing where no known name is near: the tail of an error message."""
+    match = difflib.get_close_matches(value, list(known), n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _require_integer(owner: object, name: str, least: int) -> None:
+    value = getattr(owner, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def _require_number(owner: object, name: str, low: float, high: float, *, low_open: bool = False) -> None:
+    value = getattr(owner, name)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not low <= value <= high or (low_open and value == low):
+        bracket = "(" if low_open else "["
+        raise ValueError(f"{name} must be a number in {bracket}{low:g}, {high:g}], got {value!r}")
+
+
+@dataclass(frozen=True)
+class LiquidNetConfig:
+    """Shape and constants of a LiquidNet.
+
+    Args:
+        vocab_size: entries of the tied embedding, v.
+        d_model: width of the residual stream and of the state, d.
+        d_ff: width of the SwiGLU MLP, f.
+        n_layers: number of blocks, l.
+        max_seq_len: training window in tokens; never a limit at inference.
+        delta_min: least decay rate a token; bounds every half-life by ln 2 / delta_min.
+        norm_eps: epsilon inside the root of RMSNorm.
+
+    Raises:
+        ValueError: a value out of range, named.
+    """
+
+    vocab_size: int = 50257
+    d_model: int = 384
+    d_ff: int = 1024
+    n_layers: int = 6
+    max_seq_len: int = 512
+    delta_min: float = 1e-6
+    norm_eps: float = 1e-6
+
+    family: ClassVar[str] = "liquidnet"
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "d_ff", "n_layers", "max_seq_len"):
+            _require_integer(self, name, 1)
+        _require_number(self, "delta_min", 0.0, 1.0)
+        _require_number(self, "norm_eps", 0.0, 1.0, low_open=True)
+
+    @property
+    def residual_scale(self) -> float:
+        """s = 1 / sqrt(2 l): keeps the residual stream's variance independent of depth."""
+        return 1.0 / math.sqrt(2 * self.n_layers)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides which numbers a run computes, apart from the model and the data.
+
+    Args:
+        steps: length of the learning-rate schedule in optimizer steps.
+        batch_size: sequences a step, over all devices.
+        seq_len: tokens a sequence.
+        peak_lr: learning rate after warm-up.
+        warmup_steps: steps of linear warm-up.
+        final_lr_fraction: floor of the cosine, as a fraction of peak_lr.
+        beta1: decay of AdamW's first moment.
+        beta2: decay of AdamW's second moment.
+        adam_eps: epsilon outside the root of AdamW's denominator.
+        weight_decay: decoupled decay of every matrix; norms and biases are exempt.
+        grad_clip: largest global gradient norm; 0 turns clipping off.
+        seed: of the initial weights and of the data order.
+        compute_dtype: of the dense products; parameters, scan, norms, logits and loss stay float32.
+
+    Raises:
+        ValueError: a value out of range, named.
+    """
+
+    steps: int = 2000
+    batch_size: int = 12
+    seq_len: int = 64
+    peak_lr: float = 3e-3
+    warmup_steps: int = 100
+    final_lr_fraction: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.99
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    seed: int = 0
+    compute_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "seq_len"):
+            _require_integer(self, name, 1)
+        for name in ("warmup_steps", "seed"):
+            _require_integer(self, name, 0)
+        if self.seed >= 2**64:
+            raise ValueError(f"seed must be below 2**64, got {self.seed}")
+        _require_number(self, "peak_lr", 0.0, 1e3, low_open=True)
+        _require_number(self, "final_lr_fraction", 0.0, 1.0)
+        _require_number(self, "beta1", 0.0, 1.0 - 2**-24)
+        _require_number(self, "beta2", 0.0, 1.0 - 2**-24)
+        _require_number(self, "adam_eps", 0.0, 1.0, low_open=True)
+        _require_number(self, "weight_decay", 0.0, 1e3)
+        _require_number(self, "grad_clip", 0.0, 1e6)
+        if self.compute_dtype not in COMPUTE_DTYPES:
+            hint = nearest(self.compute_dtype, COMPUTE_DTYPES)
+            raise ValueError(f"compute_dtype must be one of {', '.join(COMPUTE_DTYPES)}, got {self.compute_dtype!r}{hint}")
+
+
+FAMILIES = {config.family: config for config in (LiquidNetConfig,)}
+
+
+def config_to_json(config: LiquidNetConfig) -> dict[str, Any]:
+    """The configuration as a JSON object; `family` says which class it is."""
+    return {"family": config.family, **asdict(config)}
+
+
+def config_from_json(value: Any) -> LiquidNetConfig:
+    """The inverse of `config_to_json`; raises ValueError naming an unknown family, field or value."""
+    if not isinstance(value, dict) or value.get("family") not in FAMILIES:
+        family = value.get("family") if isinstance(value, dict) else value
+        raise ValueError(f"unknown model family {family!r}; this version knows {', '.join(FAMILIES)}")
+    return FAMILIES[value["family"]](**known_fields(FAMILIES[value["family"]], value, ignore=("family",)))
+
+
+def training_from_json(value: Any) -> TrainingConfig:
+    """A TrainingConfig from a JSON object; raises ValueError naming an unknown field or bad value."""
+    if not isinstance(value, dict):
+        raise ValueError(f"training settings must be a JSON object, got {json.dumps(value)[:40]}")
+    return TrainingConfig(**known_fields(TrainingConfig, value))
+
+
+def known_fields(owner: type, value: dict[str, Any], ignore: tuple[str, ...] = ()) -> dict[str, Any]:
+    """`value` without `ignore`; raises ValueError for a key that is no field of `owner`, or a field that is missing."""
+    names = [field.name for field in fields(owner)]
+    given = {key: item for key, item in value.items() if key not in ignore}
+    for key in given:
+        if key not in names:
+            raise ValueError(f"{owner.__name__} has no field {key!r}{nearest(key, names)}")
+    for name in names:
+        if name not in given:
+            raise ValueError(f"{owner.__name__} lacks the field {name!r}")
+    return given

@@ -1,0 +1,74 @@
+"""Files and directories that appear whole or not at all, whatever kills the writer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TEMPORARY_PREFIX = ".unfinished-"
+
+
+@contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """A temporary directory beside `target` that takes its name once the block has ended well.
+
+    Every file is fsynced before the rename and the parent after it; on any failure nothing is left behind.
+
+    Raises:
+        ValueError: `target` already exists and is not an empty directory.
+    """
+    target = Path(target)
+    require_new(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=target.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            fsync(path)
+        fsync(temporary)
+        os.rename(temporary, target)
+        fsync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A temporary path beside `target` that replaces it once the block has ended well."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{target.name}"
+    try:
+        yield temporary
+        fsync(temporary)
+        os.replace(temporary, target)
+        fsync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def require_new(target: Path) -> None:
+    """Raises ValueError where `target` exists and is not an empty directory."""
+    target = Path(target)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise ValueError(f"{target} already exists; name another place or remove it first")
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Delete what a killed writer left in `directory`."""
+    for path in Path(directory).glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def fsync(path: Path) -> None:
+    """Wait until the file or directory is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,25 @@
+"""AdamW with clipping, in the order of operations that both backends follow.
+
+One step at learning rate lr, counted t = 1, 2, ...; `spec.reference.adamw` computes it in float64:
+
+    norm  = sqrt(sum over all parameters of |g|^2)
+    g     = g * min(1, grad_clip / norm)                        grad_clip = 0: unchanged
+    m     = beta1 m + (1 - beta1) g                             first moment
+    s     = beta2 s + (1 - beta2) g^2                           second moment
+    m^    = m / (1 - beta1^t);  s^ = s / (1 - beta2^t)
+    theta = theta - lr (m^ / (sqrt(s^) + adam_eps) + weight_decay theta)
+
+Weight decay applies to the rows of the parameter table marked so. Source: Loshchilov and Hutter 2019, algorithm 2.
+"""
+
+from __future__ import annotations
+
+from spec.config import LiquidNetConfig
+from spec.parameters import parameter_table
+
+MOMENTS = ("first_moment", "second_moment")
+
+
+def decayed_paths(config: LiquidNetConfig) -> frozenset[str]:
+    """Paths of the parameters that weight decay applies to."""
+    return frozenset(row.path for row in parameter_table(config) if row.weight_decay)

@@ -1,0 +1,160 @@
+"""LiquidNet in plain NumPy: the forward pass, the loss and every gradient, by hand.
+
+    x      = E[tokens]
+    x     += s Mixer(RMSNorm(x));  x += s SwiGLU(RMSNorm(x))        s = 1 / sqrt(2 l), l blocks
+    logits = RMSNorm(x) E^T
+
+Read this file first: both backends compute exactly this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from spec.config import LiquidNetConfig
+from spec.data import IGNORED_LABEL
+from spec.parameters import check_parameters
+from spec.reference.blocks import mixer, mixer_adjoint, rms_norm, rms_norm_adjoint, swiglu, swiglu_adjoint
+
+Parameters = Mapping[str, np.ndarray]
+
+
+def forward(
+    params: Parameters,
+    config: LiquidNetConfig,
+    tokens: np.ndarray,
+    states: np.ndarray | None = None,
+    resets: np.ndarray | None = None,
+    padding: np.ndarray | None = None,
+    dtype: Any = np.float64,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and final states of a LiquidNet.
+
+    Args:
+        params: every parameter by path.
+        config: the model.
+        tokens: integers, [b, t].
+        states: initial states, [l, b, d]; None is zero.
+        resets: true clears the state before token t is absorbed, [b, t].
+        padding: true at positions that change nothing, [b, t].
+        dtype: of the computation; float64 is the truth.
+
+    Returns:
+        logits [b, t, v], states [l, b, d].
+
+    Raises:
+        ValueError: a parameter or token that does not fit the configuration.
+    """
+    logits_btv, states_lbd, _ = _forward(params, config, tokens, states, resets, padding, dtype)
+    return logits_btv, states_lbd
+
+
+def loss_and_gradients(
+    params: Parameters,
+    config: LiquidNetConfig,
+    tokens: np.ndarray,
+    labels: np.ndarray,
+    states: np.ndarray | None = None,
+    resets: np.ndarray | None = None,
+    padding: np.ndarray | None = None,
+    final_state_gradient: np.ndarray | None = None,
+    dtype: Any = np.float64,
+) -> tuple[float, dict[str, np.ndarray], np.ndarray]:
+    """Mean cross-entropy in nats and its gradient to every parameter and to the initial states.
+
+    Args:
+        labels: target of each position, [b, t]; -100 is ignored; all ignored gives loss 0.
+        final_state_gradient: [l, b, d], added at the final states, for a loss that also depends on them.
+        params, config, tokens, states, resets, padding, dtype: as in `forward`.
+
+    Returns:
+        loss, gradients by path, gradient of the initial states [l, b, d].
+    """
+    logits_btv, _, saved = _forward(params, config, tokens, states, resets, padding, dtype)
+    loss, logits_gradient = cross_entropy(logits_btv, labels)
+    return loss, *_adjoint(params, config, tokens, saved, logits_gradient, final_state_gradient)
+
+
+def cross_entropy(logits_btv: np.ndarray, labels_bt: np.ndarray) -> tuple[float, np.ndarray]:
+    """Mean of -log softmax(logits)[label] over the labels that are not -100, and its gradient to the logits."""
+    counted_bt = labels_bt != IGNORED_LABEL
+    count = max(int(counted_bt.sum()), 1)
+    target_bt1 = np.where(counted_bt, labels_bt, 0)[..., None]
+    shifted_btv = logits_btv - logits_btv.real.max(axis=-1, keepdims=True)
+    weight_btv = np.exp(shifted_btv)
+    total_bt1 = weight_btv.sum(axis=-1, keepdims=True)
+    nats_bt = (np.log(total_bt1) - np.take_along_axis(shifted_btv, target_bt1, axis=-1))[..., 0]
+    gradient_btv = weight_btv / total_bt1
+    at_target = np.take_along_axis(gradient_btv, target_bt1, axis=-1) - 1.0
+    np.put_along_axis(gradient_btv, target_bt1, at_target, axis=-1)
+    gradient_btv *= counted_bt[..., None] / logits_btv.dtype.type(count)
+    return np.where(counted_bt, nats_bt, 0.0).sum() / count, gradient_btv
+
+
+def _within(params: Parameters, prefix: str) -> dict[str, np.ndarray]:
+    """The parameters below one module, by their path inside it."""
+    return {path.removeprefix(prefix): array for path, array in params.items() if path.startswith(prefix)}
+
+
+def _forward(
+    params: Parameters, config: LiquidNetConfig, tokens: np.ndarray, states: Any, resets: Any, padding: Any, dtype: Any
+) -> tuple[np.ndarray, np.ndarray, Any]:
+    check_parameters(config, params)
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise ValueError(f"tokens must have shape [b, t] with b, t >= 1, got {tokens.shape}")
+    if tokens.min() < 0 or tokens.max() >= config.vocab_size:
+        raise ValueError(f"token ids must be in [0, {config.vocab_size}), got {tokens.min()} to {tokens.max()}")
+    params = {path: np.asarray(array, dtype) for path, array in params.items()}
+    scale = np.asarray(config.residual_scale, dtype)
+    x_btd = params["embedding.weight"][tokens]
+    last_states, saved = [], []
+    for i in range(config.n_layers):
+        block = _within(params, f"blocks.{i}.")
+        state_bd = None if states is None else np.asarray(states[i], dtype)
+        z_btd, norm1 = rms_norm(x_btd, block["mixer_norm.weight"], config.norm_eps)
+        y_btd, last_bd, mix = mixer(z_btd, _within(block, "mixer."), config.delta_min, state_bd, resets, padding)
+        x_btd = x_btd + scale * y_btd
+        r_btd, norm2 = rms_norm(x_btd, block["mlp_norm.weight"], config.norm_eps)
+        u_btd, mlp = swiglu(r_btd, _within(block, "mlp."))
+        x_btd = x_btd + scale * u_btd
+        last_states.append(last_bd)
+        saved.append((norm1, mix, norm2, mlp))
+    hidden_btd, final = rms_norm(x_btd, params["final_norm.weight"], config.norm_eps)
+    logits_btv = hidden_btd @ params["embedding.weight"].T
+    return logits_btv, np.stack(last_states), (saved, final, hidden_btd, scale)
+
+
+def _adjoint(
+    params: Parameters,
+    config: LiquidNetConfig,
+    tokens: np.ndarray,
+    saved: Any,
+    logits_gradient: np.ndarray,
+    final_state_gradient: np.ndarray | None,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    blocks, final, hidden_btd, scale = saved
+    embedding_vd = np.asarray(params["embedding.weight"], hidden_btd.dtype)
+    hidden_gradient = logits_gradient @ embedding_vd
+    embedding_gradient = np.einsum("btv,btd->vd", logits_gradient, hidden_btd)
+    gradients: dict[str, np.ndarray] = {}
+    x_gradient, gradients["final_norm.weight"] = rms_norm_adjoint(final, hidden_gradient)
+    state_gradients = []
+    for i in reversed(range(config.n_layers)):
+        norm1, mix, norm2, mlp = blocks[i]
+        r_gradient, of_mlp = swiglu_adjoint(mlp, scale * x_gradient)
+        residual, of_norm2 = rms_norm_adjoint(norm2, r_gradient)
+        x_gradient = x_gradient + residual
+        of_last = None if final_state_gradient is None else final_state_gradient[i]
+        z_gradient, of_mixer, of_state = mixer_adjoint(mix, scale * x_gradient, of_last)
+        residual, of_norm1 = rms_norm_adjoint(norm1, z_gradient)
+        x_gradient = x_gradient + residual
+        state_gradients.append(of_state)
+        gradients |= {f"blocks.{i}.mixer.{name}": array for name, array in of_mixer.items()}
+        gradients |= {f"blocks.{i}.mlp.{name}": array for name, array in of_mlp.items()}
+        gradients |= {f"blocks.{i}.mixer_norm.weight": of_norm1, f"blocks.{i}.mlp_norm.weight": of_norm2}
+    np.add.at(embedding_gradient, tokens, x_gradient)
+    gradients["embedding.weight"] = embedding_gradient
+    return {path: gradients[path] for path in params}, np.stack(state_gradients[::-1])

@@ -1,0 +1,100 @@
+"""Sampling, shared by both backends so that one seed writes one text on either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spec.init import stream
+
+Step = Callable[[np.ndarray, Any], tuple[np.ndarray, Any]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn.
+
+    Args:
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set of most likely tokens that holds this probability; 1 keeps all.
+        seed: of the uniforms.
+
+    Raises:
+        ValueError: a value out of range, named.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature <= 1e3:
+            raise ValueError(f"temperature must be in [0, 1000], got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (all) or more, got {self.top_k}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must be in [0, 2**64), got {self.seed}")
+
+
+def uniforms(seed: int, position: int, rows: int) -> np.ndarray:
+    """One uniform of [0, 1) a row for the token at `position`: a pure function of its arguments."""
+    return stream(seed, f"sampling, position {position}").random(rows)
+
+
+def sample(logits_bv: np.ndarray, sampling: Sampling, uniforms_b: np.ndarray) -> np.ndarray:
+    """Draw one token a row by inverting the cumulative distribution, in float64.
+
+    Args:
+        logits_bv: logits, [b, v].
+        sampling: temperature, top-k and top-p, applied in this order.
+        uniforms_b: one uniform a row.
+
+    Raises:
+        ValueError: a logit is not finite.
+    """
+    if not np.isfinite(logits_bv).all():
+        raise ValueError("the model produced a logit that is not finite; its weights are broken")
+    if sampling.temperature == 0.0:
+        return logits_bv.argmax(axis=-1)
+    scaled = logits_bv.astype(np.float64) / sampling.temperature
+    weight = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    order = np.argsort(-weight, axis=-1, kind="stable")
+    if 0 < sampling.top_k < weight.shape[-1]:
+        np.put_along_axis(weight, order[:, sampling.top_k :], 0.0, axis=-1)
+    if sampling.top_p < 1.0:
+        ranked = np.take_along_axis(weight, order, axis=-1)
+        before = np.cumsum(ranked, axis=-1) - ranked
+        outside = before >= sampling.top_p * ranked.sum(axis=-1, keepdims=True)
+        np.put_along_axis(weight, order, np.where(outside, 0.0, ranked), axis=-1)
+    cumulative = np.cumsum(weight, axis=-1)
+    below = cumulative <= uniforms_b[:, None] * cumulative[:, -1:]
+    return below.sum(axis=-1)
+
+
+def generate(step: Step, prompt_bt: np.ndarray, sampling: Sampling) -> Iterator[np.ndarray]:
+    """Yield the tokens [b] that follow the prompt, without end: memory is one state, whatever the length.
+
+    Args:
+        step: (tokens [b, t], states or None) -> (logits of the last position [b, v], states).
+        prompt_bt: at least one token a row.
+        sampling: how each token is drawn.
+
+    Raises:
+        ValueError: the prompt is empty.
+    """
+    if prompt_bt.ndim != 2 or prompt_bt.shape[1] == 0:
+        raise ValueError(f"the prompt needs at least one token, got shape {prompt_bt.shape}")
+    logits_bv, states = step(prompt_bt, None)
+    position = prompt_bt.shape[1]
+    while True:
+        tokens_b = sample(logits_bv, sampling, uniforms(sampling.seed, position, len(logits_bv)))
+        yield tokens_b
+        logits_bv, states = step(tokens_b[:, None], states)
+        position += 1
