@@ -139,6 +139,31 @@ def _from_files(files: Mapping[str, bytes]) -> Checkpoint:
     return checkpoint
 
 
+def to_tree(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint as one nested dict for a native format: JSON files as text, arrays in groups by path.
+
+    SHA256SUMS goes along, so that `from_tree` verifies the arrays bit for bit.
+    """
+    files = to_files(checkpoint)
+    text = {name: content.decode() for name, content in files.items() if not name.endswith(".safetensors")}
+    return {**text, "parameters": dict(checkpoint.parameters), **{k: dict(v) for k, v in checkpoint.moments.items()}}
+
+
+def from_tree(tree: Any, where: object) -> Checkpoint:
+    """The inverse of `to_tree`; raises ValueError for anything that `to_tree` does not make."""
+    if not isinstance(tree, dict) or not isinstance(tree.get("parameters"), dict) or "SHA256SUMS" not in tree:
+        raise ValueError(f"{where} was not written by LiquidNet: it lacks its configuration and checksums")
+    files = {str(name): value.encode() for name, value in tree.items() if isinstance(value, str)}
+    try:
+        files["model.safetensors"] = pack(tree["parameters"])
+        moments = {f"{kind}.{path}": array for kind in MOMENTS for path, array in tree.get(kind, {}).items()}
+        if moments:
+            files["optimizer.safetensors"] = pack(moments)
+    except (AttributeError, TypeError, KeyError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{where} holds something that is not a named array: {error}") from error
+    return from_files(files, where)
+
+
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint directory; it appears whole or not at all.
 

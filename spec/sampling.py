@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -98,3 +99,18 @@ def generate(step: Step, prompt_bt: np.ndarray, sampling: Sampling) -> Iterator[
         yield tokens_b
         logits_bv, states = step(tokens_b[:, None], states)
         position += 1
+
+
+def complete(step: Step, prompt_bt: np.ndarray, max_length: int, sampling: Sampling) -> np.ndarray:
+    """The prompt and what follows it, [b, max_length]; raises ValueError where the prompt is already longer."""
+    missing = max_length - prompt_bt.shape[-1]
+    if missing < 0:
+        raise ValueError(f"max_length {max_length} counts the prompt, which alone has {prompt_bt.shape[-1]} tokens")
+    following = [tokens_b[:, None] for tokens_b in itertools.islice(generate(step, prompt_bt, sampling), missing)]
+    return np.concatenate([prompt_bt, *following], axis=1)
+
+
+def check_tokens(tokens_bt: np.ndarray, vocab_size: int) -> None:
+    """Raises ValueError for a token id outside [0, vocab_size)."""
+    if tokens_bt.size and not 0 <= tokens_bt.min() <= tokens_bt.max() < vocab_size:
+        raise ValueError(f"token ids must be in [0, {vocab_size}), got {tokens_bt.min()} to {tokens_bt.max()}")

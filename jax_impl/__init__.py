@@ -1,0 +1,7 @@
+"""LiquidNet in JAX and Flax NNX. Twin: torch_impl/__init__.py. Truth: spec/."""
+
+from jax_impl.checkpoint import dump_parameters, load_parameters
+from jax_impl.model import LiquidNet
+from jax_impl.scan import scan
+
+__all__ = ["LiquidNet", "dump_parameters", "load_parameters", "scan"]

@@ -1,0 +1,71 @@
+"""Parameters in and out, and Flax's own file. Twin: torch_impl/checkpoint.py. Truth: spec/checkpoint.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import flax.serialization
+import jax.numpy as jnp
+import msgpack
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from spec.checkpoint import Checkpoint, from_tree, to_tree
+from spec.files import new_file, require_new
+from spec.parameters import check_parameters
+
+if TYPE_CHECKING:
+    from jax_impl.model import LiquidNet
+
+
+def load_parameters(model: LiquidNet, arrays: Mapping[str, np.ndarray]) -> None:
+    """Copy every parameter from NumPy, by path.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected or of another shape.
+    """
+    check_parameters(model.config, arrays)
+    for path, parameter in named_parameters(model).items():
+        parameter[...] = jnp.array(arrays[path], parameter[...].dtype)
+
+
+def dump_parameters(model: LiquidNet) -> dict[str, np.ndarray]:
+    """A copy of every parameter as NumPy, by path."""
+    return {path: to_numpy(parameter[...]) for path, parameter in named_parameters(model).items()}
+
+
+def named_parameters(model: LiquidNet) -> dict[str, nnx.Param]:
+    """Every parameter of the model by path, as PyTorch's method of that name."""
+    return {".".join(map(str, path)): parameter for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """A copy of the array with the same bits, bfloat16 included."""
+    return np.array(array)
+
+
+def write_native(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint as one `.msgpack` file, which `flax.serialization.msgpack_restore` reads.
+
+    Raises:
+        ValueError: the file already exists, or the checkpoint is not valid.
+    """
+    require_new(path)
+    with new_file(path) as temporary:
+        temporary.write_bytes(flax.serialization.msgpack_serialize(to_tree(checkpoint)))
+
+
+def read_native(path: Path) -> Checkpoint:
+    """Read a checkpoint from a `.msgpack` file; the format holds data only.
+
+    Raises:
+        ValueError: the file is damaged, or fails its checksums.
+    """
+    try:
+        tree = flax.serialization.msgpack_restore(path.read_bytes())
+    except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:
+        raise ValueError(f"{path} is no .msgpack file of plain arrays and was not loaded: {error!r}") from error
+    return from_tree(tree, path)

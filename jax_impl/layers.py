@@ -1,0 +1,75 @@
+"""Linear, embedding, norm and MLP. Twin: torch_impl/layers.py. Truth: spec/reference/blocks.py."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from spec.axes import BT, BTD, D
+from spec.config import COMPUTE_DTYPES, LiquidNetConfig, nearest
+
+COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+
+
+def accumulate_dtype(compute_dtype: str) -> jnp.dtype:
+    """The dtype of everything but the dense products: float32, or float64 where these are float64.
+
+    Raises:
+        ValueError: an unknown compute dtype, or float64 in a process that has not enabled it.
+    """
+    if compute_dtype not in COMPUTE:
+        raise ValueError(
+            f"unknown compute dtype {compute_dtype!r}; choose one of {', '.join(COMPUTE_DTYPES)}"
+            f"{nearest(compute_dtype, COMPUTE_DTYPES)}"
+        )
+    if compute_dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ValueError("compute dtype float64 needs a process started with JAX_ENABLE_X64=1")
+    return jnp.dtype(jnp.float64 if compute_dtype == "float64" else jnp.float32)
+
+
+class Linear(nnx.Module):
+    """y = x W^T, W (out, in): operands and product in the compute dtype, the result widened again."""
+
+    def __init__(self, in_features: int, out_features: int, compute_dtype: str = "float32"):
+        self.compute_dtype = compute_dtype
+        self.weight = nnx.Param(jnp.zeros((out_features, in_features), accumulate_dtype(compute_dtype)))
+
+    def __call__(self, x: Float[Array, "b t i"]) -> Float[Array, "b t o"]:
+        compute = COMPUTE[self.compute_dtype]
+        y = jnp.matmul(x.astype(compute), self.weight[...].astype(compute).T, precision="highest")
+        return y.astype(self.weight[...].dtype)
+
+
+class Embedding(nnx.Module):
+    """x = E[tokens]; E (v, d) also reads the logits out."""
+
+    def __init__(self, vocab_size: int, d_model: int, compute_dtype: str = "float32"):
+        self.weight = nnx.Param(jnp.zeros((vocab_size, d_model), accumulate_dtype(compute_dtype)))
+
+    def __call__(self, tokens: Int[Array, BT]) -> Float[Array, BTD]:
+        return self.weight[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
+
+
+class RMSNorm(nnx.Module):
+    """y = weight * x / sqrt(mean(x^2) + eps), the mean over d, in the accumulation dtype."""
+
+    def __init__(self, d_model: int, eps: float, compute_dtype: str = "float32"):
+        self.eps = eps
+        self.weight: Float[Array, D] = nnx.Param(jnp.zeros(d_model, accumulate_dtype(compute_dtype)))
+
+    def __call__(self, x: Float[Array, BTD]) -> Float[Array, BTD]:
+        return self.weight[...] * (x * jax.lax.rsqrt((x * x).mean(axis=-1, keepdims=True) + self.eps))
+
+
+class SwiGLU(nnx.Module):
+    """u = W_d (silu(W_g r) * (W_a r)), the rows of `input` = gate | up."""
+
+    def __init__(self, config: LiquidNetConfig, compute_dtype: str = "float32"):
+        self.input = Linear(config.d_model, 2 * config.d_ff, compute_dtype)
+        self.output = Linear(config.d_ff, config.d_model, compute_dtype)
+
+    def __call__(self, x: Float[Array, BTD]) -> Float[Array, BTD]:
+        gate_btf, up_btf = jnp.split(self.input(x), 2, axis=-1)
+        return self.output(jax.nn.silu(gate_btf) * up_btf)

@@ -1,0 +1,83 @@
+"""Cross-entropy of a tied read-out. Twin: torch_impl/loss.py. Truth: spec/reference/model.py."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from spec.axes import BT, BTD, VD
+from spec.config import nearest
+from spec.data import IGNORED_LABEL
+
+CHUNK_LOGITS = 2**24
+
+
+def read_out(hidden: Float[Array, "*n d"], embedding_vd: Float[Array, VD], compute: jnp.dtype) -> Array:
+    """logits = hidden E^T: operands rounded to the compute dtype, product and result in the accumulation dtype."""
+    return jnp.matmul(
+        hidden.astype(compute), embedding_vd.astype(compute).T, precision="highest", preferred_element_type=hidden.dtype
+    )
+
+
+def total_nats(
+    hidden_nd: Float[Array, "n d"],
+    embedding_vd: Float[Array, VD],
+    labels_n: Int[Array, "n"],
+    compute: jnp.dtype,
+) -> Float[Array, ""]:
+    """Sum of -log softmax(logits)[label] over the labels that are not -100."""
+    logits_nv = read_out(hidden_nd, embedding_vd, compute)
+    counted_n = labels_n != IGNORED_LABEL
+    nats_n = optax.softmax_cross_entropy_with_integer_labels(logits_nv, jnp.where(counted_n, labels_n, 0))
+    return jnp.where(counted_n, nats_n, 0.0).sum()
+
+
+def full(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
+    """All logits at once: n v values live."""
+    return total_nats(hidden_nd, embedding_vd, labels_n, compute)
+
+
+def chunked(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
+    """At most CHUNK_LOGITS logits live, forward and backward: each chunk's are made again in the backward pass."""
+    rows = max(1, CHUNK_LOGITS // embedding_vd.shape[0])
+    n, d = hidden_nd.shape
+    if n <= rows:
+        return full(hidden_nd, embedding_vd, labels_n, compute)
+    fill = -n % rows
+    hidden = jnp.pad(hidden_nd, ((0, fill), (0, 0))).reshape(-1, rows, d)
+    labels = jnp.pad(labels_n, (0, fill), constant_values=IGNORED_LABEL).reshape(-1, rows)
+    of_chunk = jax.checkpoint(lambda hidden, labels: total_nats(hidden, embedding_vd, labels, compute))
+    nats, _ = jax.lax.scan(lambda nats, chunk: (nats + of_chunk(*chunk), None), hidden_nd.dtype.type(0), (hidden, labels))
+    return nats
+
+
+METHODS = {"full": full, "chunked": chunked}
+
+
+def cross_entropy(
+    hidden_btd: Float[Array, BTD],
+    embedding_vd: Float[Array, VD],
+    labels_bt: Int[Array, BT],
+    compute: jnp.dtype,
+    method: str = "auto",
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Sum of -log softmax(hidden E^T)[label] in nats, and the number of labels counted.
+
+    Args:
+        hidden_btd: normalised hidden states, [b, t, d].
+        embedding_vd: tied embedding, [v, d].
+        labels_bt: target of each position, [b, t]; -100 is ignored.
+        compute: dtype that the operands of the product are rounded to.
+        method: a key of METHODS, or `auto`.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    method = "chunked" if method == "auto" else method
+    if method not in METHODS:
+        raise ValueError(f"unknown loss method {method!r}; choose auto, {', '.join(METHODS)}{nearest(method, METHODS)}")
+    labels_n = labels_bt.reshape(-1)
+    nats = METHODS[method](hidden_btd.reshape(-1, hidden_btd.shape[-1]), embedding_vd, labels_n, compute)
+    return nats, (labels_n != IGNORED_LABEL).sum()

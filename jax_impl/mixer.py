@@ -1,0 +1,98 @@
+"""The liquid mixer. Twin: torch_impl/mixer.py. Truth: spec/reference/blocks.py."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from jax_impl import scan as scans
+from jax_impl.layers import Linear, accumulate_dtype
+from spec.axes import BD, BT, BT3D, BTD, D
+from spec.config import LiquidNetConfig, nearest
+
+
+def decay_gates(p: Float[Array, BTD], delta_min: float) -> tuple[Float[Array, BTD], Float[Array, BTD]]:
+    """(alpha, 1 - alpha) of the pre-activation p, each to full relative accuracy.
+
+    With c = exp(-delta_min): alpha = c sigmoid(-p), 1 - alpha = (1 - c) + c sigmoid(p).
+    """
+    c = math.exp(-delta_min)
+    return c * jax.nn.sigmoid(-p), -math.expm1(-delta_min) + c * jax.nn.sigmoid(p)
+
+
+def unfused_mixer(
+    pre_btx: Float[Array, BT3D],
+    decay_bias_d: Float[Array, D],
+    delta_min: float,
+    state_bd: Float[Array, BD] | None,
+    resets_bt: Bool[Array, BT] | None,
+    padding_bt: Bool[Array, BT] | None,
+    scan_method: str,
+) -> tuple[Float[Array, BTD], Float[Array, BD]]:
+    """Gates, one of the scans and the output gate as separate operations."""
+    value_btd, p_btd, gate_btd = jnp.split(pre_btx, 3, axis=-1)
+    alpha_btd, fresh_btd = decay_gates(p_btd + decay_bias_d, delta_min)
+    drive_btd = fresh_btd * jnp.tanh(value_btd)
+    states_btd, state_bd = scans.scan(alpha_btd, drive_btd, state_bd, scan_method, resets_bt, padding_bt)
+    return jax.nn.sigmoid(gate_btd) * states_btd, state_bd
+
+
+METHODS = {name: partial(unfused_mixer, scan_method=name) for name in ("auto", *scans.METHODS)}
+
+
+def mixer(
+    pre_btx: Float[Array, BT3D],
+    decay_bias_d: Float[Array, D],
+    delta_min: float,
+    state_bd: Float[Array, BD] | None = None,
+    resets_bt: Bool[Array, BT] | None = None,
+    padding_bt: Bool[Array, BT] | None = None,
+    method: str = "auto",
+) -> tuple[Float[Array, BTD], Float[Array, BD]]:
+    """The gated states o * h of h_t = alpha_t h_{t-1} + (1 - alpha_t) v_t, and the last state.
+
+    v = tanh(value), alpha = exp(-softplus(p + bias) - delta_min), o = sigmoid(gate).
+
+    Args:
+        pre_btx: pre-activations value | p | gate, [b, t, 3d].
+        decay_bias_d: b_delta, [d].
+        delta_min: least decay rate a token.
+        state_bd: h_{-1}, [b, d]; None is zero.
+        resets_bt: true clears the state before token t is absorbed.
+        padding_bt: true at positions that change nothing.
+        method: a key of METHODS.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown mixer method {method!r}; choose one of {', '.join(METHODS)}{nearest(method, METHODS)}")
+    return METHODS[method](pre_btx, decay_bias_d, delta_min, state_bd, resets_bt, padding_bt)
+
+
+class LiquidMixer(nnx.Module):
+    """y = W_y (o * h), the rows of `input` = value | decay | output gate."""
+
+    def __init__(self, config: LiquidNetConfig, compute_dtype: str = "float32", method: str = "auto"):
+        self.delta_min = config.delta_min
+        self.method = method
+        self.input = Linear(config.d_model, 3 * config.d_model, compute_dtype)
+        self.decay_bias = nnx.Param(jnp.zeros(config.d_model, accumulate_dtype(compute_dtype)))
+        self.output = Linear(config.d_model, config.d_model, compute_dtype)
+
+    def __call__(
+        self,
+        x: Float[Array, BTD],
+        state: Float[Array, BD] | None = None,
+        resets: Bool[Array, BT] | None = None,
+        padding: Bool[Array, BT] | None = None,
+    ) -> tuple[Float[Array, BTD], Float[Array, BD]]:
+        gated_btd, state_bd = mixer(
+            self.input(x), self.decay_bias[...], self.delta_min, state, resets, padding, self.method
+        )
+        return self.output(gated_btd), state_bd

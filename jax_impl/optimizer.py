@@ -1,0 +1,46 @@
+"""AdamW and clipping. Twin: torch_impl/optimizer.py. Truth: spec/optimizer.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from jax_impl.checkpoint import to_numpy
+from spec.config import LiquidNetConfig, TrainingConfig
+from spec.optimizer import MOMENTS, decayed_paths
+
+_KEYS = dict(zip(MOMENTS, ("mu", "nu"), strict=True))
+
+
+def make_optimizer(config: LiquidNetConfig, training: TrainingConfig) -> optax.GradientTransformation:
+    """AdamW over the parameter table, without its last factor -lr: that is set at each step."""
+    decayed = decayed_paths(config)
+    return optax.chain(
+        optax.scale_by_adam(training.beta1, training.beta2, training.adam_eps),
+        optax.add_decayed_weights(training.weight_decay, lambda tree: {path: path in decayed for path in tree}),
+    )
+
+
+def clip_by_global_norm(gradients: Mapping[str, Array], grad_clip: float) -> tuple[dict[str, Array], Array]:
+    """The gradients scaled by min(1, grad_clip / norm), and the norm; grad_clip 0 leaves them."""
+    norm = optax.global_norm(gradients)
+    scale = jnp.minimum(1.0, grad_clip / norm) if grad_clip > 0.0 else 1.0
+    return {path: gradient * scale for path, gradient in gradients.items()}, norm
+
+
+def dump_moments(state: Any) -> dict[str, dict[str, np.ndarray]]:
+    """Both moments by path; zero before the first step."""
+    return {name: {p: to_numpy(a) for p, a in getattr(state[0], key).items()} for name, key in _KEYS.items()}
+
+
+def load_moments(state: Any, moments: Mapping[str, Mapping[str, np.ndarray]], step: int) -> Any:
+    """The optimizer state with both moments and the number of steps taken, which the bias correction counts."""
+    arrays = {key: jax.tree.map(jnp.array, dict(moments[name])) for name, key in _KEYS.items()}
+    adam: Any = state[0]
+    return (adam._replace(count=jnp.asarray(step, jnp.int32), **arrays), *state[1:])

@@ -1,0 +1,118 @@
+"""The training engine. Twin: torch_impl/train.py. Truth: spec/optimizer.py and spec/data.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jax_impl.checkpoint import dump_parameters, load_parameters, named_parameters
+from jax_impl.data import to_device
+from jax_impl.generate import make_step
+from jax_impl.model import LiquidNet
+from jax_impl.optimizer import clip_by_global_norm, dump_moments, load_moments, make_optimizer
+from spec.config import LiquidNetConfig, TrainingConfig
+from spec.data import IGNORED_LABEL, Batch
+from spec.sampling import Step
+
+
+class Engine:
+    """What the trainer shell needs of a backend: init, step, evaluate, load, dump."""
+
+    name = "jax"
+
+    def __init__(
+        self,
+        config: LiquidNetConfig,
+        training: TrainingConfig,
+        method: str = "auto",
+        remat: bool = False,
+        device: str | None = None,
+    ):
+        self.device = jax.devices(device)[0] if device else jax.devices()[0]
+        self.training = training
+        self.model = LiquidNet(config, training.seed, training.compute_dtype, method, remat)
+        self.optimizer = make_optimizer(config, training)
+        self._take(named_parameters(self.model))
+        self.optimizer_state = self.optimizer.init(self.parameters)
+        graph, variables = nnx.split(self.model, nnx.Param)
+
+        def loss_of(parameters, tokens, labels, resets):
+            state = nnx.map_state(lambda path, variable: variable.replace(parameters[".".join(map(str, path))]), variables)
+            return nnx.merge(graph, state).loss(tokens, labels, resets=resets)[0]
+
+        @partial(jax.jit, donate_argnums=(0, 1))
+        def update(parameters, optimizer_state, tokens, labels, resets, lr):
+            loss, gradients = jax.value_and_grad(loss_of)(parameters, tokens, labels, resets)
+            gradients, norm = clip_by_global_norm(gradients, training.grad_clip)
+            steps, new_state = self.optimizer.update(gradients, optimizer_state, parameters)
+            new_parameters = jax.tree.map(lambda parameter, step: parameter - lr * step, parameters, steps)
+            finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+            kept = jax.tree.map(
+                partial(jnp.where, finite), (new_parameters, new_state), (parameters, optimizer_state)
+            )
+            return *kept, loss, norm
+
+        self._update = update
+        self._loss = jax.jit(loss_of)
+
+    def train_step(self, batch: Batch, lr: float) -> tuple[float, float]:
+        """One optimizer step; the loss before it and the gradient norm before clipping.
+
+        Where either is not finite the parameters are left as they were.
+        """
+        tokens, labels, resets = to_device(batch)
+        self.parameters, self.optimizer_state, loss, norm = self._update(
+            self.parameters, self.optimizer_state, tokens, labels, resets, lr
+        )
+        return float(loss), float(norm)
+
+    def evaluate(self, batches: Iterable[Batch]) -> float:
+        """Mean nats a counted label over the batches, each row from a zero state."""
+        nats, count = 0.0, 0
+        for batch in batches:
+            counted = int((batch.labels != IGNORED_LABEL).sum())
+            tokens, labels, resets = to_device(batch)
+            nats += float(self._loss(self.parameters, tokens, labels, resets)) * counted
+            count += counted
+        return nats / count
+
+    def load(self, parameters: dict[str, np.ndarray], moments: dict[str, dict[str, np.ndarray]], step: int) -> None:
+        """Take over parameters and, where there are any, moments after `step` steps."""
+        load_parameters(self.model, parameters)
+        self._take(named_parameters(self.model))
+        if moments:
+            self.optimizer_state = load_moments(self.optimizer_state, moments, step)
+
+    def dump(self) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+        """Parameters and moments as NumPy."""
+        return dump_parameters(self._current()), dump_moments(self.optimizer_state)
+
+    def sampler(self) -> Step:
+        """The current model as a step of generation."""
+        return make_step(self._current())
+
+    def environment(self) -> dict[str, Any]:
+        """What bit-exact resume depends on besides the checkpoint."""
+        return {"jax": jax.__version__, "device": self.device.device_kind, "threads": len(os.sched_getaffinity(0))}
+
+    def _take(self, variables: dict[str, nnx.Param]) -> None:
+        """The step donates its parameters: they are a pure dict of the engine's own, never the model's arrays."""
+        self.parameters = {path: jnp.array(variable[...], copy=True) for path, variable in variables.items()}
+
+    def _current(self) -> LiquidNet:
+        for path, variable in named_parameters(self.model).items():
+            variable[...] = jnp.array(self.parameters[path], copy=True)
+        return self.model
+
+
+if __name__ == "__main__":
+    from tools.train import main
+
+    main(backend="jax")

@@ -1,0 +1,75 @@
+"""Linear, embedding, norm and MLP. Twin: jax_impl/layers.py. Truth: spec/reference/blocks.py."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from spec.axes import BT, BTD, D
+from spec.config import COMPUTE_DTYPES, LiquidNetConfig, nearest
+
+COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def accumulate_dtype(compute_dtype: str) -> torch.dtype:
+    """The dtype of everything but the dense products: float32, or float64 where these are float64.
+
+    Raises:
+        ValueError: an unknown compute dtype.
+    """
+    if compute_dtype not in COMPUTE:
+        raise ValueError(
+            f"unknown compute dtype {compute_dtype!r}; choose one of {', '.join(COMPUTE_DTYPES)}"
+            f"{nearest(compute_dtype, COMPUTE_DTYPES)}"
+        )
+    return torch.float64 if compute_dtype == "float64" else torch.float32
+
+
+class Linear(nn.Module):
+    """y = x W^T, W (out, in): operands and product in the compute dtype, the result widened again."""
+
+    def __init__(self, in_features: int, out_features: int, compute_dtype: str = "float32"):
+        super().__init__()
+        self.compute_dtype = compute_dtype
+        self.weight = nn.Parameter(torch.zeros(out_features, in_features, dtype=accumulate_dtype(compute_dtype)))
+
+    def forward(self, x: Float[Tensor, "b t i"]) -> Float[Tensor, "b t o"]:
+        compute = COMPUTE[self.compute_dtype]
+        return (x.to(compute) @ self.weight.to(compute).T).to(self.weight.dtype)
+
+
+class Embedding(nn.Module):
+    """x = E[tokens]; E (v, d) also reads the logits out."""
+
+    def __init__(self, vocab_size: int, d_model: int, compute_dtype: str = "float32"):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(vocab_size, d_model, dtype=accumulate_dtype(compute_dtype)))
+
+    def forward(self, tokens: Int[Tensor, BT]) -> Float[Tensor, BTD]:
+        return nn.functional.embedding(tokens, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """y = weight * x / sqrt(mean(x^2) + eps), the mean over d, in the accumulation dtype."""
+
+    def __init__(self, d_model: int, eps: float, compute_dtype: str = "float32"):
+        super().__init__()
+        self.eps = eps
+        self.weight: Float[Tensor, D] = nn.Parameter(torch.zeros(d_model, dtype=accumulate_dtype(compute_dtype)))
+
+    def forward(self, x: Float[Tensor, BTD]) -> Float[Tensor, BTD]:
+        return self.weight * (x * torch.rsqrt((x * x).mean(dim=-1, keepdim=True) + self.eps))
+
+
+class SwiGLU(nn.Module):
+    """u = W_d (silu(W_g r) * (W_a r)), the rows of `input` = gate | up."""
+
+    def __init__(self, config: LiquidNetConfig, compute_dtype: str = "float32"):
+        super().__init__()
+        self.input = Linear(config.d_model, 2 * config.d_ff, compute_dtype)
+        self.output = Linear(config.d_ff, config.d_model, compute_dtype)
+
+    def forward(self, x: Float[Tensor, BTD]) -> Float[Tensor, BTD]:
+        gate_btf, up_btf = self.input(x).chunk(2, dim=-1)
+        return self.output(nn.functional.silu(gate_btf) * up_btf)

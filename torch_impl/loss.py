@@ -1,0 +1,77 @@
+"""Cross-entropy of a tied read-out. Twin: jax_impl/loss.py. Truth: spec/reference/model.py."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from spec.axes import BT, BTD, VD
+from spec.config import nearest
+from spec.data import IGNORED_LABEL
+
+CHUNK_LOGITS = 2**24
+
+
+def read_out(hidden: Float[Tensor, "*n d"], embedding_vd: Float[Tensor, VD], compute: torch.dtype) -> Tensor:
+    """logits = hidden E^T: operands rounded to the compute dtype, product and result in the accumulation dtype."""
+    return hidden.to(compute).to(hidden.dtype) @ embedding_vd.to(compute).to(hidden.dtype).T
+
+
+def total_nats(
+    hidden_nd: Float[Tensor, "n d"],
+    embedding_vd: Float[Tensor, VD],
+    labels_n: Int[Tensor, "n"],
+    compute: torch.dtype,
+) -> Float[Tensor, ""]:
+    """Sum of -log softmax(logits)[label] over the labels that are not -100."""
+    logits_nv = read_out(hidden_nd, embedding_vd, compute)
+    return F.cross_entropy(logits_nv, labels_n, ignore_index=IGNORED_LABEL, reduction="sum")
+
+
+def full(hidden_nd: Tensor, embedding_vd: Tensor, labels_n: Tensor, compute: torch.dtype) -> Tensor:
+    """All logits at once: n v values live."""
+    return total_nats(hidden_nd, embedding_vd, labels_n, compute)
+
+
+def chunked(hidden_nd: Tensor, embedding_vd: Tensor, labels_n: Tensor, compute: torch.dtype) -> Tensor:
+    """At most CHUNK_LOGITS logits live, forward and backward: each chunk's are made again in the backward pass."""
+    rows = max(1, CHUNK_LOGITS // embedding_vd.shape[0])
+    if len(labels_n) <= rows:
+        return full(hidden_nd, embedding_vd, labels_n, compute)
+    nats = hidden_nd.new_zeros(())
+    for hidden, labels in zip(hidden_nd.split(rows), labels_n.split(rows), strict=True):
+        nats = nats + checkpoint(total_nats, hidden, embedding_vd, labels, compute, use_reentrant=False)
+    return nats
+
+
+METHODS = {"full": full, "chunked": chunked}
+
+
+def cross_entropy(
+    hidden_btd: Float[Tensor, BTD],
+    embedding_vd: Float[Tensor, VD],
+    labels_bt: Int[Tensor, BT],
+    compute: torch.dtype,
+    method: str = "auto",
+) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+    """Sum of -log softmax(hidden E^T)[label] in nats, and the number of labels counted.
+
+    Args:
+        hidden_btd: normalised hidden states, [b, t, d].
+        embedding_vd: tied embedding, [v, d].
+        labels_bt: target of each position, [b, t]; -100 is ignored.
+        compute: dtype that the operands of the product are rounded to.
+        method: a key of METHODS, or `auto`.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    method = "chunked" if method == "auto" else method
+    if method not in METHODS:
+        raise ValueError(f"unknown loss method {method!r}; choose auto, {', '.join(METHODS)}{nearest(method, METHODS)}")
+    labels_n = labels_bt.reshape(-1).long()
+    nats = METHODS[method](hidden_btd.reshape(-1, hidden_btd.shape[-1]), embedding_vd, labels_n, compute)
+    return nats, (labels_n != IGNORED_LABEL).sum()

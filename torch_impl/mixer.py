@@ -1,0 +1,98 @@
+"""The liquid mixer. Twin: jax_impl/mixer.py. Truth: spec/reference/blocks.py."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from spec.axes import BD, BT, BT3D, BTD, D
+from spec.config import LiquidNetConfig, nearest
+from torch_impl import scan as scans
+from torch_impl.layers import Linear, accumulate_dtype
+
+
+def decay_gates(p: Float[Tensor, BTD], delta_min: float) -> tuple[Float[Tensor, BTD], Float[Tensor, BTD]]:
+    """(alpha, 1 - alpha) of the pre-activation p, each to full relative accuracy.
+
+    With c = exp(-delta_min): alpha = c sigmoid(-p), 1 - alpha = (1 - c) + c sigmoid(p).
+    """
+    c = math.exp(-delta_min)
+    return c * torch.sigmoid(-p), -math.expm1(-delta_min) + c * torch.sigmoid(p)
+
+
+def unfused_mixer(
+    pre_btx: Float[Tensor, BT3D],
+    decay_bias_d: Float[Tensor, D],
+    delta_min: float,
+    state_bd: Float[Tensor, BD] | None,
+    resets_bt: Bool[Tensor, BT] | None,
+    padding_bt: Bool[Tensor, BT] | None,
+    scan_method: str,
+) -> tuple[Float[Tensor, BTD], Float[Tensor, BD]]:
+    """Gates, one of the scans and the output gate as separate operations."""
+    value_btd, p_btd, gate_btd = pre_btx.chunk(3, dim=-1)
+    alpha_btd, fresh_btd = decay_gates(p_btd + decay_bias_d, delta_min)
+    drive_btd = fresh_btd * torch.tanh(value_btd)
+    states_btd, state_bd = scans.scan(alpha_btd, drive_btd, state_bd, scan_method, resets_bt, padding_bt)
+    return torch.sigmoid(gate_btd) * states_btd, state_bd
+
+
+METHODS = {name: partial(unfused_mixer, scan_method=name) for name in ("auto", *scans.METHODS)}
+
+
+def mixer(
+    pre_btx: Float[Tensor, BT3D],
+    decay_bias_d: Float[Tensor, D],
+    delta_min: float,
+    state_bd: Float[Tensor, BD] | None = None,
+    resets_bt: Bool[Tensor, BT] | None = None,
+    padding_bt: Bool[Tensor, BT] | None = None,
+    method: str = "auto",
+) -> tuple[Float[Tensor, BTD], Float[Tensor, BD]]:
+    """The gated states o * h of h_t = alpha_t h_{t-1} + (1 - alpha_t) v_t, and the last state.
+
+    v = tanh(value), alpha = exp(-softplus(p + bias) - delta_min), o = sigmoid(gate).
+
+    Args:
+        pre_btx: pre-activations value | p | gate, [b, t, 3d].
+        decay_bias_d: b_delta, [d].
+        delta_min: least decay rate a token.
+        state_bd: h_{-1}, [b, d]; None is zero.
+        resets_bt: true clears the state before token t is absorbed.
+        padding_bt: true at positions that change nothing.
+        method: a key of METHODS.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown mixer method {method!r}; choose one of {', '.join(METHODS)}{nearest(method, METHODS)}")
+    return METHODS[method](pre_btx, decay_bias_d, delta_min, state_bd, resets_bt, padding_bt)
+
+
+class LiquidMixer(nn.Module):
+    """y = W_y (o * h), the rows of `input` = value | decay | output gate."""
+
+    def __init__(self, config: LiquidNetConfig, compute_dtype: str = "float32", method: str = "auto"):
+        super().__init__()
+        self.delta_min = config.delta_min
+        self.method = method
+        self.input = Linear(config.d_model, 3 * config.d_model, compute_dtype)
+        self.decay_bias = nn.Parameter(torch.zeros(config.d_model, dtype=accumulate_dtype(compute_dtype)))
+        self.output = Linear(config.d_model, config.d_model, compute_dtype)
+
+    def forward(
+        self,
+        x: Float[Tensor, BTD],
+        state: Float[Tensor, BD] | None = None,
+        resets: Bool[Tensor, BT] | None = None,
+        padding: Bool[Tensor, BT] | None = None,
+    ) -> tuple[Float[Tensor, BTD], Float[Tensor, BD]]:
+        gated_btd, state_bd = mixer(
+            self.input(x), self.decay_bias, self.delta_min, state, resets, padding, self.method
+        )
+        return self.output(gated_btd), state_bd

@@ -1,0 +1,56 @@
+"""AdamW and clipping. Twin: jax_impl/optimizer.py. Truth: spec/optimizer.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spec.config import TrainingConfig
+from spec.optimizer import MOMENTS, decayed_paths
+from torch_impl.checkpoint import from_numpy, to_numpy
+
+if TYPE_CHECKING:
+    from torch_impl.model import LiquidNet
+
+_KEYS = dict(zip(MOMENTS, ("exp_avg", "exp_avg_sq"), strict=True))
+
+
+def make_optimizer(model: LiquidNet, training: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW over the parameter table: matrices decayed, norms and biases not; the rate is set at each step."""
+    decayed = decayed_paths(model.config)
+    groups = [
+        {"params": [p for path, p in model.named_parameters() if path in decayed], "weight_decay": training.weight_decay},
+        {"params": [p for path, p in model.named_parameters() if path not in decayed], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(training.beta1, training.beta2), eps=training.adam_eps)
+
+
+def clip_by_global_norm(gradients: Iterable[Tensor], grad_clip: float) -> Tensor:
+    """Scale the gradients in place by min(1, grad_clip / norm), and return the norm; grad_clip 0 leaves them."""
+    gradients = list(gradients)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if grad_clip > 0.0:
+        torch._foreach_mul_(gradients, (grad_clip / norm).clamp(max=1.0))
+    return norm
+
+
+def dump_moments(model: LiquidNet, optimizer: torch.optim.AdamW) -> dict[str, dict[str, np.ndarray]]:
+    """Both moments by path; zero before the first step."""
+    moments: dict[str, dict[str, np.ndarray]] = {name: {} for name in MOMENTS}
+    for path, parameter in model.named_parameters():
+        for name, key in _KEYS.items():
+            moments[name][path] = to_numpy(optimizer.state[parameter].get(key, torch.zeros_like(parameter)))
+    return moments
+
+
+def load_moments(
+    model: LiquidNet, optimizer: torch.optim.AdamW, moments: Mapping[str, Mapping[str, np.ndarray]], step: int
+) -> None:
+    """Set both moments, and the number of steps taken, which the bias correction counts."""
+    for path, parameter in model.named_parameters():
+        state = {key: from_numpy(moments[name][path]).to(parameter) for name, key in _KEYS.items()}
+        optimizer.state[parameter] = {"step": torch.tensor(float(step)), **state}

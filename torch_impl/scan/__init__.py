@@ -1,0 +1,84 @@
+"""The scan, its masks and its gradient. Twin: jax_impl/scan/__init__.py. Truth: spec/reference/liquid.py."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from spec.axes import BD, BT, BTD
+from spec.config import nearest
+from torch_impl.scan.chunked import chunked
+from torch_impl.scan.sequential import sequential
+
+METHODS = {"sequential": sequential, "chunked": chunked}
+
+
+def choose_method(shape: tuple[int, ...]) -> str:
+    """The method that `auto` takes for a scan of shape [b, t, d]."""
+    return "sequential" if shape[1] <= 16 else "chunked"
+
+
+def scan(
+    decay_btd: Float[Tensor, BTD],
+    drive_btd: Float[Tensor, BTD],
+    state_bd: Float[Tensor, BD] | None = None,
+    method: str = "auto",
+    resets_bt: Bool[Tensor, BT] | None = None,
+    padding_bt: Bool[Tensor, BT] | None = None,
+) -> tuple[Float[Tensor, BTD], Float[Tensor, BD]]:
+    """All states of h_t = decay_t h_{t-1} + drive_t and the last one, differentiable in all three inputs.
+
+    Args:
+        decay_btd: in [0, 1], [b, t, d].
+        drive_btd: [b, t, d].
+        state_bd: h_{-1}, [b, d]; None is zero.
+        method: a key of METHODS, or `auto`.
+        resets_bt: true clears the state before token t is absorbed.
+        padding_bt: true at positions that change nothing.
+
+    Returns:
+        states [b, t, d], the last state [b, d].
+
+    Raises:
+        ValueError: shapes that do not agree, or an unknown method.
+    """
+    if decay_btd.ndim != 3 or decay_btd.shape != drive_btd.shape or decay_btd.shape[1] == 0:
+        raise ValueError(
+            f"decay and drive need one shape [b, t, d] with t >= 1, got {tuple(decay_btd.shape)}, {tuple(drive_btd.shape)}"
+        )
+    b, _, d = decay_btd.shape
+    if state_bd is None:
+        state_bd = drive_btd.new_zeros(b, d)
+    if state_bd.shape != (b, d):
+        raise ValueError(f"the state needs shape {(b, d)}, got {tuple(state_bd.shape)}")
+    method = choose_method(decay_btd.shape) if method == "auto" else method
+    if method not in METHODS:
+        raise ValueError(f"unknown scan method {method!r}; choose auto, {', '.join(METHODS)}{nearest(method, METHODS)}")
+    if resets_bt is not None:
+        decay_btd = decay_btd.masked_fill(resets_bt[..., None], 0.0)
+    if padding_bt is not None:
+        decay_btd = decay_btd.masked_fill(padding_bt[..., None], 1.0)
+        drive_btd = drive_btd.masked_fill(padding_bt[..., None], 0.0)
+    return _Scan.apply(decay_btd, drive_btd, state_bd, method)
+
+
+class _Scan(torch.autograd.Function):
+    """The adjoint of any method is the same method in reversed time; only decay, states and h_{-1} are kept."""
+
+    @staticmethod
+    def forward(ctx, decay_btd, drive_btd, state_bd, method):
+        states_btd = METHODS[method](decay_btd, drive_btd, state_bd)
+        ctx.save_for_backward(decay_btd, states_btd, state_bd)
+        ctx.method = method
+        return states_btd, states_btd[:, -1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, states_gradient_btd, final_gradient_bd):
+        decay_btd, states_btd, state_bd = ctx.saved_tensors
+        following_btd = torch.cat([torch.ones_like(state_bd)[:, None], decay_btd[:, 1:].flip(1)], dim=1)
+        g_btd = METHODS[ctx.method](following_btd, states_gradient_btd.flip(1), final_gradient_bd).flip(1)
+        previous_btd = torch.cat([state_bd[:, None], states_btd[:, :-1]], dim=1)
+        return g_btd * previous_btd, g_btd, decay_btd[:, 0] * g_btd[:, 0], None

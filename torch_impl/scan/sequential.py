@@ -1,0 +1,20 @@
+"""The recurrence, one token after another. Twin: jax_impl/scan/sequential.py. Truth: spec/reference/liquid.py."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spec.axes import BD, BTD
+
+
+def sequential(
+    decay_btd: Float[Tensor, BTD], drive_btd: Float[Tensor, BTD], state_bd: Float[Tensor, BD]
+) -> Float[Tensor, BTD]:
+    """All states of h_t = decay_t h_{t-1} + drive_t, in O(t) steps of O(b d) work."""
+    states_btd = torch.empty_like(drive_btd)
+    for t in range(drive_btd.shape[1]):
+        state_bd = torch.addcmul(drive_btd[:, t], decay_btd[:, t], state_bd)
+        states_btd[:, t] = state_bd
+    return states_btd
