@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from spec.axes import BT, BTD, D
+from spec.axes import BT, BTD, BTI, BTO
 from spec.config import COMPUTE_DTYPES, LiquidNetConfig, nearest
 
 COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
@@ -24,7 +24,7 @@ def accumulate_dtype(compute_dtype: str) -> jnp.dtype:
             f"unknown compute dtype {compute_dtype!r}; choose one of {', '.join(COMPUTE_DTYPES)}"
             f"{nearest(compute_dtype, COMPUTE_DTYPES)}"
         )
-    if compute_dtype == "float64" and not jax.config.jax_enable_x64:
+    if compute_dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ValueError("compute dtype float64 needs a process started with JAX_ENABLE_X64=1")
     return jnp.dtype(jnp.float64 if compute_dtype == "float64" else jnp.float32)
 
@@ -36,7 +36,7 @@ class Linear(nnx.Module):
         self.compute_dtype = compute_dtype
         self.weight = nnx.Param(jnp.zeros((out_features, in_features), accumulate_dtype(compute_dtype)))
 
-    def __call__(self, x: Float[Array, "b t i"]) -> Float[Array, "b t o"]:
+    def __call__(self, x: Float[Array, BTI]) -> Float[Array, BTO]:
         compute = COMPUTE[self.compute_dtype]
         y = jnp.matmul(x.astype(compute), self.weight[...].astype(compute).T, precision="highest")
         return y.astype(self.weight[...].dtype)
@@ -57,7 +57,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, d_model: int, eps: float, compute_dtype: str = "float32"):
         self.eps = eps
-        self.weight: Float[Array, D] = nnx.Param(jnp.zeros(d_model, accumulate_dtype(compute_dtype)))
+        self.weight = nnx.Param(jnp.zeros(d_model, accumulate_dtype(compute_dtype)))
 
     def __call__(self, x: Float[Array, BTD]) -> Float[Array, BTD]:
         return self.weight[...] * (x * jax.lax.rsqrt((x * x).mean(axis=-1, keepdims=True) + self.eps))

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from spec.axes import BT, BTD, VD
+from spec.axes import ANY_D, ANY_V, BT, BTD, ND, SCALAR, VD, N
 from spec.config import nearest
 from spec.data import IGNORED_LABEL
 
 CHUNK_LOGITS = 2**24
 
 
-def read_out(hidden: Float[Array, "*n d"], embedding_vd: Float[Array, VD], compute: jnp.dtype) -> Array:
+def read_out(hidden: Float[Array, ANY_D], embedding_vd: Float[Array, VD], compute: jnp.dtype) -> Float[Array, ANY_V]:
     """logits = hidden E^T: operands rounded to the compute dtype, product and result in the accumulation dtype."""
     return jnp.matmul(
         hidden.astype(compute), embedding_vd.astype(compute).T, precision="highest", preferred_element_type=hidden.dtype
@@ -22,11 +22,11 @@ def read_out(hidden: Float[Array, "*n d"], embedding_vd: Float[Array, VD], compu
 
 
 def total_nats(
-    hidden_nd: Float[Array, "n d"],
+    hidden_nd: Float[Array, ND],
     embedding_vd: Float[Array, VD],
-    labels_n: Int[Array, "n"],
+    labels_n: Int[Array, N],
     compute: jnp.dtype,
-) -> Float[Array, ""]:
+) -> Float[Array, SCALAR]:
     """Sum of -log softmax(logits)[label] over the labels that are not -100."""
     logits_nv = read_out(hidden_nd, embedding_vd, compute)
     counted_n = labels_n != IGNORED_LABEL
@@ -49,7 +49,9 @@ def chunked(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp
     hidden = jnp.pad(hidden_nd, ((0, fill), (0, 0))).reshape(-1, rows, d)
     labels = jnp.pad(labels_n, (0, fill), constant_values=IGNORED_LABEL).reshape(-1, rows)
     of_chunk = jax.checkpoint(lambda hidden, labels: total_nats(hidden, embedding_vd, labels, compute))
-    nats, _ = jax.lax.scan(lambda nats, chunk: (nats + of_chunk(*chunk), None), hidden_nd.dtype.type(0), (hidden, labels))
+    nats, _ = jax.lax.scan(
+        lambda nats, chunk: (nats + of_chunk(*chunk), None), hidden_nd.dtype.type(0), (hidden, labels)
+    )
     return nats
 
 
@@ -62,7 +64,7 @@ def cross_entropy(
     labels_bt: Int[Array, BT],
     compute: jnp.dtype,
     method: str = "auto",
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
+) -> tuple[Float[Array, SCALAR], Int[Array, SCALAR]]:
     """Sum of -log softmax(hidden E^T)[label] in nats, and the number of labels counted.
 
     Args:

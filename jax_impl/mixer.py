@@ -38,11 +38,18 @@ def unfused_mixer(
     value_btd, p_btd, gate_btd = jnp.split(pre_btx, 3, axis=-1)
     alpha_btd, fresh_btd = decay_gates(p_btd + decay_bias_d, delta_min)
     drive_btd = fresh_btd * jnp.tanh(value_btd)
-    states_btd, state_bd = scans.scan(alpha_btd, drive_btd, state_bd, scan_method, resets_bt, padding_bt)
-    return jax.nn.sigmoid(gate_btd) * states_btd, state_bd
+    states_btd, last_bd = scans.scan(alpha_btd, drive_btd, state_bd, scan_method, resets_bt, padding_bt)
+    return jax.nn.sigmoid(gate_btd) * states_btd, last_bd
 
 
 METHODS = {name: partial(unfused_mixer, scan_method=name) for name in ("auto", *scans.METHODS)}
+
+
+def require_method(method: str) -> None:
+    """Raises ValueError for a method that METHODS does not hold."""
+    if method not in METHODS:
+        known = ", ".join(METHODS)
+        raise ValueError(f"unknown mixer method {method!r}; choose one of {known}{nearest(method, METHODS)}")
 
 
 def mixer(
@@ -70,8 +77,7 @@ def mixer(
     Raises:
         ValueError: an unknown method.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown mixer method {method!r}; choose one of {', '.join(METHODS)}{nearest(method, METHODS)}")
+    require_method(method)
     return METHODS[method](pre_btx, decay_bias_d, delta_min, state_bd, resets_bt, padding_bt)
 
 
@@ -79,6 +85,7 @@ class LiquidMixer(nnx.Module):
     """y = W_y (o * h), the rows of `input` = value | decay | output gate."""
 
     def __init__(self, config: LiquidNetConfig, compute_dtype: str = "float32", method: str = "auto"):
+        require_method(method)
         self.delta_min = config.delta_min
         self.method = method
         self.input = Linear(config.d_model, 3 * config.d_model, compute_dtype)

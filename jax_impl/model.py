@@ -13,7 +13,7 @@ from jax_impl.generate import generate
 from jax_impl.layers import COMPUTE, Embedding, RMSNorm, SwiGLU, accumulate_dtype
 from jax_impl.loss import cross_entropy, read_out
 from jax_impl.mixer import LiquidMixer
-from spec.axes import BD, BT, BTD, BTV, LBD
+from spec.axes import BD, BT, BTD, BTV, LBD, SCALAR
 from spec.config import LiquidNetConfig
 from spec.init import initial_parameters
 from spec.sampling import Sampling
@@ -53,7 +53,7 @@ class LiquidNet(nnx.Module):
         loss_method: a key of `loss.METHODS`, or `auto`.
 
     Raises:
-        ValueError: an unknown compute dtype.
+        ValueError: an unknown compute dtype or method.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class LiquidNet(nnx.Module):
         states: Float[Array, LBD] | None = None,
         resets: Bool[Array, BT] | None = None,
         padding: Bool[Array, BT] | None = None,
-    ) -> tuple[Float[Array, ""], Float[Array, LBD]]:
+    ) -> tuple[Float[Array, SCALAR], Float[Array, LBD]]:
         """Mean cross-entropy in nats a counted label, and the final states; the logits are never held whole.
 
         Args:
@@ -152,7 +152,7 @@ class LiquidNet(nnx.Module):
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-    ) -> Int[Array, "b max_length"]:
+    ) -> Int[Array, BT]:
         """Continue each row until it has `max_length` tokens, the prompt included.
 
         Raises:

@@ -13,17 +13,19 @@ from jaxtyping import Array
 
 from jax_impl.checkpoint import to_numpy
 from spec.config import LiquidNetConfig, TrainingConfig
-from spec.optimizer import MOMENTS, decayed_paths
+from spec.optimizer import MOMENTS
+from spec.parameters import parameter_table
 
 _KEYS = dict(zip(MOMENTS, ("mu", "nu"), strict=True))
 
 
 def make_optimizer(config: LiquidNetConfig, training: TrainingConfig) -> optax.GradientTransformation:
     """AdamW over the parameter table, without its last factor -lr: that is set at each step."""
-    decayed = decayed_paths(config)
     return optax.chain(
         optax.scale_by_adam(training.beta1, training.beta2, training.adam_eps),
-        optax.add_decayed_weights(training.weight_decay, lambda tree: {path: path in decayed for path in tree}),
+        optax.add_decayed_weights(
+            training.weight_decay, {row.path: row.weight_decay for row in parameter_table(config)}
+        ),
     )
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,7 +47,9 @@ class Engine:
         graph, variables = nnx.split(self.model, nnx.Param)
 
         def loss_of(parameters, tokens, labels, resets):
-            state = nnx.map_state(lambda path, variable: variable.replace(parameters[".".join(map(str, path))]), variables)
+            state = nnx.map_state(
+                lambda path, variable: variable.replace(parameters[".".join(map(str, path))]), variables
+            )
             return nnx.merge(graph, state).loss(tokens, labels, resets=resets)[0]
 
         @partial(jax.jit, donate_argnums=(0, 1))
@@ -54,9 +59,7 @@ class Engine:
             steps, new_state = self.optimizer.update(gradients, optimizer_state, parameters)
             new_parameters = jax.tree.map(lambda parameter, step: parameter - lr * step, parameters, steps)
             finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-            kept = jax.tree.map(
-                partial(jnp.where, finite), (new_parameters, new_state), (parameters, optimizer_state)
-            )
+            kept = jax.tree.map(partial(jnp.where, finite), (new_parameters, new_state), (parameters, optimizer_state))
             return *kept, loss, norm
 
         self._update = update
@@ -102,6 +105,12 @@ class Engine:
         """What bit-exact resume depends on besides the checkpoint."""
         return {"jax": jax.__version__, "device": self.device.device_kind, "threads": len(os.sched_getaffinity(0))}
 
+    @contextmanager
+    def profile(self, directory: Path) -> Iterator[None]:
+        """Write a trace of what runs inside to the directory, as XProf and Perfetto read it."""
+        with jax.profiler.trace(directory):
+            yield
+
     def _take(self, variables: dict[str, nnx.Param]) -> None:
         """The step donates its parameters: they are a pure dict of the engine's own, never the model's arrays."""
         self.parameters = {path: jnp.array(variable[...], copy=True) for path, variable in variables.items()}
@@ -113,6 +122,6 @@ class Engine:
 
 
 if __name__ == "__main__":
-    from tools.train import main
+    from tools.cli import main
 
-    main(backend="jax")
+    main(["train", "jax", *sys.argv[1:]])

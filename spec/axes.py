@@ -13,5 +13,14 @@ BTV = "b t v"
 LBD = "l b d"
 D = "d"
 VD = "v d"
-"""The pre-activations of the mixer stack value, decay and output gate along their last axis."""
+SCALAR = ""
+# Tokens of all rows in one line, and with any leading axes.
+N = "n"
+ND = "n d"
+ANY_D = "*any d"
+ANY_V = "*any v"
+# The inputs and outputs of a linear layer.
+BTI = "b t i"
+BTO = "b t o"
+# The mixer's pre-activations: value, decay and output gate along the last axis.
 BT3D = "b t 3d"

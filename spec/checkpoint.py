@@ -60,7 +60,7 @@ class Checkpoint:
 
 
 def validate(checkpoint: Checkpoint) -> None:
-    """Raises ValueError for a tensor that is missing, misshapen, of a dtype not stored, or not finite; or a bad counter."""
+    """Raises ValueError for a tensor that is missing, misshapen, of a strange dtype or not finite, or a bad counter."""
     check_parameters(checkpoint.config, checkpoint.parameters)
     if checkpoint.moments and set(checkpoint.moments) != set(MOMENTS):
         raise ValueError(f"optimizer state needs {' and '.join(MOMENTS)}, got {', '.join(checkpoint.moments)}")
@@ -114,7 +114,8 @@ def from_files(files: Mapping[str, bytes], where: object) -> Checkpoint:
 def _from_files(files: Mapping[str, bytes]) -> Checkpoint:
     if "SHA256SUMS" not in files:
         raise ValueError("SHA256SUMS is missing; this is no checkpoint, or not a whole one")
-    sums = dict(reversed(line.split("  ", 1)) for line in files["SHA256SUMS"].decode().splitlines())
+    lines = [line.partition("  ") for line in files["SHA256SUMS"].decode().splitlines()]
+    sums = {name: digest for digest, _, name in lines}
     for name in ("config.json", "model.safetensors", "state.json", *(name for name in files if name != "SHA256SUMS")):
         if name not in sums:
             raise ValueError(f"{name} is not listed in SHA256SUMS")

@@ -124,7 +124,9 @@ class TrainingConfig:
         _require_number(self, "grad_clip", 0.0, 1e6)
         if self.compute_dtype not in COMPUTE_DTYPES:
             hint = nearest(self.compute_dtype, COMPUTE_DTYPES)
-            raise ValueError(f"compute_dtype must be one of {', '.join(COMPUTE_DTYPES)}, got {self.compute_dtype!r}{hint}")
+            raise ValueError(
+                f"compute_dtype must be one of {', '.join(COMPUTE_DTYPES)}, got {self.compute_dtype!r}{hint}"
+            )
 
 
 FAMILIES = {config.family: config for config in (LiquidNetConfig,)}

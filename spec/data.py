@@ -83,15 +83,27 @@ def open_data(directory: Path) -> Dataset:
         digests = {"tokenizer.json": (tokenizer, meta["tokenizer_sha256"])}
         parts = {}
         for part in ("train", "val"):
-            parts[part] = np.memmap(directory / f"{part}.bin", dtype=np.dtype(meta["dtype"]).newbyteorder("<"), mode="r")
+            parts[part] = np.memmap(
+                directory / f"{part}.bin", dtype=np.dtype(meta["dtype"]).newbyteorder("<"), mode="r"
+            )
             digests[f"{part}.bin"] = (parts[part], meta[part]["sha256"])
-        meta["vocab_size"], meta["end_of_text_id"], meta["val"]["bytes"], meta["val"]["tokens"]  # noqa: B018
+        for name in ("vocab_size", "end_of_text_id"):
+            _require_count(name, meta[name])
+        for name in ("bytes", "tokens"):
+            _require_count(f"val {name}", meta["val"][name])
     except (KeyError, TypeError, json.JSONDecodeError, FileNotFoundError) as error:
         raise ValueError(f"{directory} is not whole ({error!r}); run `liquidnet prepare` again") from error
     for name, (content, digest) in digests.items():
         if hashlib.sha256(content).hexdigest() != digest:
-            raise ValueError(f"{directory / name} does not match its checksum in meta.json; run `liquidnet prepare` again")
+            raise ValueError(
+                f"{directory / name} does not match its checksum in meta.json; run `liquidnet prepare` again"
+            )
     return Dataset(parts["train"], parts["val"], meta, tokenizer.decode())
+
+
+def _require_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"meta.json: {name} must be a positive integer, got {value!r}; run `liquidnet prepare` again")
 
 
 def permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spec.axes import BT, BTD, D
+from spec.axes import BT, BTD, BTI, BTO
 from spec.config import COMPUTE_DTYPES, LiquidNetConfig, nearest
 
 COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -34,7 +34,7 @@ class Linear(nn.Module):
         self.compute_dtype = compute_dtype
         self.weight = nn.Parameter(torch.zeros(out_features, in_features, dtype=accumulate_dtype(compute_dtype)))
 
-    def forward(self, x: Float[Tensor, "b t i"]) -> Float[Tensor, "b t o"]:
+    def forward(self, x: Float[Tensor, BTI]) -> Float[Tensor, BTO]:
         compute = COMPUTE[self.compute_dtype]
         return (x.to(compute) @ self.weight.to(compute).T).to(self.weight.dtype)
 
@@ -56,7 +56,7 @@ class RMSNorm(nn.Module):
     def __init__(self, d_model: int, eps: float, compute_dtype: str = "float32"):
         super().__init__()
         self.eps = eps
-        self.weight: Float[Tensor, D] = nn.Parameter(torch.zeros(d_model, dtype=accumulate_dtype(compute_dtype)))
+        self.weight = nn.Parameter(torch.zeros(d_model, dtype=accumulate_dtype(compute_dtype)))
 
     def forward(self, x: Float[Tensor, BTD]) -> Float[Tensor, BTD]:
         return self.weight * (x * torch.rsqrt((x * x).mean(dim=-1, keepdim=True) + self.eps))

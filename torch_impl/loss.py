@@ -8,24 +8,26 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from spec.axes import BT, BTD, VD
+from spec.axes import ANY_D, ANY_V, BT, BTD, ND, SCALAR, VD, N
 from spec.config import nearest
 from spec.data import IGNORED_LABEL
 
 CHUNK_LOGITS = 2**24
 
 
-def read_out(hidden: Float[Tensor, "*n d"], embedding_vd: Float[Tensor, VD], compute: torch.dtype) -> Tensor:
+def read_out(
+    hidden: Float[Tensor, ANY_D], embedding_vd: Float[Tensor, VD], compute: torch.dtype
+) -> Float[Tensor, ANY_V]:
     """logits = hidden E^T: operands rounded to the compute dtype, product and result in the accumulation dtype."""
     return hidden.to(compute).to(hidden.dtype) @ embedding_vd.to(compute).to(hidden.dtype).T
 
 
 def total_nats(
-    hidden_nd: Float[Tensor, "n d"],
+    hidden_nd: Float[Tensor, ND],
     embedding_vd: Float[Tensor, VD],
-    labels_n: Int[Tensor, "n"],
+    labels_n: Int[Tensor, N],
     compute: torch.dtype,
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, SCALAR]:
     """Sum of -log softmax(logits)[label] over the labels that are not -100."""
     logits_nv = read_out(hidden_nd, embedding_vd, compute)
     return F.cross_entropy(logits_nv, labels_n, ignore_index=IGNORED_LABEL, reduction="sum")
@@ -56,7 +58,7 @@ def cross_entropy(
     labels_bt: Int[Tensor, BT],
     compute: torch.dtype,
     method: str = "auto",
-) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
+) -> tuple[Float[Tensor, SCALAR], Int[Tensor, SCALAR]]:
     """Sum of -log softmax(hidden E^T)[label] in nats, and the number of labels counted.
 
     Args:

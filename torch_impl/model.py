@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spec.axes import BD, BT, BTD, BTV, LBD
+from spec.axes import BD, BT, BTD, BTV, LBD, SCALAR
 from spec.config import LiquidNetConfig
 from spec.init import initial_parameters
 from spec.sampling import Sampling
@@ -54,7 +54,7 @@ class LiquidNet(nn.Module):
         loss_method: a key of `loss.METHODS`, or `auto`.
 
     Raises:
-        ValueError: an unknown compute dtype.
+        ValueError: an unknown compute dtype or method.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class LiquidNet(nn.Module):
         states: Float[Tensor, LBD] | None = None,
         resets: Bool[Tensor, BT] | None = None,
         padding: Bool[Tensor, BT] | None = None,
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, LBD]]:
+    ) -> tuple[Float[Tensor, SCALAR], Float[Tensor, LBD]]:
         """Mean cross-entropy in nats a counted label, and the final states; the logits are never held whole.
 
         Args:
@@ -154,7 +154,7 @@ class LiquidNet(nn.Module):
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-    ) -> Int[Tensor, "b max_length"]:
+    ) -> Int[Tensor, BT]:
         """Continue each row until it has `max_length` tokens, the prompt included.
 
         Raises:

@@ -23,7 +23,10 @@ def make_optimizer(model: LiquidNet, training: TrainingConfig) -> torch.optim.Ad
     """AdamW over the parameter table: matrices decayed, norms and biases not; the rate is set at each step."""
     decayed = decayed_paths(model.config)
     groups = [
-        {"params": [p for path, p in model.named_parameters() if path in decayed], "weight_decay": training.weight_decay},
+        {
+            "params": [p for path, p in model.named_parameters() if path in decayed],
+            "weight_decay": training.weight_decay,
+        },
         {"params": [p for path, p in model.named_parameters() if path not in decayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=(training.beta1, training.beta2), eps=training.adam_eps)

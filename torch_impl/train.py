@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,8 +88,16 @@ class Engine:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {"torch": torch.__version__.split("+")[0], "device": name, "threads": torch.get_num_threads()}
 
+    @contextmanager
+    def profile(self, directory: Path) -> Iterator[None]:
+        """Write a trace of what runs inside to the directory, as Chrome and Perfetto read it."""
+        with torch.profiler.profile() as profiler:
+            yield
+        directory.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(directory / "trace.json"))
+
 
 if __name__ == "__main__":
-    from tools.train import main
+    from tools.cli import main
 
-    main(backend="torch")
+    main(["train", "torch", *sys.argv[1:]])

@@ -83,7 +83,7 @@ def cross_entropy(logits_btv: np.ndarray, labels_bt: np.ndarray) -> tuple[float,
     counted_bt = labels_bt != IGNORED_LABEL
     count = max(int(counted_bt.sum()), 1)
     target_bt1 = np.where(counted_bt, labels_bt, 0)[..., None]
-    shifted_btv = logits_btv - logits_btv.real.max(axis=-1, keepdims=True)
+    shifted_btv = logits_btv - np.real(logits_btv).max(axis=-1, keepdims=True)
     weight_btv = np.exp(shifted_btv)
     total_bt1 = weight_btv.sum(axis=-1, keepdims=True)
     nats_bt = (np.log(total_bt1) - np.take_along_axis(shifted_btv, target_bt1, axis=-1))[..., 0]

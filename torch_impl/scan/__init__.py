@@ -44,14 +44,12 @@ def scan(
     Raises:
         ValueError: shapes that do not agree, or an unknown method.
     """
-    if decay_btd.ndim != 3 or decay_btd.shape != drive_btd.shape or decay_btd.shape[1] == 0:
-        raise ValueError(
-            f"decay and drive need one shape [b, t, d] with t >= 1, got {tuple(decay_btd.shape)}, {tuple(drive_btd.shape)}"
-        )
-    b, _, d = decay_btd.shape
-    if state_bd is None:
-        state_bd = drive_btd.new_zeros(b, d)
-    if state_bd.shape != (b, d):
+    shapes = tuple(decay_btd.shape), tuple(drive_btd.shape)
+    if decay_btd.ndim != 3 or shapes[0] != shapes[1] or shapes[0][1] == 0:
+        raise ValueError(f"decay and drive need one shape [b, t, d] with t >= 1, got {shapes[0]} and {shapes[1]}")
+    b, _, d = shapes[0]
+    state_bd = drive_btd.new_zeros(b, d) if state_bd is None else state_bd
+    if tuple(state_bd.shape) != (b, d):
         raise ValueError(f"the state needs shape {(b, d)}, got {tuple(state_bd.shape)}")
     method = choose_method(decay_btd.shape) if method == "auto" else method
     if method not in METHODS:

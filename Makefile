@@ -1,0 +1,50 @@
+# PIP_ARGS passes through to pip (a CPU wheel index, a proxy). CONSTRAINTS= installs the newest releases in range.
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= torch,jax,dev
+CONSTRAINTS ?= constraints.txt
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+WORKERS ?= 2
+DEMO ?= demo
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+# One thread a worker: two workers on two cores, and sums in the same order on every machine.
+test parity: export JAX_PLATFORMS ?= cpu
+test parity: export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test parity check bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make the virtual environment
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_ARGS) $(addprefix -c ,$(CONSTRAINTS)) -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup  ## stories, train on torch, convert, resume on JAX, generate: a few minutes
+	PATH="$(abspath $(BIN)):$$PATH" recipes/demo.sh $(DEMO)
+
+test: setup  ## every test that takes seconds
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not long" $(PYTEST_ARGS)
+
+parity: setup  ## the proofs that take minutes: trajectories, hand-over, resume after SIGKILL
+	$(BIN)/python -m pytest -v -m long --durations 0 --durations-min 1 $(PYTEST_ARGS)
+
+check: setup  ## lint, format, import fences, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: setup  ## ratios against limits and peers on this machine
+	$(BIN)/liquidnet bench
+
+clean:  ## remove the virtual environment, the demo and all caches
+	rm -rf .venv demo dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
