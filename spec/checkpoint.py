@@ -204,7 +204,7 @@ def find_checkpoint(path: Path) -> Path:
 
 def pack(arrays: Arrays) -> bytes:
     """safetensors bytes of named arrays, sorted by name."""
-    return safetensors.numpy.save({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)})
+    return safetensors.numpy.save({name: np.asarray(arrays[name], order="C") for name in sorted(arrays)})
 
 
 def unpack(content: bytes) -> dict[str, np.ndarray]:

@@ -20,6 +20,12 @@ from spec.parameters import check_parameters
 if TYPE_CHECKING:
     from torch_impl.model import LiquidNet
 
+# What a restricted unpickler, fed damaged bytes, was seen to fail with.
+_DAMAGE = (
+    pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, LookupError, TypeError,
+    AttributeError, AssertionError,
+)  # fmt: skip
+
 
 def load_parameters(model: LiquidNet, arrays: Mapping[str, np.ndarray]) -> None:
     """Copy every parameter from NumPy, by path.
@@ -73,7 +79,7 @@ def read_native(path: Path) -> Checkpoint:
     """
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except _DAMAGE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} is no .pt file of plain tensors and was not loaded: {reason}") from error
     return from_tree(_map_arrays(tree, Tensor, to_numpy), path)

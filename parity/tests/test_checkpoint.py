@@ -1,0 +1,202 @@
+"""Every format keeps every bit; every damaged file is refused in words."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spec.checkpoint import (
+    Checkpoint,
+    from_files,
+    from_tree,
+    pack,
+    read_checkpoint,
+    to_files,
+    to_tree,
+    unpack,
+    write_checkpoint,
+)
+from spec.config import LiquidNetConfig
+from spec.init import initial_parameters
+from spec.optimizer import MOMENTS
+from tools import convert
+
+CONFIG = LiquidNetConfig(vocab_size=11, d_model=6, d_ff=7, n_layers=2, max_seq_len=8)
+STATE = {"step": 7, "samples_consumed": 84, "tokens": 5376, "seed": 3, "best": {"step": 4, "val_loss": 1.25}}
+DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
+SUFFIXES = ("", ".pt", ".msgpack")
+NEEDS = {".pt": "torch", ".msgpack": "jax"}
+
+
+def checkpoint_of(dtype) -> Checkpoint:
+    generator = np.random.default_rng(1)
+    draw = {
+        path: generator.standard_normal(array.shape).astype(dtype) for path, array in initial_parameters(CONFIG).items()
+    }
+    moments = {name: {path: (array * array).astype(dtype) for path, array in draw.items()} for name in MOMENTS}
+    return Checkpoint(CONFIG, draw, moments, STATE, '{"model": "ünïcode"}')
+
+
+def assert_same(a: Checkpoint, b: Checkpoint) -> None:
+    assert (a.config, dict(a.state), a.tokenizer) == (b.config, dict(b.state), b.tokenizer)
+    for left, right in ((a.parameters, b.parameters), *((a.moments[name], b.moments[name]) for name in MOMENTS)):
+        assert list(left) and set(left) == set(right)
+        for path in left:
+            assert left[path].dtype == right[path].dtype and left[path].tobytes() == right[path].tobytes(), path
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("first, second", list(itertools.permutations(SUFFIXES, 2)))
+def test_any_format_to_any_other_keeps_every_bit(first, second, dtype, tmp_path):
+    for suffix in {first, second} & set(NEEDS):
+        pytest.importorskip(NEEDS[suffix], reason=f"{suffix} needs {NEEDS[suffix]}")
+    checkpoint = checkpoint_of(dtype)
+    a, b, c = tmp_path / f"a{first}", tmp_path / f"b{second}", tmp_path / f"c{first}"
+    convert.write(a, checkpoint)
+    convert.Convert(a, b).run()
+    convert.Convert(b, c).run()
+    assert_same(convert.read(b), checkpoint)
+    assert_same(convert.read(c), checkpoint)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_weights_alone_are_a_checkpoint_too(suffix, tmp_path):
+    if suffix in NEEDS:
+        pytest.importorskip(NEEDS[suffix], reason=f"{suffix} needs {NEEDS[suffix]}")
+    convert.write(tmp_path / f"a{suffix}", Checkpoint(CONFIG, initial_parameters(CONFIG)))
+    read = convert.read(tmp_path / f"a{suffix}")
+    assert not read.moments and read.tokenizer is None and read.state["step"] == 0
+
+
+def test_a_written_directory_is_complete_and_checked_by_standard_tools(tmp_path):
+    write_checkpoint(tmp_path / "c", checkpoint_of(np.float32))
+    names = {path.name for path in (tmp_path / "c").iterdir()}
+    listed = dict(reversed(line.split("  ")) for line in (tmp_path / "c" / "SHA256SUMS").read_text().splitlines())
+    assert set(listed) == names - {"SHA256SUMS"}
+    for name, digest in listed.items():
+        assert hashlib.sha256((tmp_path / "c" / name).read_bytes()).hexdigest() == digest
+    with pytest.raises(ValueError, match="already exists"):
+        write_checkpoint(tmp_path / "c", checkpoint_of(np.float32))
+
+
+@given(st.data())
+def test_one_changed_byte_anywhere_is_noticed(data):
+    files = to_files(checkpoint_of(np.float32))
+    name = data.draw(st.sampled_from(sorted(files)))
+    position = data.draw(st.integers(0, len(files[name]) - 1))
+    content = bytearray(files[name])
+    content[position] ^= data.draw(st.integers(1, 255))
+    with pytest.raises(ValueError, match="checkpoint here"):
+        from_files({**files, name: bytes(content)}, "here")
+
+
+def resigned(checkpoint: Checkpoint, **changed: bytes) -> dict[str, bytes]:
+    """Files with wrong content but right checksums, so that only the content can give them away."""
+    files = {name: content for name, content in to_files(checkpoint).items() if name != "SHA256SUMS"}
+    files |= {name.replace("__", "."): content for name, content in changed.items()}
+    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in files.items())
+    return {**files, "SHA256SUMS": sums.encode()}
+
+
+def wrong_contents() -> dict[str, tuple[dict[str, bytes], str]]:
+    checkpoint = checkpoint_of(np.float32)
+    weights, path = dict(checkpoint.parameters), "blocks.0.mixer.decay_bias"
+    state = {"format_version": 1, **STATE}
+    config = json.loads(to_files(checkpoint)["config.json"])
+    without = {name: array for name, array in weights.items() if name != path}
+    nan = {**weights, path: np.full(6, np.nan, np.float32)}
+    return {
+        "missing tensor": ({"model__safetensors": pack(without)}, f"{path} is missing"),
+        "extra tensor": ({"model__safetensors": pack({**weights, "extra": np.ones(1)})}, "extra is not part"),
+        "shape": ({"model__safetensors": pack({**weights, path: np.ones(5, np.float32)})}, r"shape \(5,\)"),
+        "dtype": ({"model__safetensors": pack({**weights, path: np.ones(6, np.int32)})}, "dtype I32"),
+        "nan": ({"model__safetensors": pack(nan)}, "not finite"),
+        "no safetensors": ({"model__safetensors": b"\x00" * 64}, "."),
+        "one moment": (
+            {"optimizer__safetensors": pack({f"first_moment.{p}": a for p, a in weights.items()})},
+            "second",
+        ),
+        "version": ({"state__json": json.dumps({**state, "format_version": 2}).encode()}, "format version 2"),
+        "counter": ({"state__json": json.dumps({**state, "step": -1}).encode()}, "step must be"),
+        "no counter": ({"state__json": json.dumps({"format_version": 1}).encode()}, "step must be"),
+        "no json": ({"state__json": b"{"}, "."),
+        "no object": ({"state__json": b"[]"}, "."),
+        "deep json": ({"state__json": b"[" * 100_000}, "."),
+        "family": ({"config__json": json.dumps({**config, "family": "gpt"}).encode()}, "family 'gpt'"),
+        "field": ({"config__json": json.dumps({**config, "heads": 3}).encode()}, "no field 'heads'"),
+        "width": ({"config__json": json.dumps({**config, "d_model": 0}).encode()}, "d_model"),
+    }
+
+
+@pytest.mark.parametrize("name", wrong_contents())
+def test_wrong_content_with_right_checksums_is_refused(name):
+    changed, message = wrong_contents()[name]
+    with pytest.raises(ValueError, match=message):
+        from_files(resigned(checkpoint_of(np.float32), **changed), "here")
+
+
+def test_nothing_broken_is_written(tmp_path):
+    checkpoint = checkpoint_of(np.float32)
+    broken = {**checkpoint.parameters, "final_norm.weight": np.full(6, np.inf, np.float32)}
+    with pytest.raises(ValueError, match=r"final_norm\.weight holds a value that is not finite"):
+        write_checkpoint(tmp_path / "c", replace(checkpoint, parameters=broken))
+    assert not list(tmp_path.iterdir())
+
+
+def not_read(path) -> bool:
+    """Whether the file is refused; where it is not, what is read must still be what was written."""
+    try:
+        read = convert.read(path)
+    except ValueError:
+        return True
+    assert_same(read, checkpoint_of(np.float32))
+    return False
+
+
+@pytest.mark.parametrize("suffix", NEEDS)
+def test_damaged_native_files_are_refused(suffix, tmp_path):
+    pytest.importorskip(NEEDS[suffix], reason=f"{suffix} needs {NEEDS[suffix]}")
+    path = tmp_path / f"a{suffix}"
+    convert.write(path, checkpoint_of(np.float32))
+    content = path.read_bytes()
+    generator, refused = np.random.default_rng(0), 0
+    for position in generator.integers(len(content), size=40):
+        changed = bytearray(content)
+        changed[position] ^= 0xFF
+        for damaged in (bytes(changed), content[:position]):
+            path.write_bytes(damaged)
+            refused += not_read(path)
+    # The rest fell on bytes of padding or of a header that nothing reads; not_read has compared what was read.
+    assert refused > 60
+
+
+def test_trees_of_another_make_are_refused():
+    tree = to_tree(checkpoint_of(np.float32))
+    for other in (None, [], {}, {"parameters": tree["parameters"]}, {**tree, "parameters": {"a": "text"}}):
+        with pytest.raises(ValueError, match="here"):
+            from_tree(other, "here")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+def test_pack_and_unpack_keep_bits_order_and_shapes(dtype):
+    arrays = {"b": np.arange(6).reshape(2, 3).astype(dtype), "a": np.array(1.5, dtype).reshape(())}
+    again = unpack(pack(arrays))
+    assert pack(again) == pack(arrays)
+    for name, array in arrays.items():
+        assert again[name].dtype == array.dtype and again[name].shape == array.shape
+        assert again[name].tobytes() == array.tobytes()
+
+
+def test_a_run_names_its_newest_checkpoint(tmp_path):
+    for step in (5, 100, 20):
+        state = {**STATE, "step": step}
+        write_checkpoint(tmp_path / "checkpoints" / f"step_{step:08d}", replace(checkpoint_of(np.float32), state=state))
+    assert read_checkpoint(tmp_path).state["step"] == 100
