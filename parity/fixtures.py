@@ -1,0 +1,38 @@
+"""Data for the tests that train: real text where it lies beside the repository, the project's own stories elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spec.data import Dataset, open_data
+from tools.prepare import Prepare
+
+TOLD = "told"
+SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared directory of 200 stories in bytes."""
+    out = tmp_path_factory.mktemp("data") / "small"
+    Prepare(out=out, stories=200).run()
+    return out
+
+
+@pytest.fixture(scope="session")
+def text_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """tinyshakespeare in bytes, or 2000 stories where it is absent."""
+    out = tmp_path_factory.mktemp("data") / "text"
+    text = SHARED / "tinyshakespeare.txt"
+    Prepare(out=out, text=(text,)).run() if text.is_file() else Prepare(out=out, stories=2000).run()
+    return open_data(out)
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Say what was measured; conftest.py prints it after the run."""
+    return lambda text: request.node.user_properties.append((TOLD, text))

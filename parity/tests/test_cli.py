@@ -1,0 +1,214 @@
+"""The command line as a person meets it: what works, and one clear line with exit code 2 for what does not."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spec.checkpoint import list_checkpoints
+from tools import backends
+from tools.cli import main
+
+TRAIN = ("--d-model", "16", "--d-ff", "24", "--n-layers", "2", "--eval-windows", "4", "--batch-size", "2")
+
+
+class Bomb:
+    """Unpickling this would make a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that must be refused; returns its one line."""
+
+    def run(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        message = captured.err.strip().splitlines()[-1]
+        assert stop.value.code == 2, message
+        assert message.startswith("liquidnet: error: ") and captured.err.count("\n") <= 3, captured.err
+        assert "Traceback" not in captured.err
+        return message
+
+    return run
+
+
+def train(backend: str, data: Path, out: Path, *more: object) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", backend, "--data", str(data), "--out", str(out), *TRAIN, *map(str, more)])
+    assert stop.value.code == 0
+
+
+@pytest.fixture(scope="module")
+def backend():
+    return backends.default()
+
+
+@pytest.fixture(scope="module")
+def run(backend, small_data, tmp_path_factory):
+    """A short finished run."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    train(backend, small_data, out, "--steps", 6, "--checkpoint-every", 3, "--eval-every", 3)
+    return out
+
+
+@pytest.fixture
+def damaged(run, tmp_path):
+    """A copy of the run that a test may damage."""
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def test_a_run_writes_what_it_promises(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert {"step", "loss", "tokens", "lr", "grad_norm", "tokens_per_second"} <= set(steps[0])
+    evaluations = [line for line in lines if "val_loss" in line]
+    assert [line["step"] for line in evaluations] == [3, 6] and all("val_bpb" in line for line in evaluations)
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in list_checkpoints(run)] == ["step_00000003", "step_00000006"]
+
+
+def test_evaluate_repeats_the_trainers_figure(run, small_data, capsys, backend):
+    main(["evaluate", "--checkpoint", str(run), "--data", str(small_data), "--windows", "4", "--backend", backend])
+    told = json.loads(capsys.readouterr().out)
+    logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert told["step"] == 6 and told["val_loss"] == pytest.approx(logged["val_loss"], rel=1e-6)
+
+
+def test_one_seed_writes_one_text_on_both_backends(run, capsys):
+    pytest.importorskip("torch", reason="compares both backends")
+    pytest.importorskip("jax", reason="compares both backends")
+    texts = []
+    for name in backends.BACKENDS:
+        main(["generate", "--checkpoint", str(run), "--backend", name, "--prompt", "The ", "--max-tokens", "40"])
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and texts[0].startswith("The ") and len(texts[0]) > 20
+
+
+def test_a_run_is_carried_on_by_the_other_backend(small_data, tmp_path):
+    pytest.importorskip("torch", reason="hands over between both backends")
+    pytest.importorskip("jax", reason="hands over between both backends")
+    out = tmp_path / "run"
+    train("torch", small_data, out, "--steps", 6, "--stop-at", 3)
+    train("jax", small_data, out, "--resume")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["backend"] for line in lines if "loss" in line] == ["torch"] * 3 + ["jax"] * 3
+
+
+def test_init_from_takes_weights_only(run, small_data, tmp_path, backend):
+    train(backend, small_data, tmp_path / "new", "--steps", 1, "--init-from", run)
+    fresh, taken = (
+        json.loads((path / "metrics.jsonl").read_text().splitlines()[0]) for path in (run, tmp_path / "new")
+    )
+    assert taken["step"] == 1 and taken["loss"] < fresh["loss"]
+
+
+def test_unknown_names_get_the_nearest_one(refused, small_data, tmp_path, backend):
+    out = tmp_path / "out"
+    assert "did you mean 'nano'?" in refused("train", backend, "--preset", "nanno", "--data", small_data, "--out", out)
+    assert "--seq-len" in refused("train", backend, "--data", small_data, "--out", out, "--seq-lenn", 3)
+    assert "train" in refused("trian")
+    assert "tensorflow" in refused("train", "tensorflow", "--data", small_data, "--out", out)
+    message = refused("train", backend, "--data", small_data, "--out", out, "--method", "chunkd", *TRAIN)
+    assert "did you mean 'chunked'?" in message
+    message = refused("train", backend, "--data", small_data, "--out", out, "--dtype", "bfloat61")
+    assert "did you mean 'bfloat16'?" in message
+    assert not (out / "config.json").exists()
+
+
+def test_values_out_of_range_are_named(refused, small_data, tmp_path, backend):
+    command = ("train", backend, "--data", small_data, "--out", tmp_path / "out")
+    for flag, value in (("--seq-len", 10**7), ("--batch-size", 0), ("--lr", "nan"), ("--keep", 0), ("--seed", -1)):
+        assert str(value) in refused(*command, flag, value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_or_changed_data_is_refused(refused, small_data, tmp_path, backend):
+    assert "prepare" in refused("train", backend, "--data", tmp_path / "none", "--out", tmp_path / "out")
+    changed = Path(shutil.copytree(small_data, tmp_path / "changed"))
+    content = bytearray((changed / "train.bin").read_bytes())
+    content[100] ^= 1
+    (changed / "train.bin").write_bytes(content)
+    assert "train.bin does not match" in refused("train", backend, "--data", changed, "--out", tmp_path / "out")
+
+
+def test_a_resumed_run_must_be_the_same_run(refused, run, small_data, tmp_path, backend, capsys):
+    main(["prepare", "--stories", "40", "--stories-seed", "9", "--out", str(tmp_path / "other")])
+    capsys.readouterr()
+    command = ("train", backend, "--out", run, "--resume")
+    assert "data differs" in refused(*command, "--data", tmp_path / "other")
+    assert "seq_len 64, not 32" in refused(*command, "--data", small_data, "--seq-len", 32)
+    assert "model" in refused(*command, "--data", small_data, "--d-model", 32)
+    assert "already holds a run" in refused(*command[:-1], "--data", small_data)
+
+
+def test_damaged_checkpoints_are_refused(refused, damaged, tmp_path):
+    newest = list_checkpoints(damaged)[-1]
+    weights = newest / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    assert "model.safetensors does not match" in refused("generate", "--checkpoint", damaged)
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "model.safetensors does not match" in refused("convert", newest, tmp_path / "a.pt")
+    weights.unlink()
+    assert "model.safetensors is missing" in refused("convert", newest, tmp_path / "a.msgpack")
+    (newest / "SHA256SUMS").unlink()
+    assert "SHA256SUMS is missing" in refused("convert", newest, tmp_path / "a")
+    assert not list(tmp_path.glob("a*")) and not list(tmp_path.glob(".unfinished*"))
+
+
+def test_a_pickle_is_never_run(refused, tmp_path):
+    pytest.importorskip("torch", reason=".pt files are PyTorch's")
+    for name in ("bomb.pt", "bomb.pth"):
+        (tmp_path / name).write_bytes(pickle.dumps(Bomb(tmp_path / "fired")))
+        assert "was not loaded" in refused("generate", "--checkpoint", tmp_path / name)
+    assert not (tmp_path / "fired").exists()
+
+
+def test_prompts_and_sampling_values_are_checked(refused, run, backend):
+    command = ("generate", "--checkpoint", run, "--backend", backend)
+    assert "prompt is empty" in refused(*command, "--prompt", "")
+    assert "top_p" in refused(*command, "--top-p", 0)
+    assert "temperature" in refused(*command, "--temperature", -1)
+    assert "does not exist" in refused("generate", "--checkpoint", run / "nothing")
+
+
+def test_text_that_cannot_be_prepared_leaves_nothing(refused, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1") * 100)
+    assert "empty.txt" in refused("prepare", "--text", tmp_path / "empty.txt", "--out", tmp_path / "data")
+    assert "UTF-8" in refused("prepare", "--text", tmp_path / "latin.txt", "--out", tmp_path / "data")
+    assert {path.name for path in tmp_path.iterdir()} == {"empty.txt", "latin.txt"}
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(damaged, small_data, backend):
+    before = [path.name for path in list_checkpoints(damaged)]
+    arguments = ["train", backend, "--data", str(small_data), "--out", str(damaged), "--resume", "--steps", "9"]
+    program = "import resource, sys\nfrom tools.cli import main\n"
+    program += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({2**15}, {resource.RLIM_INFINITY}))\nmain(sys.argv[1:])"
+    ended = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    assert ended.returncode == 2 and "liquidnet: error:" in ended.stderr.splitlines()[-1], ended.stderr
+    assert [path.name for path in list_checkpoints(damaged)] == before
+    assert not list((damaged / "checkpoints").glob(".*"))
+
+
+def test_two_live_runs_are_kept_off_one_directory(refused, damaged, small_data, backend):
+    fcntl = pytest.importorskip("fcntl")
+    with (damaged / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        message = refused("train", backend, "--data", small_data, "--out", damaged, "--resume")
+    assert "in use" in message

@@ -1,0 +1,97 @@
+"""A run that was killed, stopped or refused: nothing is lost, nothing is half-written, the bits are the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from spec.checkpoint import list_checkpoints, read_checkpoint
+from tools.trainer import EXIT_SIGTERM
+
+STEPS = 24
+FLAGS = (
+    "--preset",
+    "nano",
+    "--steps",
+    str(STEPS),
+    "--checkpoint-every",
+    "4",
+    "--eval-every",
+    "12",
+    "--eval-windows",
+    "8",
+)
+
+pytestmark = pytest.mark.long
+
+
+def command(backend, data, out, *more):
+    return [sys.executable, "-m", f"{backend}_impl.train", "--data", str(data), "--out", str(out), *FLAGS, *more]
+
+
+def lines(run):
+    path = run / "metrics.jsonl"
+    return path.read_text().count("\n") if path.is_file() else 0
+
+
+def stop_at_line(process, run, line, number):
+    """Send the signal once metrics.jsonl has `line` lines."""
+    while lines(run) < line and process.poll() is None:
+        time.sleep(0.002)
+    assert process.poll() is None, "the run ended before the signal"
+    os.kill(process.pid, number)
+    return process.wait(timeout=120)
+
+
+def losses(run):
+    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in read if "loss" in line]
+
+
+@pytest.fixture(scope="module", params=["torch", "jax"])
+def whole(request, small_data, tmp_path_factory):
+    """An uninterrupted run."""
+    pytest.importorskip(request.param, reason=f"{request.param} is not installed")
+    out = tmp_path_factory.mktemp("whole") / request.param
+    subprocess.run(command(request.param, small_data, out), check=True, capture_output=True)
+    return request.param, out
+
+
+def final_files(run):
+    checkpoint = list_checkpoints(run)[-1]
+    return {name: (checkpoint / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
+
+
+def test_a_killed_run_resumes_to_the_same_bits(whole, small_data, tmp_path, report):
+    backend, reference = whole
+    chosen = random.Random(backend)
+    out = tmp_path / "run"
+    killed_at = []
+    for line in sorted(chosen.sample(range(2, STEPS), 3)):
+        process = subprocess.Popen(
+            command(backend, small_data, out, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        assert stop_at_line(process, out, line, signal.SIGKILL) == -signal.SIGKILL
+        killed_at.append(line)
+    subprocess.run(command(backend, small_data, out, "--resume"), check=True, capture_output=True)
+    report(f"{backend}: killed at about steps {killed_at}, resumed to identical bits")
+    assert final_files(out) == final_files(reference)
+    assert losses(out) == losses(reference)
+
+
+def test_sigterm_saves_and_exits_75(whole, small_data, tmp_path):
+    backend, reference = whole
+    out = tmp_path / "run"
+    process = subprocess.Popen(command(backend, small_data, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert stop_at_line(process, out, 5, signal.SIGTERM) == EXIT_SIGTERM
+    saved = read_checkpoint(out).state["step"]
+    assert saved >= 5 and len(losses(out)) == saved
+    subprocess.run(command(backend, small_data, out, "--resume"), check=True, capture_output=True)
+    assert final_files(out) == final_files(reference)

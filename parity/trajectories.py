@@ -1,0 +1,94 @@
+"""Whole training runs, step by step, in either backend and from one to the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from spec.checkpoint import Checkpoint
+from spec.config import LiquidNetConfig, TrainingConfig
+from spec.data import Batch, Dataset, training_batch
+from spec.presets import PRESETS
+from tools import backends, convert
+
+# A constant rate from the first step on: no warm-up hides the steps where the loss moves most.
+TRAINING = TrainingConfig(peak_lr=1e-3, warmup_steps=0, final_lr_fraction=1.0)
+MODEL = LiquidNetConfig(257, PRESETS["nano"].d_model, PRESETS["nano"].d_ff, PRESETS["nano"].n_layers, 64)
+
+
+@dataclass(frozen=True)
+class Order:
+    """One of the orders in which a backend may sum the same mathematics."""
+
+    method: str = "chunked"
+    reverse_rows: bool = False
+
+    def batch(self, batch: Batch) -> Batch:
+        if not self.reverse_rows:
+            return batch
+        return Batch(*(np.ascontiguousarray(part[::-1]) for part in (batch.tokens, batch.labels, batch.resets)))
+
+
+REORDERINGS = tuple(Order(method, reverse) for method in ("sequential", "chunked") for reverse in (False, True))
+
+
+@dataclass
+class Leg:
+    """Part of a run in one backend.
+
+    Args:
+        backend: `torch` or `jax`.
+        data: what to train on.
+        training: hyperparameters; the learning rate is constant.
+        order: of summation.
+    """
+
+    backend: str
+    data: Dataset
+    training: TrainingConfig = TRAINING
+    order: Order = Order()
+
+    def __post_init__(self) -> None:
+        engine = backends.load(self.backend, "train").Engine
+        self.engine = engine(MODEL, self.training, self.order.method)
+        self.step = 0
+
+    def train(self, steps: int) -> np.ndarray:
+        """The loss of each of the next `steps` steps."""
+        losses = []
+        for _ in range(steps):
+            t = self.training
+            batch = training_batch(self.data, self.step * t.batch_size, t.batch_size, t.seq_len, t.seed)
+            losses.append(self.engine.train_step(self.order.batch(batch), t.peak_lr)[0])
+            self.step += 1
+        return np.array(losses)
+
+    def save(self, path: Path) -> None:
+        """Write the state in the format that the suffix of `path` names."""
+        parameters, moments = self.engine.dump()
+        counters = {"samples_consumed": self.step * self.training.batch_size, "tokens": 0, "seed": self.training.seed}
+        convert.write(path, Checkpoint(MODEL, parameters, moments, {"step": self.step, **counters}))
+
+    def load(self, path: Path) -> None:
+        """Take over what any backend saved."""
+        checkpoint = convert.read(path)
+        self.step = checkpoint.state["step"]
+        self.engine.load(checkpoint.parameters, checkpoint.moments, self.step)
+
+
+def hand_over(first: Leg, second: Leg, steps: int, directory: Path) -> np.ndarray:
+    """Losses of `steps` steps in one backend and `steps` in the other, through a native file and a neutral one."""
+    native = directory / ("leg.pt" if first.backend == "torch" else "leg.msgpack")
+    losses = first.train(steps)
+    first.save(native)
+    convert.write(directory / "leg", convert.read(native))
+    second.load(directory / "leg")
+    return np.concatenate([losses, second.train(steps)])
+
+
+def spread(curves: list[np.ndarray]) -> float:
+    """The largest difference between any two curves at any step."""
+    return max(float(np.abs(a - b).max()) for a, b in combinations(curves, 2))

@@ -1,0 +1,37 @@
+"""Which backends are installed, and how to get at one by name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import Literal
+
+Backend = Literal["torch", "jax"]
+BACKENDS: tuple[Backend, ...] = ("torch", "jax")
+_FRAMEWORKS = {"torch": ("torch",), "jax": ("jax", "flax", "optax")}
+
+
+def installed() -> list[Backend]:
+    """The backends whose framework can be imported here."""
+    return [name for name in BACKENDS if all(importlib.util.find_spec(part) for part in _FRAMEWORKS[name])]
+
+
+def load(backend: str, module: str) -> ModuleType:
+    """`torch_impl.<module>` or `jax_impl.<module>`; raises ValueError saying what to install where it is missing."""
+    try:
+        return importlib.import_module(f"{backend}_impl.{module}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _FRAMEWORKS[backend]:
+            raise
+        raise ValueError(
+            f"backend {backend} needs {error.name}, which is not installed; pip install 'liquidnet-dual[{backend}]'"
+        ) from error
+
+
+def default() -> Backend:
+    """The first backend installed; raises ValueError where there is none."""
+    found = installed()
+    if not found:
+        raise ValueError("no backend is installed; pip install 'liquidnet-dual[torch]' or 'liquidnet-dual[jax]'")
+    return found[0]

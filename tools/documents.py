@@ -1,0 +1,252 @@
+"""Text in: files or generated stories as a stream of documents, and which of them are for validation."""
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from tools.byte_level import END_OF_TEXT
+from tools.stories import stories
+
+#: A piece of a document, and whether the document ends with it.
+Piece = tuple[str, bool]
+Advance = Callable[[int], None]
+
+MANY_DOCUMENTS = 20
+_BLOCK_BYTES = 1 << 16
+_PIECE_CHARACTERS = 1 << 16
+_LAST_WORD = re.compile(r".*\S(?=[ \n])", re.DOTALL)
+
+
+class Source(Protocol):
+    """Text that can be read more than once."""
+
+    @property
+    def names(self) -> list[str]:
+        """What meta.json calls it."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Its length in units of progress."""
+        ...
+
+    def pieces(self, advance: Advance, whole: bool = False) -> Iterator[Piece]:
+        """The documents in pieces, reporting progress in units of `size`; whole forbids cutting a document."""
+        ...
+
+
+@dataclass(frozen=True)
+class StorySource:
+    """Stories by tools/stories.py, each a document."""
+
+    count: int
+    seed: int
+
+    @property
+    def names(self) -> list[str]:
+        return [f"stories:{self.count}:{self.seed}"]
+
+    @property
+    def size(self) -> int:
+        return self.count
+
+    def pieces(self, advance: Advance, whole: bool = False) -> Iterator[Piece]:
+        for story in stories(self.count, self.seed):
+            yield story, True
+            advance(1)
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Files of UTF-8 text, documents separated by <|endoftext|>, or .jsonl with a text field."""
+
+    paths: tuple[Path, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [path.name for path in self.paths]
+
+    @property
+    def size(self) -> int:
+        return sum(path.stat().st_size for path in self.paths)
+
+    def pieces(self, advance: Advance, whole: bool = False) -> Iterator[Piece]:
+        for path in self.paths:
+            if path.suffix.lower() == ".jsonl":
+                texts: Iterable[Iterable[str]] = ([text] for text in _jsonl_texts(path, advance))
+            else:
+                texts = [_text_blocks(path, advance)]
+            empty = True
+            for blocks in texts:
+                for piece in split_documents(blocks, whole):
+                    empty = False
+                    yield piece
+            if empty:
+                raise ValueError(f"{path}: no text in it; name a file that has some")
+
+
+def open_source(text: Sequence[Path], count: int | None, seed: int) -> Source:
+    """Choose the source that the flags name.
+
+    Args:
+        text: files, or none.
+        count: number of stories, or None.
+        seed: seed of the stories.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if there is no source or two of them, a file is a directory or a pipe, or the count is not positive.
+    """
+    if bool(text) == (count is not None):
+        problem = "two sources of text" if text else "no text"
+        raise ValueError(f"{problem}: give either --text FILE... or --stories N")
+    if count is not None:
+        stories(count, seed)
+        return StorySource(count, seed)
+    paths = tuple(Path(path) for path in text)
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file; check --text")
+        if not path.is_file():
+            raise ValueError(
+                f"{path}: not a regular file, and the text is read more than once; save it to a file first"
+            )
+    return FileSource(paths)
+
+
+def split_documents(blocks: Iterable[str], whole: bool = False) -> Iterator[Piece]:
+    """Cut a stream of text at the <|endoftext|> markers; line breaks around a marker belong to it.
+
+    Args:
+        blocks: the text, in any pieces.
+        whole: never cut inside a document; otherwise long ones are cut where a space or newline follows a word.
+
+    Yields: pieces; documents without any visible character are left out.
+    """
+    text, begun, after_marker = "", False, False
+    for block in blocks:
+        seam = text[1 - len(END_OF_TEXT) :] + block
+        text += block
+        if END_OF_TEXT in seam:
+            *complete, text = text.split(END_OF_TEXT)
+            for document in complete:
+                document = document.rstrip("\r\n")
+                document = document.lstrip("\r\n") if after_marker and not begun else document
+                if begun or document.strip():
+                    yield document, True
+                begun, after_marker = False, True
+        if not whole and len(text) > _PIECE_CHARACTERS and (word := _LAST_WORD.match(text)):
+            piece, text = text[: word.end()], text[word.end() :]
+            yield piece.lstrip("\r\n") if after_marker and not begun else piece, False
+            begun = True
+    text = text.lstrip("\r\n") if after_marker and not begun else text
+    if begun or text.strip():
+        yield text, True
+
+
+def _text_blocks(path: Path, advance: Advance) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0
+    with path.open("rb") as file:
+        while True:
+            block = file.read(_BLOCK_BYTES)
+            carried = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, offset - carried + error.start) from error
+            # A byte order mark says how the file is stored; it is not text.
+            yield text.removeprefix("\ufeff") if offset == 0 else text
+            if not block:
+                return
+            offset += len(block)
+            advance(len(block))
+
+
+def _jsonl_texts(path: Path, advance: Advance) -> Iterator[str]:
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                decoded = line.decode()
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, offset + error.start) from error
+            if decoded.strip():
+                yield _jsonl_text(decoded, f"{path}: line {number}")
+            offset += len(line)
+            advance(len(line))
+
+
+def _jsonl_text(line: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+        text = record.get("text") if isinstance(record, dict) else None
+        if not isinstance(text, str):
+            raise ValueError("no text field")
+        text.encode()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{where} is not a JSON object with a "text" string ({error})') from error
+    return text
+
+
+def _not_utf8(path: Path, offset: int) -> ValueError:
+    return ValueError(f"{path}: not UTF-8 at byte {offset}; convert it first, for example with iconv")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training text: this many whole documents and this many characters of the next; the rest is for validation."""
+
+    documents: int
+    characters: int
+
+
+def choose_split(lengths: Sequence[int], val_fraction: float) -> Split:
+    """Divide documents between training and validation.
+
+    Args:
+        lengths: characters of every document, in order.
+        val_fraction: the share of characters wanted at the end; 20 or more documents stay whole, fewer are cut.
+
+    Raises:
+        ValueError: if one part would be empty.
+    """
+    ends = np.cumsum(lengths)
+    total = int(ends[-1])
+    cut = int(total * (1 - val_fraction))
+    if len(ends) >= MANY_DOCUMENTS:
+        return Split(int(np.argmin(np.abs(ends[:-1] - total * (1 - val_fraction)))) + 1, 0)
+    if not 0 < cut < total:
+        raise ValueError(f"val_fraction {val_fraction} of {total} characters leaves a part empty; give more text")
+    documents = int(np.searchsorted(ends, cut, side="right"))
+    return Split(documents, cut - (int(ends[documents - 1]) if documents else 0))
+
+
+def route(pieces: Iterable[Piece], split: Split) -> Iterator[tuple[str, str, bool]]:
+    """Send each piece to its part.
+
+    Args:
+        pieces: all documents.
+        split: where training ends.
+
+    Yields: "train" or "val", the text, and whether a document ends with it.
+    """
+    index = position = 0
+    for text, ends in pieces:
+        if index < split.documents:
+            yield "train", text, ends
+        elif index > split.documents or position >= split.characters:
+            yield "val", text, ends
+        else:
+            room = split.characters - position
+            yield "train", text[:room], False
+            if room < len(text):
+                yield "val", text[room:], ends
+        position = 0 if ends else position + len(text)
+        index += ends

@@ -1,0 +1,76 @@
+"""GPT-2's vocabulary: from two local files, or from the hub with a checksum."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import models
+
+from tools.byte_level import END_OF_TEXT, byte_level, byte_symbols, first_line, read_utf8
+
+REPOSITORY = "openai-community/gpt2"
+REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+SHA256 = {
+    "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+
+
+def gpt2_backend(files: Sequence[Path] | None) -> tokenizers.Tokenizer:
+    """Build GPT-2's tokenizer.
+
+    Args:
+        files: vocab.json and merges.txt (with or without its version line); None downloads OpenAI's.
+
+    Raises:
+        OSError: if a file cannot be read or downloaded.
+        ValueError: if the files are damaged or do not belong together.
+    """
+    vocabulary_path, merges_path = files if files is not None else [_download(filename) for filename in SHA256]
+    vocabulary = _vocabulary(Path(vocabulary_path))
+    merges = _merges(Path(merges_path), vocabulary, vocabulary_path)
+    return byte_level(models.BPE(vocab=vocabulary, merges=merges), use_regex=True)
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    try:
+        vocabulary = json.loads(read_utf8(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    if not ids or any(type(index) is not int for index in ids) or sorted(ids) != [*range(len(ids))]:
+        raise ValueError(f"{path}: not a vocabulary, an object whose values are the ids 0, 1, 2, ...")
+    for token in (*byte_symbols(), END_OF_TEXT):
+        if token not in vocabulary:
+            raise ValueError(f"{path}: not GPT-2's vocabulary, for {token!r} is missing")
+    return vocabulary
+
+
+def _merges(path: Path, vocabulary: dict[str, int], vocabulary_path: Path) -> list[tuple[str, str]]:
+    merges = []
+    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        left, _, right = line.rstrip("\r").partition(" ")
+        if not {left, right, left + right} <= vocabulary.keys():
+            raise ValueError(f"{path}: line {number} is no merge of {vocabulary_path}: {line!r}")
+        merges.append((left, right))
+    return merges
+
+
+def _download(filename: str) -> Path:
+    import huggingface_hub
+
+    try:
+        path = Path(huggingface_hub.hf_hub_download(REPOSITORY, filename, revision=REVISION))
+    except Exception as error:  # the hub's client and its transport share no base class
+        raise OSError(
+            f"cannot download {filename} of {REPOSITORY} ({first_line(error)}); "
+            "go online, or give local files with --tokenizer-files vocab.json merges.txt"
+        ) from error
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != SHA256[filename]:
+        raise ValueError(f"{path}: sha256 {digest} is not GPT-2's {SHA256[filename]}; delete it and try again")
+    return path

@@ -1,0 +1,138 @@
+"""The trainer shell's flags: what a run is asked to be, and whether it still is the same run."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from spec.data import Dataset, open_data, validation_batches, windows_per_epoch
+from spec.presets import RECIPES, preset
+from tools import backends, convert
+from tools.run import Run, Settings, data_identity
+from tools.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model, or carry a run on, on either backend.
+
+    SIGTERM saves a checkpoint and exits 75, Ctrl-C saves and exits 130; `--resume` goes on from either,
+    and from a kill. A flag that is not given is the preset's or, on --resume, what the run was started with.
+    """
+
+    backend: Annotated[backends.Backend, tyro.conf.Positional]
+    """Backend to train with."""
+    data: Path
+    """Directory that `liquidnet prepare` wrote."""
+    out: Path
+    """Directory of the run."""
+    preset: str | None = None
+    """Size and recipe: nano, tiny, small or base (default: nano)."""
+    d_model: int | None = None
+    """Width, over the preset's."""
+    d_ff: int | None = None
+    """Width of the MLP, over the preset's."""
+    n_layers: int | None = None
+    """Number of blocks, over the preset's."""
+    steps: int | None = None
+    """Length of the learning-rate schedule in steps."""
+    total_tokens: float | None = None
+    """Length of the schedule in tokens instead of steps."""
+    stop_at: int | None = None
+    """End this leg at this step; the schedule stays as long as it is."""
+    batch_size: int | None = None
+    """Sequences a step, over all devices."""
+    seq_len: int | None = None
+    """Tokens a sequence."""
+    lr: Annotated[float | None, tyro.conf.arg(aliases=["--peak-lr"])] = None
+    """Peak learning rate."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up (default: the preset's, a tenth of the schedule at most)."""
+    weight_decay: float | None = None
+    """Decoupled weight decay of every matrix."""
+    grad_clip: float | None = None
+    """Largest global gradient norm; 0 turns clipping off."""
+    seed: int | None = None
+    """Seed of the initial weights and of the data order."""
+    dtype: str | None = None
+    """Dtype of the dense products: float32, bfloat16 or float64."""
+    method: str = "auto"
+    """Mixer method; a named one runs or raises."""
+    remat: bool = False
+    """Make each block's activations again in the backward pass: less memory, a third more work."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints; one is always written at the end."""
+    keep: int = 3
+    """Checkpoints to keep, besides the best."""
+    eval_every: int = 250
+    """Steps between evaluations; one is always made at the end of the schedule."""
+    eval_windows: int = 4096
+    """Validation windows to read at most."""
+    init_from: Path | None = None
+    """Start from the weights of this checkpoint, with fresh moments at step 0."""
+    profile: bool = False
+    """Write a profiler trace of a few steps to RUN/profile."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --out, whichever backend wrote it; from the start where there is none."""
+
+    def run(self) -> None:
+        for name in ("checkpoint_every", "keep", "eval_every", "eval_windows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        data = open_data(self.data)
+        run = Run(self.out, self.keep)
+        if run.exists() and not self.resume:
+            raise ValueError(f"{self.out} already holds a run; add --resume to carry it on, or name another --out")
+        settings = self.resolve(data, run.settings() if run.exists() else None)
+        initial = convert.read(self.init_from) if self.init_from else None
+        if initial is not None and initial.config != settings.model:
+            raise ValueError(f"{self.init_from} holds another model than asked for: {initial.config}")
+        engine = backends.load(self.backend, "train").Engine(settings.model, settings.training, self.method, self.remat)
+        with run.locked():
+            sys.exit(Trainer(self, data, run, settings, engine).train(initial))
+
+    def resolve(self, data: Dataset, stored: Settings | None) -> Settings:
+        """The settings of this leg; raises ValueError where a resumed run would no longer be the same run."""
+        if stored is None:
+            name = self.preset or "nano"
+            model, training = replace(preset(name), vocab_size=data.vocab_size), RECIPES[name]
+        else:
+            model, training = stored.model, stored.training
+            if self.preset is not None:
+                model = replace(preset(self.preset), vocab_size=data.vocab_size, max_seq_len=model.max_seq_len)
+        model = replace(model, **_given(self, ("d_model", "d_ff", "n_layers")))
+        names = ("steps", "batch_size", "seq_len", "warmup_steps", "weight_decay", "grad_clip", "seed")
+        training = replace(training, **_given(self, names))
+        renamed = {"peak_lr": self.lr, "compute_dtype": self.dtype}
+        training = replace(training, **{name: value for name, value in renamed.items() if value is not None})
+        if self.total_tokens is not None:
+            training = replace(training, steps=int(self.total_tokens // (training.batch_size * training.seq_len)))
+        if stored is None:
+            model = replace(model, max_seq_len=training.seq_len)
+            if self.warmup_steps is None:
+                training = replace(training, warmup_steps=min(training.warmup_steps, training.steps // 10))
+        settings = Settings(model, training, data_identity(data))
+        if stored is not None:
+            _require_same_run(stored, settings)
+        windows_per_epoch(data.train, training.seq_len)
+        next(validation_batches(data, training.seq_len, 1, 1))
+        return settings
+
+
+def _given(flags: Train, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
+
+
+def _require_same_run(stored: Settings, asked: Settings) -> None:
+    if asked.data != stored.data:
+        raise ValueError("the data differs from what this run was started with; resume with the same prepared data")
+    if asked.model != stored.model:
+        raise ValueError(f"this run's model is {stored.model}; resume without flags that change it")
+    for name in ("seq_len", "seed"):
+        before, now = getattr(stored.training, name), getattr(asked.training, name)
+        if before != now:
+            raise ValueError(f"this run has {name} {before}, not {now}; resume without --{name.replace('_', '-')}")

@@ -1,0 +1,216 @@
+"""The training loop, one for both backends: a backend's engine does what differs, everything else is here."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from spec.checkpoint import Checkpoint, list_checkpoints
+from spec.data import Dataset, training_batch, validation_batches
+from spec.sampling import Sampling
+from spec.schedule import learning_rate
+from tools.generate import stream_text
+from tools.plot import plot_loss
+from tools.run import Run, Settings
+from tools.tokenizer import parse_tokenizer
+
+if TYPE_CHECKING:
+    from tools.train import Train
+
+EXIT_SIGTERM = 75
+EXIT_SIGINT = 130
+SAMPLE_PROMPT_TOKENS = 32
+SAMPLE_TOKENS = 96
+PROFILED_STEPS = 5
+
+
+class Trainer:
+    """One leg of a run: from a checkpoint, or from the start, to the end, to --stop-at, or to a signal.
+
+    Args:
+        flags: of the command.
+        data: the opened data.
+        run: the locked RUN directory.
+        settings: of the run, resolved.
+        engine: of the backend, with the initial weights.
+    """
+
+    def __init__(self, flags: Train, data: Dataset, run: Run, settings: Settings, engine: Any):
+        self.flags, self.data, self.run, self.settings, self.engine = flags, data, run, settings, engine
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.step = self.samples_consumed = self.tokens = 0
+        self.best: dict[str, Any] | None = None
+
+    def train(self, initial: Checkpoint | None) -> int:
+        """Train from the newest checkpoint, else from the weights of `initial`, else from the start; the exit code."""
+        training, flags = self.settings.training, self.flags
+        newest = self.run.newest_checkpoint()
+        if newest is not None:
+            self._restore(newest)
+        elif initial is not None:
+            self.engine.load(initial.parameters, {}, 0)
+        self.run.write_settings(self.settings)
+        self.run.cut_metrics(self.step)
+        last = training.steps if flags.stop_at is None else min(training.steps, flags.stop_at)
+        self._say(
+            f"{flags.backend}: steps {self.step} to {last} of {training.steps}, {training.batch_size} x "
+            f"{training.seq_len} tokens each, {training.compute_dtype}"
+        )
+        with self.run.metrics_writer() as self.write, _signals() as caught, self._bar(last) as self.advance:
+            while self.step < last and not caught:
+                self._one_step()
+                if self.step % flags.checkpoint_every == 0 or self.step == last or caught:
+                    self._save()
+        plot_loss(self.run.metrics(), self.run.path / "loss.png")
+        if caught:
+            self._say(f"stopped by {caught[0].name} at step {self.step}; add --resume to carry on")
+            return EXIT_SIGTERM if caught[0] == signal.SIGTERM else EXIT_SIGINT
+        self._say(f"reached step {self.step} of {training.steps}; the loss curve is in {self.run.path / 'loss.png'}")
+        return 0
+
+    def _one_step(self) -> None:
+        training, started = self.settings.training, time.perf_counter()
+        batch = training_batch(self.data, self.samples_consumed, training.batch_size, training.seq_len, training.seed)
+        lr = learning_rate(self.step, training)
+        with self._profiler():
+            loss, norm = self.engine.train_step(batch, lr)
+        if not (np.isfinite(loss) and np.isfinite(norm)):
+            raise FloatingPointError(self._not_finite(loss, norm))
+        self.step += 1
+        self.samples_consumed += training.batch_size
+        self.tokens += batch.tokens.size
+        rate = batch.tokens.size / (time.perf_counter() - started)
+        line = {"step": self.step, "loss": loss, "tokens": self.tokens, "lr": lr, "grad_norm": norm}
+        self.write({**line, "tokens_per_second": round(rate, 1), "backend": self.engine.name})
+        self.advance(loss, rate)
+        if self.step % self.flags.eval_every == 0 or self.step == training.steps:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        training = self.settings.training
+        windows = validation_batches(self.data, training.seq_len, max(32, training.batch_size), self.flags.eval_windows)
+        nats = self.engine.evaluate(windows)
+        bits = self.data.nats_to_bits_per_byte(nats)
+        if self.best is None or nats < self.best["val_loss"]:
+            self.best = {"step": self.step, "val_loss": nats}
+        prompt, text = self._sample()
+        self.write({"step": self.step, "val_loss": nats, "val_bpb": bits, "sample": prompt + text})
+        self._say(
+            f"step {self.step}: validation loss {nats:.4f}, {bits:.4f} bits a byte; sample: {prompt!r} -> {text!r}"
+        )
+
+    def _sample(self) -> tuple[str, str]:
+        """A prompt from the validation text, another at each step, and how the model goes on."""
+        tokenizer = parse_tokenizer(self.data.tokenizer)
+        start = 997 * self.step % max(len(self.data.val) - SAMPLE_PROMPT_TOKENS, 1)
+        prompt = np.asarray(self.data.val[start : start + SAMPLE_PROMPT_TOKENS], np.int64)
+        sampling = Sampling(temperature=0.8, top_p=0.95, seed=self.settings.training.seed)
+        pieces = stream_text(self.engine.sampler(), tokenizer, prompt[None], sampling, SAMPLE_TOKENS)
+        return tokenizer.decode(prompt), "".join(pieces)
+
+    def _save(self) -> None:
+        parameters, moments = self.engine.dump()
+        state = {
+            "step": self.step,
+            "samples_consumed": self.samples_consumed,
+            "tokens": self.tokens,
+            "seed": self.settings.training.seed,
+            "training": asdict(self.settings.training),
+            "data": self.settings.data,
+            "best": self.best,
+            "backend": self.engine.name,
+            "method": self.flags.method,
+            "environment": self._environment(),
+        }
+        self.run.save(Checkpoint(self.settings.model, parameters, moments, state, self.data.tokenizer))
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        if checkpoint.config != self.settings.model or checkpoint.tokenizer != self.data.tokenizer:
+            raise ValueError(
+                f"the newest checkpoint in {self.run.path} belongs to another model or tokenizer than the run"
+            )
+        if state["seed"] != self.settings.training.seed or state.get("data", self.settings.data) != self.settings.data:
+            raise ValueError(f"the newest checkpoint in {self.run.path} was trained on other data or with another seed")
+        if not checkpoint.moments:
+            raise ValueError(
+                f"the newest checkpoint in {self.run.path} has no optimizer state; start with --init-from it"
+            )
+        self.engine.load(checkpoint.parameters, checkpoint.moments, state["step"])
+        self.step, self.samples_consumed, self.tokens = state["step"], state["samples_consumed"], state["tokens"]
+        self.best = state.get("best")
+        if state.get("backend") == self.engine.name:
+            now, then = self._environment(), state.get("environment", {})
+            changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
+            changed += [f"method {state.get('method')} -> {self.flags.method}"] * (
+                state.get("method") != self.flags.method
+            )
+            if changed:
+                self._say(f"resuming will not repeat the same bits, since these changed: {', '.join(changed)}")
+
+    def _environment(self) -> dict[str, Any]:
+        return {**self.engine.environment(), "numpy": np.__version__, "machine": platform.machine()}
+
+    def _not_finite(self, loss: float, norm: float) -> str:
+        first, count = self.samples_consumed, self.settings.training.batch_size
+        checkpoints = list_checkpoints(self.run.path)
+        good = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
+        return (
+            f"loss {loss}, gradient norm {norm} at step {self.step + 1}, samples {first} to {first + count - 1}: "
+            f"stopped; {good}; lower --lr or --grad-clip and --resume"
+        )
+
+    @contextmanager
+    def _profiler(self) -> Iterator[None]:
+        """Record steps 11 to 15 of the leg, past compilation, on request."""
+        self.profiled = getattr(self, "profiled", -10) + 1
+        wanted = self.flags.profile and 0 < self.profiled <= PROFILED_STEPS
+        target = self.run.path / "profile" / f"step_{self.step + 1:08d}"
+        with self.engine.profile(target) if wanted else nullcontext():
+            yield
+
+    @contextmanager
+    def _bar(self, last: int) -> Iterator[Any]:
+        """A progress bar on a terminal; elsewhere a line now and then."""
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[status]}"))
+        bar = Progress(*columns, TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal)
+        task = bar.add_task("train", total=last, completed=self.step, status="")
+        every = max(1, (last - self.step) // 20)
+
+        def advance(loss: float, rate: float) -> None:
+            status = f"loss {loss:.4f}  {rate:,.0f} tokens/s"
+            bar.update(task, completed=self.step, status=status)
+            if bar.disable and (self.step % every == 0 or self.step == last):
+                self._say(f"step {self.step}/{last}  {status}")
+
+        with bar:
+            yield advance
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+
+@contextmanager
+def _signals() -> Iterator[list[signal.Signals]]:
+    """Collect SIGTERM and the first SIGINT, to be acted on between steps; a second SIGINT interrupts at once."""
+    caught: list[signal.Signals] = []
+
+    def remember(number: int, _frame: Any) -> None:
+        caught.append(signal.Signals(number))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
