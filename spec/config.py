@@ -101,7 +101,7 @@ class TrainingConfig:
     warmup_steps: int = 100
     final_lr_fraction: float = 0.1
     beta1: float = 0.9
-    beta2: float = 0.99
+    beta2: float = 0.95
     adam_eps: float = 1e-8
     weight_decay: float = 0.1
     grad_clip: float = 1.0

@@ -30,7 +30,7 @@ EXIT_SIGTERM = 75
 EXIT_SIGINT = 130
 SAMPLE_PROMPT_TOKENS = 32
 SAMPLE_TOKENS = 96
-PROFILED_STEPS = 5
+PROFILED_STEPS = range(10, 13)
 
 
 class Trainer:
@@ -58,6 +58,7 @@ class Trainer:
             self._restore(newest)
         elif initial is not None:
             self.engine.load(initial.parameters, {}, 0)
+        self.first = self.step
         self.run.write_settings(self.settings)
         self.run.cut_metrics(self.step)
         last = training.steps if flags.stop_at is None else min(training.steps, flags.stop_at)
@@ -171,11 +172,9 @@ class Trainer:
 
     @contextmanager
     def _profiler(self) -> Iterator[None]:
-        """Record steps 11 to 15 of the leg, past compilation, on request."""
-        self.profiled = getattr(self, "profiled", -10) + 1
-        wanted = self.flags.profile and 0 < self.profiled <= PROFILED_STEPS
-        target = self.run.path / "profile" / f"step_{self.step + 1:08d}"
-        with self.engine.profile(target) if wanted else nullcontext():
+        """Record a few steps of the leg, past compilation, on request."""
+        wanted = self.flags.profile and self.step - self.first in PROFILED_STEPS
+        with self.engine.profile(self.run.path / "profile" / f"step_{self.step + 1:08d}") if wanted else nullcontext():
             yield
 
     @contextmanager
