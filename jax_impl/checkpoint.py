@@ -66,6 +66,6 @@ def read_native(path: Path) -> Checkpoint:
     """
     try:
         tree = flax.serialization.msgpack_restore(path.read_bytes())
-    except (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, SyntaxError, msgpack.UnpackException) as error:
         raise ValueError(f"{path} is no .msgpack file of plain arrays and was not loaded: {error!r}") from error
     return from_tree(tree, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jax_impl.layers import COMPUTE
+from jax_impl.loss import read_out
 from spec.sampling import Sampling, Step, check_tokens, complete
 
 if TYPE_CHECKING:
@@ -20,23 +23,22 @@ def make_step(model: LiquidNet) -> Step:
 
     The logits of the positions before the last are never made.
     """
-    from jax_impl.layers import COMPUTE
-    from jax_impl.loss import read_out
-
     graph, parameters = nnx.split(model, nnx.Param)
-
-    @jax.jit
-    def advance(parameters, tokens_bt, states):
-        model = nnx.merge(graph, parameters)
-        hidden_btd, states = model.hidden(tokens_bt, states)
-        return read_out(hidden_btd[:, -1], model.embedding.weight[...], COMPUTE[model.compute_dtype]), states
 
     def step(tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
         check_tokens(tokens_bt, model.config.vocab_size)
-        logits_bv, states = advance(parameters, jnp.asarray(tokens_bt, jnp.int32), states)
+        logits_bv, states = _advance(graph, parameters, jnp.asarray(tokens_bt, jnp.int32), states)
         return np.asarray(logits_bv, np.float32), states
 
     return step
+
+
+@partial(jax.jit, static_argnums=0)
+def _advance(graph, parameters, tokens_bt, states):
+    """At module level, so that one model is compiled once, however often it is sampled from."""
+    model = nnx.merge(graph, parameters)
+    hidden_btd, states = model.hidden(tokens_bt, states)
+    return read_out(hidden_btd[:, -1], model.embedding.weight[...], COMPUTE[model.compute_dtype]), states
 
 
 def generate(model: LiquidNet, prompt_bt: np.ndarray, max_length: int, sampling: Sampling) -> np.ndarray:

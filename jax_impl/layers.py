@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from spec.axes import BT, BTD, BTI, BTO
-from spec.config import COMPUTE_DTYPES, LiquidNetConfig, nearest
+from spec.config import LiquidNetConfig, require_known
 
 COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
@@ -19,11 +19,7 @@ def accumulate_dtype(compute_dtype: str) -> jnp.dtype:
     Raises:
         ValueError: an unknown compute dtype, or float64 in a process that has not enabled it.
     """
-    if compute_dtype not in COMPUTE:
-        raise ValueError(
-            f"unknown compute dtype {compute_dtype!r}; choose one of {', '.join(COMPUTE_DTYPES)}"
-            f"{nearest(compute_dtype, COMPUTE_DTYPES)}"
-        )
+    require_known("compute dtype", compute_dtype, COMPUTE)
     if compute_dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ValueError("compute dtype float64 needs a process started with JAX_ENABLE_X64=1")
     return jnp.dtype(jnp.float64 if compute_dtype == "float64" else jnp.float32)
@@ -49,7 +45,7 @@ class Embedding(nnx.Module):
         self.weight = nnx.Param(jnp.zeros((vocab_size, d_model), accumulate_dtype(compute_dtype)))
 
     def __call__(self, tokens: Int[Array, BT]) -> Float[Array, BTD]:
-        return self.weight[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
+        return self.weight[...].at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 class RMSNorm(nnx.Module):

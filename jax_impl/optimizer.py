@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -31,7 +30,7 @@ def make_optimizer(config: LiquidNetConfig, training: TrainingConfig) -> optax.G
 
 def clip_by_global_norm(gradients: Mapping[str, Array], grad_clip: float) -> tuple[dict[str, Array], Array]:
     """The gradients scaled by min(1, grad_clip / norm), and the norm; grad_clip 0 leaves them."""
-    norm = optax.global_norm(gradients)
+    norm = jnp.sqrt(sum(jnp.square(gradient).sum() for gradient in gradients.values()))
     scale = jnp.minimum(1.0, grad_clip / norm) if grad_clip > 0.0 else 1.0
     return {path: gradient * scale for path, gradient in gradients.items()}, norm
 
@@ -43,6 +42,9 @@ def dump_moments(state: Any) -> dict[str, dict[str, np.ndarray]]:
 
 def load_moments(state: Any, moments: Mapping[str, Mapping[str, np.ndarray]], step: int) -> Any:
     """The optimizer state with both moments and the number of steps taken, which the bias correction counts."""
-    arrays = {key: jax.tree.map(jnp.array, dict(moments[name])) for name, key in _KEYS.items()}
     adam: Any = state[0]
+    arrays = {
+        key: {path: jnp.array(moments[name][path], like.dtype) for path, like in getattr(adam, key).items()}
+        for name, key in _KEYS.items()
+    }
     return (adam._replace(count=jnp.asarray(step, jnp.int32), **arrays), *state[1:])

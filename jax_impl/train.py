@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 from flax import nnx
 
@@ -20,8 +21,9 @@ from jax_impl.data import to_device
 from jax_impl.generate import make_step
 from jax_impl.model import LiquidNet
 from jax_impl.optimizer import clip_by_global_norm, dump_moments, load_moments, make_optimizer
+from jax_impl.scan import choose_method
 from spec.config import LiquidNetConfig, TrainingConfig
-from spec.data import IGNORED_LABEL, Batch
+from spec.data import Batch
 from spec.sampling import Step
 
 
@@ -36,10 +38,10 @@ class Engine:
         training: TrainingConfig,
         method: str = "auto",
         remat: bool = False,
-        device: str | None = None,
     ):
-        self.device = jax.devices(device)[0] if device else jax.devices()[0]
         self.training = training
+        shape = (training.batch_size, training.seq_len, config.d_model)
+        self.method = choose_method(shape) if method == "auto" else method
         self.model = LiquidNet(config, training.seed, training.compute_dtype, method, remat)
         self.optimizer = make_optimizer(config, training)
         self._take(named_parameters(self.model))
@@ -76,15 +78,9 @@ class Engine:
         )
         return float(loss), float(norm)
 
-    def evaluate(self, batches: Iterable[Batch]) -> float:
-        """Mean nats a counted label over the batches, each row from a zero state."""
-        nats, count = 0.0, 0
-        for batch in batches:
-            counted = int((batch.labels != IGNORED_LABEL).sum())
-            tokens, labels, resets = to_device(batch)
-            nats += float(self._loss(self.parameters, tokens, labels, resets)) * counted
-            count += counted
-        return nats / count
+    def evaluate(self, batch: Batch) -> float:
+        """Mean nats a counted label, each row from a zero state."""
+        return float(self._loss(self.parameters, *to_device(batch)))
 
     def load(self, parameters: dict[str, np.ndarray], moments: dict[str, dict[str, np.ndarray]], step: int) -> None:
         """Take over parameters and, where there are any, moments after `step` steps."""
@@ -103,7 +99,9 @@ class Engine:
 
     def environment(self) -> dict[str, Any]:
         """What bit-exact resume depends on besides the checkpoint."""
-        return {"jax": jax.__version__, "device": self.device.device_kind, "threads": len(os.sched_getaffinity(0))}
+        versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "numpy": np.__version__}
+        threads = len(os.sched_getaffinity(0))
+        return {**versions, "device": jax.devices()[0].device_kind, "threads": threads, "method": self.method}
 
     @contextmanager
     def profile(self, directory: Path) -> Iterator[None]:

@@ -21,7 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from spec.config import LiquidNetConfig, config_from_json, config_to_json, training_from_json
+from spec.config import LiquidNetConfig, config_from_json, config_to_json, require_integer, training_from_json
 from spec.files import new_directory
 from spec.optimizer import MOMENTS
 from spec.parameters import check_parameters
@@ -73,9 +73,10 @@ def validate(checkpoint: Checkpoint) -> None:
             if not np.isfinite(array.astype(np.float32) if array.dtype.itemsize == 2 else array).all():
                 raise ValueError(f"tensor {prefix}{path} holds a value that is not finite")
     for name in COUNTERS:
-        value = checkpoint.state.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"state.json: {name} must be an integer of at least 0, got {value!r}")
+        require_integer(f"state.json: {name}", checkpoint.state.get(name), 0, 2**64 - 1)
+    for name in ("best", "environment", "data"):
+        if not isinstance(checkpoint.state.get(name, {}), dict | None):
+            raise ValueError(f"state.json: {name} must be an object, got {checkpoint.state[name]!r}")
     if "training" in checkpoint.state:
         training_from_json(checkpoint.state["training"])
 
@@ -106,7 +107,7 @@ def from_files(files: Mapping[str, bytes], where: object) -> Checkpoint:
     """
     try:
         return _from_files(files)
-    except (ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, safetensors.SafetensorError) as error:
         reason = f"the entry {error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"checkpoint {where}: {reason}") from error
 
@@ -125,6 +126,8 @@ def _from_files(files: Mapping[str, bytes]) -> Checkpoint:
         if hashlib.sha256(files[name]).hexdigest() != digest:
             raise ValueError(f"{name} does not match SHA256SUMS: it was damaged or changed")
     state = json.loads(files["state.json"])
+    if not isinstance(state, dict):
+        raise ValueError("state.json must hold an object")
     version = state.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise ValueError(f"format version {version!r}, this version of LiquidNet reads {FORMAT_VERSION}")
@@ -181,6 +184,8 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
 def read_checkpoint(directory: Path) -> Checkpoint:
     """Read and verify a checkpoint directory, or the newest one of a RUN directory; ValueError says what is wrong."""
     directory = find_checkpoint(Path(directory))
+    if not (directory / "SHA256SUMS").is_file():
+        raise ValueError(f"checkpoint {directory}: SHA256SUMS is missing; this is no checkpoint, or not a whole one")
     return from_files({path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}, directory)
 
 

@@ -18,15 +18,24 @@ def nearest(value: str, known: Iterable[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else ""
 
 
-def _require_integer(owner: object, name: str, least: int) -> None:
-    value = getattr(owner, name)
+def require_known(kind: str, value: str, known: Iterable[str]) -> None:
+    """Raises ValueError with the choices, and the nearest one, where `value` is not among them."""
+    known = list(known)
+    if value not in known:
+        raise ValueError(f"unknown {kind} {value!r}; choose one of {', '.join(known)}{nearest(value, known)}")
+
+
+def require_integer(name: str, value: Any, least: int, most: int = 2**31 - 1) -> None:
+    """Raises ValueError, naming the value, where it is not an integer in [least, most]."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, got a number of {len(str(value))} digits")
 
 
 def _require_number(owner: object, name: str, low: float, high: float, *, low_open: bool = False) -> None:
     value = getattr(owner, name)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not low <= value <= high or (low_open and value == low):
         bracket = "(" if low_open else "["
         raise ValueError(f"{name} must be a number in {bracket}{low:g}, {high:g}], got {value!r}")
@@ -61,7 +70,7 @@ class LiquidNetConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "d_ff", "n_layers", "max_seq_len"):
-            _require_integer(self, name, 1)
+            require_integer(name, getattr(self, name), 1)
         _require_number(self, "delta_min", 0.0, 1.0)
         _require_number(self, "norm_eps", 0.0, 1.0, low_open=True)
 
@@ -110,11 +119,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "seq_len"):
-            _require_integer(self, name, 1)
-        for name in ("warmup_steps", "seed"):
-            _require_integer(self, name, 0)
-        if self.seed >= 2**64:
-            raise ValueError(f"seed must be below 2**64, got {self.seed}")
+            require_integer(name, getattr(self, name), 1)
+        require_integer("warmup_steps", self.warmup_steps, 0)
+        require_integer("seed", self.seed, 0, 2**64 - 1)
         _require_number(self, "peak_lr", 0.0, 1e3, low_open=True)
         _require_number(self, "final_lr_fraction", 0.0, 1.0)
         _require_number(self, "beta1", 0.0, 1.0 - 2**-24)
@@ -122,11 +129,7 @@ class TrainingConfig:
         _require_number(self, "adam_eps", 0.0, 1.0, low_open=True)
         _require_number(self, "weight_decay", 0.0, 1e3)
         _require_number(self, "grad_clip", 0.0, 1e6)
-        if self.compute_dtype not in COMPUTE_DTYPES:
-            hint = nearest(self.compute_dtype, COMPUTE_DTYPES)
-            raise ValueError(
-                f"compute_dtype must be one of {', '.join(COMPUTE_DTYPES)}, got {self.compute_dtype!r}{hint}"
-            )
+        require_known("compute dtype", self.compute_dtype, COMPUTE_DTYPES)
 
 
 FAMILIES = {config.family: config for config in (LiquidNetConfig,)}

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from spec.config import require_integer, require_known
 from spec.init import stream
 
 IGNORED_LABEL = -100
@@ -67,7 +68,8 @@ def open_data(directory: Path) -> Dataset:
     """Open what `liquidnet prepare` wrote.
 
     Raises:
-        ValueError: not a data directory, another format version, or a file whose SHA-256 differs from meta.json.
+        ValueError: not a data directory, another format version, a file whose SHA-256 differs from meta.json, or a
+            token id outside the vocabulary.
     """
     directory = Path(directory)
     if not (directory / "meta.json").is_file():
@@ -87,10 +89,11 @@ def open_data(directory: Path) -> Dataset:
                 directory / f"{part}.bin", dtype=np.dtype(meta["dtype"]).newbyteorder("<"), mode="r"
             )
             digests[f"{part}.bin"] = (parts[part], meta[part]["sha256"])
-        for name in ("vocab_size", "end_of_text_id"):
-            _require_count(name, meta[name])
+        require_integer("meta.json: vocab_size", meta["vocab_size"], 1)
+        require_integer("meta.json: end_of_text_id", meta["end_of_text_id"], 0, meta["vocab_size"] - 1)
         for name in ("bytes", "tokens"):
-            _require_count(f"val {name}", meta["val"][name])
+            require_integer(f"meta.json: val {name}", meta["val"][name], 1, 2**63 - 1)
+        require_known("token dtype", meta["dtype"], ("uint16", "uint32"))
     except (KeyError, TypeError, json.JSONDecodeError, FileNotFoundError) as error:
         raise ValueError(f"{directory} is not whole ({error!r}); run `liquidnet prepare` again") from error
     for name, (content, digest) in digests.items():
@@ -98,12 +101,10 @@ def open_data(directory: Path) -> Dataset:
             raise ValueError(
                 f"{directory / name} does not match its checksum in meta.json; run `liquidnet prepare` again"
             )
+    for name, tokens in parts.items():
+        if tokens.max() >= meta["vocab_size"]:
+            raise ValueError(f"{directory / name}.bin holds token id {tokens.max()}, outside the vocabulary")
     return Dataset(parts["train"], parts["val"], meta, tokenizer.decode())
-
-
-def _require_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"meta.json: {name} must be a positive integer, got {value!r}; run `liquidnet prepare` again")
 
 
 def permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
@@ -163,7 +164,7 @@ def training_batch(data: Dataset, samples_consumed: int, batch_size: int, seq_le
     """The global batch that follows `samples_consumed` samples.
 
     Raises:
-        ValueError: the data is shorter than a window, or holds a token id outside its vocabulary.
+        ValueError: the data is shorter than a window.
     """
     samples = np.arange(samples_consumed, samples_consumed + batch_size)
     return _cut(data, data.train, window_starts(samples, data.train, seq_len, seed), seq_len)
@@ -180,6 +181,7 @@ def validation_batches(data: Dataset, seq_len: int, batch_size: int, most_window
             f"sequence length {seq_len} needs more than {seq_len} validation tokens, the data has {len(data.val)}; "
             "shorten --seq-len or prepare more text"
         )
+    batch_size = min(batch_size, len(starts))
     for low in range(0, len(starts), batch_size):
         batch = _cut(data, data.val, np.resize(starts[low : low + batch_size], batch_size), seq_len)
         batch.labels[len(starts) - low :] = IGNORED_LABEL
@@ -188,8 +190,6 @@ def validation_batches(data: Dataset, seq_len: int, batch_size: int, most_window
 
 def _cut(data: Dataset, tokens: np.ndarray, starts: np.ndarray, seq_len: int) -> Batch:
     text = tokens[starts[:, None] + np.arange(seq_len + 1)].astype(np.int32)
-    if text.max() >= data.vocab_size:
-        raise ValueError(f"the data holds token id {text.max()}, outside its vocabulary of {data.vocab_size} entries")
     tokens_bt, labels_bt = text[:, :-1], text[:, 1:]
     return Batch(tokens_bt.copy(), labels_bt.copy(), document_resets(tokens_bt, data.end_of_text_id))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spec.config import LiquidNetConfig, TrainingConfig, nearest
+from spec.config import LiquidNetConfig, TrainingConfig, require_known
 
 PRESETS = {
     "nano": LiquidNetConfig(d_model=128, d_ff=344, n_layers=4, max_seq_len=64),
@@ -21,6 +21,5 @@ RECIPES = {
 
 def preset(name: str) -> LiquidNetConfig:
     """The configuration of a preset; raises ValueError with the nearest name for an unknown one."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
+    require_known("preset", name, PRESETS)
     return PRESETS[name]

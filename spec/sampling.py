@@ -64,8 +64,9 @@ def sample(logits_bv: np.ndarray, sampling: Sampling, uniforms_b: np.ndarray) ->
         raise ValueError("the model produced a logit that is not finite; its weights are broken")
     if sampling.temperature == 0.0:
         return logits_bv.argmax(axis=-1)
-    scaled = logits_bv.astype(np.float64) / sampling.temperature
-    weight = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    below_best = logits_bv.astype(np.float64) - logits_bv.max(axis=-1, keepdims=True)
+    with np.errstate(over="ignore"):  # a temperature near 0 takes the others to exp(-inf)
+        weight = np.exp(below_best / sampling.temperature)
     order = np.argsort(-weight, axis=-1, kind="stable")
     if 0 < sampling.top_k < weight.shape[-1]:
         np.put_along_axis(weight, order[:, sampling.top_k :], 0.0, axis=-1)

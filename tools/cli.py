@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except MemoryError:
+        fail("not enough memory; make the batch, the window or the model smaller", 2)
     except (ValueError, OSError, NotImplementedError) as error:
         if "LIQUIDNET_DEBUG" in os.environ:
             raise

@@ -177,6 +177,8 @@ def _jsonl_texts(path: Path, advance: Advance) -> Iterator[str]:
                 decoded = line.decode()
             except UnicodeDecodeError as error:
                 raise _not_utf8(path, offset + error.start) from error
+            if number == 1:
+                decoded = decoded.removeprefix("\ufeff")
             if decoded.strip():
                 yield _jsonl_text(decoded, f"{path}: line {number}")
             offset += len(line)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from spec.config import TrainingConfig
-from spec.data import Dataset, open_data, validation_batches
+from rich import progress
+from rich.console import Console
+
+from spec.checkpoint import Checkpoint
+from spec.config import TrainingConfig, training_from_json
+from spec.data import IGNORED_LABEL, Batch, Dataset, open_data, validation_batches
 from tools import backends, convert
 
 
@@ -30,23 +36,40 @@ class Evaluate:
 
     def run(self) -> None:
         checkpoint, data = convert.read(self.checkpoint), open_data(self.data)
-        require_same_tokenizer(checkpoint.tokenizer, data, self.checkpoint)
+        require_same_tokenizer(checkpoint, data, self.checkpoint)
         for name in ("batch_size", "seq_len", "windows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        training = checkpoint.state.get("training", {})
-        seq_len = self.seq_len or training.get("seq_len", checkpoint.config.max_seq_len)
-        engine = backends.load(self.backend or backends.default(), "train").Engine(checkpoint.config, TrainingConfig())
+        stored = checkpoint.state.get("training")
+        training = training_from_json(stored) if stored else TrainingConfig(seq_len=checkpoint.config.max_seq_len)
+        seq_len = self.seq_len or training.seq_len
+        engine = backends.load(self.backend or backends.default(), "train").Engine(checkpoint.config, training)
         engine.load(checkpoint.parameters, {}, 0)
-        nats = engine.evaluate(validation_batches(data, seq_len, self.batch_size, self.windows))
+        nats = mean_loss(engine, track(validation_batches(data, seq_len, self.batch_size, self.windows)))
         result = {"step": checkpoint.state["step"], "val_loss": nats, "val_bpb": data.nats_to_bits_per_byte(nats)}
         print(json.dumps(result))
 
 
-def require_same_tokenizer(tokenizer: str | None, data: Dataset, where: Path) -> None:
+def mean_loss(engine: Any, batches: Iterable[Batch]) -> float:
+    """Mean nats a counted label over all batches."""
+    nats, count = 0.0, 0
+    for batch in batches:
+        counted = int((batch.labels != IGNORED_LABEL).sum())
+        nats += engine.evaluate(batch) * counted
+        count += counted
+    return nats / count
+
+
+def track(batches: Iterable[Batch]) -> Iterable[Batch]:
+    """The batches, with a progress bar on a terminal."""
+    console = Console(stderr=True)
+    return progress.track(batches, "evaluating", console=console, transient=True, disable=not console.is_terminal)
+
+
+def require_same_tokenizer(checkpoint: Checkpoint, data: Dataset, where: Path) -> None:
     """Raises ValueError where the data was prepared with another tokenizer than the checkpoint's."""
-    if tokenizer is not None and tokenizer != data.tokenizer:
+    if checkpoint.config.vocab_size != data.vocab_size or checkpoint.tokenizer not in (None, data.tokenizer):
         raise ValueError(
             f"{where} and the data have different tokenizers; prepare the text with --tokenizer and the tokenizer.json "
             "of the checkpoint"

@@ -60,7 +60,10 @@ def open_model(path: Path, backend: str) -> tuple[Step, Tokenizer]:
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
     """Token ids [1, t] of a prompt; ValueError where it is empty."""
-    ids = tokenizer.encode(prompt)
+    try:
+        ids = tokenizer.encode(prompt)
+    except (UnicodeEncodeError, TypeError) as error:
+        raise ValueError("the prompt is not UTF-8; give text with --prompt") from error
     if len(ids) == 0:
         raise ValueError("the prompt is empty; give at least one character with --prompt")
     return np.asarray(ids, np.int64)[None]
@@ -73,5 +76,6 @@ def stream_text(
     decoder = tokenizer.stream_decoder()
     for _, tokens_b in zip(range(max_tokens), generate(step, prompt, sampling), strict=False):
         if tokens_b[0] == tokenizer.end_of_text_id:
-            return
+            break
         yield decoder.push(int(tokens_b[0]))
+    yield decoder.flush()

@@ -39,6 +39,7 @@ def plot_loss(metrics: Sequence[dict[str, Any]], target: Path) -> None:
             )  # fmt: skip
     axes.set(xlabel="optimizer step", ylabel="loss (nats a token)")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    if train or evaluations:
+        axes.legend(frameon=False)
     with new_file(target) as temporary:
         figure.savefig(temporary, dpi=130, format="png")

@@ -13,9 +13,45 @@ from pathlib import Path
 from typing import Any
 
 from spec.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
-from spec.config import LiquidNetConfig, TrainingConfig, config_from_json, config_to_json, training_from_json
+from spec.config import (
+    LiquidNetConfig,
+    TrainingConfig,
+    config_from_json,
+    config_to_json,
+    known_fields,
+    require_integer,
+    training_from_json,
+)
 from spec.data import Dataset
-from spec.files import new_file, remove_unfinished
+from spec.files import TEMPORARY_PREFIX, new_file, remove_unfinished
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How a run computes and what it keeps; none of it changes the mathematics.
+
+    Args:
+        method: mixer method.
+        remat: make activations again in the backward pass.
+        checkpoint_every: steps between checkpoints.
+        keep: checkpoints to keep, besides the best.
+        eval_every: steps between evaluations.
+        eval_windows: validation windows to read at most.
+
+    Raises:
+        ValueError: a value out of range, named.
+    """
+
+    method: str = "auto"
+    remat: bool = False
+    checkpoint_every: int = 250
+    keep: int = 3
+    eval_every: int = 250
+    eval_windows: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "keep", "eval_every", "eval_windows"):
+            require_integer(name, getattr(self, name), 1)
 
 
 @dataclass(frozen=True)
@@ -24,10 +60,16 @@ class Settings:
 
     model: LiquidNetConfig
     training: TrainingConfig
+    habits: Habits
     data: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        return {"model": config_to_json(self.model), "training": asdict(self.training), "data": self.data}
+        parts = {"training": asdict(self.training), "habits": asdict(self.habits), "data": self.data}
+        return {"model": config_to_json(self.model), **parts}
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
 
 
 def data_identity(data: Dataset) -> dict[str, str]:
@@ -40,12 +82,10 @@ class Run:
 
     Args:
         path: the directory.
-        keep: checkpoints to keep, besides the best.
     """
 
-    def __init__(self, path: Path, keep: int = 3):
+    def __init__(self, path: Path):
         self.path = path
-        self.keep = keep
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -63,15 +103,17 @@ class Run:
             yield
 
     def exists(self) -> bool:
-        """Whether a run has started here."""
-        return (self.path / "config.json").is_file()
+        """Whether a run has started here, or what is left of one lies here."""
+        names = ("config.json", "metrics.jsonl")
+        return any((self.path / name).exists() for name in names) or bool(list_checkpoints(self.path))
 
     def settings(self) -> Settings:
         """RUN/config.json; raises ValueError where it is damaged."""
         try:
             stored = json.loads((self.path / "config.json").read_text())
-            return Settings(config_from_json(stored["model"]), training_from_json(stored["training"]), stored["data"])
-        except (KeyError, TypeError, ValueError) as error:
+            model, training = config_from_json(stored["model"]), training_from_json(stored["training"])
+            return Settings(model, training, Habits(**known_fields(Habits, stored["habits"])), stored["data"])
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{self.path / 'config.json'} is damaged ({error}); restore it or start anew") from error
 
     def write_settings(self, settings: Settings) -> None:
@@ -81,17 +123,23 @@ class Run:
     def newest_checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint; None where there is none; ValueError where it is damaged."""
         found = list_checkpoints(self.path)
-        return read_checkpoint(found[-1]) if found else None
+        if not found:
+            return None
+        checkpoint = read_checkpoint(found[-1])
+        if found[-1].name != _name(checkpoint.state["step"]):
+            raise ValueError(f"{found[-1]} holds step {checkpoint.state['step']}; rename it to what it holds")
+        return checkpoint
 
-    def save(self, checkpoint: Checkpoint) -> Path:
+    def save(self, checkpoint: Checkpoint, keep: int) -> None:
         """Write a checkpoint, then drop those beyond the newest `keep` and the best."""
-        target = self.path / "checkpoints" / f"step_{checkpoint.state['step']:08d}"
-        write_checkpoint(target, checkpoint)
+        write_checkpoint(self.path / "checkpoints" / _name(checkpoint.state["step"]), checkpoint)
         best = checkpoint.state.get("best") or {}
-        for old in list_checkpoints(self.path)[: -self.keep]:
-            if old.name != f"step_{best.get('step', -1):08d}":
-                shutil.rmtree(old)
-        return target
+        for old in list_checkpoints(self.path)[:-keep]:
+            if old.name != _name(best.get("step", -1)):
+                # A kill between the two leaves no half of a checkpoint under a valid name.
+                doomed = old.with_name(TEMPORARY_PREFIX + old.name)
+                old.rename(doomed)
+                shutil.rmtree(doomed)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every whole line of metrics.jsonl; a kill can leave the last one torn."""
@@ -100,8 +148,9 @@ class Run:
         lines = []
         for line in (self.path / "metrics.jsonl").read_text().splitlines():
             try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
+                entry = json.loads(line)
+                lines.append({**entry, "step": int(entry["step"])})
+            except (ValueError, TypeError, KeyError):
                 break
         return lines
 

@@ -89,7 +89,12 @@ class Tokenizer:
         """The ids of each text in `dtype`, without end of text."""
         if self.is_bytes:
             return [np.frombuffer(text.encode(), np.uint8).astype(self.dtype) for text in texts]
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # the library raises nothing narrower
+            if not isinstance(error, TypeError | ValueError) and type(error) is not Exception:
+                raise
+            raise ValueError(f"the tokenizer cannot encode this text: {error}") from error
         return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
@@ -246,7 +251,7 @@ def _wrap(backend: tokenizers.Tokenizer, end_of_text: str) -> Tokenizer:
 
 def _bpe_size(name: str) -> int:
     size = name.removeprefix("bpe:")
-    if not size.isascii() or not size.isdigit() or int(size) < _BYTE_VOCABULARY:
+    if not size.isascii() or not size.isdigit() or not _BYTE_VOCABULARY <= int(size[:20]) < 2**31:
         raise ValueError(f"{name}: SIZE must be a whole number of at least {_BYTE_VOCABULARY}, such as bpe:4096")
     return int(size)
 

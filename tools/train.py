@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from spec.config import LiquidNetConfig, TrainingConfig, require_integer
 from spec.data import Dataset, open_data, validation_batches, windows_per_epoch
+from spec.parameters import num_parameters
 from spec.presets import RECIPES, preset
 from tools import backends, convert
-from tools.run import Run, Settings, data_identity
+from tools.evaluate import require_same_tokenizer
+from tools.run import Habits, Run, Settings, data_identity
 from tools.trainer import Trainer
 
 
@@ -60,18 +65,18 @@ class Train:
     """Seed of the initial weights and of the data order."""
     dtype: str | None = None
     """Dtype of the dense products: float32, bfloat16 or float64."""
-    method: str = "auto"
-    """Mixer method; a named one runs or raises."""
-    remat: bool = False
-    """Make each block's activations again in the backward pass: less memory, a third more work."""
-    checkpoint_every: int = 250
-    """Steps between checkpoints; one is always written at the end."""
-    keep: int = 3
-    """Checkpoints to keep, besides the best."""
-    eval_every: int = 250
-    """Steps between evaluations; one is always made at the end of the schedule."""
-    eval_windows: int = 4096
-    """Validation windows to read at most."""
+    method: str | None = None
+    """Mixer method; a named one runs or raises (default: auto)."""
+    remat: bool | None = None
+    """Make each block's activations again in the backward pass: less memory, a third more work (default: False)."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; one is always written at the end (default: 250)."""
+    keep: int | None = None
+    """Checkpoints to keep, besides the best (default: 3)."""
+    eval_every: int | None = None
+    """Steps between evaluations; one is always made at the end of the schedule (default: 250)."""
+    eval_windows: int | None = None
+    """Validation windows to read at most (default: 4096)."""
     init_from: Path | None = None
     """Start from the weights of this checkpoint, with fresh moments at step 0."""
     profile: bool = False
@@ -80,47 +85,61 @@ class Train:
     """Go on from the newest checkpoint in --out, whichever backend wrote it; from the start where there is none."""
 
     def run(self) -> None:
-        for name in ("checkpoint_every", "keep", "eval_every", "eval_windows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        data = open_data(self.data)
-        run = Run(self.out, self.keep)
-        if run.exists() and not self.resume:
+        if self.stop_at is not None:
+            require_integer("stop_at", self.stop_at, 1)
+        data, run = open_data(self.data), Run(self.out)
+        existed = run.exists()
+        if existed and not self.resume:
             raise ValueError(f"{self.out} already holds a run; add --resume to carry it on, or name another --out")
-        settings = self.resolve(data, run.settings() if run.exists() else None)
-        initial = convert.read(self.init_from) if self.init_from else None
-        if initial is not None and initial.config != settings.model:
-            raise ValueError(f"{self.init_from} holds another model than asked for: {initial.config}")
-        engine = backends.load(self.backend, "train").Engine(settings.model, settings.training, self.method, self.remat)
+        settings = self.resolve(data, run.settings() if existed else None)
+        model, training, habits = settings.model, settings.training, settings.habits
+        initial = None if self.init_from is None else convert.read(self.init_from)
+        if initial is not None and self.init_from is not None:
+            require_same_tokenizer(initial, data, self.init_from)
+            if replace(initial.config, max_seq_len=model.max_seq_len) != model:
+                raise ValueError(f"{self.init_from} holds another model than asked for: {initial.config}")
+        engine = backends.load(self.backend, "train").Engine(model, training, habits.method, habits.remat)
         with run.locked():
+            if run.exists() != existed:
+                raise ValueError(f"{self.out} was taken by another run just now; name another --out")
             sys.exit(Trainer(self, data, run, settings, engine).train(initial))
 
     def resolve(self, data: Dataset, stored: Settings | None) -> Settings:
-        """The settings of this leg; raises ValueError where a resumed run would no longer be the same run."""
+        """The settings of this leg; raises ValueError where they cannot be, or a resumed run would be another run."""
+        name = self.preset or "nano"
         if stored is None:
-            name = self.preset or "nano"
-            model, training = replace(preset(name), vocab_size=data.vocab_size), RECIPES[name]
+            model, training, habits = preset(name), RECIPES[name], Habits()
         else:
-            model, training = stored.model, stored.training
+            model, training, habits = stored.model, stored.training, stored.habits
             if self.preset is not None:
-                model = replace(preset(self.preset), vocab_size=data.vocab_size, max_seq_len=model.max_seq_len)
-        model = replace(model, **_given(self, ("d_model", "d_ff", "n_layers")))
+                model = replace(preset(self.preset), max_seq_len=model.max_seq_len)
+        model = replace(model, vocab_size=data.vocab_size, **_given(self, ("d_model", "d_ff", "n_layers")))
         names = ("steps", "batch_size", "seq_len", "warmup_steps", "weight_decay", "grad_clip", "seed")
         training = replace(training, **_given(self, names))
         renamed = {"peak_lr": self.lr, "compute_dtype": self.dtype}
         training = replace(training, **{name: value for name, value in renamed.items() if value is not None})
         if self.total_tokens is not None:
-            training = replace(training, steps=int(self.total_tokens // (training.batch_size * training.seq_len)))
+            training = replace(training, steps=self._steps_of(training))
+        habits = replace(habits, **_given(self, tuple(field.name for field in fields(Habits))))
         if stored is None:
             model = replace(model, max_seq_len=training.seq_len)
             if self.warmup_steps is None:
                 training = replace(training, warmup_steps=min(training.warmup_steps, training.steps // 10))
-        settings = Settings(model, training, data_identity(data))
+        settings = Settings(model, training, habits, data_identity(data))
         if stored is not None:
             _require_same_run(stored, settings)
         windows_per_epoch(data.train, training.seq_len)
         next(validation_batches(data, training.seq_len, 1, 1))
+        _require_memory(model, training)
         return settings
+
+    def _steps_of(self, training: TrainingConfig) -> int:
+        tokens, a_step = self.total_tokens or 0.0, training.batch_size * training.seq_len
+        if self.steps is not None:
+            raise ValueError("--steps and --total-tokens both give the length of the schedule; give one of them")
+        if not a_step <= tokens < math.inf:
+            raise ValueError(f"--total-tokens must be at least one step's {a_step} tokens, got {tokens}")
+        return int(tokens // a_step)
 
 
 def _given(flags: Train, names: tuple[str, ...]) -> dict[str, Any]:
@@ -136,3 +155,16 @@ def _require_same_run(stored: Settings, asked: Settings) -> None:
         before, now = getattr(stored.training, name), getattr(asked.training, name)
         if before != now:
             raise ValueError(f"this run has {name} {before}, not {now}; resume without --{name.replace('_', '-')}")
+
+
+def _require_memory(model: LiquidNetConfig, training: TrainingConfig) -> None:
+    """Weights, gradients, two moments and one activation a layer are the least that training holds."""
+    activations = 4 * training.batch_size * training.seq_len * model.d_model * model.n_layers
+    needed = 16 * num_parameters(model) + activations
+    present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > present:
+        raise ValueError(
+            f"{num_parameters(model):,} parameters and {training.batch_size} x {training.seq_len} tokens a step need more"
+            f" than {needed / 2**30:,.0f} GiB, this machine has {present / 2**30:,.0f}; "
+            "make the model or the batch smaller"
+        )

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from spec.checkpoint import Checkpoint, list_checkpoints
 from spec.data import Dataset, training_batch, validation_batches
 from spec.sampling import Sampling
 from spec.schedule import learning_rate
+from tools.evaluate import mean_loss
 from tools.generate import stream_text
 from tools.plot import plot_loss
 from tools.run import Run, Settings
@@ -52,13 +54,15 @@ class Trainer:
 
     def train(self, initial: Checkpoint | None) -> int:
         """Train from the newest checkpoint, else from the weights of `initial`, else from the start; the exit code."""
-        training, flags = self.settings.training, self.flags
+        training, habits, flags = self.settings.training, self.settings.habits, self.flags
         newest = self.run.newest_checkpoint()
         if newest is not None:
             self._restore(newest)
         elif initial is not None:
             self.engine.load(initial.parameters, {}, 0)
-        self.first = self.step
+            # From here on --resume finds these weights, whatever happens before the first checkpoint.
+            self._save()
+        self.first = self.saved = self.step
         self.run.write_settings(self.settings)
         self.run.cut_metrics(self.step)
         last = training.steps if flags.stop_at is None else min(training.steps, flags.stop_at)
@@ -69,8 +73,11 @@ class Trainer:
         with self.run.metrics_writer() as self.write, _signals() as caught, self._bar(last) as self.advance:
             while self.step < last and not caught:
                 self._one_step()
-                if self.step % flags.checkpoint_every == 0 or self.step == last or caught:
+                is_best = self.best is not None and self.best["step"] == self.step
+                if self.step % habits.checkpoint_every == 0 or is_best:
                     self._save()
+            if self.step != self.saved:
+                self._save()
         plot_loss(self.run.metrics(), self.run.path / "loss.png")
         if caught:
             self._say(f"stopped by {caught[0].name} at step {self.step}; add --resume to carry on")
@@ -93,13 +100,15 @@ class Trainer:
         line = {"step": self.step, "loss": loss, "tokens": self.tokens, "lr": lr, "grad_norm": norm}
         self.write({**line, "tokens_per_second": round(rate, 1), "backend": self.engine.name})
         self.advance(loss, rate)
-        if self.step % self.flags.eval_every == 0 or self.step == training.steps:
+        if self.step % self.settings.habits.eval_every == 0 or self.step == training.steps:
             self._evaluate()
 
     def _evaluate(self) -> None:
         training = self.settings.training
-        windows = validation_batches(self.data, training.seq_len, max(32, training.batch_size), self.flags.eval_windows)
-        nats = self.engine.evaluate(windows)
+        most = self.settings.habits.eval_windows
+        nats = mean_loss(
+            self.engine, validation_batches(self.data, training.seq_len, max(32, training.batch_size), most)
+        )
         bits = self.data.nats_to_bits_per_byte(nats)
         if self.best is None or nats < self.best["val_loss"]:
             self.best = {"step": self.step, "val_loss": nats}
@@ -129,10 +138,12 @@ class Trainer:
             "data": self.settings.data,
             "best": self.best,
             "backend": self.engine.name,
-            "method": self.flags.method,
+            "method": self.engine.method,
             "environment": self._environment(),
         }
-        self.run.save(Checkpoint(self.settings.model, parameters, moments, state, self.data.tokenizer))
+        checkpoint = Checkpoint(self.settings.model, parameters, moments, state, self.data.tokenizer)
+        self.run.save(checkpoint, self.settings.habits.keep)
+        self.saved = self.step
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
@@ -146,20 +157,22 @@ class Trainer:
             raise ValueError(
                 f"the newest checkpoint in {self.run.path} has no optimizer state; start with --init-from it"
             )
+        if state["step"] > self.settings.training.steps:
+            raise ValueError(
+                f"the run is at step {state['step']}, beyond its schedule of {self.settings.training.steps} steps; "
+                "raise --steps"
+            )
         self.engine.load(checkpoint.parameters, checkpoint.moments, state["step"])
         self.step, self.samples_consumed, self.tokens = state["step"], state["samples_consumed"], state["tokens"]
         self.best = state.get("best")
         if state.get("backend") == self.engine.name:
-            now, then = self._environment(), state.get("environment", {})
+            now, then = self._environment(), state.get("environment") or {}
             changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
-            changed += [f"method {state.get('method')} -> {self.flags.method}"] * (
-                state.get("method") != self.flags.method
-            )
             if changed:
                 self._say(f"resuming will not repeat the same bits, since these changed: {', '.join(changed)}")
 
     def _environment(self) -> dict[str, Any]:
-        return {**self.engine.environment(), "numpy": np.__version__, "machine": platform.machine()}
+        return {**self.engine.environment(), "remat": self.settings.habits.remat, "processor": _processor()}
 
     def _not_finite(self, loss: float, norm: float) -> str:
         first, count = self.samples_consumed, self.settings.training.batch_size
@@ -196,6 +209,16 @@ class Trainer:
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False)
+
+
+def _processor() -> str:
+    """The processor's model: another one may take other vector instructions, and give other bits."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 @contextmanager

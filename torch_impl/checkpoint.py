@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import warnings
 import zipfile
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 # What a restricted unpickler, fed damaged bytes, was seen to fail with.
 _DAMAGE = (
     pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, LookupError, TypeError,
-    AttributeError, AssertionError,
+    AttributeError, AssertionError, RecursionError, NotImplementedError,
 )  # fmt: skip
 
 
@@ -68,8 +69,11 @@ def write_native(path: Path, checkpoint: Checkpoint) -> None:
         ValueError: the file already exists, or the checkpoint is not valid.
     """
     require_new(path)
+    # Through memory: torch.save's own writer turns a full disk into a RuntimeError.
+    content = io.BytesIO()
+    torch.save(_map_arrays(to_tree(checkpoint), np.ndarray, from_numpy), content)
     with new_file(path) as temporary:
-        torch.save(_map_arrays(to_tree(checkpoint), np.ndarray, from_numpy), temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def read_native(path: Path) -> Checkpoint:
@@ -81,11 +85,11 @@ def read_native(path: Path) -> Checkpoint:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a strange pickle protocol: the refusal says it all
-            tree = torch.load(path, map_location="cpu", weights_only=True)
+            tree = _map_arrays(torch.load(path, map_location="cpu", weights_only=True), Tensor, to_numpy)
     except _DAMAGE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} is no .pt file of plain tensors and was not loaded: {reason}") from error
-    return from_tree(_map_arrays(tree, Tensor, to_numpy), path)
+    return from_tree(tree, path)
 
 
 def _map_arrays(tree: Any, kind: type, convert: Any) -> Any:

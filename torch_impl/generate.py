@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from spec.sampling import Sampling, Step, check_tokens, complete
+from torch_impl.layers import COMPUTE
+from torch_impl.loss import read_out
 
 if TYPE_CHECKING:
     from torch_impl.model import LiquidNet
@@ -18,9 +20,6 @@ def make_step(model: LiquidNet) -> Step:
 
     The logits of the positions before the last are never made.
     """
-    from torch_impl.layers import COMPUTE
-    from torch_impl.loss import read_out
-
     device = model.embedding.weight.device
 
     @torch.inference_mode()

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spec.axes import BT, BTD, BTI, BTO
-from spec.config import COMPUTE_DTYPES, LiquidNetConfig, nearest
+from spec.config import LiquidNetConfig, require_known
 
 COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -18,11 +18,7 @@ def accumulate_dtype(compute_dtype: str) -> torch.dtype:
     Raises:
         ValueError: an unknown compute dtype.
     """
-    if compute_dtype not in COMPUTE:
-        raise ValueError(
-            f"unknown compute dtype {compute_dtype!r}; choose one of {', '.join(COMPUTE_DTYPES)}"
-            f"{nearest(compute_dtype, COMPUTE_DTYPES)}"
-        )
+    require_known("compute dtype", compute_dtype, COMPUTE)
     return torch.float64 if compute_dtype == "float64" else torch.float32
 
 

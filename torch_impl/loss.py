@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from spec.axes import ANY_D, ANY_V, BT, BTD, ND, SCALAR, VD, N
-from spec.config import nearest
+from spec.config import require_known
 from spec.data import IGNORED_LABEL
 
 CHUNK_LOGITS = 2**24
@@ -72,8 +72,7 @@ def cross_entropy(
         ValueError: an unknown method.
     """
     method = "chunked" if method == "auto" else method
-    if method not in METHODS:
-        raise ValueError(f"unknown loss method {method!r}; choose auto, {', '.join(METHODS)}{nearest(method, METHODS)}")
+    require_known("loss method", method, METHODS)
     labels_n = labels_bt.reshape(-1).long()
     nats = METHODS[method](hidden_btd.reshape(-1, hidden_btd.shape[-1]), embedding_vd, labels_n, compute)
     return nats, (labels_n != IGNORED_LABEL).sum()

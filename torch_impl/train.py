@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from spec.config import LiquidNetConfig, TrainingConfig
-from spec.data import IGNORED_LABEL, Batch
-from spec.optimizer import MOMENTS
+from spec.data import Batch
 from spec.sampling import Step
 from torch_impl.checkpoint import dump_parameters, load_parameters
 from torch_impl.data import to_device
 from torch_impl.generate import make_step
 from torch_impl.model import LiquidNet
 from torch_impl.optimizer import clip_by_global_norm, dump_moments, load_moments, make_optimizer
+from torch_impl.scan import choose_method
 
 
 class Engine:
@@ -33,10 +33,11 @@ class Engine:
         training: TrainingConfig,
         method: str = "auto",
         remat: bool = False,
-        device: str | None = None,
     ):
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.training = training
+        shape = (training.batch_size, training.seq_len, config.d_model)
+        self.method = choose_method(shape) if method == "auto" else method
         self.model = LiquidNet(config, training.seed, training.compute_dtype, method, remat).to(self.device)
         self.optimizer = make_optimizer(self.model, training)
 
@@ -58,15 +59,10 @@ class Engine:
         return loss.item(), norm.item()
 
     @torch.inference_mode()
-    def evaluate(self, batches: Iterable[Batch]) -> float:
-        """Mean nats a counted label over the batches, each row from a zero state."""
-        nats, count = 0.0, 0
-        for batch in batches:
-            counted = int((batch.labels != IGNORED_LABEL).sum())
-            tokens, labels, resets = to_device(batch, self.device)
-            nats += self.model.loss(tokens, labels, resets=resets)[0].item() * counted
-            count += counted
-        return nats / count
+    def evaluate(self, batch: Batch) -> float:
+        """Mean nats a counted label, each row from a zero state."""
+        tokens, labels, resets = to_device(batch, self.device)
+        return self.model.loss(tokens, labels, resets=resets)[0].item()
 
     def load(self, parameters: dict[str, np.ndarray], moments: dict[str, dict[str, np.ndarray]], step: int) -> None:
         """Take over parameters and, where there are any, moments after `step` steps."""
@@ -76,8 +72,7 @@ class Engine:
 
     def dump(self) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
         """Parameters and moments as NumPy."""
-        moments = dump_moments(self.model, self.optimizer)
-        return dump_parameters(self.model), {name: moments[name] for name in MOMENTS}
+        return dump_parameters(self.model), dump_moments(self.model, self.optimizer)
 
     def sampler(self) -> Step:
         """The current model as a step of generation."""
@@ -86,7 +81,8 @@ class Engine:
     def environment(self) -> dict[str, Any]:
         """What bit-exact resume depends on besides the checkpoint."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return {"torch": torch.__version__.split("+")[0], "device": name, "threads": torch.get_num_threads()}
+        versions = {"torch": torch.__version__.split("+")[0], "numpy": np.__version__}
+        return {**versions, "device": name, "threads": torch.get_num_threads(), "method": self.method}
 
     @contextmanager
     def profile(self, directory: Path) -> Iterator[None]:

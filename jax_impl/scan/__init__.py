@@ -12,7 +12,7 @@ from jax_impl.scan.associative import associative
 from jax_impl.scan.chunked import chunked
 from jax_impl.scan.sequential import sequential
 from spec.axes import BD, BT, BTD
-from spec.config import nearest
+from spec.config import require_known
 
 METHODS = {"sequential": sequential, "associative": associative, "chunked": chunked}
 
@@ -54,8 +54,7 @@ def scan(
     if tuple(state_bd.shape) != (b, d):
         raise ValueError(f"the state needs shape {(b, d)}, got {tuple(state_bd.shape)}")
     method = choose_method(decay_btd.shape) if method == "auto" else method
-    if method not in METHODS:
-        raise ValueError(f"unknown scan method {method!r}; choose auto, {', '.join(METHODS)}{nearest(method, METHODS)}")
+    require_known("scan method", method, METHODS)
     if resets_bt is not None:
         decay_btd = jnp.where(resets_bt[..., None], 0.0, decay_btd)
     if padding_bt is not None:

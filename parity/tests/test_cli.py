@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from spec.checkpoint import list_checkpoints
+from spec.checkpoint import list_checkpoints, read_checkpoint
 from tools import backends
 from tools.cli import main
 
@@ -117,12 +117,35 @@ def test_init_from_takes_weights_only(run, small_data, tmp_path, backend):
     assert taken["step"] == 1 and taken["loss"] < fresh["loss"]
 
 
+def test_a_resumed_run_keeps_its_habits(small_data, tmp_path, backend):
+    out = tmp_path / "run"
+    train(backend, small_data, out, "--steps", 6, "--stop-at", 2, "--method", "sequential", "--checkpoint-every", 1)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", backend, "--data", str(small_data), "--out", str(out), "--resume"])
+    assert stop.value.code == 0
+    assert [path.name for path in list_checkpoints(out)] == [f"step_{step:08d}" for step in (4, 5, 6)]
+    assert read_checkpoint(out).state["method"] == "sequential"
+
+
+def test_what_is_left_of_a_run_is_not_taken_over(refused, damaged, small_data, backend):
+    (damaged / "config.json").unlink()
+    assert "already holds a run" in refused("train", backend, "--data", small_data, "--out", damaged)
+    assert "config.json is damaged" in refused("train", backend, "--data", small_data, "--out", damaged, "--resume")
+
+
+def test_a_checkpoint_under_another_steps_name_is_refused(refused, damaged, small_data, backend):
+    newest = list_checkpoints(damaged)[-1]
+    newest.rename(newest.with_name("step_00000007"))
+    assert "rename it" in refused("train", backend, "--data", small_data, "--out", damaged, "--resume", "--steps", 9)
+
+
 def test_unknown_names_get_the_nearest_one(refused, small_data, tmp_path, backend):
     out = tmp_path / "out"
     assert "did you mean 'nano'?" in refused("train", backend, "--preset", "nanno", "--data", small_data, "--out", out)
-    assert "--seq-len" in refused("train", backend, "--data", small_data, "--out", out, "--seq-lenn", 3)
-    assert "train" in refused("trian")
-    assert "tensorflow" in refused("train", "tensorflow", "--data", small_data, "--out", out)
+    message = refused("train", backend, "--data", small_data, "--out", out, "--seq-lenn", 3)
+    assert "Perhaps you meant: --seq-len " in message
+    assert "Available subcommands: prepare, train" in refused("trian")
+    assert "Expected one of ('torch', 'jax')" in refused("train", "tensorflow", "--data", small_data, "--out", out)
     message = refused("train", backend, "--data", small_data, "--out", out, "--method", "chunkd", *TRAIN)
     assert "did you mean 'chunked'?" in message
     message = refused("train", backend, "--data", small_data, "--out", out, "--dtype", "bfloat61")
@@ -132,8 +155,19 @@ def test_unknown_names_get_the_nearest_one(refused, small_data, tmp_path, backen
 
 def test_values_out_of_range_are_named(refused, small_data, tmp_path, backend):
     command = ("train", backend, "--data", small_data, "--out", tmp_path / "out")
-    for flag, value in (("--seq-len", 10**7), ("--batch-size", 0), ("--lr", "nan"), ("--keep", 0), ("--seed", -1)):
-        assert str(value) in refused(*command, flag, value)
+    for flag, value, message in (
+        ("--seq-len", 10**7, "sequence length 10000000 needs at least"),
+        ("--batch-size", 0, "batch_size must be an integer of at least 1, got 0"),
+        ("--batch-size", 10**22, "batch_size must be at most"),
+        ("--batch-size", 2**31 - 1, "tokens a step need more than"),
+        ("--d-model", 10**9, "make the model or the batch smaller"),
+        ("--lr", "nan", "peak_lr must be a number"),
+        ("--keep", 0, "keep must be an integer of at least 1"),
+        ("--seed", -1, "seed must be an integer of at least 0"),
+        ("--stop-at", 0, "stop_at must be an integer of at least 1"),
+        ("--total-tokens", "inf", "--total-tokens must be at least"),
+    ):
+        assert message in refused(*command, flag, value)
     assert not (tmp_path / "out").exists()
 
 
@@ -153,6 +187,7 @@ def test_a_resumed_run_must_be_the_same_run(refused, run, small_data, tmp_path, 
     assert "data differs" in refused(*command, "--data", tmp_path / "other")
     assert "seq_len 64, not 32" in refused(*command, "--data", small_data, "--seq-len", 32)
     assert "model" in refused(*command, "--data", small_data, "--d-model", 32)
+    assert "beyond its schedule" in refused(*command, "--data", small_data, "--steps", 2)
     assert "already holds a run" in refused(*command[:-1], "--data", small_data)
 
 
@@ -193,6 +228,17 @@ def test_text_that_cannot_be_prepared_leaves_nothing(refused, tmp_path):
     assert "empty.txt" in refused("prepare", "--text", tmp_path / "empty.txt", "--out", tmp_path / "data")
     assert "UTF-8" in refused("prepare", "--text", tmp_path / "latin.txt", "--out", tmp_path / "data")
     assert {path.name for path in tmp_path.iterdir()} == {"empty.txt", "latin.txt"}
+
+
+def test_a_full_disk_leaves_no_half_of_a_conversion(run, tmp_path):
+    pytest.importorskip("torch", reason=".pt files are PyTorch's")
+    program = "import resource, sys\nfrom tools.cli import main\n"
+    program += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({2**13}, {resource.RLIM_INFINITY}))\nmain(sys.argv[1:])"
+    for target in ("a", "a.pt"):
+        command = [sys.executable, "-c", program, "convert", str(run), str(tmp_path / target)]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.returncode == 2 and ended.stderr.startswith("liquidnet: error:"), ended.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(damaged, small_data, backend):

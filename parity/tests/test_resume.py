@@ -86,6 +86,65 @@ def test_a_killed_run_resumes_to_the_same_bits(whole, small_data, tmp_path, repo
     assert losses(out) == losses(reference)
 
 
+def test_weights_taken_over_survive_a_kill_before_the_first_checkpoint(whole, small_data, tmp_path):
+    backend, reference = whole
+    more = ("--init-from", str(reference), "--checkpoint-every", "100")
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    subprocess.run(command(backend, small_data, alone, *more, "--stop-at", "4"), check=True, capture_output=True)
+    process = subprocess.Popen(command(backend, small_data, killed, *more), stderr=subprocess.DEVNULL)
+    assert stop_at_line(process, killed, 2, signal.SIGKILL) == -signal.SIGKILL
+    resume = command(backend, small_data, killed, "--checkpoint-every", "100", "--resume", "--stop-at", "4")
+    subprocess.run(resume, check=True, capture_output=True)
+    assert losses(killed) == losses(alone)
+
+
+CRASH = """
+import os, shutil, sys
+calls = 0
+def dying(function):
+    def call(*arguments, **named):
+        global calls
+        calls += 1
+        if calls == int(sys.argv[1]):
+            os._exit(9)
+        return function(*arguments, **named)
+    return call
+os.rename, os.replace, shutil.rmtree = map(dying, (os.rename, os.replace, shutil.rmtree))
+from tools.cli import main
+main(sys.argv[2:])
+"""
+
+
+def test_death_at_every_rename_loses_nothing(small_data, tmp_path, report):
+    pytest.importorskip("torch", reason="the shell is the same; one backend will do")
+    flags = ("--d-model", "16", "--d-ff", "24", "--n-layers", "1", "--steps", "6", "--checkpoint-every", "2")
+    flags = (
+        "train",
+        "torch",
+        "--data",
+        str(small_data),
+        *flags,
+        "--keep",
+        "1",
+        "--eval-every",
+        "3",
+        "--eval-windows",
+        "2",
+    )
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    program = [sys.executable, "-c", CRASH]
+    subprocess.run([*program, "0", *flags, "--out", str(whole)], check=True, capture_output=True)
+    for call in range(1, 40):
+        code = subprocess.run(
+            [*program, str(call), *flags, "--out", str(run), "--resume"], capture_output=True
+        ).returncode
+        if code == 0:
+            break
+        assert code == 9
+    report(f"died at {call - 1} different renames and deletions, each time resumed")
+    assert call > 5 and final_files(run) == final_files(whole) and losses(run) == losses(whole)
+
+
 def test_sigterm_saves_and_exits_75(whole, small_data, tmp_path):
     backend, reference = whole
     out = tmp_path / "run"

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spec.axes import BD, BT, BTD
-from spec.config import nearest
+from spec.config import require_known
 from torch_impl.scan.chunked import chunked
 from torch_impl.scan.sequential import sequential
 
@@ -52,8 +52,7 @@ def scan(
     if tuple(state_bd.shape) != (b, d):
         raise ValueError(f"the state needs shape {(b, d)}, got {tuple(state_bd.shape)}")
     method = choose_method(decay_btd.shape) if method == "auto" else method
-    if method not in METHODS:
-        raise ValueError(f"unknown scan method {method!r}; choose auto, {', '.join(METHODS)}{nearest(method, METHODS)}")
+    require_known("scan method", method, METHODS)
     if resets_bt is not None:
         decay_btd = decay_btd.masked_fill(resets_bt[..., None], 0.0)
     if padding_bt is not None:
