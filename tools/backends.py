@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from types import ModuleType
 from typing import Literal
 
@@ -19,6 +20,8 @@ def installed() -> list[Backend]:
 
 def load(backend: str, module: str) -> ModuleType:
     """`torch_impl.<module>` or `jax_impl.<module>`; raises ValueError saying what to install where it is missing."""
+    # By default a waiting OpenMP thread spins: beside any other busy process a step then takes up to 50 times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         return importlib.import_module(f"{backend}_impl.{module}")
     except ModuleNotFoundError as error:

@@ -164,7 +164,7 @@ def _require_memory(model: LiquidNetConfig, training: TrainingConfig) -> None:
     present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > present:
         raise ValueError(
-            f"{num_parameters(model):,} parameters and {training.batch_size} x {training.seq_len} tokens a step need more"
-            f" than {needed / 2**30:,.0f} GiB, this machine has {present / 2**30:,.0f}; "
+            f"{num_parameters(model):,} parameters and {training.batch_size} x {training.seq_len} tokens a step need "
+            f"more than {needed / 2**30:,.0f} GiB, this machine has {present / 2**30:,.0f}; "
             "make the model or the batch smaller"
         )
