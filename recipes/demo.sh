@@ -5,7 +5,7 @@ set -euo pipefail
 
 out=${1:-demo}
 stories=${STORIES:-20000}
-steps=${STEPS:-2000}
+steps=${STEPS:-1600}
 half=$((steps / 2))
 checkpoint=checkpoints/$(printf 'step_%08d' "$half")
 

@@ -85,9 +85,7 @@ def open_data(directory: Path) -> Dataset:
         digests = {"tokenizer.json": (tokenizer, meta["tokenizer_sha256"])}
         parts = {}
         for part in ("train", "val"):
-            parts[part] = np.memmap(
-                directory / f"{part}.bin", dtype=np.dtype(meta["dtype"]).newbyteorder("<"), mode="r"
-            )
+            parts[part] = _open_tokens(directory / f"{part}.bin", np.dtype(meta["dtype"]).newbyteorder("<"))
             digests[f"{part}.bin"] = (parts[part], meta[part]["sha256"])
         require_integer("meta.json: vocab_size", meta["vocab_size"], 1)
         require_integer("meta.json: end_of_text_id", meta["end_of_text_id"], 0, meta["vocab_size"] - 1)
@@ -105,6 +103,13 @@ def open_data(directory: Path) -> Dataset:
         if tokens.max() >= meta["vocab_size"]:
             raise ValueError(f"{directory / name}.bin holds token id {tokens.max()}, outside the vocabulary")
     return Dataset(parts["train"], parts["val"], meta, tokenizer.decode())
+
+
+def _open_tokens(path: Path, dtype: np.dtype) -> np.ndarray:
+    try:
+        return np.memmap(path, dtype=dtype, mode="r")
+    except ValueError as error:
+        raise ValueError(f"{path} is empty or cut short; run `liquidnet prepare` again") from error
 
 
 def permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:

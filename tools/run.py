@@ -47,7 +47,7 @@ class Habits:
     checkpoint_every: int = 250
     keep: int = 3
     eval_every: int = 250
-    eval_windows: int = 4096
+    eval_windows: int = 2048
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep", "eval_every", "eval_windows"):

@@ -76,7 +76,7 @@ class Train:
     eval_every: int | None = None
     """Steps between evaluations; one is always made at the end of the schedule (default: 250)."""
     eval_windows: int | None = None
-    """Validation windows to read at most (default: 4096)."""
+    """Validation windows to read at most (default: 2048)."""
     init_from: Path | None = None
     """Start from the weights of this checkpoint, with fresh moments at step 0."""
     profile: bool = False
