@@ -1,0 +1,1 @@
+"""The proof: both backends against one float64 reference, within derived bounds."""

@@ -1,0 +1,181 @@
+"""jax_impl in NumPy, jitted: each shape is compiled once. Twin: parity/torch_face.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import jax_impl
+from jax_impl import generate as generation
+from jax_impl import loss as losses
+from jax_impl import mixer
+from jax_impl import optimizer as optimizers
+from jax_impl.scan import METHODS
+from parity.backends import SCAN_RESULTS, chunk_logits, float64_elsewhere, real
+from spec.config import LiquidNetConfig, TrainingConfig
+
+NAME = "jax"
+SCAN_METHODS = tuple(METHODS)
+
+
+@float64_elsewhere
+def scan(decay, drive, state=None, method="auto", resets=None, padding=None):
+    """(states, last state); None is passed on as None."""
+    return _arrays(*_scan(decay, drive, state, method, resets, padding))
+
+
+@float64_elsewhere
+def scan_vjp(decay, drive, state, method, resets, padding, states_gradient, final_gradient):
+    """SCAN_RESULTS: both outputs of the scan and the gradients of its three inputs."""
+    results = _scan_vjp((decay, drive, state), method, resets, padding, (states_gradient, final_gradient))
+    return dict(zip(SCAN_RESULTS, _arrays(*results), strict=True))
+
+
+@float64_elsewhere
+def decay_gates(p, delta_min):
+    """(alpha, 1 - alpha) in the dtype of p."""
+    return _arrays(*_gates(p, delta_min))
+
+
+@float64_elsewhere
+def gates_gradient(p, delta_min, alpha_gradient, fresh_gradient):
+    """Gradient of p from those of alpha and 1 - alpha."""
+    _, pull_back = jax.vjp(lambda p: _gates(p, delta_min), p)
+    return _arrays(*pull_back((alpha_gradient, fresh_gradient)))[0]
+
+
+@float64_elsewhere
+def model(params, config, tokens, states=None, resets=None, padding=None, method="auto", compute_dtype="float32"):
+    """(logits, final states)."""
+    forward, _ = _functions(config, compute_dtype=compute_dtype, method=method)
+    return _arrays(*forward(_in(params, compute_dtype), tokens, real(states, compute_dtype), resets, padding))
+
+
+@float64_elsewhere
+def loss_and_gradients(
+    params,
+    config,
+    tokens,
+    labels,
+    states,
+    resets=None,
+    padding=None,
+    final_state_gradient=None,
+    method="auto",
+    compute_dtype="float32",
+    remat=False,
+    loss_method="auto",
+    chunk=None,
+):
+    """(loss, gradients by path, gradient of the initial states, final states).
+
+    The gradients are those of loss + sum(final_state_gradient * final states). `chunk` is the most logits a chunk.
+    """
+    options = {"compute_dtype": compute_dtype, "method": method, "remat": remat, "loss_method": loss_method}
+    _, gradients_of = _functions(config, chunk, **options)
+    parameters, initial, final_gradient = _in(params, compute_dtype), states, final_state_gradient
+    (_, (loss, last)), (gradients, state_gradient) = gradients_of(
+        parameters, real(initial, compute_dtype), tokens, labels, resets, padding, real(final_gradient, compute_dtype)
+    )
+    return float(loss), {path: np.asarray(gradients[path]) for path in params}, *_arrays(state_gradient, last)
+
+
+def adamw_steps(config, training, parameters, moments, steps_taken, gradients, rates):
+    """(parameters, moments, norms) after one clipped step of AdamW for each set of gradients and learning rate."""
+    optimizer, advance = _optimizer(config, training)
+    parameters = _in(parameters, "float32")
+    state = optimizer.init(parameters)
+    if moments:
+        state = optimizers.load_moments(state, moments, steps_taken)
+    norms = []
+    for arrays, rate in zip(gradients, rates, strict=True):
+        parameters, state, norm = advance(parameters, state, dict(arrays), rate)
+        norms.append(float(norm))
+    return {path: np.asarray(parameters[path]) for path in parameters}, optimizers.dump_moments(state), norms
+
+
+def fresh(config, seed=0):
+    """(parameters, num_parameters) of a new model."""
+    net = jax_impl.LiquidNet(config, seed)
+    return jax_impl.dump_parameters(net), net.num_parameters()
+
+
+def generate(params, config, prompt, max_length, **sampling):
+    """The prompt and what follows it, by `LiquidNet.generate`."""
+    return np.asarray(_model(params, config).generate(jnp.asarray(prompt), max_length, **sampling))
+
+
+def make_step(params, config):
+    """The model as a step of generation."""
+    return generation.make_step(_model(params, config))
+
+
+@partial(jax.jit, static_argnums=3)
+def _scan(decay, drive, state, method, resets, padding):
+    return jax_impl.scan(decay, drive, state, method, resets, padding)
+
+
+@partial(jax.jit, static_argnums=1)
+def _scan_vjp(inputs, method, resets, padding, output_gradients):
+    outputs, pull_back = jax.vjp(lambda *inputs: jax_impl.scan(*inputs, method, resets, padding), *inputs)
+    return *outputs, *pull_back(output_gradients)
+
+
+_gates = jax.jit(mixer.decay_gates, static_argnums=1)
+
+
+@cache
+def _functions(config: LiquidNetConfig, chunk: int | None = None, **options: Any) -> tuple[Callable, Callable]:
+    """The forward pass and the gradients of one model, as jitted functions of its parameters by path."""
+    graph, variables = nnx.split(jax_impl.LiquidNet(config, **options), nnx.Param)
+
+    def merge(parameters):
+        state = nnx.map_state(lambda path, variable: variable.replace(parameters[".".join(map(str, path))]), variables)
+        return nnx.merge(graph, state)
+
+    @jax.jit
+    def forward(parameters, *inputs):
+        return merge(parameters)(*inputs)
+
+    @jax.jit
+    @partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def gradients_of(parameters, states, tokens, labels, resets, padding, final_gradient):
+        with chunk_logits(losses, chunk):
+            loss, last = merge(parameters).loss(tokens, labels, states, resets, padding)
+        return loss + (0.0 if final_gradient is None else (final_gradient * last).sum()), (loss, last)
+
+    return forward, gradients_of
+
+
+@cache
+def _optimizer(config: LiquidNetConfig, training: TrainingConfig) -> tuple[Any, Callable]:
+    optimizer = optimizers.make_optimizer(config, training)
+
+    @jax.jit
+    def advance(parameters, state, gradients, rate):
+        # The same three lines as in jax_impl/train.py, there in one jitted step with the model.
+        gradients, norm = optimizers.clip_by_global_norm(gradients, training.grad_clip)
+        steps, state = optimizer.update(gradients, state, parameters)
+        return jax.tree.map(lambda parameter, step: parameter - rate * step, parameters, steps), state, norm
+
+    return optimizer, advance
+
+
+def _in(params: Mapping[str, np.ndarray], compute_dtype: str) -> dict[str, Any]:
+    return {path: jnp.asarray(real(array, compute_dtype)) for path, array in params.items()}
+
+
+def _arrays(*arrays: jax.Array) -> tuple[np.ndarray, ...]:
+    return tuple(np.asarray(x) for x in arrays)
+
+
+def _model(params: Mapping[str, np.ndarray], config: LiquidNetConfig) -> jax_impl.LiquidNet:
+    net = jax_impl.LiquidNet(config)
+    jax_impl.load_parameters(net, params)
+    return net

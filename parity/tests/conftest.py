@@ -1,0 +1,88 @@
+"""Hypothesis profiles, one thread, full float32; every installed backend and method; errors in units of bounds."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from parity import backends, bounds
+from parity.fixtures import TOLD, report, small_data, text_data  # noqa: F401  fixtures are found by being here
+
+# Examples take as long as a compilation where a shape is new, so neither a deadline nor a check of speed makes sense.
+COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
+settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **COMMON)
+settings.register_profile("soak", max_examples=2000, **COMMON)
+settings.load_profile(os.environ.get("PARITY_PROFILE", "ci"))
+
+WORST: dict[str, tuple[float, str]] = {}
+MEASURED: list[str] = []
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for `face` runs for each backend, and for each of its scan methods if it asks for `method`."""
+    if "face" not in metafunc.fixturenames:
+        return
+    with_method = "method" in metafunc.fixturenames
+    rows = []
+    for name in backends.FRAMEWORKS:
+        reason = backends.missing(name)
+        if reason:
+            skip = pytest.mark.skip(reason=reason)
+            rows.append(pytest.param(*[None] * (1 + with_method), id=name, marks=skip))
+        elif with_method:
+            face = backends.load(name)
+            rows += [pytest.param(face, method, id=f"{name}-{method}") for method in face.SCAN_METHODS]
+        else:
+            rows.append(pytest.param(backends.load(name), id=name))
+    metafunc.parametrize("face, method" if with_method else "face", rows)
+
+
+@pytest.fixture(autouse=True)
+def method_runs_here(request: pytest.FixtureRequest) -> None:
+    """Skips what a method cannot do on this machine, in its own words."""
+    if {"face", "method"} <= set(request.fixturenames):
+        reason = backends.refusal(request.getfixturevalue("face").NAME, request.getfixturevalue("method"))
+        if reason:
+            pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread_and_full_float32():
+    """Sums in one order on every machine; float32 means float32; no process is left behind."""
+    if backends.missing("torch") is None:
+        import torch
+
+        torch.set_num_threads(1)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+    yield
+    backends.stop_worker()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item):
+    """What the test measured travels with its report: with xdist it ran in another process."""
+    bounds.WORST.clear()
+    try:
+        return (yield)
+    finally:
+        item.user_properties += [(f"units of {label}", worst) for label, worst in bounds.WORST.items()]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:  # noqa: F811  the name that pytest passes
+    for name, worst in report.user_properties if report.when == "call" else ():
+        if name == TOLD:
+            MEASURED.append(worst)
+        elif name.startswith("units of "):
+            WORST[name] = max((worst, report.nodeid.split("::", 1)[1]), WORST.get(name, (0.0, "")))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if MEASURED:
+        terminalreporter.section("measured")
+        for line in MEASURED:
+            terminalreporter.write_line(line)
+    if WORST:
+        terminalreporter.section("largest errors")
+        for name, (worst, test) in sorted(WORST.items()):
+            terminalreporter.write_line(f"{worst:8.3f} {name}   in {test}")

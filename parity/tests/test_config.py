@@ -1,0 +1,151 @@
+"""Configurations: the same JSON both ways; every bad value is refused by its name; the nearest name is suggested."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spec import PRESETS, LiquidNetConfig, TrainingConfig
+from spec.config import COMPUTE_DTYPES, config_from_json, config_to_json, nearest, training_from_json
+from spec.optimizer import decayed_paths
+from spec.parameters import num_parameters, parameter_table
+from spec.presets import RECIPES, preset
+
+sizes = st.integers(1, 10**6)
+positive = st.floats(1e-12, 1.0)
+
+
+@given(st.builds(LiquidNetConfig, sizes, sizes, sizes, sizes, sizes, st.floats(0.0, 1.0), positive))
+def test_a_model_survives_json(config):
+    text = json.dumps(config_to_json(config))
+    assert json.loads(text)["family"] == "liquidnet"
+    assert config_from_json(json.loads(text)) == config
+
+
+@given(
+    st.builds(
+        TrainingConfig,
+        steps=sizes,
+        batch_size=sizes,
+        seq_len=sizes,
+        peak_lr=positive,
+        warmup_steps=st.integers(0, 10**6),
+        final_lr_fraction=st.floats(0.0, 1.0),
+        beta1=st.floats(0.0, 0.999),
+        beta2=st.floats(0.0, 0.999),
+        adam_eps=positive,
+        weight_decay=st.floats(0.0, 10.0),
+        grad_clip=st.floats(0.0, 10.0),
+        seed=st.integers(0, 2**64 - 1),
+        compute_dtype=st.sampled_from(COMPUTE_DTYPES),
+    )
+)
+def test_a_training_survives_json(training):
+    assert training_from_json(json.loads(json.dumps(dataclasses.asdict(training)))) == training
+
+
+NOT_INTEGERS = (0, -1, 1.0, True, "8", None)
+NOT_NUMBERS = (-1e-9, math.nan, math.inf, -math.inf, True, "1", None)
+BAD = [
+    *((LiquidNetConfig, name, value) for name in ("vocab_size", "d_model", "d_ff", "n_layers", "max_seq_len")
+      for value in NOT_INTEGERS),
+    *((LiquidNetConfig, "delta_min", value) for value in (*NOT_NUMBERS, 1.1)),
+    *((LiquidNetConfig, "norm_eps", value) for value in (*NOT_NUMBERS, 0.0, 1.1)),
+    *((TrainingConfig, name, value) for name in ("steps", "batch_size", "seq_len") for value in NOT_INTEGERS),
+    *((TrainingConfig, name, value) for name in ("warmup_steps", "seed") for value in NOT_INTEGERS[1:]),
+    *((TrainingConfig, name, value) for name in ("final_lr_fraction", "weight_decay", "grad_clip")
+      for value in NOT_NUMBERS),
+    *((TrainingConfig, name, value) for name in ("beta1", "beta2") for value in (*NOT_NUMBERS, 1.0)),
+    *((TrainingConfig, name, value) for name in ("peak_lr", "adam_eps") for value in (*NOT_NUMBERS, 0.0)),
+    (TrainingConfig, "final_lr_fraction", 1.1),
+    (TrainingConfig, "seed", 2**64),
+    (TrainingConfig, "steps", 10**4000),
+    (TrainingConfig, "compute_dtype", "float8"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("owner, name, value", BAD)
+def test_a_bad_value_is_named(owner, name, value):
+    with pytest.raises(ValueError) as raised:
+        owner(**{name: value})
+    message = str(raised.value)
+    assert name in message or name.replace("_", " ") in message
+    # Of an integer with thousands of digits, the number of digits.
+    assert repr(value) in message or f"{len(str(value))} digits" in message
+
+
+def test_every_field_is_validated():
+    for owner in (LiquidNetConfig, TrainingConfig):
+        assert {field.name for field in dataclasses.fields(owner)} == {name for who, name, _ in BAD if who is owner}
+
+
+def test_configurations_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        LiquidNetConfig().d_model = 3
+    assert LiquidNetConfig(n_layers=8).residual_scale == 0.25
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        ({"family": "liquid_net"}, "unknown model family 'liquid_net'; this version knows liquidnet"),
+        ({}, "unknown model family None"),
+        ([1, 2], r"unknown model family \[1, 2\]"),
+        ("liquidnet", "unknown model family 'liquidnet'"),
+        ({**config_to_json(PRESETS["nano"]), "d_modle": 3}, "no field 'd_modle'; did you mean 'd_model'"),
+        ({**config_to_json(PRESETS["nano"]), "d_ff": "x"}, "d_ff must be an integer of at least 1, got 'x'"),
+        ({"family": "liquidnet", "d_model": 8}, "lacks the field 'vocab_size'"),
+    ],
+)
+def test_bad_model_json_is_refused(value, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_json(value)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"peak_rl": 1.0}, "TrainingConfig has no field 'peak_rl'; did you mean 'peak_lr'"),
+        ({"zzz": 1.0}, "TrainingConfig has no field 'zzz'$"),
+        ({"beta1": 2}, "beta1 must be a number"),
+        ({"compute_dtype": "bfloat61"}, "did you mean 'bfloat16'"),
+    ],
+)
+def test_bad_training_json_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        training_from_json({**dataclasses.asdict(TrainingConfig()), **change})
+
+
+def test_incomplete_training_json_is_refused():
+    for value in (3, [], None):
+        with pytest.raises(ValueError, match="must be a JSON object"):
+            training_from_json(value)
+    with pytest.raises(ValueError, match="lacks the field 'batch_size'"):
+        training_from_json({"steps": 3})
+
+
+def test_nearest_names():
+    assert nearest("sequentail", ["sequential", "chunked"]) == "; did you mean 'sequential'?"
+    assert nearest("qqq", ["sequential"]) == ""
+    assert preset("nano") is PRESETS["nano"]
+    with pytest.raises(
+        ValueError, match="unknown preset 'tniy'; choose one of nano, tiny, small, base; did you mean 'tiny'"
+    ):
+        preset("tniy")
+
+
+def test_presets_have_recipes_that_fit():
+    assert set(RECIPES) == set(PRESETS)
+    for name, config in PRESETS.items():
+        assert config.vocab_size == 50257 and RECIPES[name].seq_len == config.max_seq_len
+
+
+def test_only_matrices_decay():
+    config = PRESETS["nano"]
+    table = parameter_table(config)
+    assert decayed_paths(config) == {row.path for row in table if len(row.shape) == 2}
+    assert num_parameters(config) == sum(math.prod(row.shape) for row in table)
+    assert len({row.path for row in table}) == len(table) == 2 + 7 * config.n_layers

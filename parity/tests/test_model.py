@@ -1,0 +1,262 @@
+"""Whole models after noise on every parameter: logits, loss, every gradient and the states against the reference."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parity import backends
+from parity.bounds import assert_within, double_bound
+from parity.model_checks import check, check_outputs, differentiate, reference, run
+from parity.strategies import BATCH, CONFIG, LENGTHS, ModelCase, model_cases, perturbed_parameters, seeds
+from spec import LiquidNetConfig
+from spec.reference import forward
+
+few = settings(max_examples=max(1, settings().max_examples // 10))
+some = settings(max_examples=max(1, settings().max_examples // 4))
+SHORT = (1, 2, 3, 31)
+ROW = CONFIG.vocab_size
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@few
+@given(data=st.data())
+def test_everything_in_float64(face, method, length, data):
+    check(face, data.draw(model_cases(lengths=(length,)), label="case"), method, "float64")
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@few
+@given(data=st.data())
+def test_everything_in_float32(face, length, data):
+    """Each length with one method in turn, all being equal in float64: a compilation takes seconds."""
+    method = face.SCAN_METHODS[LENGTHS.index(length) % len(face.SCAN_METHODS)]
+    check(face, data.draw(model_cases(lengths=(length,)), label="case"), method, "float32")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("length", LENGTHS)
+@some
+@given(data=st.data())
+def test_everything_in_float32_with_every_method(face, method, length, data):
+    check(face, data.draw(model_cases(lengths=(length,)), label="case"), method, "float32")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LiquidNetConfig(vocab_size=2, d_model=2, d_ff=1, n_layers=1),
+        LiquidNetConfig(vocab_size=5, d_model=7, d_ff=3, n_layers=3, delta_min=0.0, norm_eps=1e-2),
+    ],
+)
+def test_other_configurations(face, config):
+    for seed in range(3):
+        check(face, ModelCase(3, "some", "none", "some", False, seed, config=config))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"remat": True},
+        {"loss_method": "full"},
+        {"loss_method": "chunked", "chunk": 7 * ROW},
+        {"loss_method": "chunked", "chunk": 1, "remat": True},
+    ],
+    ids=lambda options: ", ".join(f"{name} {value}" for name, value in options.items()),
+)
+def test_remat_and_loss_chunks_change_nothing(face, options):
+    """Chunks of 7 rows do not divide the 62 labels; a chunk of one logit still takes one whole row."""
+    for seed in range(3):
+        check(face, ModelCase(31, "some", "left", "some", False, seed), label="remat and chunks", **options)
+
+
+def test_no_chunk_holds_more_rows_than_it_may(face, monkeypatch):
+    losses = backends.load_module(face.NAME, "loss")
+    rows, usual = [], losses.total_nats
+
+    def count(hidden, *rest):
+        rows.append(hidden.shape[0])
+        return usual(hidden, *rest)
+
+    monkeypatch.setattr(losses, "total_nats", count)
+    case = ModelCase(31, "none", "none", "some", True, 1)
+    check(face, case, "auto", "float32", label="remat and chunks", remat=True, chunk=5 * ROW)
+    assert max(rows) == 5
+
+
+@pytest.mark.parametrize("compute_dtype", ["float64", "float32"])
+@few
+@given(case=model_cases(lengths=(31,)))
+def test_decoding_token_by_token_equals_one_pass(face, method, compute_dtype, case):
+    arrays, states, logits = case.arrays(), case.arrays().states, []
+    for t in range(case.length):
+        tokens, resets, padding = (x[:, t : t + 1] for x in (arrays.tokens, arrays.resets, arrays.padding))
+        options = {"method": method, "compute_dtype": compute_dtype}
+        one, states = face.model(case.parameters, case.config, tokens, states, resets, padding, **options)
+        logits.append(one)
+    check_outputs(case, np.concatenate(logits, axis=1), states, compute_dtype, "decoding")
+
+
+@some
+@given(data=st.data())
+def test_split_anywhere_equals_whole(face, method, data):
+    parts = data.draw(st.lists(st.sampled_from(SHORT), min_size=2, max_size=4), label="parts")
+    case = data.draw(model_cases(lengths=(sum(parts),)), label="case")
+    arrays, states, logits, start = case.arrays(), case.arrays().states, [], 0
+    for length in parts:
+        inputs = (x[:, start : start + length] for x in (arrays.tokens, arrays.resets, arrays.padding))
+        tokens, resets, padding = inputs
+        options = {"method": method, "compute_dtype": "float64"}
+        some_logits, states = face.model(case.parameters, case.config, tokens, states, resets, padding, **options)
+        logits.append(some_logits)
+        start += length
+    check_outputs(case, np.concatenate(logits, axis=1), states, "float64", "split")
+
+
+@some
+@given(seed=seeds, other=seeds, at=st.integers(1, 30))
+def test_a_reset_starts_a_fresh_document(face, method, seed, other, at):
+    """Equal to the document alone; and no bit of what stands before it, the initial state included, gets through."""
+    case = ModelCase(31, "none", "none", "none", False, seed)
+    arrays, before = case.arrays(), ModelCase(31, "some", "some", "none", False, other).arrays()
+    resets = np.arange(31)[None, :] == at
+    early = np.arange(31) < at
+    tokens = np.where(early, before.tokens, arrays.tokens)
+    changed = (tokens, before.states, np.where(early, before.resets, resets), early & before.padding)
+    original = (arrays.tokens, arrays.states, np.broadcast_to(resets, (BATCH, 31)), arrays.padding)
+    (one, last), (two, last_too) = (face.model(case.parameters, CONFIG, *x, method=method) for x in (original, changed))
+    np.testing.assert_array_equal(one[:, at:], two[:, at:])
+    np.testing.assert_array_equal(last, last_too)
+    logits, states = face.model(case.parameters, CONFIG, *changed, method=method, compute_dtype="float64")
+    expected = dict(zip(("logits", "last"), forward(case.parameters, CONFIG, arrays.tokens[:, at:]), strict=True))
+    limits = {name: double_bound(x) for name, x in expected.items()}
+    assert_within({"logits": logits[:, at:], "last": states}, expected, limits, "fresh document, float64")
+
+
+@some
+@given(seed=seeds, other=seeds, real=st.tuples(st.integers(1, 31), st.integers(1, 31)))
+def test_left_padding_changes_no_logit(face, method, seed, other, real):
+    """Each row equals its tokens alone, whatever its padding holds and however much there is of it."""
+    case = ModelCase(31, "none", "none", "none", False, seed)
+    arrays, filling = case.arrays(), ModelCase(31, "some", "none", "none", False, other).arrays()
+    padding = np.arange(31) < 31 - np.array(real)[:, None]
+    tokens = np.where(padding, filling.tokens, arrays.tokens)
+    resets = padding & filling.resets
+    inputs = [(x, arrays.states, y, padding) for x, y in ((tokens, resets), (arrays.tokens, arrays.resets))]
+    (one, last), (two, last_too) = (face.model(case.parameters, CONFIG, *x, method=method) for x in inputs)
+    np.testing.assert_array_equal(one[~padding], two[~padding])
+    np.testing.assert_array_equal(last, last_too)
+    logits, states = face.model(case.parameters, CONFIG, *inputs[0], method=method, compute_dtype="float64")
+    for row, count in enumerate(real):
+        alone = forward(case.parameters, CONFIG, tokens[row : row + 1, -count:], arrays.states[:, row : row + 1])
+        expected = dict(zip(("logits", "last"), alone, strict=True))
+        limits = {name: double_bound(x) for name, x in expected.items()}
+        actual = {"logits": logits[row : row + 1, -count:], "last": states[:, row : row + 1]}
+        assert_within(actual, expected, limits, "left padding, float64")
+
+
+@some
+@given(case=model_cases(lengths=(31,)), other=seeds, at=st.integers(1, 30))
+def test_the_future_changes_no_bit(face, method, case, other, at):
+    arrays, after = case.arrays(), ModelCase(31, "some", "some", "none", False, other).arrays()
+    late = np.arange(31) >= at
+    tokens, resets, padding = (
+        np.where(late, getattr(after, name), getattr(arrays, name)) for name in ("tokens", "resets", "padding")
+    )
+    logits, _ = run(face, case, method=method)
+    changed, _ = face.model(case.parameters, CONFIG, tokens, arrays.states, resets, padding, method=method)
+    np.testing.assert_array_equal(changed[:, :at], logits[:, :at])
+
+
+@some
+@given(case=model_cases(lengths=(31,)), other=seeds)
+def test_rows_do_not_mix(face, method, case, other):
+    """Rows in another order give the same rows in that order; a changed row changes no bit of the other."""
+    arrays = case.arrays()
+    tokens, resets, padding = (x[::-1].copy() for x in (arrays.tokens, arrays.resets, arrays.padding))
+    states = arrays.states[:, ::-1].copy()
+    inputs = case.parameters, CONFIG, tokens, states, resets, padding
+    logits, last = face.model(*inputs, method=method, compute_dtype="float64")
+    check_outputs(case, logits[::-1], last[:, ::-1], "float64", "rows permuted")
+    tokens = arrays.tokens.copy()
+    tokens[1] = ModelCase(31, "none", "none", "none", True, other).arrays().tokens[1]
+    logits, _ = run(face, case, method=method)
+    changed, _ = face.model(
+        case.parameters, CONFIG, tokens, arrays.states, arrays.resets, arrays.padding, method=method
+    )
+    np.testing.assert_array_equal(changed[0], logits[0])
+
+
+def test_bfloat16_is_as_good_in_one_backend_as_in_the_other():
+    """Errors against float64 as root mean squares over three models: within a factor 2, and of bfloat16's size."""
+    reasons = [reason for reason in map(backends.missing, backends.FRAMEWORKS) if reason]
+    if reasons:
+        pytest.skip(reasons[0])
+    config = LiquidNetConfig(vocab_size=64, d_model=32, d_ff=48, n_layers=2, max_seq_len=63)
+    errors = {}
+    for name in backends.FRAMEWORKS:
+        squares: dict[str, float] = {}
+        for seed in range(3):
+            case = ModelCase(63, "some", "left", "some", False, seed, config=config)
+            face, options = backends.load(name), {"compute_dtype": "bfloat16"}
+            logits, last = run(face, case, **options)
+            assert logits.dtype == last.dtype == np.float32
+            for tensor, found in {"logits": logits, **differentiate(face, case, **options)}.items():
+                truth = reference(case)[tensor]
+                share = ((found - truth) ** 2).mean() / (truth**2).mean()
+                squares[tensor] = squares.get(tensor, 0.0) + share / 3
+        errors[name] = {tensor: square**0.5 for tensor, square in squares.items()}
+    for tensor, one in errors["torch"].items():
+        other = errors["jax"][tensor]
+        assert 0.5 <= one / other <= 2.0, f"{tensor}: {one:.2e} in torch, {other:.2e} in JAX"
+        # A rounding of bfloat16 is 2^-9; float32 compute would leave 2^-24.
+        assert min(one, other) > 2.0**-14 and max(one, other) < 2.0**-3, f"{tensor}: {one:.2e}, {other:.2e}"
+
+
+def test_no_state_is_a_zero_state(face):
+    case = ModelCase(3, "none", "none", "none", True, 5)
+    arrays = case.arrays()
+    plain, masked = face.model(case.parameters, CONFIG, arrays.tokens), run(face, case)
+    for one, other in zip(plain, masked, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 0), (0, 2), (1, 2, 3)])
+def test_bad_token_shapes_raise(face, shape):
+    with pytest.raises(ValueError, match=r"tokens must have shape \[b, t\]"):
+        face.model(perturbed_parameters(CONFIG, 0), CONFIG, np.zeros(shape, np.int32))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 8), (3, 2, 8), (2, 1, 8), (2, 2, 7)])
+def test_bad_state_shapes_raise(face, shape):
+    with pytest.raises(ValueError):
+        face.model(perturbed_parameters(CONFIG, 0), CONFIG, np.zeros((2, 3), np.int32), np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("token", [-1, 13])
+def test_a_token_outside_the_vocabulary_is_no_other_token(face, token):
+    """PyTorch raises; compiled JAX cannot, and marks every number that depends on it."""
+    tokens = np.array([[1, 2, token, 3]], np.int32)
+    try:
+        logits, states = face.model(perturbed_parameters(CONFIG, 0), CONFIG, tokens)
+    except (ValueError, IndexError):
+        return
+    assert np.isfinite(logits[:, :2]).all() and np.isnan(logits[:, 2:]).all() and np.isnan(states).all()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"method": "chunkde"}, "unknown mixer method 'chunkde'.*did you mean 'chunked'"),
+        ({"compute_dtype": "bfloat61"}, "unknown compute dtype 'bfloat61'.*did you mean 'bfloat16'"),
+    ],
+)
+def test_unknown_names_raise(face, options, message):
+    with pytest.raises(ValueError, match=message):
+        face.model(perturbed_parameters(CONFIG, 0), CONFIG, np.zeros((1, 2), np.int32), **options)
+
+
+def test_an_unknown_loss_method_raises(face):
+    case = ModelCase(2, "none", "none", "none", True, 0)
+    with pytest.raises(ValueError, match=r"unknown loss method 'fulll'.*did you mean 'full'"):
+        face.loss_and_gradients(case.parameters, CONFIG, *case.arrays(), loss_method="fulll")

@@ -1,0 +1,174 @@
+"""Sampling: the filters against brute force, frequencies against probabilities, one seed one text in both backends."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity import backends
+from parity.strategies import CONFIG, perturbed_parameters
+from spec.sampling import Sampling, check_tokens, complete, generate, sample, uniforms
+
+PROMPT = np.array([[1, 2, 3], [4, 5, 6]])
+
+
+def probabilities(logits, temperature, top_k, top_p):
+    """What `sample` draws from, one row, by sorted lists and sums of Python's own."""
+    weights = {token: math.exp((x - max(logits)) / temperature) for token, x in enumerate(logits)}
+    # Equal weights: the lower token id first.
+    ranked = sorted(weights, key=lambda token: (-weights[token], token))[: top_k or None]
+    total, kept, mass = math.fsum(weights[token] for token in ranked), [], 0.0
+    for token in ranked:
+        kept.append(token)
+        mass += weights[token]
+        if mass >= top_p * total:
+            break
+    total = math.fsum(weights[token] for token in kept)
+    return [weights[token] / total if token in kept else 0.0 for token in range(len(logits))]
+
+
+@given(
+    logits=st.lists(st.integers(-6, 6), min_size=1, max_size=12),
+    temperature=st.sampled_from([0.25, 1.0, 3.0]),
+    top_k=st.integers(0, 14),
+    # No sum of these weights comes near such a share of the whole by accident.
+    top_p=st.sampled_from([1.0, 0.9137, 0.5171, 0.1317, 1e-9]),
+)
+def test_filters_against_brute_force(logits, temperature, top_k, top_p):
+    """4001 evenly spaced uniforms: each token is drawn as often as its probability says, to one draw."""
+    grid = (np.arange(4001) + 0.5) / 4001
+    rows = np.broadcast_to(np.array(logits, np.float32), (len(grid), len(logits)))
+    drawn = sample(rows, Sampling(temperature, top_k, top_p), grid)
+    counts = np.bincount(drawn, minlength=len(logits))
+    expected = np.array(probabilities(logits, temperature, top_k, top_p))
+    assert np.abs(counts - 4001 * expected).max() <= 1.0 + 1e-6
+    assert not counts[expected == 0.0].any()
+
+
+def test_frequencies_follow_probabilities():
+    """Chi-square of 20000 draws with the stream in use.
+
+    Laurent and Massart 2000, lemma 1: a chi-square of k degrees exceeds k + 2 sqrt(k x) + 2 x with probability below
+    exp(-x); x = ln 10^6.
+    """
+    logits, count = np.array([2.0, 1.0, 0.0, 0.5, -1.0, 1.5], np.float32), 20_000
+    draw = uniforms(7, 3, count)
+    drawn = sample(np.broadcast_to(logits, (count, 6)), Sampling(temperature=0.8), draw)
+    expected = count * np.array(probabilities(logits.tolist(), 0.8, 0, 1.0))
+    chi_square = ((np.bincount(drawn, minlength=6) - expected) ** 2 / expected).sum()
+    x, k = math.log(1e6), 5
+    assert chi_square < k + 2 * math.sqrt(k * x) + 2 * x
+
+
+def test_temperature_zero_takes_the_most_likely():
+    logits = np.array([[0.0, 3.0, 3.0, -1.0], [5.0, -2.0, 0.0, 4.9]], np.float32)
+    for draw in (0.0, 0.999):
+        np.testing.assert_array_equal(sample(logits, Sampling(temperature=0.0), np.full(2, draw)), [1, 0])
+    cold = sample(logits[1:], Sampling(temperature=1e-3), np.array([0.999]))
+    assert cold == [0]
+
+
+def test_top_k_one_and_the_ends_of_the_interval():
+    logits = np.array([[-np.float32(1e30), 1.0, 2.0, 0.0]], np.float32)
+    for draw in (0.0, 0.5, np.nextafter(1.0, 0.0)):
+        assert sample(logits, Sampling(top_k=1), np.array([draw])) == [2]
+        assert sample(logits, Sampling(top_p=1e-12), np.array([draw])) == [2]
+        # A token of probability 0 is never drawn, not even at the ends.
+        assert sample(logits, Sampling(), np.array([draw]))[0] in (1, 2, 3)
+
+
+def test_uniforms_are_pure_functions():
+    """Of seed, position and row; more rows do not change those before."""
+    first = uniforms(5, 9, 4)
+    uniforms(5, 10, 4)
+    np.testing.assert_array_equal(uniforms(5, 9, 4), first)
+    np.testing.assert_array_equal(uniforms(5, 9, 2), first[:2])
+    assert ((first >= 0) & (first < 1)).all()
+    others = [uniforms(6, 9, 4), uniforms(5, 10, 4)]
+    assert not any(np.isin(first, other).any() for other in others)
+
+
+def test_both_backends_write_one_text():
+    """From one seed, in every mode; a uniform would have to fall within 1e-6 of a boundary to tell them apart."""
+    reasons = [reason for reason in map(backends.missing, backends.FRAMEWORKS) if reason]
+    if reasons:
+        pytest.skip(reasons[0])
+    steps = [backends.load(name).make_step(perturbed_parameters(CONFIG, 4), CONFIG) for name in backends.FRAMEWORKS]
+    texts = []
+    for mode in ({}, {"temperature": 0.7, "top_k": 5}, {"top_p": 0.8, "seed": 3}, {"temperature": 0.0}):
+        one, other = (complete(step, PROMPT, 40, Sampling(**mode)) for step in steps)
+        np.testing.assert_array_equal(one, other)
+        assert one.shape == (2, 40) and (one[:, :3] == PROMPT).all()
+        texts.append(one.tobytes())
+    assert len(set(texts)) == len(texts)
+
+
+def test_generation_is_the_sampled_model(face):
+    """`generate` against the model's own logits over the whole text, in one pass."""
+    params = perturbed_parameters(CONFIG, 4)
+    text = face.generate(params, CONFIG, PROMPT, 31, seed=2)
+    logits, _ = face.model(params, CONFIG, text)
+    for position in range(3, 31):
+        expected = sample(logits[:, position - 1], Sampling(seed=2), uniforms(2, position, 2))
+        np.testing.assert_array_equal(text[:, position], expected)
+
+
+def test_the_state_has_one_size(face):
+    """Memory does not grow with the text."""
+    step = face.make_step(perturbed_parameters(CONFIG, 4), CONFIG)
+    logits, states = step(PROMPT, None)
+    for _ in range(3):
+        assert tuple(logits.shape) == (2, CONFIG.vocab_size)
+        assert tuple(states.shape) == (CONFIG.n_layers, 2, CONFIG.d_model)
+        logits, states = step(PROMPT[:, :1], states)
+
+
+def test_generation_refuses_bad_input(face):
+    params = perturbed_parameters(CONFIG, 4)
+    for prompt, length, message in [
+        (np.zeros((1, 0), int), 5, "at least one token"),
+        (np.array([[1, 2, 3]]), 2, "max_length 2 counts the prompt, which alone has 3"),
+        (np.array([[1, 13]]), 5, r"\[0, 13\), got 1 to 13"),
+        (np.array([[-1, 2]]), 5, r"\[0, 13\), got -1 to 2"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            face.generate(params, CONFIG, prompt, length)
+    np.testing.assert_array_equal(face.generate(params, CONFIG, PROMPT, 3), PROMPT)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_k", -1), ("top_p", 0.0),
+     ("top_p", 1.1), ("top_p", math.nan), ("seed", -1), ("seed", 2**64)],
+)  # fmt: skip
+def test_bad_values_are_named(name, value):
+    with pytest.raises(ValueError, match=name):
+        Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_broken_model_is_reported(value):
+    with pytest.raises(ValueError, match="not finite"):
+        sample(np.array([[0.0, value]]), Sampling(), np.array([0.5]))
+
+
+def test_a_step_sees_each_token_once():
+    """`generate` with a model that counts: the prompt whole, then one token at a time, its own state back."""
+    seen = []
+
+    def step(tokens, states):
+        seen.append((tokens.shape, states))
+        return np.eye(4)[[len(seen) % 4]] * 50.0, len(seen)
+
+    text = complete(step, np.array([[0, 1]]), 5, Sampling())
+    np.testing.assert_array_equal(text, [[0, 1, 1, 2, 3]])
+    assert seen[:2] == [((1, 2), None), ((1, 1), 1)]
+    with pytest.raises(ValueError, match=r"at least one token, got shape \(1, 0\)"):
+        next(generate(step, np.zeros((1, 0), int), Sampling()))
+
+
+def test_check_tokens():
+    check_tokens(np.array([[0, 12]]), 13)
+    check_tokens(np.zeros((1, 0), int), 13)

@@ -1,0 +1,211 @@
+"""Every scan method of both backends: outputs and gradients within the rounding bound, masks, splits, causality."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parity import backends
+from parity.bounds import assert_within, scan_bounds, scan_truth
+from parity.strategies import BATCH, LENGTHS, SHAPES, WIDTH, ScanCase, scan_cases
+
+few = settings(max_examples=max(1, settings().max_examples // 2))
+SHORT = tuple(t for t in LENGTHS if t <= 63)
+MIDDLE = tuple(shape for shape in SHAPES if shape[1] in (31, 63))
+FORWARD = ("states", "last")
+
+
+def check(actual, truth, bound, label):
+    """As `assert_within`, for the quantities that `actual` has."""
+    assert_within(actual, {name: truth[name] for name in actual}, bound, label)
+
+
+def outputs(face, case, method, **changes):
+    """The outputs of a scan of the case in float32, some of its arrays replaced."""
+    decay, drive, state, resets, padding, *_ = case.arrays()._replace(**changes)
+    return dict(zip(FORWARD, face.scan(decay, drive, state, method, resets, padding), strict=True))
+
+
+@given(case=scan_cases())
+def test_float32_within_the_rounding_bound(face, method, case):
+    arrays = case.arrays()
+    decay, drive, state, *rest = arrays
+    actual = face.scan_vjp(decay, drive, state, method, *rest)
+    assert all(x.dtype == np.float32 for x in actual.values())
+    assert_within(actual, scan_truth(*arrays), scan_bounds(*arrays), f"scan, float32, {face.NAME} {method}")
+
+
+@given(case=scan_cases())
+def test_float64_to_1e12_of_scale(face, method, case):
+    """The scale is the sum of absolute values behind each entry: a formula error hides under no larger neighbour."""
+    arrays = case.arrays(np.float64)
+    decay, drive, state, *rest = arrays
+    actual = face.scan_vjp(decay, drive, state, method, *rest)
+    assert all(x.dtype == np.float64 for x in actual.values())
+    # With u = 1e-12 / (2 T + 8) no quantity's bound exceeds 1e-12 of its scale.
+    share = 1e-12 / (2 * case.shape[1] + 8) / np.finfo(np.float64).eps * 2
+    bound = {name: share * x for name, x in scan_bounds(*arrays, dtype=np.float64).items()}
+    assert_within(actual, scan_truth(*arrays), bound, f"scan, float64, {face.NAME} {method}")
+
+
+@pytest.mark.parametrize("t", [1, 63])
+def test_decay_zero_forgets_and_decay_one_remembers(face, method, t):
+    case = ScanCase((BATCH, t, WIDTH), "zero", "normal", "none", "none", seed=1)
+    decay, drive, state, *_ = case.arrays()
+    states, last = face.scan(decay, drive, state, method)
+    np.testing.assert_array_equal(states, drive)
+    np.testing.assert_array_equal(last, drive[:, -1])
+    states, last = face.scan(np.ones_like(decay), np.zeros_like(drive), state, method)
+    np.testing.assert_array_equal(states, np.broadcast_to(state[:, None], states.shape))
+    np.testing.assert_array_equal(last, state)
+
+
+@few
+@given(data=st.data())
+def test_split_anywhere_equals_whole(face, method, data):
+    """A split is one more association of the same sum: it keeps the bound of the whole."""
+    parts = data.draw(st.lists(st.sampled_from(SHORT), min_size=2, max_size=4), label="parts")
+    case = data.draw(scan_cases(((BATCH, sum(parts), WIDTH),)), label="case")
+    arrays = case.arrays()
+    state, pieces, start = arrays.state, [], 0
+    for length in parts:
+        inside = slice(start, start + length)
+        decay, drive, resets, padding = (getattr(arrays, x)[:, inside] for x in ("decay", "drive", "resets", "padding"))
+        states, state = face.scan(decay, drive, state, method, resets, padding)
+        pieces.append(states)
+        start += length
+    actual = {"states": np.concatenate(pieces, axis=1), "last": state}
+    check(actual, scan_truth(*arrays), scan_bounds(*arrays), "scan, split")
+
+
+@few
+@given(case=scan_cases(MIDDLE, resets=("none",), padding=("none",)), at=st.integers(0, 30), seed=st.integers(0, 99))
+def test_a_reset_is_a_fresh_start(face, method, case, at, seed):
+    """What stands before a reset, the initial state too, changes nothing after it, not even a bit."""
+    before = case.arrays()
+    resets = before.resets.copy()
+    resets[:, at] = True
+    other = ScanCase(case.shape, "uniform", "normal", "none", "none", seed).arrays()
+    early = (np.arange(case.shape[1]) < at)[None, :, None]
+    changes = {name: np.where(early, getattr(other, name), getattr(before, name)) for name in ("decay", "drive")}
+    actual = outputs(face, case, method, resets=resets)
+    changed = outputs(face, case, method, resets=resets, state=other.state, **changes)
+    np.testing.assert_array_equal(changed["states"][:, at:], actual["states"][:, at:])
+
+    cut = before._replace(**{name: getattr(before, name)[:, at:] for name in ("decay", "drive", "resets", "padding")})
+    cut = cut._replace(states_gradient=cut.states_gradient[:, at:], state=np.zeros_like(cut.state))
+    actual["states"] = actual["states"][:, at:]
+    check(actual, scan_truth(*cut), scan_bounds(*cut), "scan, after a reset")
+
+
+@few
+@given(data=st.data())
+def test_the_amount_of_padding_changes_nothing(face, method, data):
+    """Padded positions multiply by one and add zero, exactly: the bound is that of the sequence without them."""
+    t, length = data.draw(st.sampled_from([(3, 1), (31, 3), (63, 31), (63, 3)]), label="padded, length")
+    case = data.draw(scan_cases(((BATCH, length, WIDTH),), padding=("none",)), label="case")
+    kept = np.sort(data.draw(st.permutations(range(t)), label="order")[:length])
+    arrays = case.arrays()
+    padding = np.ones((BATCH, t), bool)
+    padding[:, kept] = False
+    # Not-a-number where there is padding: a value read there would spread.
+    wide = {name: np.full((BATCH, t, WIDTH), np.nan, np.float32) for name in ("decay", "drive")}
+    for name, array in wide.items():
+        array[:, kept] = getattr(arrays, name)
+    resets = np.ones((BATCH, t), bool)
+    resets[:, kept] = arrays.resets
+    gradient = np.zeros((BATCH, t, WIDTH), np.float32)
+    gradient[:, kept] = arrays.states_gradient
+    actual = face.scan_vjp(
+        wide["decay"], wide["drive"], arrays.state, method, resets, padding, gradient, arrays.final_gradient
+    )
+    for name in ("decay gradient", "drive gradient"):
+        assert not actual[name][padding].any()
+    actual = {name: x[:, kept] if x.ndim == 3 else x for name, x in actual.items()}
+    assert_within(actual, scan_truth(*arrays), scan_bounds(*arrays), "scan, padded")
+
+
+@few
+@given(case=scan_cases(MIDDLE), at=st.integers(0, 30), seed=st.integers(0, 99))
+def test_the_future_changes_no_bit(face, method, case, at, seed):
+    arrays = case.arrays()
+    other = ScanCase(case.shape, "uniform", "normal", "some", "some", seed).arrays()
+    late = np.arange(case.shape[1]) >= at
+    changes = {name: np.where(late, getattr(other, name), getattr(arrays, name)) for name in ("resets", "padding")}
+    late = late[:, None]
+    changes |= {name: np.where(late, getattr(other, name), getattr(arrays, name)) for name in ("decay", "drive")}
+    actual, changed = outputs(face, case, method), outputs(face, case, method, **changes)
+    np.testing.assert_array_equal(changed["states"][:, :at], actual["states"][:, :at])
+
+
+@few
+@given(case=scan_cases(MIDDLE), seed=st.integers(0, 99))
+def test_rows_do_not_mix(face, method, case, seed):
+    """Permuted rows give permuted results, and a changed row changes no bit of the other."""
+    arrays = case.arrays()
+    permuted = type(arrays)(*(x[::-1].copy() for x in arrays))
+    decay, drive, state, *rest = permuted
+    actual = face.scan_vjp(decay, drive, state, method, *rest)
+    actual = {name: x[::-1] for name, x in actual.items()}
+    assert_within(actual, scan_truth(*arrays), scan_bounds(*arrays), "scan, rows permuted")
+    other = ScanCase(case.shape, "mixture", "normal", "some", "some", seed).arrays()
+    changed = arrays._replace(**{name: np.concatenate([getattr(arrays, name)[:1], getattr(other, name)[1:]])
+                                 for name in ("decay", "drive", "state", "resets", "padding")})  # fmt: skip
+    decay, drive, state, resets, padding, *_ = changed
+    states, _ = face.scan(decay, drive, state, method, resets, padding)
+    np.testing.assert_array_equal(states[0], outputs(face, case, method)["states"][0])
+
+
+def test_without_state_and_masks(face, method):
+    """None is a zero state and no mask."""
+    case = ScanCase((BATCH, 31, WIDTH), "uniform", "normal", "none", "none", seed=2)
+    decay, drive, state, resets, padding, *_ = case.arrays()
+    plain = face.scan(decay, drive, method=method)
+    full = face.scan(decay, drive, np.zeros_like(state), method, resets, padding)
+    for one, other in zip(plain, full, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("t", [1, 31])
+def test_auto_is_one_of_the_methods(face, t):
+    case = ScanCase((BATCH, t, WIDTH), "uniform", "normal", "none", "none", seed=3)
+    decay, drive, state, *_ = case.arrays()
+    auto, _ = face.scan(decay, drive, state)
+    named = [face.scan(decay, drive, state, method)[0] for method in face.SCAN_METHODS]
+    assert any(np.array_equal(auto, states) for states in named)
+
+
+@pytest.mark.parametrize(
+    "name, hint", [("sequentail", "did you mean 'sequential'"), ("nothing-like-it", "choose one of sequential")]
+)
+def test_an_unknown_method_is_named(face, name, hint):
+    one = np.ones((1, 2, 1), np.float32)
+    with pytest.raises(ValueError, match=f"unknown scan method '{name}'.*{hint}"):
+        face.scan(one, one, method=name)
+
+
+@pytest.mark.parametrize(
+    "decay, drive, state",
+    [
+        ((2, 4, 3), (2, 5, 3), None),
+        ((2, 4, 3), (2, 4, 1), None),
+        ((4, 3), (4, 3), None),
+        ((2, 0, 3), (2, 0, 3), None),
+        ((2, 4, 3), (2, 4, 3), (3, 2)),
+        ((2, 4, 3), (2, 4, 3), (1, 3)),
+    ],
+)
+def test_wrong_shapes_raise(face, decay, drive, state):
+    shapes = [None if shape is None else np.zeros(shape, np.float32) for shape in (decay, drive, state)]
+    with pytest.raises(ValueError, match="shape"):
+        face.scan(*shapes)
+
+
+def test_a_method_that_does_not_run_is_skipped_in_its_own_words(monkeypatch):
+    class Face:
+        @staticmethod
+        def scan(decay, drive, method):
+            raise NotImplementedError(f"{method} needs a device that is not here")
+
+    monkeypatch.setattr(backends, "load", lambda name: Face)
+    assert backends.refusal("planted", "kernel") == "kernel needs a device that is not here"
