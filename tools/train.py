@@ -106,7 +106,7 @@ class Train:
 
     def resolve(self, data: Dataset, stored: Settings | None) -> Settings:
         """The settings of this leg; raises ValueError where they cannot be, or a resumed run would be another run."""
-        name = self.preset or "nano"
+        name = "nano" if self.preset is None else self.preset
         if stored is None:
             model, training, habits = preset(name), RECIPES[name], Habits()
         else:
