@@ -141,11 +141,12 @@ def plain_bound(truth: np.ndarray, plain_errors: Sequence[float]) -> np.ndarray:
         8 max |truth| max(plain_errors[0], median(plain_errors), 3 u)
 
     Largest over the tensor, since each program's errors fall on other entries. `plain_errors` are relative errors of
-    the NumPy run: of this case first, then of siblings that differ in nothing but the random numbers. One run may be
-    lucky: at 1000 tokens the rounding of decay and the rounding of the scan were seen to cancel in NumPy, and not where
-    the scan uses fused multiply-adds, a factor of ten for nobody's fault. Hence the median, what such a run usually
-    does. The last term is the error that no float32 program can promise to avoid: every tensor compared here ends in a
-    product or quotient of two computed numbers, each stored with a relative error u, and rounded once more.
+    the NumPy run: of this case first, then of neighbours whose parameters differ by a thousandth, each against a truth
+    of its own: as well conditioned, rounded differently. One run may be lucky: at 1000 tokens the rounding of decay and
+    the rounding of the scan were seen to cancel in NumPy, and not where the scan uses fused multiply-adds, a factor of
+    ten for nobody's fault. Hence the median, what NumPy usually does to this problem. The last term is the error that
+    no float32 program can promise to avoid: every tensor compared here ends in a product or quotient of two computed
+    numbers, each stored with a relative error u, and rounded once more.
     """
     size = max(plain_errors[0], float(np.median(plain_errors)), 3.0 * unit())
     return np.full(np.shape(truth), 8.0 * size * np.abs(truth).max(initial=0.0))

@@ -13,6 +13,7 @@ from parity.strategies import ModelCase
 from spec.reference import forward, loss_and_gradients
 
 OUTPUTS = ("logits", "last")
+NEIGHBOURS = 8
 
 
 @lru_cache(maxsize=128)
@@ -45,21 +46,14 @@ def bounds(case: ModelCase, compute_dtype: str) -> dict[str, np.ndarray]:
     truth = reference(case)
     if compute_dtype == "float64":
         return {name: double_bound(x) for name, x in truth.items()}
-    own, siblings = plain_errors(case), plain_errors_of_siblings(replace(case, seed=0))
-    return {name: plain_bound(x, [own[name], *siblings[name]]) for name, x in truth.items()}
+    errors = [plain_errors(replace(case, neighbour=k)) for k in range(1 + NEIGHBOURS)]
+    return {name: plain_bound(x, [one[name] for one in errors]) for name, x in truth.items()}
 
 
 def plain_errors(case: ModelCase) -> dict[str, float]:
     """Relative errors of the reference run in float32 NumPy."""
     truth, plain = reference(case), reference(case, np.float32)
     return {name: relative_error(plain[name], x) for name, x in truth.items()}
-
-
-@lru_cache(maxsize=1024)
-def plain_errors_of_siblings(case: ModelCase) -> dict[str, list[float]]:
-    """The same of eight cases that differ from this one in their random numbers alone, parameters included."""
-    every = [plain_errors(replace(case, seed=seed)) for seed in range(8)]
-    return {name: [errors[name] for errors in every] for name in every[0]}
 
 
 def check(

@@ -136,7 +136,10 @@ class ModelArrays(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelCase:
-    """One problem for a model of configuration `config`; its floats are exact in float32."""
+    """One problem for a model of configuration `config`; its floats are exact in float32.
+
+    `neighbour` 1, 2, ... moves every parameter by a thousandth: nearly the same problem, with other rounding errors.
+    """
 
     length: int
     resets: str
@@ -146,10 +149,16 @@ class ModelCase:
     seed: int
     batch: int = BATCH
     config: LiquidNetConfig = CONFIG
+    neighbour: int = 0
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
-        return perturbed_parameters(self.config, self.seed)
+        params = perturbed_parameters(self.config, self.seed)
+        if not self.neighbour:
+            return params
+        random = np.random.default_rng((self.seed, self.neighbour))
+        moves = {path: 1.0 + 1e-3 * random.standard_normal(x.shape) for path, x in params.items()}
+        return {path: (x * moves[path]).astype(np.float32) for path, x in params.items()}
 
     def arrays(self) -> ModelArrays:
         random = np.random.default_rng(self.seed)
