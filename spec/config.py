@@ -30,7 +30,8 @@ def require_integer(name: str, value: Any, least: int, most: int = 2**31 - 1) ->
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     if value > most:
-        raise ValueError(f"{name} must be at most {most}, got {value if value < 2**80 else 'a longer number'}")
+        shown = value if value < 2**80 else f"a number of {len(str(value))} digits"
+        raise ValueError(f"{name} must be at most {most}, got {shown}")
 
 
 def _require_number(owner: object, name: str, low: float, high: float, *, low_open: bool = False) -> None:
