@@ -92,9 +92,7 @@ class Tokenizer:
         try:
             encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         except Exception as error:  # the library raises nothing narrower
-            if not isinstance(error, TypeError | ValueError) and type(error) is not Exception:
-                raise
-            raise ValueError(f"the tokenizer cannot encode this text: {error}") from error
+            raise ValueError(f"the tokenizer cannot encode this text: {first_line(error)}") from error
         return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:

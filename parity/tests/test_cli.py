@@ -89,6 +89,16 @@ def test_evaluate_repeats_the_trainers_figure(run, small_data, capsys, backend):
     assert told["step"] == 6 and told["val_loss"] == pytest.approx(logged["val_loss"], rel=1e-6)
 
 
+def test_evaluate_computes_in_the_dtype_that_the_run_did(small_data, tmp_path, backend, capsys):
+    out = tmp_path / "run"
+    train(backend, small_data, out, "--steps", 3, "--dtype", "bfloat16")
+    capsys.readouterr()
+    main(["evaluate", "--checkpoint", str(out), "--data", str(small_data), "--windows", "4", "--backend", backend])
+    logged = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    # float32 products differ by 1e-6 or more; another number of windows at a time by the last bits of the sum.
+    assert json.loads(capsys.readouterr().out)["val_loss"] == pytest.approx(logged["val_loss"], rel=1e-7)
+
+
 def test_one_seed_writes_one_text_on_both_backends(run, capsys):
     pytest.importorskip("torch", reason="compares both backends")
     pytest.importorskip("jax", reason="compares both backends")
@@ -220,6 +230,17 @@ def test_prompts_and_sampling_values_are_checked(refused, run, backend):
     assert "top_p" in refused(*command, "--top-p", 0)
     assert "temperature" in refused(*command, "--temperature", -1)
     assert "does not exist" in refused("generate", "--checkpoint", run / "nothing")
+
+
+def test_a_tokenizer_that_cannot_encode_is_refused(refused, tmp_path):
+    words = {"version": "1.0", "model": {"type": "WordLevel", "vocab": {"<|endoftext|>": 0, "a": 1}, "unk_token": "?"}}
+    (tmp_path / "words.json").write_text(
+        json.dumps({**words, "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}})
+    )
+    (tmp_path / "text.txt").write_text("a b c " * 200)
+    command = ("prepare", "--text", tmp_path / "text.txt", "--tokenizer", tmp_path / "words.json")
+    assert "cannot encode this text" in refused(*command, "--out", tmp_path / "data")
+    assert {path.name for path in tmp_path.iterdir()} == {"words.json", "text.txt"}
 
 
 def test_text_that_cannot_be_prepared_leaves_nothing(refused, tmp_path):
