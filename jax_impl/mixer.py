@@ -34,6 +34,15 @@ def _decay_gates_jvp(delta_min, primals, tangents):
     return (alpha_btd, fresh_btd), (-change_btd, change_btd)
 
 
+def gates(
+    pre_btx: Float[Array, BT3D], decay_bias_d: Float[Array, D], delta_min: float
+) -> tuple[Float[Array, BTD], Float[Array, BTD], Float[Array, BTD]]:
+    """Decay, drive and output gate from the pre-activations: alpha, (1 - alpha) tanh(value), sigmoid(gate)."""
+    value_btd, p_btd, gate_btd = jnp.split(pre_btx, 3, axis=-1)
+    alpha_btd, fresh_btd = decay_gates(p_btd + decay_bias_d, delta_min)
+    return alpha_btd, fresh_btd * jnp.tanh(value_btd), jax.nn.sigmoid(gate_btd)
+
+
 def unfused_mixer(
     pre_btx: Float[Array, BT3D],
     decay_bias_d: Float[Array, D],
@@ -44,11 +53,9 @@ def unfused_mixer(
     scan_method: str,
 ) -> tuple[Float[Array, BTD], Float[Array, BD]]:
     """Gates, one of the scans and the output gate as separate operations."""
-    value_btd, p_btd, gate_btd = jnp.split(pre_btx, 3, axis=-1)
-    alpha_btd, fresh_btd = decay_gates(p_btd + decay_bias_d, delta_min)
-    drive_btd = fresh_btd * jnp.tanh(value_btd)
-    states_btd, last_bd = scans.scan(alpha_btd, drive_btd, state_bd, scan_method, resets_bt, padding_bt)
-    return jax.nn.sigmoid(gate_btd) * states_btd, last_bd
+    decay_btd, drive_btd, gate_btd = gates(pre_btx, decay_bias_d, delta_min)
+    states_btd, last_bd = scans.scan(decay_btd, drive_btd, state_bd, scan_method, resets_bt, padding_bt)
+    return gate_btd * states_btd, last_bd
 
 
 METHODS = {name: partial(unfused_mixer, scan_method=name) for name in ("auto", *scans.METHODS)}

@@ -24,6 +24,9 @@ import numpy as np
 
 FRAMEWORKS = {"torch": ("torch",), "jax": ("jax", "flax", "optax")}
 SCAN_RESULTS = ("states", "last", "decay gradient", "drive gradient", "state gradient")
+GATES_RESULTS = ("decay", "drive", "gate", "pre gradient", "bias gradient")
+MIXER_RESULTS = ("gated", "last", "pre gradient", "bias gradient", "state gradient")
+LOSS_RESULTS = ("nats", "hidden gradient", "embedding gradient")
 
 
 def missing(name: str) -> str | None:

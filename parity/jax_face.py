@@ -13,15 +13,36 @@ from flax import nnx
 
 import jax_impl
 from jax_impl import generate as generation
+from jax_impl import layers, mixer
 from jax_impl import loss as losses
-from jax_impl import mixer
+from jax_impl import model as models
 from jax_impl import optimizer as optimizers
-from jax_impl.scan import METHODS
-from parity.backends import SCAN_RESULTS, chunk_logits, float64_elsewhere, real
+from jax_impl.scan import METHODS as SCANS
+from parity.backends import (
+    GATES_RESULTS,
+    LOSS_RESULTS,
+    MIXER_RESULTS,
+    SCAN_RESULTS,
+    chunk_logits,
+    float64_elsewhere,
+    real,
+)
 from spec.config import LiquidNetConfig, TrainingConfig
 
 NAME = "jax"
-SCAN_METHODS = tuple(METHODS)
+METHODS = {"scan": tuple(SCANS), "mixer": tuple(mixer.METHODS), "loss": tuple(losses.METHODS)}
+ELEMENTARY = {
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+    "exp": jnp.exp,
+    "log": jnp.log,
+    "rsqrt": jax.lax.rsqrt,
+}
+LAYERS = {
+    "rms_norm": lambda config, dtype, _: layers.RMSNorm(config.d_model, config.norm_eps, dtype),
+    "swiglu": lambda config, dtype, _: layers.SwiGLU(config, dtype),
+    "block": lambda config, dtype, method: models.Block(config, dtype, method),
+}
 
 
 @float64_elsewhere
@@ -43,11 +64,39 @@ def decay_gates(p, delta_min):
     return _arrays(*_gates(p, delta_min))
 
 
+def elementary(name, x):
+    """A function of the framework's library, one of ELEMENTARY."""
+    return np.asarray(jax.jit(ELEMENTARY[name])(x))
+
+
 @float64_elsewhere
-def gates_gradient(p, delta_min, alpha_gradient, fresh_gradient):
-    """Gradient of p from those of alpha and 1 - alpha."""
-    _, pull_back = jax.vjp(lambda p: _gates(p, delta_min), p)
-    return _arrays(*pull_back((alpha_gradient, fresh_gradient)))[0]
+def gates_vjp(pre, bias, delta_min, *gradients):
+    """GATES_RESULTS: decay, drive and output gate, and the gradients of pre-activations and bias."""
+    return dict(zip(GATES_RESULTS, _arrays(*_gates_vjp((pre, bias), delta_min, gradients)), strict=True))
+
+
+@float64_elsewhere
+def mixer_vjp(pre, bias, delta_min, state, method, resets, padding, *gradients):
+    """MIXER_RESULTS: gated states and last state, and the gradients of pre-activations, bias and initial state."""
+    results = _mixer_vjp((pre, bias, state), delta_min, method, resets, padding, gradients)
+    return dict(zip(MIXER_RESULTS, _arrays(*results), strict=True))
+
+
+@float64_elsewhere
+def loss_vjp(hidden, embedding, labels, method="auto", chunk=None):
+    """LOSS_RESULTS: the sum of nats, and the gradients of hidden and embedding. `chunk` is the most logits a chunk."""
+    return dict(zip(LOSS_RESULTS, _arrays(*_loss_vjp((hidden, embedding), labels, method, chunk)), strict=True))
+
+
+@float64_elsewhere
+def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", compute_dtype="float32"):
+    """(outputs, gradients of the inputs, gradients of the weights by path) of one of LAYERS."""
+    run = _layer_vjp(name, config, method, compute_dtype)
+    arrays = [real(x, compute_dtype) for x in inputs]
+    outputs, found, of_weights = run(
+        _in(weights, compute_dtype), arrays, masks, [real(x, compute_dtype) for x in gradients]
+    )
+    return _arrays(*outputs), _arrays(*found), {path: np.asarray(of_weights[path]) for path in weights}
 
 
 @float64_elsewhere
@@ -128,6 +177,49 @@ def _scan_vjp(inputs, method, resets, padding, output_gradients):
 
 
 _gates = jax.jit(mixer.decay_gates, static_argnums=1)
+
+
+@partial(jax.jit, static_argnums=1)
+def _gates_vjp(inputs, delta_min, output_gradients):
+    outputs, pull_back = jax.vjp(lambda *inputs: mixer.gates(*inputs, delta_min), *inputs)
+    return *outputs, *pull_back(output_gradients)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _mixer_vjp(inputs, delta_min, method, resets, padding, output_gradients):
+    def run(pre, bias, state):
+        return mixer.mixer(pre, bias, delta_min, state, resets, padding, method)
+
+    outputs, pull_back = jax.vjp(run, *inputs)
+    return *outputs, *pull_back(output_gradients)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _loss_vjp(inputs, labels, method, chunk):
+    def run(hidden, embedding):
+        with chunk_logits(losses, chunk):
+            return losses.cross_entropy(hidden, embedding, labels, embedding.dtype, method)[0]
+
+    nats, gradients = jax.value_and_grad(run, (0, 1))(*inputs)
+    return nats, *gradients
+
+
+@cache
+def _layer_vjp(name: str, config: LiquidNetConfig, method: str, compute_dtype: str) -> Callable:
+    graph, variables = nnx.split(LAYERS[name](config, compute_dtype, method), nnx.Param)
+
+    @jax.jit
+    def run(weights, inputs, masks, output_gradients):
+        def forward(weights, inputs):
+            state = nnx.map_state(lambda path, x: x.replace(weights[".".join(map(str, path))]), variables)
+            outputs = nnx.merge(graph, state)(*inputs, *masks)
+            return outputs if isinstance(outputs, tuple) else (outputs,)
+
+        outputs, pull_back = jax.vjp(forward, weights, inputs)
+        of_weights, of_inputs = pull_back(tuple(output_gradients))
+        return outputs, of_inputs, of_weights
+
+    return run
 
 
 @cache

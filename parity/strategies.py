@@ -1,103 +1,27 @@
-"""What the property tests draw: few shapes (each is compiled), many values; a failing case prints as a constructor."""
+"""Hypothesis strategies over the cases of parity/cases.py."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
-
-import numpy as np
 from hypothesis import strategies as st
 
+from parity.cases import (
+    ADAMW,
+    CONFIG,
+    DECAYS,
+    DRIVES,
+    IGNORED,
+    LENGTHS,
+    NANO,
+    PADDINGS,
+    RESETS,
+    SHAPES,
+    VALUES,
+    AdamWCase,
+    LayerCase,
+    ModelCase,
+    ScanCase,
+)
 from spec.config import LiquidNetConfig
-from spec.data import IGNORED_LABEL
-from spec.init import initial_parameters
-
-LENGTHS = (1, 2, 3, 31, 63, 257, 1000)
-BATCH, WIDTH = 2, 3
-SHAPES = (*((BATCH, t, WIDTH) for t in LENGTHS[:5]), (3, 257, 2), (1, 1000, 1))
-
-ALMOST_ONE = 1.0 - 2.0**-24
-DECAYS = ("uniform", "zero", "one", "almost one", "slow", "tiny", "mixture")
-DRIVES = ("normal", "small", "subnormal", "large", "mixture", "zero")
-RESETS = ("none", "first", "last", "some", "all")
-PADDINGS = ("none", "left", "right", "some", "all")
-IGNORED = ("none", "some", "all")
-
-
-class ScanArrays(NamedTuple):
-    """The arguments of `scan_vjp`, the method apart."""
-
-    decay: np.ndarray
-    drive: np.ndarray
-    state: np.ndarray
-    resets: np.ndarray
-    padding: np.ndarray
-    states_gradient: np.ndarray
-    final_gradient: np.ndarray
-
-
-@dataclass(frozen=True)
-class ScanCase:
-    """One problem for a scan; `arrays` makes it, the same on every machine."""
-
-    shape: tuple[int, int, int]
-    decays: str
-    drives: str
-    resets: str
-    padding: str
-    seed: int
-
-    def arrays(self, dtype: type = np.float32) -> ScanArrays:
-        random = np.random.default_rng(self.seed)
-        b, t, d = self.shape
-        decay = draw_decays(random, self.decays, self.shape)
-        drive = random.standard_normal(self.shape) * draw_scales(random, self.drives, self.shape)
-        state = random.standard_normal((b, d)) * draw_scales(random, self.drives, (b, d))
-        masks = draw_resets(random, self.resets, (b, t)), draw_padding(random, self.padding, (b, t))
-        gradients = random.standard_normal(self.shape), random.standard_normal((b, d))
-        decay, drive, state, *gradients = (x.astype(dtype) for x in (decay, drive, state, *gradients))
-        return ScanArrays(decay, drive, state, *masks, *gradients)
-
-
-def draw_decays(random: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Decays in [0, 1]; `tiny` reaches below the smallest normal float32, `slow` has half-lives of 2^8 to 2^24."""
-    every = {
-        "uniform": random.random(shape),
-        "zero": np.zeros(shape),
-        "one": np.ones(shape),
-        "almost one": np.full(shape, ALMOST_ONE),
-        "slow": 1.0 - 2.0 ** -random.uniform(8, 24, shape),
-        "tiny": 10.0 ** -random.uniform(5, 44, shape),
-    }
-    if kind != "mixture":
-        return every[kind]
-    return np.choose(random.integers(len(every), size=shape), list(every.values()))
-
-
-def draw_scales(random: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Factors for the drives and the state."""
-    fixed = {"normal": 1.0, "small": 1e-20, "subnormal": 1e-38, "large": 1e20, "zero": 0.0}
-    return 10.0 ** random.uniform(-6, 6, shape) if kind == "mixture" else np.full(shape, fixed[kind])
-
-
-def draw_resets(random: np.random.Generator, kind: str, shape: tuple[int, int]) -> np.ndarray:
-    """Where a document begins."""
-    resets = np.full(shape, kind == "all")
-    if kind == "some":
-        resets = random.random(shape) < 0.3
-    elif kind in ("first", "last"):
-        resets[:, 0 if kind == "first" else -1] = True
-    return resets
-
-
-def draw_padding(random: np.random.Generator, kind: str, shape: tuple[int, int]) -> np.ndarray:
-    """Where nothing happens; `left` and `right` pad each row by an amount of its own."""
-    b, t = shape
-    amount, position = random.integers(0, t + 1, size=(b, 1)), np.arange(t)
-    every = {"left": position < amount, "right": position >= t - amount, "some": random.random(shape) < 0.3}
-    return every.get(kind, np.full(shape, kind == "all"))
-
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -112,65 +36,6 @@ def scan_cases(
     return st.builds(ScanCase, *kinds, seeds)
 
 
-CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=2, max_seq_len=8)
-
-
-@lru_cache(maxsize=64)
-def perturbed_parameters(config: LiquidNetConfig, seed: int, scale: float = 0.3) -> dict[str, np.ndarray]:
-    """Initial parameters with noise on every one: outputs that begin at zero would hide what stands before them."""
-    random = np.random.default_rng(seed)
-    initial = initial_parameters(config, seed)
-    return {path: x + np.float32(scale) * random.standard_normal(x.shape, np.float32) for path, x in initial.items()}
-
-
-class ModelArrays(NamedTuple):
-    """The arguments of `loss_and_gradients` after the configuration."""
-
-    tokens: np.ndarray
-    labels: np.ndarray
-    states: np.ndarray
-    resets: np.ndarray
-    padding: np.ndarray
-    final_state_gradient: np.ndarray
-
-
-@dataclass(frozen=True)
-class ModelCase:
-    """One problem for a model of configuration `config`; its floats are exact in float32.
-
-    `neighbour` 1, 2, ... moves every parameter by a thousandth: nearly the same problem, with other rounding errors.
-    """
-
-    length: int
-    resets: str
-    padding: str
-    ignored: str
-    fresh: bool
-    seed: int
-    batch: int = BATCH
-    config: LiquidNetConfig = CONFIG
-    neighbour: int = 0
-
-    @property
-    def parameters(self) -> dict[str, np.ndarray]:
-        params = perturbed_parameters(self.config, self.seed)
-        if not self.neighbour:
-            return params
-        random = np.random.default_rng((self.seed, self.neighbour))
-        moves = {path: 1.0 + 1e-3 * random.standard_normal(x.shape) for path, x in params.items()}
-        return {path: (x * moves[path]).astype(np.float32) for path, x in params.items()}
-
-    def arrays(self) -> ModelArrays:
-        random = np.random.default_rng(self.seed)
-        shape, c = (self.batch, self.length), self.config
-        tokens, labels = random.integers(0, c.vocab_size, size=(2, *shape)).astype(np.int32)
-        hidden = np.full(shape, self.ignored == "all") | ((self.ignored == "some") & (random.random(shape) < 0.3))
-        states = random.standard_normal((2, c.n_layers, self.batch, c.d_model)).astype(np.float32)
-        masks = draw_resets(random, self.resets, shape), draw_padding(random, self.padding, shape)
-        start = np.zeros_like(states[0]) if self.fresh else states[0]
-        return ModelArrays(tokens, np.where(hidden, IGNORED_LABEL, labels).astype(np.int32), start, *masks, states[1])
-
-
 def model_cases(
     lengths: tuple[int, ...] = LENGTHS,
     resets: tuple[str, ...] = RESETS,
@@ -181,3 +46,33 @@ def model_cases(
     """Problems for a model, masks and ignored labels of the kinds named, from a zero or a random state."""
     kinds = (st.sampled_from(kinds) for kinds in (lengths, resets, padding, ignored))
     return st.builds(ModelCase, *kinds, st.booleans(), seeds, config=st.just(config))
+
+
+def layer_cases(
+    values: tuple[str, ...],
+    shapes: tuple[tuple[int, int], ...] = ((1, 1), (2, 31)),
+    configs: tuple[LiquidNetConfig, ...] = (CONFIG, NANO),
+    masked: bool = False,
+    ignored: tuple[str, ...] = ("none",),
+) -> st.SearchStrategy[LayerCase]:
+    """Problems for one layer, at small widths and at those of nano."""
+    masks = (st.sampled_from(kinds if masked else ("none",)) for kinds in (RESETS, PADDINGS))
+    drawn = (st.sampled_from(shapes), st.sampled_from(values), seeds, st.sampled_from(configs))
+    return st.builds(LayerCase, *drawn, *masks, st.sampled_from(ignored))
+
+
+GATES = ("normal", "wide", "mixture", "small")
+HIDDEN = ("normal", "mixture", "small", "absorbed")
+
+CASES: dict[str, st.SearchStrategy] = {
+    "scan": scan_cases(),
+    "gates": layer_cases(GATES),
+    "rms_norm": layer_cases(VALUES),
+    "swiglu": layer_cases(HIDDEN),
+    "cross_entropy": layer_cases(HIDDEN, ignored=IGNORED),
+    "adamw": st.builds(AdamWCase, st.sampled_from(tuple(ADAMW)), st.sampled_from((1, 10)), seeds),
+    "mixer": layer_cases(GATES, masked=True),
+    "block": layer_cases(("normal", "small"), ((2, 31),), masked=True),
+    "model": model_cases(lengths=(31,)),
+}
+"""Problems for each of parity.operations.OPERATIONS."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,16 +11,30 @@ import torch
 from torch import Tensor
 
 import torch_impl
-from parity.backends import SCAN_RESULTS, chunk_logits, real
+from parity.backends import GATES_RESULTS, LOSS_RESULTS, MIXER_RESULTS, SCAN_RESULTS, chunk_logits, real
 from spec.config import LiquidNetConfig
 from torch_impl import generate as generation
+from torch_impl import layers, mixer
 from torch_impl import loss as losses
-from torch_impl import mixer
+from torch_impl import model as models
 from torch_impl import optimizer as optimizers
-from torch_impl.scan import METHODS
+from torch_impl.scan import METHODS as SCANS
 
 NAME = "torch"
-SCAN_METHODS = tuple(METHODS)
+METHODS = {"scan": tuple(SCANS), "mixer": tuple(mixer.METHODS), "loss": tuple(losses.METHODS)}
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ELEMENTARY = {
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "exp": torch.exp,
+    "log": torch.log,
+    "rsqrt": torch.rsqrt,
+}
+LAYERS = {
+    "rms_norm": lambda config, dtype, _: layers.RMSNorm(config.d_model, config.norm_eps, dtype),
+    "swiglu": lambda config, dtype, _: layers.SwiGLU(config, dtype),
+    "block": lambda config, dtype, method: models.Block(config, dtype, method),
+}
 
 
 def scan(decay, drive, state=None, method="auto", resets=None, padding=None):
@@ -30,10 +44,10 @@ def scan(decay, drive, state=None, method="auto", resets=None, padding=None):
 
 def scan_vjp(decay, drive, state, method, resets, padding, states_gradient, final_gradient):
     """SCAN_RESULTS: both outputs of the scan and the gradients of its three inputs."""
-    inputs = [x.requires_grad_() for x in _tensors(decay, drive, state)]
-    outputs = torch_impl.scan(*inputs, method, *_tensors(resets, padding))
-    gradients = torch.autograd.grad(outputs, inputs, _tensors(states_gradient, final_gradient))
-    return dict(zip(SCAN_RESULTS, _arrays(*outputs, *gradients), strict=True))
+    masks = _tensors(resets, padding)
+    gradients = states_gradient, final_gradient
+    results = _vjp(lambda *x: torch_impl.scan(*x, method, *masks), (decay, drive, state), gradients)
+    return dict(zip(SCAN_RESULTS, results, strict=True))
 
 
 def decay_gates(p, delta_min):
@@ -41,11 +55,51 @@ def decay_gates(p, delta_min):
     return _arrays(*mixer.decay_gates(*_tensors(p), delta_min))
 
 
-def gates_gradient(p, delta_min, alpha_gradient, fresh_gradient):
-    """Gradient of p from those of alpha and 1 - alpha."""
-    (inner,) = _tensors(p)
-    outputs = mixer.decay_gates(inner.requires_grad_(), delta_min)
-    return _arrays(*torch.autograd.grad(outputs, inner, _tensors(alpha_gradient, fresh_gradient)))[0]
+def elementary(name, x):
+    """A function of the framework's library, one of ELEMENTARY."""
+    return _arrays(ELEMENTARY[name](*_tensors(x)))[0]
+
+
+def gates_vjp(pre, bias, delta_min, *gradients):
+    """GATES_RESULTS: decay, drive and output gate, and the gradients of pre-activations and bias."""
+    return dict(zip(GATES_RESULTS, _vjp(lambda *x: mixer.gates(*x, delta_min), (pre, bias), gradients), strict=True))
+
+
+def mixer_vjp(pre, bias, delta_min, state, method, resets, padding, *gradients):
+    """MIXER_RESULTS: gated states and last state, and the gradients of pre-activations, bias and initial state."""
+    masks = _tensors(resets, padding)
+
+    def run(pre, bias, state):
+        return mixer.mixer(pre, bias, delta_min, state, *masks, method)
+
+    return dict(zip(MIXER_RESULTS, _vjp(run, (pre, bias, state), gradients), strict=True))
+
+
+def loss_vjp(hidden, embedding, labels, method="auto", chunk=None):
+    """LOSS_RESULTS: the sum of nats, and the gradients of hidden and embedding. `chunk` is the most logits a chunk."""
+    (targets,) = _tensors(labels)
+
+    def run(hidden, embedding):
+        return (losses.cross_entropy(hidden, embedding, targets, embedding.dtype, method)[0],)
+
+    with chunk_logits(losses, chunk):
+        return dict(zip(LOSS_RESULTS, _vjp(run, (hidden, embedding), (np.ones((), hidden.dtype),)), strict=True))
+
+
+def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", compute_dtype="float32"):
+    """(outputs, gradients of the inputs, gradients of the weights by path) of one of LAYERS."""
+    layer = LAYERS[name](config, compute_dtype, method)
+    masks = _tensors(*masks)
+
+    def run(*values):
+        given = dict(zip(weights, values[len(inputs) :], strict=True))
+        results = torch.func.functional_call(layer, given, (*values[: len(inputs)], *masks))
+        return results if isinstance(results, tuple) else (results,)
+
+    arrays = [real(x, compute_dtype) for x in (*inputs, *weights.values())]
+    results = _vjp(run, arrays, [real(x, compute_dtype) for x in gradients])
+    outputs, found = results[: len(gradients)], results[len(gradients) :]
+    return outputs, found[: len(inputs)], dict(zip(weights, found[len(inputs) :], strict=True))
 
 
 def model(params, config, tokens, states=None, resets=None, padding=None, method="auto", compute_dtype="float32"):
@@ -109,7 +163,7 @@ def fresh(config, seed=0):
 
 def generate(params, config, prompt, max_length, **sampling):
     """The prompt and what follows it, by `LiquidNet.generate`."""
-    return _model(params, config).generate(*_tensors(prompt), max_length, **sampling).numpy()
+    return _model(params, config).generate(*_tensors(prompt), max_length, **sampling).cpu().numpy()
 
 
 def make_step(params, config):
@@ -118,16 +172,23 @@ def make_step(params, config):
 
 
 def _tensors(*arrays: np.ndarray | None) -> list[Tensor | None]:
-    return [None if array is None else torch.tensor(array) for array in arrays]
+    return [None if array is None else torch.tensor(array, device=DEVICE) for array in arrays]
+
+
+def _vjp(run: Any, inputs: Sequence[np.ndarray], gradients: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The outputs of a function, then the gradients of its inputs."""
+    leaves = [x.requires_grad_() for x in _tensors(*inputs)]
+    outputs = run(*leaves)
+    return _arrays(*outputs, *torch.autograd.grad(outputs, leaves, _tensors(*gradients)))
 
 
 def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
-    return tuple(x.detach().numpy() for x in tensors)
+    return tuple(x.detach().cpu().numpy() for x in tensors)
 
 
 @cache
 def _cached(config: LiquidNetConfig, **options: Any) -> torch_impl.LiquidNet:
-    return torch_impl.LiquidNet(config, **options)
+    return torch_impl.LiquidNet(config, **options).to(DEVICE)
 
 
 def _model(params: Mapping[str, np.ndarray], config: LiquidNetConfig, **options: Any) -> torch_impl.LiquidNet:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from parity.cases import perturbed_parameters
 from spec.checkpoint import Checkpoint
 from spec.config import LiquidNetConfig, TrainingConfig
 from spec.data import Batch, Dataset, training_batch
@@ -44,16 +45,22 @@ class Leg:
         data: what to train on.
         training: hyperparameters; the learning rate is constant.
         order: of summation.
+        model: its shape.
+        noise: on every initial parameter, so that none is zero.
     """
 
     backend: str
     data: Dataset
     training: TrainingConfig = TRAINING
     order: Order = Order()
+    model: LiquidNetConfig = MODEL
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         engine = backends.load(self.backend, "train").Engine
-        self.engine = engine(MODEL, self.training, self.order.method)
+        self.engine = engine(self.model, self.training, self.order.method)
+        if self.noise:
+            self.engine.load(perturbed_parameters(self.model, self.training.seed, self.noise), {}, 0)
         self.step = 0
 
     def train(self, steps: int) -> np.ndarray:
@@ -70,7 +77,7 @@ class Leg:
         """Write the state in the format that the suffix of `path` names."""
         parameters, moments = self.engine.dump()
         counters = {"samples_consumed": self.step * self.training.batch_size, "tokens": 0, "seed": self.training.seed}
-        convert.write(path, Checkpoint(MODEL, parameters, moments, {"step": self.step, **counters}))
+        convert.write(path, Checkpoint(self.model, parameters, moments, {"step": self.step, **counters}))
 
     def load(self, path: Path) -> None:
         """Take over what any backend saved."""

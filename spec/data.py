@@ -130,13 +130,13 @@ def permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
     while outside.any():
         left, right = value[outside] >> half, value[outside] & mask
         for key in keys:
-            left, right = right, left ^ (_mix(right ^ key) & mask)
+            left, right = right, left ^ (mix(right ^ key) & mask)
         value[outside] = (left << half) | right
         outside = value >= np.uint64(size)
     return value.astype(np.int64)
 
 
-def _mix(value: np.ndarray) -> np.ndarray:
+def mix(value: np.ndarray) -> np.ndarray:
     """A 64-bit finaliser: every input bit reaches every output bit (Steele et al. 2014, SplitMix)."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

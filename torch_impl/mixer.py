@@ -41,6 +41,15 @@ class _DecayGates(torch.autograd.Function):
         return alpha_btd * open_btd * (fresh_gradient_btd - alpha_gradient_btd), None
 
 
+def gates(
+    pre_btx: Float[Tensor, BT3D], decay_bias_d: Float[Tensor, D], delta_min: float
+) -> tuple[Float[Tensor, BTD], Float[Tensor, BTD], Float[Tensor, BTD]]:
+    """Decay, drive and output gate from the pre-activations: alpha, (1 - alpha) tanh(value), sigmoid(gate)."""
+    value_btd, p_btd, gate_btd = pre_btx.chunk(3, dim=-1)
+    alpha_btd, fresh_btd = decay_gates(p_btd + decay_bias_d, delta_min)
+    return alpha_btd, fresh_btd * torch.tanh(value_btd), torch.sigmoid(gate_btd)
+
+
 def unfused_mixer(
     pre_btx: Float[Tensor, BT3D],
     decay_bias_d: Float[Tensor, D],
@@ -51,11 +60,9 @@ def unfused_mixer(
     scan_method: str,
 ) -> tuple[Float[Tensor, BTD], Float[Tensor, BD]]:
     """Gates, one of the scans and the output gate as separate operations."""
-    value_btd, p_btd, gate_btd = pre_btx.chunk(3, dim=-1)
-    alpha_btd, fresh_btd = decay_gates(p_btd + decay_bias_d, delta_min)
-    drive_btd = fresh_btd * torch.tanh(value_btd)
-    states_btd, last_bd = scans.scan(alpha_btd, drive_btd, state_bd, scan_method, resets_bt, padding_bt)
-    return torch.sigmoid(gate_btd) * states_btd, last_bd
+    decay_btd, drive_btd, gate_btd = gates(pre_btx, decay_bias_d, delta_min)
+    states_btd, last_bd = scans.scan(decay_btd, drive_btd, state_bd, scan_method, resets_bt, padding_bt)
+    return gate_btd * states_btd, last_bd
 
 
 METHODS = {name: partial(unfused_mixer, scan_method=name) for name in ("auto", *scans.METHODS)}

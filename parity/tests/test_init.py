@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from parity.strategies import CONFIG
+from parity.cases import CONFIG
 from spec import PRESETS, LiquidNetConfig, initial_parameters, num_parameters, parameter_table
 from spec.init import half_life_bias, stream
 from spec.reference.liquid import decay_gates

@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity import backends
+from parity import backends, operations
 from parity.bounds import assert_within, double_bound
-from parity.model_checks import check, check_outputs, differentiate, reference, run
-from parity.strategies import BATCH, CONFIG, LENGTHS, ModelCase, model_cases, perturbed_parameters, seeds
+from parity.cases import BATCH, CONFIG, LENGTHS, ModelCase, perturbed_parameters
+from parity.operations import OPERATIONS, expected
+from parity.strategies import model_cases, seeds
 from spec import LiquidNetConfig
 from spec.reference import forward
 
@@ -16,6 +17,25 @@ few = settings(max_examples=max(1, settings().max_examples // 10))
 some = settings(max_examples=max(1, settings().max_examples // 4))
 SHORT = (1, 2, 3, 31)
 ROW = CONFIG.vocab_size
+
+
+def check(face, case, method="auto", dtype="float64", **options):
+    """Everything that a model gives, within its bounds; `options` go to the loss."""
+    operations.check("model", face.NAME, method, dtype, case, **options)
+
+
+def check_outputs(case, logits, last, dtype, label):
+    """Logits and last states alone."""
+    truth, bounds = expected("model", case, dtype)
+    found = {"logits": logits, "last": last}
+    assert_within(found, {name: truth[name] for name in found}, bounds, f"{label}, {dtype}")
+
+
+def run(face, case, **options):
+    """(logits, last states) of the case."""
+    arrays = case.arrays()
+    inputs = arrays.tokens, arrays.states, arrays.resets, arrays.padding
+    return face.model(case.parameters, case.config, *inputs, **options)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -30,7 +50,8 @@ def test_everything_in_float64(face, method, length, data):
 @given(data=st.data())
 def test_everything_in_float32(face, length, data):
     """Each length with one method in turn, all being equal in float64: a compilation takes seconds."""
-    method = face.SCAN_METHODS[LENGTHS.index(length) % len(face.SCAN_METHODS)]
+    methods = face.METHODS["scan"]
+    method = methods[LENGTHS.index(length) % len(methods)]
     check(face, data.draw(model_cases(lengths=(length,)), label="case"), method, "float32")
 
 
@@ -67,7 +88,7 @@ def test_other_configurations(face, config):
 def test_remat_and_loss_chunks_change_nothing(face, options):
     """Chunks of 7 rows do not divide the 62 labels; a chunk of one logit still takes one whole row."""
     for seed in range(3):
-        check(face, ModelCase(31, "some", "left", "some", False, seed), label="remat and chunks", **options)
+        check(face, ModelCase(31, "some", "left", "some", False, seed), **options)
 
 
 def test_no_chunk_holds_more_rows_than_it_may(face, monkeypatch):
@@ -80,7 +101,7 @@ def test_no_chunk_holds_more_rows_than_it_may(face, monkeypatch):
 
     monkeypatch.setattr(losses, "total_nats", count)
     case = ModelCase(31, "none", "none", "some", True, 1)
-    check(face, case, "auto", "float32", label="remat and chunks", remat=True, chunk=5 * ROW)
+    check(face, case, "auto", "float32", remat=True, chunk=5 * ROW)
     assert max(rows) == 5
 
 
@@ -198,11 +219,10 @@ def test_bfloat16_is_as_good_in_one_backend_as_in_the_other():
         squares: dict[str, float] = {}
         for seed in range(3):
             case = ModelCase(63, "some", "left", "some", False, seed, config=config)
-            face, options = backends.load(name), {"compute_dtype": "bfloat16"}
-            logits, last = run(face, case, **options)
-            assert logits.dtype == last.dtype == np.float32
-            for tensor, found in {"logits": logits, **differentiate(face, case, **options)}.items():
-                truth = reference(case)[tensor]
+            results = OPERATIONS["model"].run(backends.load(name), case, "auto", "bfloat16")
+            assert results["logits"].dtype == results["last"].dtype == np.float32
+            for tensor, truth in expected("model", case, "float64")[0].items():
+                found = results[tensor]
                 share = ((found - truth) ** 2).mean() / (truth**2).mean()
                 squares[tensor] = squares.get(tensor, 0.0) + share / 3
         errors[name] = {tensor: square**0.5 for tensor, square in squares.items()}

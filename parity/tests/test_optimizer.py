@@ -1,6 +1,5 @@
 """AdamW of both backends from given gradients, within a derived bound of the float64 reference; the schedule."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -8,67 +7,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity.bounds import adamw_truth_and_bounds, assert_within, in_units, rounding, unit
-from parity.strategies import CONFIG, perturbed_parameters
+from parity.bounds import assert_within, in_units, rounding, unit
+from parity.cases import ADAMW, CONFIG, AdamWCase, perturbed_parameters
+from parity.operations import OPERATIONS, check, expected
 from spec.config import TrainingConfig
 from spec.optimizer import MOMENTS, decayed_paths
 from spec.schedule import learning_rate
 
 DECAYED = decayed_paths(CONFIG)
 DEFAULT = TrainingConfig(peak_lr=3e-3)
-CASES = {
-    "clip active": DEFAULT,
-    "clip inactive": dataclasses.replace(DEFAULT, grad_clip=1e6),
-    "no clip": dataclasses.replace(DEFAULT, grad_clip=0.0),
-    "no decay": dataclasses.replace(DEFAULT, weight_decay=0.0, grad_clip=0.0),
-    "large rate": dataclasses.replace(DEFAULT, peak_lr=1.0, grad_clip=0.0, beta1=0.5, beta2=0.999),
-    "large eps": dataclasses.replace(DEFAULT, adam_eps=1e-2, grad_clip=0.0),
-}
 
 
 def draw_gradients(seed: int, count: int) -> list[dict[str, np.ndarray]]:
     """Gradients that differ in size from parameter to parameter, a tenth of them exactly zero."""
-    random = np.random.default_rng(seed)
-    parameters = perturbed_parameters(CONFIG, 0)
-
-    def one(shape):
-        g = random.standard_normal(shape) * 10.0 ** random.uniform(-4, 1)
-        return np.where(random.random(shape) < 0.1, 0.0, g).astype(np.float32)
-
-    return [{path: one(x.shape) for path, x in parameters.items()} for _ in range(count)]
-
-
-def truth_and_bounds(parameters, gradients, rates, training, errors=None):
-    """All steps in float64 from zero moments, with the bounds carried along."""
-    state = tuple({path: x.astype(np.float64) * one for path, x in parameters.items()} for one in (1.0, 0.0, 0.0))
-    errors = tuple({path: np.zeros(x.shape) for path, x in parameters.items()} for _ in range(3))
-    for step, (arrays, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
-        doubles = {path: g.astype(np.float64) for path, g in arrays.items()}
-        state, errors = adamw_truth_and_bounds(state, errors, doubles, step, rate, training, DECAYED)
-    return state, errors
+    return AdamWCase("clip active", count, seed).arrays()[1]
 
 
 @pytest.mark.parametrize("steps", [1, 10])
-@pytest.mark.parametrize("name", CASES)
-def test_steps_within_the_rounding_bound(face, name, steps):
-    training = CASES[name]
-    parameters, gradients = perturbed_parameters(CONFIG, 1), draw_gradients(2, steps)
-    rates = [training.peak_lr * (1.0 + i) / steps for i in range(steps)]
-    found, moments, _ = face.adamw_steps(CONFIG, training, parameters, {}, 0, gradients, rates)
-    truth, bounds = truth_and_bounds(parameters, gradients, rates, training)
-    actual = (found, *(moments[moment] for moment in MOMENTS))
-    for kind, *rest in zip(("parameters", *MOMENTS), actual, truth, bounds, strict=True):
-        assert_within(*rest, f"AdamW, {steps} steps, {kind}, {face.NAME}")
+@pytest.mark.parametrize("kind", ADAMW)
+def test_steps_within_the_rounding_bound(face, kind, steps):
+    """Every kind; test_operations.py draws some of them with other numbers."""
+    check("adamw", face.NAME, "", "float32", AdamWCase(kind, steps, 2))
 
 
 def test_the_bound_is_tight(face):
-    """A bound that nothing comes near would let errors through."""
-    training = CASES["no clip"]
-    parameters, gradients = perturbed_parameters(CONFIG, 1), draw_gradients(2, 1)
-    found, _, _ = face.adamw_steps(CONFIG, training, parameters, {}, 0, gradients, [training.peak_lr])
-    (truth, *_), (bound, *_) = truth_and_bounds(parameters, gradients, [training.peak_lr], training)
+    """A bound that nothing comes near would let errors through: of decayed parameters and of the others."""
+    case = AdamWCase("no clip", 1, 2)
+    (truth, bound), found = expected("adamw", case, "float32"), OPERATIONS["adamw"].run(face, case, "", "float32")
     for decayed in (True, False):
-        paths = [path for path in truth if (path in DECAYED) == decayed]
+        paths = [path for path in case.arrays()[0] if (path in DECAYED) == decayed]
         assert max(in_units(found[path], truth[path], bound[path]).max() for path in paths) > 1 / 30
 
 
@@ -88,9 +55,9 @@ def test_a_loaded_optimizer_goes_on_to_the_same_bits(face):
     half = face.adamw_steps(CONFIG, DEFAULT, parameters, {}, 0, gradients[:5], rates[:5])
     rest = face.adamw_steps(CONFIG, DEFAULT, half[0], half[1], 5, gradients[5:], rates[5:])
     restarted = face.adamw_steps(CONFIG, DEFAULT, half[0], half[1], 0, gradients[5:], rates[5:])
-    for path, expected in whole[0].items():
-        np.testing.assert_array_equal(rest[0][path], expected)
-        assert not np.array_equal(restarted[0][path], expected)
+    for path, after in whole[0].items():
+        np.testing.assert_array_equal(rest[0][path], after)
+        assert not np.array_equal(restarted[0][path], after)
         for name in MOMENTS:
             np.testing.assert_array_equal(rest[1][name][path], whole[1][name][path])
 
@@ -101,8 +68,8 @@ def test_zero_gradients_move_only_what_decays(face):
     zero = {path: np.zeros_like(x) for path, x in parameters.items()}
     found, moments, norms = face.adamw_steps(CONFIG, DEFAULT, parameters, {}, 0, [zero], [1e-2])
     assert norms == [0.0]
-    for path, expected in parameters.items():
-        assert np.array_equal(found[path], expected) == (path not in DECAYED)
+    for path, before in parameters.items():
+        assert np.array_equal(found[path], before) == (path not in DECAYED)
         assert not any(moments[name][path].any() for name in MOMENTS)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from parity.strategies import ModelArrays, ModelCase, model_cases, perturbed_parameters
+from parity.cases import ModelArrays, ModelCase, perturbed_parameters
+from parity.strategies import model_cases
 from spec import LiquidNetConfig, TrainingConfig
 from spec.reference import adamw_step, clip_by_global_norm, forward, loss_and_gradients
 from spec.reference.liquid import decay_gates, scan, scan_adjoint

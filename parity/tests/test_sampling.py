@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity import backends
-from parity.strategies import CONFIG, perturbed_parameters
+from parity.cases import CONFIG, perturbed_parameters
 from spec.sampling import Sampling, check_tokens, complete, generate, sample, uniforms
 
 PROMPT = np.array([[1, 2, 3], [4, 5, 6]])

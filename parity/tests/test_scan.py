@@ -1,4 +1,4 @@
-"""Every scan method of both backends: outputs and gradients within the rounding bound, masks, splits, causality."""
+"""What every scan method of both backends keeps besides its bound: masks, splits, causality, linearity, adjoint."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from parity import backends
 from parity.bounds import assert_within, scan_bounds, scan_truth
-from parity.strategies import BATCH, LENGTHS, SHAPES, WIDTH, ScanCase, scan_cases
+from parity.cases import BATCH, LENGTHS, SHAPES, WIDTH, ScanCase
+from parity.strategies import scan_cases
 
 few = settings(max_examples=max(1, settings().max_examples // 2))
 SHORT = tuple(t for t in LENGTHS if t <= 63)
@@ -24,28 +25,6 @@ def outputs(face, case, method, **changes):
     """The outputs of a scan of the case in float32, some of its arrays replaced."""
     decay, drive, state, resets, padding, *_ = case.arrays()._replace(**changes)
     return dict(zip(FORWARD, face.scan(decay, drive, state, method, resets, padding), strict=True))
-
-
-@given(case=scan_cases())
-def test_float32_within_the_rounding_bound(face, method, case):
-    arrays = case.arrays()
-    decay, drive, state, *rest = arrays
-    actual = face.scan_vjp(decay, drive, state, method, *rest)
-    assert all(x.dtype == np.float32 for x in actual.values())
-    assert_within(actual, scan_truth(*arrays), scan_bounds(*arrays), f"scan, float32, {face.NAME} {method}")
-
-
-@given(case=scan_cases())
-def test_float64_to_1e12_of_scale(face, method, case):
-    """The scale is the sum of absolute values behind each entry: a formula error hides under no larger neighbour."""
-    arrays = case.arrays(np.float64)
-    decay, drive, state, *rest = arrays
-    actual = face.scan_vjp(decay, drive, state, method, *rest)
-    assert all(x.dtype == np.float64 for x in actual.values())
-    # With u = 1e-12 / (2 T + 8) no quantity's bound exceeds 1e-12 of its scale.
-    share = 1e-12 / (2 * case.shape[1] + 8) / np.finfo(np.float64).eps * 2
-    bound = {name: share * x for name, x in scan_bounds(*arrays, dtype=np.float64).items()}
-    assert_within(actual, scan_truth(*arrays), bound, f"scan, float64, {face.NAME} {method}")
 
 
 @pytest.mark.parametrize("t", [1, 63])
@@ -140,6 +119,73 @@ def test_the_future_changes_no_bit(face, method, case, at, seed):
 
 @few
 @given(case=scan_cases(MIDDLE), seed=st.integers(0, 99))
+def test_the_gradient_is_the_adjoint_of_the_derivative(face, method, case, seed):
+    """<J x, y> = <x, J' y> in float64: J x is the same scan of the tangents, since the recurrence is bilinear."""
+    arrays = case.arrays()
+    doubles = (x.astype(np.float64) for x in (arrays.decay, arrays.drive, arrays.state))
+    decay, drive, state = doubles
+    random = np.random.default_rng(seed)
+    tangents = [random.standard_normal(x.shape) * (1.0 + np.abs(x)) for x in (decay, drive, state)]
+    outputs = [random.standard_normal(x.shape) for x in (drive, state)]
+    masks = arrays.resets, arrays.padding
+    found = face.scan_vjp(decay, drive, state, method, *masks, *outputs)
+    before = np.concatenate([state[:, None], found["states"][:, :-1]], axis=1)
+    # A mask fixes decay at a reset, and both on padding: their tangents are nothing there.
+    of_decay = np.where((masks[0] | masks[1])[..., None], 0.0, tangents[0] * before)
+    moved, last = face.scan(decay, of_decay + tangents[1], tangents[2], method, *masks)
+    gradients = (found[f"{name} gradient"] for name in ("decay", "drive", "state"))
+    terms = [a * b for a, b in zip(outputs, (moved, last), strict=True)]
+    others = [a * b for a, b in zip(tangents, gradients, strict=True)]
+    left, right = (sum(x.sum() for x in group) for group in (terms, others))
+    size = sum(np.abs(x).sum() for x in (*terms, *others))
+    assert abs(left - right) <= 1e-12 * size
+
+
+@few
+@given(case=scan_cases(MIDDLE), seed=st.integers(0, 99), power=st.integers(-8, 8))
+def test_linear_in_drive_and_state(face, method, case, seed, power):
+    """scan(x + y) = scan(x) + scan(y) within the three bounds; a power of two as a factor changes no mantissa."""
+    one = ScanCase(case.shape, case.decays, "normal", case.resets, case.padding, case.seed).arrays()
+    other = ScanCase(case.shape, "uniform", "normal", "none", "none", seed).arrays()
+    added = one._replace(drive=one.drive + other.drive, state=one.state + other.state)
+    parts = one, one._replace(drive=other.drive, state=other.state), added
+    states = [face.scan(x.decay, x.drive, x.state, method, x.resets, x.padding)[0] for x in parts]
+    bound = sum(scan_bounds(*x)["states"] for x in parts)
+    # The sum of the drives is rounded too: each term by u.
+    bound = bound + 2.0**-24 * scan_truth(*(np.abs(x) for x in added))["states"]
+    sum_of_states = states[0].astype(np.float64) + states[1]
+    check({"states": states[2]}, {"states": sum_of_states}, {"states": bound}, "scan, linearity")
+    factor = np.float32(2.0**power)
+    scaled, _ = face.scan(one.decay, factor * one.drive, factor * one.state, method, one.resets, one.padding)
+    np.testing.assert_array_equal(scaled, factor * states[0])
+
+
+@few
+@given(case=scan_cases(MIDDLE, resets=("none",)), seed=st.integers(0, 99))
+def test_a_leaky_integrator_contracts(face, method, case, seed):
+    """|h| <= 1 where |v| <= 1 and |h_{-1}| <= 1, drive = (1 - decay) v: a mean of values, up to rounding."""
+    arrays, random = case.arrays(), np.random.default_rng(seed)
+    values, state = random.uniform(-1, 1, case.shape), np.sign(random.standard_normal(arrays.state.shape))
+    drive = ((1.0 - arrays.decay.astype(np.float64)) * values).astype(np.float32)
+    contracting = arrays._replace(drive=drive, state=state.astype(np.float32))
+    states, _ = face.scan(arrays.decay, drive, contracting.state, method, arrays.resets, arrays.padding)
+    bound = scan_bounds(*contracting)["states"]
+    assert (np.abs(states) <= 1.0 + bound + 2.0**-23 * (1 + np.arange(case.shape[1]))[:, None]).all()
+
+
+@given(st.lists(st.tuples(*[st.integers(-1000, 1000)] * 2), min_size=3, max_size=3))
+def test_the_combine_is_associative(pairs):
+    """Of integers, exactly: any bracketing of (a2, b2) after (a1, b1) = (a2 a1, a2 b1 + b2) is the same map."""
+    associative = pytest.importorskip("jax_impl.scan.associative", reason="the combine is JAX's")
+    combine, (x, y, z) = associative.combine, pairs
+    assert combine(combine(x, y), z) == combine(x, combine(y, z))
+    h = 7
+    first, second = x[0] * h + x[1], combine(x, y)
+    assert y[0] * first + y[1] == second[0] * h + second[1]
+
+
+@few
+@given(case=scan_cases(MIDDLE), seed=st.integers(0, 99))
 def test_rows_do_not_mix(face, method, case, seed):
     """Permuted rows give permuted results, and a changed row changes no bit of the other."""
     arrays = case.arrays()
@@ -171,7 +217,7 @@ def test_auto_is_one_of_the_methods(face, t):
     case = ScanCase((BATCH, t, WIDTH), "uniform", "normal", "none", "none", seed=3)
     decay, drive, state, *_ = case.arrays()
     auto, _ = face.scan(decay, drive, state)
-    named = [face.scan(decay, drive, state, method)[0] for method in face.SCAN_METHODS]
+    named = [face.scan(decay, drive, state, method)[0] for method in face.METHODS["scan"]]
     assert any(np.array_equal(auto, states) for states in named)
 
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import Phase, find, given, settings
 
-from parity import strategies
-from parity.bounds import WORST, assert_within, in_units, plain_bound, rounding, scan_bounds, scan_truth, unit
-from parity.strategies import ALMOST_ONE, CONFIG, LENGTHS, SHAPES, model_cases, perturbed_parameters, scan_cases
+from parity import cases
+from parity.bounds import WORST, assert_within, in_units, rounding, scan_bounds, scan_truth, unit
+from parity.cases import ALMOST_ONE, CONFIG, LENGTHS, SHAPES, VALUES, LayerCase, perturbed_parameters
+from parity.strategies import CASES, GATES, HIDDEN, model_cases, scan_cases
 from spec.data import IGNORED_LABEL
 from spec.init import initial_parameters
 from spec.reference.liquid import mask, scan
@@ -68,8 +69,8 @@ def test_the_ci_profile_meets_every_length_and_regime():
         seen.update({case.shape, case.decays, case.drives, f"resets {case.resets}", f"padding {case.padding}"})
 
     collect()
-    kinds = {f"resets {kind}" for kind in strategies.RESETS} | {f"padding {kind}" for kind in strategies.PADDINGS}
-    assert seen == {*SHAPES, *strategies.DECAYS, *strategies.DRIVES, *kinds}
+    kinds = {f"resets {kind}" for kind in cases.RESETS} | {f"padding {kind}" for kind in cases.PADDINGS}
+    assert seen == {*SHAPES, *cases.DECAYS, *cases.DRIVES, *kinds}
     assert {t for _, t, _ in SHAPES} == set(LENGTHS)
 
 
@@ -82,7 +83,7 @@ def test_scan_cases_are_what_a_scan_accepts(case):
         assert all(x.dtype in (dtype, bool) for x in arrays)
         assert all(np.array_equal(one, other) for one, other in zip(arrays, again, strict=True))
         assert arrays.decay.shape == arrays.drive.shape == arrays.states_gradient.shape == case.shape
-    assert eval(repr(case), vars(strategies)) == case
+    assert eval(repr(case), vars(cases)) == case
 
 
 def test_every_parameter_is_perturbed():
@@ -105,7 +106,7 @@ def test_float32_numpy_keeps_the_scan_bound(case):
 
 
 def test_a_planted_error_is_found():
-    case = strategies.ScanCase((2, 31, 3), "uniform", "normal", "none", "none", seed=0)
+    case = cases.ScanCase((2, 31, 3), "uniform", "normal", "none", "none", seed=0)
     arrays = case.arrays()
     truth, bounds = scan_truth(*arrays), scan_bounds(*arrays)
     for name, expected in truth.items():
@@ -128,6 +129,43 @@ def test_bounds_by_hand():
     )
     np.testing.assert_array_equal(in_units(np.array([1.0, 2.0, 1.0]), np.ones(3), np.array([0.0, 0.5, 0.0])), [0, 2, 0])
     assert in_units(np.array(1.5), np.array(1.0), np.array(0.0)) == np.inf
-    # A lucky NumPy run counts as the usual one, and one without any error as 3 u; an unlucky one as itself.
-    for errors, share in (([0, 0, 0], 24 * u), ([0, 5 * u, 6 * u], 40 * u), ([9 * u, 5 * u, 6 * u], 72 * u)):
-        np.testing.assert_array_equal(plain_bound(np.array([1.0, -2.0]), errors), [2 * share, 2 * share])
+
+
+KINDS = {"gates": GATES, "rms_norm": VALUES, "swiglu": HIDDEN, "cross_entropy": HIDDEN, "mixer": GATES}
+
+
+def collect(strategy, seen):
+    """What the strategy draws with the number of examples that the tests use."""
+
+    @given(case=strategy)
+    def each(case):
+        seen.add((case.values, case.config.d_model))
+
+    each()
+
+
+def test_layer_cases_meet_every_kind():
+    """With the number of examples that the tests use, every kind of values at both widths."""
+    for name in KINDS:
+        seen: set[tuple[str, int]] = set()
+        collect(CASES[name], seen)
+        kinds, widths = (set(part) for part in zip(*seen, strict=True))
+        assert widths == {CONFIG.d_model, cases.NANO.d_model}
+        assert kinds == set(KINDS[name]), name
+
+
+def test_absorbed_values_are_lost_one_after_another():
+    """The regime that makes a bound tight: in order, float32 never leaves 1, while the truth is 1 + 0.9 (n - 1) u."""
+    x = cases.draw_values(np.random.default_rng(0), "absorbed", (128,)).astype(np.float32)
+    total = np.float32(0.0)
+    for term in x:
+        total += term
+    assert total == 1.0 and x.astype(np.float64).sum() == pytest.approx(1.0 + 0.9 * 127 * unit(), rel=1e-9)
+
+
+def test_masks_and_ignored_labels_of_a_layer():
+    case = LayerCase((2, 31), "normal", 4, resets="some", padding="left", ignored="some")
+    resets, padding = case.masks()
+    assert resets.any() and padding[:, 0].any() and not padding[:, -1].any()
+    labels = case.ignore(np.ones((2, 31), int))
+    assert 0 < (labels == IGNORED_LABEL).sum() < labels.size

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch", reason="a trajectory is compared across both backends")
 pytest.importorskip("jax", reason="a trajectory is compared across both backends")
 
+from parity.races import LARGEST_SHARE, estimated_run, perturbed_run
 from parity.trajectories import REORDERINGS, TRAINING, Leg, Order, hand_over, spread
 
 STEPS = 200
@@ -42,6 +43,26 @@ def test_a_hand_over_leaves_no_step_in_the_curve(first, second, alone, text_data
     gaps = {backend: np.abs(losses - curve).max() for backend, curve in alone.items()}
     report(f"{first} -> {second} against each alone: " + ", ".join(f"{b} {gap:.2e}" for b, gap in gaps.items()))
     assert max(gaps.values()) <= LARGEST_GAP
+
+
+def test_a_perturbed_run_differs_no_more_than_reorderings_do(text_data, report):
+    """100 steps of nano from weights of which none is zero: at most 5 times the spread of four orders of torch."""
+    race = perturbed_run(text_data)
+    report(f"perturbed weights, 100 steps: jax against torch {race.gap.max():.2e}, four orders {race.spread[-1]:.2e}")
+    assert len(race.curves) == 5 and all(len(losses) == 100 for losses in race.curves.values())
+    assert race.spread[-1] > 0.0 and race.gap.max() <= LARGEST_SHARE * race.spread[-1]
+    assert race.passed
+
+
+def test_a_run_stays_within_the_estimate(text_data, report):
+    """A small model from perturbed weights against 100 steps of the float64 reference, in units of the estimate."""
+    found = estimated_run(text_data)
+    report(
+        "100 steps against float64, in units of the estimate: "
+        + ", ".join(f"{n} {u:.2f}" for n, u in found.units.items())
+    )
+    assert set(found.errors) == {"torch", "jax"}
+    assert all(1 / 30 < units <= 1.0 for units in found.units.values())
 
 
 def test_bfloat16_differs_no_more_than_reorderings_do(text_data, tmp_path, report):

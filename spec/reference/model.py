@@ -17,7 +17,7 @@ import numpy as np
 from spec.config import LiquidNetConfig
 from spec.data import IGNORED_LABEL
 from spec.parameters import check_parameters
-from spec.reference.blocks import mixer, mixer_adjoint, rms_norm, rms_norm_adjoint, swiglu, swiglu_adjoint
+from spec.reference.blocks import block, block_adjoint, rms_norm, rms_norm_adjoint, within
 
 Parameters = Mapping[str, np.ndarray]
 
@@ -48,8 +48,28 @@ def forward(
     Raises:
         ValueError: a parameter or token that does not fit the configuration.
     """
-    logits_btv, states_lbd, _ = _forward(params, config, tokens, states, resets, padding, dtype)
+    logits_btv, states_lbd, *_ = _forward(params, config, tokens, states, resets, padding, dtype)
     return logits_btv, states_lbd
+
+
+def activations(
+    params: Parameters,
+    config: LiquidNetConfig,
+    tokens: np.ndarray,
+    states: np.ndarray | None = None,
+    resets: np.ndarray | None = None,
+    padding: np.ndarray | None = None,
+    dtype: Any = np.float64,
+) -> dict[str, np.ndarray]:
+    """What each module of a LiquidNet gives, in the order of the forward pass.
+
+    The key is the module's path (`blocks.0.mixer.input`, `blocks.0`), and besides: `mixer.gated`, the input of
+    `mixer.output`; `mixer.state`, the last state; `mlp.product`, the input of `mlp.output`; `logits`.
+
+    Args:
+        params, config, tokens, states, resets, padding, dtype: as in `forward`.
+    """
+    return _forward(params, config, tokens, states, resets, padding, dtype)[2]
 
 
 def loss_and_gradients(
@@ -73,7 +93,7 @@ def loss_and_gradients(
     Returns:
         loss, gradients by path, gradient of the initial states [l, b, d].
     """
-    logits_btv, _, saved = _forward(params, config, tokens, states, resets, padding, dtype)
+    logits_btv, _, _, saved = _forward(params, config, tokens, states, resets, padding, dtype)
     loss, logits_gradient = cross_entropy(logits_btv, labels)
     return loss, *_adjoint(params, config, tokens, saved, logits_gradient, final_state_gradient)
 
@@ -94,37 +114,28 @@ def cross_entropy(logits_btv: np.ndarray, labels_bt: np.ndarray) -> tuple[float,
     return np.where(counted_bt, nats_bt, 0.0).sum() / count, gradient_btv
 
 
-def _within(params: Parameters, prefix: str) -> dict[str, np.ndarray]:
-    """The parameters below one module, by their path inside it."""
-    return {path.removeprefix(prefix): array for path, array in params.items() if path.startswith(prefix)}
-
-
 def _forward(
     params: Parameters, config: LiquidNetConfig, tokens: np.ndarray, states: Any, resets: Any, padding: Any, dtype: Any
-) -> tuple[np.ndarray, np.ndarray, Any]:
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], Any]:
     check_parameters(config, params)
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise ValueError(f"tokens must have shape [b, t] with b, t >= 1, got {tokens.shape}")
     if tokens.min() < 0 or tokens.max() >= config.vocab_size:
         raise ValueError(f"token ids must be in [0, {config.vocab_size}), got {tokens.min()} to {tokens.max()}")
-    params = {path: np.asarray(array, dtype) for path, array in params.items()}
-    scale = np.asarray(config.residual_scale, dtype)
+    params = {path: np.asanyarray(array, dtype) for path, array in params.items()}
     x_btd = params["embedding.weight"][tokens]
-    last_states, saved = [], []
+    outputs, last_states, saved = {"embedding": x_btd}, [], []
     for i in range(config.n_layers):
-        block = _within(params, f"blocks.{i}.")
-        state_bd = None if states is None else np.asarray(states[i], dtype)
-        z_btd, norm1 = rms_norm(x_btd, block["mixer_norm.weight"], config.norm_eps)
-        y_btd, last_bd, mix = mixer(z_btd, _within(block, "mixer."), config.delta_min, state_bd, resets, padding)
-        x_btd = x_btd + scale * y_btd
-        r_btd, norm2 = rms_norm(x_btd, block["mlp_norm.weight"], config.norm_eps)
-        u_btd, mlp = swiglu(r_btd, _within(block, "mlp."))
-        x_btd = x_btd + scale * u_btd
+        weights = within(params, f"blocks.{i}.")
+        state_bd = None if states is None else np.asanyarray(states[i], dtype)
+        x_btd, last_bd, of_block, visited = block(x_btd, weights, config, state_bd, resets, padding)
+        outputs |= {f"blocks.{i}.{name}": array for name, array in of_block.items()} | {f"blocks.{i}": x_btd}
         last_states.append(last_bd)
-        saved.append((norm1, mix, norm2, mlp))
+        saved.append(visited)
     hidden_btd, final = rms_norm(x_btd, params["final_norm.weight"], config.norm_eps)
     logits_btv = hidden_btd @ params["embedding.weight"].T
-    return logits_btv, np.stack(last_states), (saved, final, hidden_btd, scale)
+    outputs |= {"final_norm": hidden_btd, "logits": logits_btv}
+    return logits_btv, np.stack(last_states), outputs, (saved, final, hidden_btd)
 
 
 def _adjoint(
@@ -135,26 +146,18 @@ def _adjoint(
     logits_gradient: np.ndarray,
     final_state_gradient: np.ndarray | None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    blocks, final, hidden_btd, scale = saved
-    embedding_vd = np.asarray(params["embedding.weight"], hidden_btd.dtype)
+    blocks, final, hidden_btd = saved
+    embedding_vd = np.asanyarray(params["embedding.weight"], hidden_btd.dtype)
     hidden_gradient = logits_gradient @ embedding_vd
     embedding_gradient = np.einsum("btv,btd->vd", logits_gradient, hidden_btd)
     gradients: dict[str, np.ndarray] = {}
     x_gradient, gradients["final_norm.weight"] = rms_norm_adjoint(final, hidden_gradient)
     state_gradients = []
     for i in reversed(range(config.n_layers)):
-        norm1, mix, norm2, mlp = blocks[i]
-        r_gradient, of_mlp = swiglu_adjoint(mlp, scale * x_gradient)
-        residual, of_norm2 = rms_norm_adjoint(norm2, r_gradient)
-        x_gradient = x_gradient + residual
         of_last = None if final_state_gradient is None else final_state_gradient[i]
-        z_gradient, of_mixer, of_state = mixer_adjoint(mix, scale * x_gradient, of_last)
-        residual, of_norm1 = rms_norm_adjoint(norm1, z_gradient)
-        x_gradient = x_gradient + residual
+        x_gradient, of_block, of_state = block_adjoint(blocks[i], config, x_gradient, of_last)
         state_gradients.append(of_state)
-        gradients |= {f"blocks.{i}.mixer.{name}": array for name, array in of_mixer.items()}
-        gradients |= {f"blocks.{i}.mlp.{name}": array for name, array in of_mlp.items()}
-        gradients |= {f"blocks.{i}.mixer_norm.weight": of_norm1, f"blocks.{i}.mlp_norm.weight": of_norm2}
+        gradients |= {f"blocks.{i}.{name}": array for name, array in of_block.items()}
     np.add.at(embedding_gradient, tokens, x_gradient)
     gradients["embedding.weight"] = embedding_gradient
     return {path: gradients[path] for path in params}, np.stack(state_gradients[::-1])

@@ -1,0 +1,110 @@
+"""Bounds on the float32 errors of gates, RMSNorm, SwiGLU and cross-entropy: outputs and every gradient.
+
+Each is written once in running error analysis (parity/running.py). Where the two frameworks differentiate by different
+formulas, all of them stand here and the largest bound counts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from parity.running import EXP, LOG, RSQRT, SIGMOID, TANH, Running, either, exact, join
+from spec.data import IGNORED_LABEL
+from spec.reference.liquid import sigmoid
+
+Bounds = dict[str, np.ndarray]
+
+
+def gates_bounds(pre, bias, delta_min, of_decay, of_drive, of_gate, dtype: Any = np.float32) -> Bounds:
+    """Decay, drive and output gate, and the gradients of pre-activations and bias.
+
+    alpha = c sigmoid(-p) and 1 - alpha = (1 - c) + c sigmoid(p) add positive numbers only: 8 u and 9 u of the result.
+    tanh' is 1 - t^2 or (1 + t)(1 - t), sigmoid' is s (1 - s), whose error is absolute: they cancel as the gates shut.
+    The gradient of p, alpha sigmoid(p) (g_fresh - g_alpha), may take its difference first or last.
+    """
+    pre, bias, of_decay, of_drive, of_gate = (exact(x, dtype) for x in (pre, bias, of_decay, of_drive, of_gate))
+    value, p, gate = (pre.move(lambda x, i=i: np.split(x, 3, axis=-1)[i]) for i in range(3))
+    p = p + bias
+    c, one = pre.constant(math.exp(-delta_min)), exact(np.ones(()), dtype)
+    opened, closed = p.monotonic(sigmoid, SIGMOID), p.monotonic(lambda x: sigmoid(-x), SIGMOID)
+    alpha, fresh = c * closed, pre.constant(-math.expm1(-delta_min)) + c * opened
+    t, o = value.monotonic(np.tanh, TANH), gate.monotonic(sigmoid, SIGMOID)
+    slope, of_fresh, change = either(one - t * t, (one + t) * (one - t)), of_drive * t, alpha * opened
+    of_p = either(change * (of_fresh - of_decay), change * of_fresh - change * of_decay)
+    of_pre = join(of_drive * fresh * slope, of_p, of_gate * (one - o) * o)
+    results = {"decay": alpha, "drive": fresh * t, "gate": o, "pre gradient": of_pre}
+    return _errors(results | {"bias gradient": of_p.sum((0, 1))})
+
+
+def rms_norm_bounds(x, weight, eps, of_y, dtype: Any = np.float32) -> Bounds:
+    """y = w x r, r = (mean(x^2) + eps)^(-1/2), and the gradients of x and w.
+
+    The mean adds d positive terms, relative error (d + 3) u at most, halved by the root. The gradient of x is
+    r (q - n mean(q n)), q = w g and n = x r, or term by term with r^3 as a power or as r / (mean + eps).
+    """
+    x, weight, of_y = (exact(array, dtype) for array in (x, weight, of_y))
+    share = x.constant(1.0 / x.value.shape[-1])
+    square = (x * x).sum(-1, keepdims=True) * share + x.constant(eps)
+    r = square.monotonic(lambda m: 1.0 / np.sqrt(m), RSQRT)
+    n, q = x * r, of_y * weight
+    total = (q * x).sum(-1, keepdims=True)
+    forms = [r * (q - n * ((q * n).sum(-1, keepdims=True) * share))]
+    forms += [q * r - x * (total * cube * share) for cube in (r * r * r, r / square)]
+    results = {"y": weight * n, "x gradient": either(*forms), "weight gradient": (of_y * n).sum((0, 1))}
+    return _errors(results)
+
+
+def swiglu_bounds(r, weights: dict[str, np.ndarray], of_u, dtype: Any = np.float32) -> Bounds:
+    """u = W_d (silu(W_g r) * (W_a r)), and the gradients of r and both matrices.
+
+    silu' is s (1 + x (1 - s)) or s + x (s (1 - s)).
+    """
+    r, of_u = (exact(x.reshape(-1, x.shape[-1]), dtype) for x in (r, of_u))
+    enter, leave = (exact(weights[f"{name}.weight"], dtype) for name in ("input", "output"))
+    one = exact(np.ones(()), dtype)
+    pre = r @ enter.T
+    gate, up = (pre.move(lambda x, i=i: np.split(x, 2, axis=-1)[i]) for i in range(2))
+    s = gate.monotonic(sigmoid, SIGMOID)
+    silu = gate * s
+    product = silu * up
+    of_product = of_u @ leave
+    slope = either(s * (one + gate * (one - s)), s + gate * (s * (one - s)))
+    of_gate = either(of_product * up * slope, of_product * (up * slope))
+    of_pre = join(of_gate, of_product * silu)
+    results = {"u": product @ leave.T, "r gradient": of_pre @ enter}
+    return _errors(results | {"input.weight": of_pre.T @ r, "output.weight": of_u.T @ product})
+
+
+def cross_entropy_bounds(hidden, embedding, labels, dtype: Any = np.float32) -> Bounds:
+    """Sum of -log softmax(hidden E^T)[label] over the counted labels, and the gradients of hidden and E.
+
+    The largest logit m is subtracted whatever its error: the result does not depend on it. A nat is
+    log(total) + m - z or log(total) - (z - m); a probability exp(z - m) / total or exp of the log-probability.
+    """
+    h, e = (exact(x.reshape(-1, x.shape[-1]), dtype) for x in (hidden, embedding))
+    labels = labels.reshape(-1)
+    counted = (labels != IGNORED_LABEL)[:, None]
+    target = np.where(counted[:, 0], labels, 0)[:, None]
+    logits = h @ e.T
+    most = exact(logits.value.max(axis=-1, keepdims=True), dtype)
+    shifted = logits - most
+    weight = shifted.monotonic(np.exp, EXP)
+    total = weight.sum(-1, keepdims=True)
+    log_total = total.monotonic(np.log, LOG)
+
+    def at_target(x: Running) -> Running:
+        return x.move(lambda array: np.take_along_axis(array, target, axis=-1))
+
+    nats = either(log_total - at_target(shifted), (log_total + most) - at_target(logits))
+    share = either(weight / total, (shifted - log_total).monotonic(np.exp, EXP))
+    one_hot = exact(np.arange(e.value.shape[0]) == target, dtype)
+    of_logits = (share - one_hot).move(lambda x: np.where(counted, x, 0.0))
+    nats = nats.move(lambda x: np.where(counted, x, 0.0)).sum((0, 1))
+    return _errors({"nats": nats, "hidden gradient": of_logits @ e, "embedding gradient": of_logits.T @ h})
+
+
+def _errors(results: dict[str, Running]) -> Bounds:
+    return {name: result.error for name, result in results.items()}

@@ -1,0 +1,47 @@
+"""Every operation that is proved: its problems, its float64 truth, its bounds, and how to ask a backend for it.
+
+Tests, report and self-test iterate over OPERATIONS, over the backends and over the METHODS that these register: what is
+added to one of them is proved by existing. A failing case is repeated with
+
+    check("scan", "torch", "chunked", "float32", ScanCase(...))
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from parity import backends
+from parity.bounds import assert_within
+from parity.operations.base import Arrays, Operation
+from parity.operations.layers import AdamW, CrossEntropy, Gates, RMSNorm, Scan, SwiGLU
+from parity.operations.models import Block, Mixer, Model
+
+__all__ = ["OPERATIONS", "Operation", "check", "expected"]
+
+OPERATIONS: dict[str, Operation] = {
+    kind.name: kind() for kind in (Scan, Gates, RMSNorm, SwiGLU, CrossEntropy, AdamW, Mixer, Block, Model)
+}
+
+
+@lru_cache(maxsize=256)
+def expected(name: str, case: Any, dtype: str) -> tuple[Arrays, Arrays]:
+    """Truth and bounds of a case; kept, since every backend and method is asked the same."""
+    operation = OPERATIONS[name]
+    return operation.truth(case), operation.bounds_in(case, dtype)
+
+
+def check(name: str, backend: str, method: str, dtype: str, case: Any, **options: Any) -> float:
+    """The largest error of a backend in units of its bound; AssertionError, naming the worst entry, where it exceeds 1.
+
+    Args:
+        name: a key of OPERATIONS.
+        backend: `torch` or `jax`.
+        method: one of the operation's methods, or "" where it has none.
+        dtype: one of the operation's dtypes.
+        case: of parity/cases.py.
+        options: for the operation's `run`.
+    """
+    found = OPERATIONS[name].run(backends.load(backend), case, method, dtype, **options)
+    label = ", ".join(part for part in (name, dtype, f"{backend} {method}".strip()) if part)
+    return assert_within(found, *expected(name, case, dtype), label)

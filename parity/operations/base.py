@@ -1,0 +1,78 @@
+"""What an operation is to the proof."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from parity.bounds import double_bound
+from parity.perturbed import Compute, estimate
+
+Arrays = Mapping[str, np.ndarray]
+UNITS = {"float32": 2.0**-24, "bfloat16": 2.0**-9}
+
+
+class Operation:
+    """One operation of the model, as inputs to outputs and output gradients to input gradients.
+
+    `theorem`: its float32 bound is proved; else it is an estimate (parity/perturbed.py). `choice` names the dict of
+    METHODS that it has, if any.
+    """
+
+    name: str
+    theorem = True
+    choice: str | None = None
+    dtypes: tuple[str, ...] = ("float32", "float64")
+
+    def methods(self, face: Any) -> tuple[str, ...]:
+        return face.METHODS[self.choice] if self.choice else ("",)
+
+    def truth(self, case: Any) -> Arrays:
+        """Everything that the operation gives, in float64."""
+        raise NotImplementedError
+
+    def bounds(self, case: Any, dtype: Any = np.float32) -> Arrays:
+        """How far a result in this dtype may lie from each entry of the truth."""
+        raise NotImplementedError
+
+    def bounds_in(self, case: Any, dtype: str) -> Arrays:
+        """`bounds`; in float64 twice, since the reference rounds too: some 1e-13 of what is added up, never 1e-12."""
+        if dtype == "float64":
+            return {name: 2.0 * x for name, x in self.bounds(case, np.float64).items()}
+        return self.bounds(case)
+
+    def run(self, face: Any, case: Any, method: str, dtype: str) -> Arrays:
+        """What a backend gives."""
+        raise NotImplementedError
+
+
+class Estimated(Operation):
+    """An operation without a theorem: its reference, run on arrays that round at random, says how far rounding goes."""
+
+    theorem = False
+    dtypes = ("float32", "float64", "bfloat16")
+
+    def compute(self, case: Any) -> Compute:
+        """The reference as a function of how its inputs are lifted to arrays that round."""
+        raise NotImplementedError
+
+    def truth(self, case: Any) -> Arrays:
+        return self.compute(case)(lambda x: np.asarray(x, np.float64))
+
+    def bounds_in(self, case: Any, dtype: str) -> Arrays:
+        if dtype == "float64":
+            return {name: double_bound(x) for name, x in self.truth(case).items()}
+        return estimate(self.compute(case), self.truth(case), UNITS["float32"], product_unit=UNITS[dtype])
+
+
+def cast(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Floats in the dtype of the computation; bfloat16 is a matter of the products, its arrays are float32."""
+    wide = np.float64 if dtype == "float64" else np.float32
+    return array.astype(wide) if array.dtype.kind == "f" else array
+
+
+def float32(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What was drawn, rounded to what both backends can be given exactly."""
+    return tuple(np.asarray(x, np.float32) for x in arrays)

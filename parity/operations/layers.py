@@ -1,0 +1,187 @@
+"""The operations whose bounds are theorems: scan, gates, RMSNorm, SwiGLU, cross-entropy and an AdamW step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from parity import backends
+from parity.adamw_bounds import adamw_truth_and_bounds
+from parity.bounds import scan_bounds, scan_truth
+from parity.cases import AdamWCase, LayerCase, ScanCase, draw_values
+from parity.layer_bounds import cross_entropy_bounds, gates_bounds, rms_norm_bounds, swiglu_bounds
+from parity.operations.base import Arrays, Operation, cast, float32
+from spec.init import half_life_bias
+from spec.optimizer import MOMENTS, decayed_paths
+from spec.reference import blocks
+from spec.reference.liquid import decay_gates, sigmoid
+from spec.reference.model import cross_entropy
+
+
+class Scan(Operation):
+    name, choice = "scan", "scan"
+
+    def truth(self, case: ScanCase) -> Arrays:
+        return scan_truth(*case.arrays())
+
+    def bounds(self, case: ScanCase, dtype: Any = np.float32) -> Arrays:
+        return scan_bounds(*case.arrays(), dtype=dtype)
+
+    def run(self, face: Any, case: ScanCase, method: str, dtype: str) -> Arrays:
+        decay, drive, state, resets, padding, *gradients = (cast(x, dtype) for x in case.arrays())
+        return face.scan_vjp(decay, drive, state, method, resets, padding, *gradients)
+
+
+class Gates(Operation):
+    name = "gates"
+
+    def arrays(self, case: LayerCase) -> tuple[np.ndarray, ...]:
+        random, d = case.random, case.config.d_model
+        pre = draw_values(random, case.values, (*case.shape, 3 * d))
+        bias = random.standard_normal(d) if case.seed % 4 == 3 else half_life_bias(d)
+        return float32(pre, bias, *random.standard_normal((3, *case.shape, d)))
+
+    def truth(self, case: LayerCase) -> Arrays:
+        pre, bias, of_decay, of_drive, of_gate = (x.astype(np.float64) for x in self.arrays(case))
+        value, p, gate = np.split(pre, 3, axis=-1)
+        p = p + bias
+        (alpha, fresh), t, o = decay_gates(p, case.config.delta_min), np.tanh(value), sigmoid(gate)
+        of_p = alpha * sigmoid(p) * (of_drive * t - of_decay)
+        # 1 - tanh^2 and 1 - sigmoid without cancellation: the truth has to be right where they vanish.
+        of_value, of_output = of_drive * fresh / np.cosh(value) ** 2, of_gate * o * sigmoid(-gate)
+        of_pre = np.concatenate([of_value, of_p, of_output], axis=-1)
+        results = (alpha, fresh * t, o, of_pre, of_p.sum(axis=(0, 1)))
+        return dict(zip(backends.GATES_RESULTS, results, strict=True))
+
+    def bounds(self, case: LayerCase, dtype: Any = np.float32) -> Arrays:
+        pre, bias, *gradients = self.arrays(case)
+        return gates_bounds(pre, bias, case.config.delta_min, *gradients, dtype=dtype)
+
+    def run(self, face: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+        pre, bias, *gradients = (cast(x, dtype) for x in self.arrays(case))
+        return face.gates_vjp(pre, bias, case.config.delta_min, *gradients)
+
+
+class RMSNorm(Operation):
+    name = "rms_norm"
+
+    def arrays(self, case: LayerCase) -> tuple[np.ndarray, ...]:
+        random, shape = case.random, (*case.shape, case.config.d_model)
+        x = draw_values(random, case.values, shape)
+        x = np.sqrt(x) if case.values == "absorbed" else x
+        return float32(x, 1.0 + 0.3 * random.standard_normal(shape[-1]), random.standard_normal(shape))
+
+    def truth(self, case: LayerCase) -> Arrays:
+        x, weight, of_y = (array.astype(np.float64) for array in self.arrays(case))
+        y, saved = blocks.rms_norm(x, weight, case.config.norm_eps)
+        return {
+            "y": y,
+            **dict(zip(("x gradient", "weight gradient"), blocks.rms_norm_adjoint(saved, of_y), strict=True)),
+        }
+
+    def bounds(self, case: LayerCase, dtype: Any = np.float32) -> Arrays:
+        x, weight, of_y = self.arrays(case)
+        return rms_norm_bounds(x, weight, case.config.norm_eps, of_y, dtype)
+
+    def run(self, face: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+        x, weight, of_y = self.arrays(case)
+        (y,), (of_x,), weights = face.layer_vjp(
+            self.name, case.config, {"weight": weight}, (x,), (), (of_y,), compute_dtype=dtype
+        )
+        return {"y": y, "x gradient": of_x, "weight gradient": weights["weight"]}
+
+
+class SwiGLU(Operation):
+    name = "swiglu"
+
+    def arrays(self, case: LayerCase) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        random, d, f = case.random, case.config.d_model, case.config.d_ff
+        r, of_u = draw_values(random, case.values, (*case.shape, d)), random.standard_normal((*case.shape, d))
+        enter, leave = random.standard_normal((2 * f, d)) / d**0.5, random.standard_normal((d, f)) / f**0.5
+        if case.values == "absorbed":
+            gain = draw_values(random, case.values, (f,))
+            enter, leave = np.concatenate([np.ones(f), gain])[:, None] * np.ones(d), np.ones((d, f))
+        r, of_u, enter, leave = float32(r, of_u, enter, leave)
+        return r, of_u, {"input.weight": enter, "output.weight": leave}
+
+    def truth(self, case: LayerCase) -> Arrays:
+        r, of_u, weights = self.arrays(case)
+        wide = {path: x.astype(np.float64) for path, x in weights.items()}
+        u, saved = blocks.swiglu(r.astype(np.float64), wide)
+        of_r, gradients = blocks.swiglu_adjoint(saved, of_u.astype(np.float64))
+        return {"u": u, "r gradient": of_r, **gradients}
+
+    def bounds(self, case: LayerCase, dtype: Any = np.float32) -> Arrays:
+        r, of_u, weights = self.arrays(case)
+        return {name: x.reshape(r.shape) if name in ("u", "r gradient") else x
+                for name, x in swiglu_bounds(r, weights, of_u, dtype).items()}  # fmt: skip
+
+    def run(self, face: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+        r, of_u, weights = self.arrays(case)
+        (u,), (of_r,), gradients = face.layer_vjp(
+            self.name, case.config, weights, (r,), (), (of_u,), compute_dtype=dtype
+        )
+        return {"u": u, "r gradient": of_r, **gradients}
+
+
+class CrossEntropy(Operation):
+    name, choice = "cross_entropy", "loss"
+
+    def arrays(self, case: LayerCase) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        random, d, v = case.random, case.config.d_model, case.config.vocab_size
+        hidden = draw_values(random, case.values, (*case.shape, d))
+        embedding, labels = 0.3 * random.standard_normal((v, d)), random.integers(0, v, size=case.shape)
+        if case.values == "absorbed":
+            hidden, embedding = np.broadcast_to(np.eye(1, d)[0], hidden.shape), np.zeros((v, d))
+            embedding[1:, 0], labels = np.log(0.9 * 2.0**-24), np.zeros_like(labels)
+        hidden, embedding = float32(hidden, embedding)
+        return hidden, embedding, case.ignore(labels)
+
+    def truth(self, case: LayerCase) -> Arrays:
+        hidden, embedding, labels = self.arrays(case)
+        hidden, embedding = hidden.astype(np.float64), embedding.astype(np.float64)
+        count = max(1, int((labels >= 0).sum()))
+        mean, of_logits = cross_entropy(hidden @ embedding.T, labels)
+        of_hidden, of_embedding = blocks.linear_adjoint(hidden, embedding, of_logits * count)
+        return dict(zip(backends.LOSS_RESULTS, (np.asarray(mean * count), of_hidden, of_embedding), strict=True))
+
+    def bounds(self, case: LayerCase, dtype: Any = np.float32) -> Arrays:
+        hidden, embedding, labels = self.arrays(case)
+        found = cross_entropy_bounds(hidden, embedding, labels, dtype)
+        return {**found, "hidden gradient": found["hidden gradient"].reshape(hidden.shape)}
+
+    def run(self, face: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+        hidden, embedding, labels = (cast(x, dtype) for x in self.arrays(case))
+        # Seven rows a chunk, which divides few numbers of labels.
+        return face.loss_vjp(hidden, embedding, labels, method, 7 * len(embedding))
+
+
+class AdamW(Operation):
+    name, dtypes = "adamw", ("float32",)
+
+    def both(self, case: AdamWCase) -> tuple[Arrays, Arrays]:
+        """The state after all steps in float64 from zero moments, and the bounds carried along."""
+        params, gradients = case.arrays()
+        state = tuple({path: x.astype(np.float64) * one for path, x in params.items()} for one in (1.0, 0.0, 0.0))
+        errors = tuple({path: np.zeros(x.shape) for path, x in params.items()} for _ in state)
+        decayed = decayed_paths(case.config)
+        for step, (arrays, rate) in enumerate(zip(gradients, case.rates, strict=True), start=1):
+            wide = {path: g.astype(np.float64) for path, g in arrays.items()}
+            state, errors = adamw_truth_and_bounds(state, errors, wide, step, rate, case.training, decayed)
+        return self.flat(*state), self.flat(*errors)
+
+    def flat(self, params: Arrays, *moments: Arrays) -> Arrays:
+        named = {f"{name} {path}": x for name, one in zip(MOMENTS, moments, strict=True) for path, x in one.items()}
+        return {**params, **named}
+
+    def truth(self, case: AdamWCase) -> Arrays:
+        return self.both(case)[0]
+
+    def bounds(self, case: AdamWCase, dtype: Any = np.float32) -> Arrays:
+        return self.both(case)[1]
+
+    def run(self, face: Any, case: AdamWCase, method: str, dtype: str) -> Arrays:
+        params, gradients = case.arrays()
+        found, moments, _ = face.adamw_steps(case.config, case.training, params, {}, 0, gradients, case.rates)
+        return self.flat(found, *(moments[name] for name in MOMENTS))

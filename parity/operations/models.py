@@ -1,0 +1,106 @@
+"""The operations whose bounds are estimates: the mixer between its matrices, a block, and the whole model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from parity import backends
+from parity.cases import LayerCase, ModelCase, draw_values, perturbed_parameters
+from parity.operations.base import Arrays, Estimated, cast, float32
+from parity.perturbed import Compute
+from spec.init import half_life_bias
+from spec.reference import blocks, forward, loss_and_gradients
+
+
+class Mixer(Estimated):
+    name, choice, dtypes = "mixer", "mixer", ("float32", "float64")
+
+    def arrays(self, case: LayerCase) -> tuple[np.ndarray, ...]:
+        """Pre-activations, bias, initial state, and the gradients of both outputs."""
+        random, d, b = case.random, case.config.d_model, case.shape[0]
+        pre = draw_values(random, case.values, (*case.shape, 3 * d))
+        bias = random.standard_normal(d) if case.seed % 4 == 3 else half_life_bias(d)
+        state, of_last = random.standard_normal((2, b, d))
+        return float32(pre, bias, state, random.standard_normal((*case.shape, d)), of_last)
+
+    def compute(self, case: LayerCase) -> Compute:
+        def run(lift):
+            pre, bias, state, of_gated, of_last = (lift(x) for x in self.arrays(case))
+            masks = case.masks()
+            gated, last, saved = blocks.gated_states(pre, bias, case.config.delta_min, state, *masks)
+            gradients = blocks.gated_states_adjoint(saved, of_gated, of_last)
+            return dict(zip(backends.MIXER_RESULTS, (gated, last, *gradients), strict=True))
+
+        return run
+
+    def run(self, face: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+        pre, bias, state, *gradients = (cast(x, dtype) for x in self.arrays(case))
+        return face.mixer_vjp(pre, bias, case.config.delta_min, state, method, *case.masks(), *gradients)
+
+
+class Block(Estimated):
+    """With the method that `auto` takes: any other one is proved in the mixer and in the model."""
+
+    name = "block"
+
+    def methods(self, face: Any) -> tuple[str, ...]:
+        return ("auto",)
+
+    def arrays(self, case: LayerCase) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, ...]]:
+        """Weights by path; input, initial state, and the gradients of both outputs."""
+        random, d, b = case.random, case.config.d_model, case.shape[0]
+        weights = blocks.within(perturbed_parameters(case.config, case.seed % 8), "blocks.0.")
+        x, of_x = draw_values(random, case.values, (*case.shape, d)), random.standard_normal((*case.shape, d))
+        return weights, float32(x, random.standard_normal((b, d)), of_x, random.standard_normal((b, d)))
+
+    def compute(self, case: LayerCase) -> Compute:
+        def run(lift):
+            weights, arrays = self.arrays(case)
+            x, state, of_y, of_last = (lift(x) for x in arrays)
+            lifted = {path: lift(array) for path, array in weights.items()}
+            y, last, _, saved = blocks.block(x, lifted, case.config, state, *case.masks())
+            of_x, gradients, of_state = blocks.block_adjoint(saved, case.config, of_y, of_last)
+            return {"y": y, "last": last, "x gradient": of_x, "state gradient": of_state, **gradients}
+
+        return run
+
+    def run(self, face: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+        weights, (x, state, *gradients) = self.arrays(case)
+        outputs, (of_x, of_state), of_weights = face.layer_vjp(
+            self.name, case.config, weights, (x, state), case.masks(), gradients, method, compute_dtype=dtype
+        )
+        given = dict(zip(("y", "last"), outputs, strict=True))
+        return {**given, "x gradient": of_x, "state gradient": of_state, **of_weights}
+
+
+class Model(Estimated):
+    """Logits, final states, loss, and the gradients of every parameter and of the initial states."""
+
+    name, choice = "model", "mixer"
+
+    def compute(self, case: ModelCase) -> Compute:
+        def run(lift):
+            arrays = case.arrays()
+            params = {path: lift(x) for path, x in case.parameters.items()}
+            states = lift(arrays.states)
+            inputs = arrays.tokens, states, arrays.resets, arrays.padding
+            outputs = dict(zip(("logits", "last"), forward(params, case.config, *inputs), strict=True))
+            loss, gradients, of_states = loss_and_gradients(params, case.config, *arrays._replace(states=states))
+            results = {**outputs, "last beside the loss": outputs["last"], "loss": np.asarray(loss)}
+            return {**results, "state gradient": of_states, **gradients}
+
+        return run
+
+    def run(self, face: Any, case: ModelCase, method: str, dtype: str, **options: Any) -> Arrays:
+        """`options` go to the loss."""
+        arrays, chosen = case.arrays(), {"method": method, "compute_dtype": dtype}
+        inputs = arrays.tokens, arrays.states, arrays.resets, arrays.padding
+        logits, last = face.model(case.parameters, case.config, *inputs, **chosen)
+        loss, gradients, of_states, last_too = face.loss_and_gradients(
+            case.parameters, case.config, *arrays, **chosen, **options
+        )
+        # The loss has a forward pass of its own, without logits: its last states stand beside the model's.
+        results = {"logits": logits, "last": last, "last beside the loss": last_too}
+        return {**results, "loss": np.asarray(loss), "state gradient": of_states, **gradients}

@@ -1,0 +1,153 @@
+"""A calibrated estimate, not a theorem: how far rounding takes a computation that no short proof covers.
+
+The float64 reference runs on arrays whose every operation multiplies its result by 1 + e, e uniform in [-u, u], u the
+rounding unit of the precision asked about; a sum takes its terms one after another. The largest change over a few such
+runs, times 4, is what a program of that precision may differ by: it rounds at other places.
+
+As with true rounding, e is a function of the number that is rounded: where a token comes again, so do its errors, and
+over a thousand tokens of a small vocabulary they add up instead of cancelling. Independent e would be ten times short.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from spec.data import mix
+
+FACTOR = 4.0
+RUNS = 8
+EXACT = {np.maximum, np.minimum, np.negative, np.positive, np.absolute}
+
+Arrays = Mapping[str, np.ndarray]
+Compute = Callable[[Callable[[np.ndarray], np.ndarray]], Arrays]
+
+
+class Perturbed(np.ndarray):
+    """A float64 array that rounds at every operation as a coarser format would, at random."""
+
+    seed: ClassVar[int]
+    unit: ClassVar[float]
+    product_unit: ClassVar[float]
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
+        plain = [self._constant(x) if isinstance(x, float) else _plain(x) for x in inputs]
+        if method == "reduce" and ufunc is np.add:
+            axis = options.get("axis", 0)
+            plain[0] = self._partial_sums(plain[0], range(plain[0].ndim) if axis is None else axis)
+        elif ufunc is np.matmul:
+            plain = [self._partial_sums(self._operand(plain[0]), -1), self._operand(plain[1])]
+        result = getattr(ufunc, method)(*plain, **options)
+        if ufunc is np.matmul:
+            result = self._operand(result)
+        if result is None:  # ufunc.at works in place
+            return None
+        if ufunc not in EXACT and method != "reduce" and ufunc is not np.matmul:
+            result = self._rounded(result, ufunc.__name__)
+        if out is None:
+            return self._wrap(result)
+        out[0][...] = result
+        return out[0]
+
+    def __array_function__(self, function, types, args, kwargs):
+        args, kwargs = _plain(args), _plain(kwargs)
+        if function is np.einsum:
+            summed = [args[0].index(axis) for axis in "bt"]
+            args = (args[0], self._partial_sums(self._operand(args[1]), summed), self._operand(args[2]))
+        result = function(*args, **kwargs)
+        result = self._operand(result) if function is np.einsum else result
+        return [self._wrap(x) for x in result] if isinstance(result, list) else self._wrap(result)
+
+    def _rounded(self, result: Any, operation: str) -> Any:
+        """The result of one operation on each entry."""
+        if np.asarray(result).dtype.kind != "f":
+            return result
+        return result * (1.0 + self.unit * self._draw(result, operation))
+
+    def _draw(self, numbers: Any, operation: str, position: Any = 0) -> np.ndarray:
+        """e / u of each number that an operation rounds: in [-1, 1], the same for the same 32 leading bits."""
+        salt = np.uint64(int.from_bytes(hashlib.sha256(f"{self.seed} {operation}".encode()).digest()[:8], "little"))
+        bits = np.asarray(numbers, np.float64).view(np.uint64) >> np.uint64(20)
+        with np.errstate(over="ignore"):
+            mixed = mix(mix(bits ^ salt) + np.asarray(position, np.uint64))
+        return (mixed >> np.uint64(11)) * 2.0**-52 - 1.0
+
+    def _constant(self, value: float) -> float:
+        """A constant as the format holds it: off by the same amount wherever it is used."""
+        exact = value == float(np.float32(value)) and self.unit >= 2.0**-24
+        return value if exact else value * (1.0 + self.unit * float(self._draw(value, "constant")))
+
+    def _operand(self, array: np.ndarray) -> np.ndarray:
+        """An operand of a matrix product, or the product, rounded to a format of its own where products have one."""
+        if self.product_unit == self.unit:
+            return array
+        return array * (1.0 + self.product_unit * self._draw(array, "operand"))
+
+    def _partial_sums(self, terms: np.ndarray, axis: Any) -> np.ndarray:
+        """The terms of a sum, each times the factors of all additions from its own on."""
+        axes = (axis,) if isinstance(axis, int) else tuple(axis)
+        last = tuple(range(-len(axes), 0))
+        moved = np.moveaxis(terms, axes, last)
+        flat = np.ascontiguousarray(moved).reshape(*moved.shape[: -len(axes)], -1)
+        errors = self.unit * self._draw(flat, "sum", np.arange(flat.shape[-1]))
+        of_later = np.cumsum(errors, axis=-1)[..., ::-1]
+        return np.moveaxis(moved * (1.0 + of_later.reshape(moved.shape)), last, axes)
+
+    def _wrap(self, result: Any) -> Any:
+        return np.asarray(result).view(type(self)) if np.asarray(result).dtype.kind == "f" else result
+
+
+class Rounding:
+    """Makes an array one that rounds at random.
+
+    Args:
+        seed: of the errors.
+        unit: u.
+        product_unit: that of the operands of matrix products, where it is another.
+    """
+
+    def __init__(self, seed: int, unit: float, product_unit: float | None = None):
+        units = {"unit": unit, "product_unit": product_unit or unit}
+        self.kind = type("Rounded", (Perturbed,), {"seed": seed, **units})
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        return np.asarray(array, np.float64).view(self.kind)
+
+
+def _plain(value: Any) -> Any:
+    """The value with ordinary arrays in place of perturbed ones, inside lists and dicts too."""
+    if isinstance(value, Perturbed):
+        return value.view(np.ndarray)
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(x) for x in value)
+    return {name: _plain(x) for name, x in value.items()} if isinstance(value, dict) else value
+
+
+def estimate(
+    compute: Compute, truth: Arrays, unit: float, *, product_unit: float | None = None, runs: int = RUNS
+) -> dict[str, np.ndarray]:
+    """For every entry of `truth`, the largest change of its tensor over some perturbed runs, times 4.
+
+        4 max over runs and entries of |compute(perturbed) - truth|
+
+    Largest over the tensor, since each program's errors fall on other entries; at least 4 u of its largest entry, since
+    every result is stored.
+
+    Args:
+        compute: runs the reference, given a function that makes an input array a perturbed one.
+        truth: what it gives for plain arrays.
+        unit: u.
+        product_unit: that of the operands of matrix products, where it is another.
+        runs: how many; their random numbers are always the same.
+    """
+    changes = dict.fromkeys(truth, 0.0)
+    for run in range(runs):
+        found = compute(Rounding(run, unit, product_unit))
+        for name, exact in truth.items():
+            change = np.abs(_plain(np.asanyarray(found[name])) - exact).max(initial=0.0)
+            changes[name] = max(changes[name], float(change))
+    least = {name: unit * np.abs(exact).max(initial=0.0) for name, exact in truth.items()}
+    return {name: np.full(np.shape(x), FACTOR * max(changes[name], least[name])) for name, x in truth.items()}

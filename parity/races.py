@@ -1,0 +1,121 @@
+"""Whole runs from perturbed weights: against reorderings of one backend, and against the float64 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from parity.cases import perturbed_parameters
+from parity.perturbed import FACTOR, Rounding
+from parity.trajectories import REORDERINGS, TRAINING, Leg, Order
+from spec.config import LiquidNetConfig
+from spec.data import Dataset, training_batch
+from spec.optimizer import decayed_paths
+from spec.reference import adamw_step, clip_by_global_norm, loss_and_gradients
+from tools.stories import stories
+
+NOISE = 0.02
+LARGEST_SHARE = 5.0
+# Small enough for the reference, which rounds at random nine times over: three seconds a run.
+SMALL = LiquidNetConfig(vocab_size=257, d_model=16, d_ff=24, n_layers=2, max_seq_len=16)
+SMALL_TRAINING = replace(TRAINING, batch_size=4, seq_len=16)
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Race:
+    """Losses of one run in JAX and in torch, and of torch in three other orders of summation.
+
+    Args:
+        curves: loss at each step, by name.
+        gap: |torch - JAX| at each step.
+        spread: largest difference between two orders of torch up to each step.
+    """
+
+    curves: dict[str, np.ndarray]
+    gap: np.ndarray
+    spread: np.ndarray
+
+    @property
+    def limit(self) -> float:
+        return LARGEST_SHARE * float(self.spread[-1])
+
+    @property
+    def passed(self) -> bool:
+        return float(self.gap.max()) <= self.limit
+
+
+def perturbed_run(data: Dataset, steps: int = 100, told: Progress = lambda name: None) -> Race:
+    """Train nano from perturbed weights in four orders of torch and once in JAX."""
+    curves = {}
+    for order in REORDERINGS:
+        name = f"torch, {order.method}{', rows reversed' if order.reverse_rows else ''}"
+        told(name)
+        curves[name] = Leg("torch", data, order=order, noise=NOISE).train(steps)
+    told("jax")
+    of_torch = np.stack(list(curves.values()))
+    curves["jax"] = Leg("jax", data, noise=NOISE).train(steps)
+    spread = np.maximum.accumulate(of_torch.max(axis=0) - of_torch.min(axis=0))
+    return Race(curves, np.abs(curves["jax"] - curves[f"torch, {Order().method}"]), spread)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Losses of a small run against the float64 reference.
+
+    Args:
+        bound: largest change of the loss up to each step over runs that round at random, times 4.
+        errors: |loss - reference| at each step, by backend.
+    """
+
+    bound: np.ndarray
+    errors: dict[str, np.ndarray]
+
+    @property
+    def units(self) -> dict[str, float]:
+        return {name: float((error / self.bound).max()) for name, error in self.errors.items()}
+
+
+def estimated_run(
+    data: Dataset, names: tuple[str, ...] = ("torch", "jax"), steps: int = 100, told: Progress = lambda name: None
+) -> Estimate:
+    """Train a small model from perturbed weights in each backend, in float64, and in float64 that rounds at random."""
+    told("float64 reference")
+    truth = reference_run(data, steps, lambda x: np.asarray(x, np.float64))
+    changes = []
+    for run in range(4):
+        told(f"float64 that rounds at random, {run + 1} of 4")
+        changes.append(np.abs(reference_run(data, steps, Rounding(run, 2.0**-24)) - truth))
+    # The loss is stored in float32: where no run has moved it, it is still off by its own rounding.
+    bound = FACTOR * np.maximum.accumulate(np.maximum(np.max(changes, axis=0), 2.0**-24 * truth))
+    errors = {}
+    for name in names:
+        told(name)
+        losses = Leg(name, data, SMALL_TRAINING, model=SMALL, noise=NOISE).train(steps)
+        errors[name] = np.abs(losses - truth)
+    return Estimate(bound, errors)
+
+
+def reference_run(data: Dataset, steps: int, lift: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The loss at each step of the reference, on the kind of array that `lift` makes."""
+    t, decayed = SMALL_TRAINING, decayed_paths(SMALL)
+    params = {path: lift(x) for path, x in perturbed_parameters(SMALL, t.seed, NOISE).items()}
+    moments = [{path: lift(np.zeros(x.shape)) for path, x in params.items()} for _ in range(2)]
+    losses = []
+    for step in range(steps):
+        batch = training_batch(data, step * t.batch_size, t.batch_size, t.seq_len, t.seed)
+        loss, gradients, _ = loss_and_gradients(params, SMALL, batch.tokens, batch.labels, resets=batch.resets)
+        gradients, _ = clip_by_global_norm(gradients, t.grad_clip)
+        params, *moments = adamw_step(params, gradients, *moments, step + 1, t.peak_lr, t, decayed)
+        losses.append(float(loss))
+    return np.array(losses)
+
+
+def story_data(count: int = 300) -> Dataset:
+    """The project's own stories in bytes, in memory."""
+    text = b"".join(story.encode() + b"\xff" for story in stories(count))
+    tokens = np.frombuffer(text, np.uint8).astype(np.uint16)
+    return Dataset(np.where(tokens == 255, 256, tokens), tokens[:0], {"vocab_size": 257, "end_of_text_id": 256}, "")

@@ -1,0 +1,96 @@
+"""One test class for every operation, backend, method and dtype: what is registered in METHODS is tested here."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parity import backends, cases
+from parity.bounds import WORST, in_units
+from parity.cases import LayerCase
+from parity.operations import OPERATIONS, check, expected
+from parity.strategies import CASES
+
+
+def implementations() -> list:
+    """(operation, backend, method, dtype), skipped with the reason where the backend is not here."""
+    rows = []
+    for name, operation in OPERATIONS.items():
+        for backend in backends.FRAMEWORKS:
+            reason = backends.missing(backend)
+            marks = [pytest.mark.skip(reason=reason)] if reason else []
+            for method in ("",) if reason else operation.methods(backends.load(backend)):
+                for dtype in operation.dtypes:
+                    label = "-".join(filter(None, (name, backend, method, dtype)))
+                    rows.append(pytest.param(name, backend, method, dtype, id=label, marks=marks))
+    return rows
+
+
+# An estimate costs nine runs of the reference, and a problem of a new shape a compilation.
+OFTEN = settings()
+SELDOM = settings(max_examples=max(1, settings().max_examples // 8))
+
+
+@pytest.mark.parametrize("name, backend, method, dtype", implementations())
+class TestOperation:
+    """Outputs and every gradient against the float64 reference, in units of the bound.
+
+    float32: a theorem for the layers, an estimate for mixer, block and model. float64: the last digits, so that no
+    formula error hides in a float32 bound. bfloat16: the estimate for products of bfloat16 operands in a float32 model.
+    """
+
+    @pytest.fixture(autouse=True)
+    def runs_here(self, name, backend, method):
+        reason = backends.refusal(backend, method) if OPERATIONS[name].choice in ("scan", "mixer") else None
+        if reason:
+            pytest.skip(reason)
+
+    def test_within_its_bound(self, name, backend, method, dtype):
+        @(OFTEN if OPERATIONS[name].theorem else SELDOM)
+        @given(case=CASES[name])
+        def every_case(case):
+            check(name, backend, method, dtype, case)
+
+        every_case()
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_case_repeats_from_what_it_prints(name):
+    """The reproduction in a report is a constructor."""
+
+    @settings(max_examples=3)
+    @given(case=CASES[name])
+    def every_case(case):
+        assert eval(repr(case), vars(cases)) == case
+
+    every_case()
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@settings(max_examples=3)
+@given(data=st.data())
+def test_truth_and_bounds_fit(name, data):
+    """Of one shape, finite, and not so wide that nothing at all would pass for the truth."""
+    truth, bounds = expected(name, data.draw(CASES[name]), "float32")
+    assert set(truth) == set(bounds)
+    for tensor, exact in truth.items():
+        assert np.shape(exact) == np.shape(bounds[tensor]), tensor
+        assert np.isfinite(exact).all() and np.isfinite(bounds[tensor]).all(), tensor
+        assert (bounds[tensor] >= 0).all()
+    # Below 1e-30 a program may flush everything to zero, and rightly.
+    if max(np.abs(exact).max() for exact in truth.values()) > 1e-30:
+        assert max(in_units(np.zeros_like(x), x, bounds[tensor]).max() for tensor, x in truth.items()) > 1.0
+
+
+def test_a_broken_bound_names_the_worst_entry(monkeypatch):
+    """What check raises: label, tensor, place, units and values."""
+    backend = next((name for name in backends.FRAMEWORKS if not backends.missing(name)), None)
+    if backend is None:
+        pytest.skip("no backend is installed")
+    case = LayerCase((2, 31), "normal", 3)
+    truth, bound = expected("rms_norm", case, "float32")
+    wrong = {**truth, "y": truth["y"] + 3.0 * bound["y"]}
+    monkeypatch.setattr(OPERATIONS["rms_norm"], "run", lambda *arguments: wrong, raising=False)
+    with pytest.raises(AssertionError, match=rf"rms_norm, float32, {backend}: y\[.*\] is off by 3 units of its bound"):
+        check("rms_norm", backend, "", "float32", case)
+    assert WORST.pop(f"rms_norm, float32, {backend}") == pytest.approx(3.0)
