@@ -1,0 +1,102 @@
+"""`python -m parity.mutants`: plant every fault, alone, and say which test caught it and by how much."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from parity.mutants import MUTANTS, Mutant
+from parity.mutants.record import ROOT, SCORE, Row, sources_digest, write_score
+from parity.mutants.runner import Copy, each, whole_selections
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Plant faults one by one in a copy of the working tree and run the tests that must catch them.
+
+    The exit code is 0 where every one is caught. A run of all of them is kept in parity/mutants/score.json.
+    """
+
+    only: tuple[str, ...] = ()
+    """Only mutants whose name or file holds one of these texts."""
+    sample: int | None = None
+    """Only this many, evenly spread."""
+    workers: int = 2
+    """How many at a time; each is one process of one thread."""
+    timeout: float = 300.0
+    """Seconds after which a run counts as hung; a mutant that hangs is caught."""
+    record: Path | None = None
+    """Write the JSON record to this file instead."""
+
+
+def choose(mutants: Sequence[Mutant], flags: Flags) -> list[Mutant]:
+    """The mutants that the flags ask for; ValueError where that is none."""
+    chosen = [m for m in mutants if not flags.only or any(text in f"{m.file}: {m.name}" for text in flags.only)]
+    if flags.sample is not None and flags.sample < len(chosen):
+        chosen = [chosen[i * len(chosen) // flags.sample] for i in range(flags.sample)]
+    if not chosen or flags.workers < 1:
+        raise ValueError(f"nothing to do with --only {' '.join(flags.only)}, {flags.sample=}, {flags.workers=}")
+    return chosen
+
+
+def main(flags: Flags, mutants: Sequence[Mutant] = MUTANTS, root: Path = ROOT) -> int:
+    """Run what the flags ask for, print the table, and return the exit code."""
+    chosen, started = choose(mutants, flags), time.monotonic()
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+    with tempfile.TemporaryDirectory(prefix="mutants-") as place:
+        copies = [Copy(root, Path(place) / str(i), flags.timeout) for i in range(min(flags.workers, len(chosen)))]
+        sources = sources_digest(copies[0].tree)
+        if not _passes_unmutated(copies, chosen, console):
+            return 1
+        console.print(f"{time.monotonic() - started:.0f} s: all of them pass")
+        rows = {}
+        for mutant, row in each(copies, chosen, Copy.try_mutant):
+            rows[mutant] = row
+            console.print(f"{len(rows)}/{len(chosen)} {_verdict(row)}  {row.file}: {row.name}", markup=False)
+    ordered = [rows[mutant] for mutant in chosen]
+    _print_table(ordered, console)
+    path = flags.record or (SCORE if root == ROOT and len(chosen) == len(mutants) else None)
+    if path is not None:
+        write_score(path, ordered, sources, root)
+    caught = sum(row.outcome == "caught" for row in ordered)
+    console.print(f"{caught} of {len(ordered)} mutants caught in {time.monotonic() - started:.0f} s")
+    return 0 if caught == len(ordered) else 1
+
+
+def _passes_unmutated(copies: Sequence[Copy], mutants: Sequence[Mutant], console: Console) -> bool:
+    """A mutant caught by a test that fails anyway would prove nothing."""
+    console.print(f"{len(mutants)} mutants; first their tests where nothing is planted")
+    for selection, ended in each(copies, whole_selections(mutants), Copy.run):
+        if ended.code != 0:
+            console.print(f"fails where nothing is planted: {' '.join(selection)}\n{ended.output}", markup=False)
+            return False
+    return True
+
+
+def _verdict(row: Row) -> str:
+    if row.outcome != "caught":
+        return row.outcome.upper() + (f": {row.why}" if row.why else "")
+    return f"caught by {row.caught_by}, {row.units if isinstance(row.units, str) else f'{row.units:.3g} bounds'}"
+
+
+def _print_table(rows: Sequence[Row], console: Console) -> None:
+    table = Table("mutant", "file", "caught by", "bounds")
+    for row in rows:
+        units = f"{row.units:.3g}" if isinstance(row.units, float) else row.units or ""
+        table.add_row(row.name, row.file, row.caught_by or row.outcome.upper(), units)
+    console.print(table, markup=False)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Flags, config=(tyro.conf.FlagCreatePairsOff,))))
+    except ValueError as error:
+        sys.exit(f"parity.mutants: error: {error}")

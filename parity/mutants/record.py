@@ -1,0 +1,72 @@
+"""The score of the last full run, kept beside the mutants: a report quotes it, and says what it was taken from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spec.files import new_file
+
+ROOT = Path(__file__).resolve().parents[2]
+SCORE = Path(__file__).with_name("score.json")
+PACKAGES = ("spec", "torch_impl", "jax_impl", "tools", "parity")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one mutant.
+
+    Args:
+        name, file: of the mutant.
+        outcome: `caught`, `survived`, or `invalid`: the fault is badly planted and proves nothing.
+        caught_by: the test that failed; None where none did.
+        units: by how many of its bounds, a number, or the word `inf`, `exact` (an assertion without a bound) or
+            `timeout`; None where nothing was caught.
+        why: what makes it invalid.
+    """
+
+    name: str
+    file: str
+    outcome: str
+    caught_by: str | None = None
+    units: float | str | None = None
+    why: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "file": self.file, "caught_by": self.caught_by, "units": self.units}
+
+
+def sources_digest(root: Path = ROOT) -> str:
+    """SHA-256 over path and content of every Python file of the packages: it tells whether a score is of this code."""
+    sha = hashlib.sha256()
+    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
+        sha.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
+        sha.update(path.read_bytes())
+    return sha.hexdigest()
+
+
+def commit(root: Path = ROOT) -> str:
+    """The commit checked out; empty where there is no git or no repository."""
+    try:
+        told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return told.stdout.strip() if told.returncode == 0 else ""
+
+
+def write_score(path: Path, rows: Sequence[Row], sources: str, root: Path = ROOT) -> None:
+    """Keep the outcome of a run as JSON."""
+    caught = sum(row.outcome == "caught" for row in rows)
+    counts = {"commit": commit(root), "sources": sources, "total": len(rows), "caught": caught}
+    with new_file(path) as temporary:
+        temporary.write_text(json.dumps({**counts, "rows": [row.to_json() for row in rows]}, indent=1) + "\n")
+
+
+def load_score(path: Path = SCORE) -> dict[str, Any] | None:
+    """The record of the last full run: commit, sources, total, caught and rows; None where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else None

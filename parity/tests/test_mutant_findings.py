@@ -1,0 +1,286 @@
+"""What parity/mutants found untested: the engine's step, the trainer's cursor, logits in bfloat16, moments' names."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from parity import backends
+from parity.bounds import in_units
+from spec.checkpoint import Checkpoint, from_files, list_checkpoints, read_checkpoint, to_files, unpack
+from spec.config import LiquidNetConfig, TrainingConfig
+from spec.data import IGNORED_LABEL, Batch, open_data, training_batch
+from spec.init import half_life_bias, initial_parameters
+from spec.optimizer import MOMENTS, decayed_paths
+from spec.reference import adamw_step, clip_by_global_norm, loss_and_gradients
+from spec.reference.liquid import decay_gates, sigmoid
+from spec.schedule import learning_rate
+from tools.evaluate import mean_loss
+from tools.run import Habits, Run, Settings, data_identity
+from tools.trainer import Trainer
+
+# One block: a compilation takes seconds. A large eps: with a small one AdamW enlarges the rounding of small gradients.
+CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=1, max_seq_len=8)
+TRAINING = TrainingConfig(batch_size=3, seq_len=7, adam_eps=1e-2, weight_decay=0.5, grad_clip=0.5)
+RATES = (0.05, 0.1, 0.02)
+
+
+def noisy_parameters(config: LiquidNetConfig) -> dict[str, np.ndarray]:
+    """Outputs that begin at zero would hide what stands before them."""
+    random = np.random.default_rng(1)
+    noise = {path: random.standard_normal(x.shape, np.float32) for path, x in initial_parameters(config).items()}
+    return {path: x + np.float32(0.3) * noise[path] for path, x in initial_parameters(config).items()}
+
+
+@pytest.fixture(params=sorted(backends.FRAMEWORKS))
+def engine(request):
+    """Makes the training engine of a backend, with noise on every parameter."""
+    reason = backends.missing(request.param)
+    if reason:
+        pytest.skip(reason)
+
+    def make():
+        made = backends.load_module(request.param, "train").Engine(CONFIG, TRAINING)
+        made.load(noisy_parameters(CONFIG), {}, 0)
+        return made
+
+    return make
+
+
+def draw_batches(count: int) -> list[Batch]:
+    random = np.random.default_rng(0)
+    shape = (count, TRAINING.batch_size, TRAINING.seq_len)
+    tokens, labels = random.integers(0, CONFIG.vocab_size, size=(2, *shape)).astype(np.int32)
+    labels[random.random(shape) < 0.2] = IGNORED_LABEL
+    return [Batch(*parts) for parts in zip(tokens, labels, random.random(shape) < 0.3, strict=True)]
+
+
+def reference_steps(batches: list[Batch]):
+    """(loss, norm) of each step, the parameters and both moments after the last, in float64."""
+    params = {path: x.astype(np.float64) for path, x in noisy_parameters(CONFIG).items()}
+    first, second = ({path: np.zeros_like(x) for path, x in params.items()} for _ in MOMENTS)
+    told = []
+    for step, (batch, rate) in enumerate(zip(batches, RATES, strict=True), start=1):
+        loss, gradients, _ = loss_and_gradients(params, CONFIG, batch.tokens, batch.labels, resets=batch.resets)
+        gradients, norm = clip_by_global_norm(gradients, TRAINING.grad_clip)
+        assert norm > TRAINING.grad_clip
+        decayed = decayed_paths(CONFIG)
+        params, first, second = adamw_step(params, gradients, first, second, step, rate, TRAINING, decayed)
+        told.append((loss, norm))
+    return told, params, dict(zip(MOMENTS, (first, second), strict=True))
+
+
+def assert_close(found, truth):
+    """To 1e-5 of the largest entry: rounding is some 1e-7 of it, a wrong formula some 1e-2."""
+    for path, expected in truth.items():
+        np.testing.assert_allclose(found[path], expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=path)
+
+
+def test_the_engine_takes_the_steps_of_the_reference(engine):
+    """Forward pass with resets, clipping, AdamW at a rate that changes, and what is told of each step."""
+    batches, made = draw_batches(3), engine()
+    told, params, moments = reference_steps(batches)
+    found = [made.train_step(batch, rate) for batch, rate in zip(batches, RATES, strict=True)]
+    np.testing.assert_allclose(found, told, rtol=1e-5)
+    assert_close(made.dump()[0], params)
+    for name in MOMENTS:
+        assert_close(made.dump()[1][name], moments[name])
+    loss, *_ = loss_and_gradients(params, CONFIG, batches[0].tokens, batches[0].labels, resets=batches[0].resets)
+    assert made.evaluate(batches[0]) == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_loaded_engine_takes_the_same_step(engine):
+    """Parameters, moments and the step, which the bias correction counts: bit for bit."""
+    batches, whole, other = draw_batches(3), engine(), engine()
+    for batch, rate in zip(batches[:2], RATES, strict=False):
+        whole.train_step(batch, rate)
+    other.train_step(batches[2], 0.3)
+    other.load(*whole.dump(), 2)
+    assert other.train_step(batches[2], RATES[2]) == whole.train_step(batches[2], RATES[2])
+    for path, expected in whole.dump()[0].items():
+        np.testing.assert_array_equal(other.dump()[0][path], expected)
+
+
+def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16(face):
+    """Products in bfloat16, sums in float32: hardly a logit is a number of bfloat16."""
+    random = np.random.default_rng(0)
+    config = LiquidNetConfig(vocab_size=64, d_model=32, d_ff=48, n_layers=1)
+    tokens = random.integers(0, 64, size=(2, 7)).astype(np.int32)
+    logits, _ = face.model(noisy_parameters(config), config, tokens, compute_dtype="bfloat16")
+    assert logits.dtype == np.float32
+    assert (logits == logits.astype(ml_dtypes.bfloat16).astype(np.float32)).mean() < 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", sorted(backends.FRAMEWORKS))
+def test_a_tensor_keeps_dtype_and_bits_on_its_way_to_numpy(name, dtype):
+    if backends.missing(name):
+        pytest.skip(backends.missing(name))
+    module = backends.load_module(name, "layers")
+    framework = __import__("torch") if name == "torch" else __import__("jax").numpy
+    values = [1.0, -0.5, 3.25]
+    make = framework.tensor if name == "torch" else framework.array
+    found = backends.load_module(name, "checkpoint").to_numpy(make(values, dtype=module.COMPUTE[dtype]))
+    assert found.dtype == np.dtype(getattr(ml_dtypes, dtype, dtype)) and found.tolist() == values
+
+
+def test_a_step_of_generation_reads_out_the_last_position(face):
+    """The logits themselves: a text of one seed may be the same by chance where they are not."""
+    params, text = noisy_parameters(CONFIG), np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.int32)
+    expected, last = face.model(params, CONFIG, text)
+    step = face.make_step(params, CONFIG)
+    logits, states = step(text[:, :3], None)
+    np.testing.assert_allclose(logits, expected[:, 2], rtol=0, atol=1e-5 * np.abs(expected).max())
+    logits, states = step(text[:, 3:], states)
+    np.testing.assert_allclose(logits, expected[:, 3], rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(np.asarray(states), last, rtol=0, atol=1e-5 * np.abs(last).max())
+
+
+def test_the_gradient_of_the_decay_gate_keeps_its_digits(face):
+    """-alpha sigmoid(p) at p from -12 to 12 and at every half-life: as y (1 - y), the last digits cancel.
+
+    17 u for alpha, the sigmoid and their product (parity/layer_bounds.py); doubled, since the bias is summed from it.
+    """
+    bias = np.concatenate([np.linspace(-12, 12, 257), half_life_bias(129)]).astype(np.float32)
+    d = len(bias)
+    zero, one = np.zeros((1, 1, d), np.float32), np.ones((1, 1, d), np.float32)
+    found = face.gates_vjp(np.zeros((1, 1, 3 * d), np.float32), bias, 1e-6, one, zero, zero)["bias gradient"]
+    p = bias.astype(np.float64)
+    expected = -decay_gates(p, 1e-6)[0] * sigmoid(p)
+    units = in_units(found, expected, 34 * 2.0**-24 * np.abs(expected))
+    assert units.max() <= 1.0, f"the gradient at p = {p[units.argmax()]} is off by {units.max():.3g} units of its bound"
+
+
+def checkpoint_with_moments() -> Checkpoint:
+    draw = np.random.default_rng(0).standard_normal
+    params = initial_parameters(CONFIG)
+    moments = {name: {path: draw(x.shape, np.float32) for path, x in params.items()} for name in MOMENTS}
+    return Checkpoint(CONFIG, params, moments)
+
+
+def test_each_of_the_moments_keeps_its_name():
+    checkpoint = checkpoint_with_moments()
+    files = to_files(checkpoint)
+    stored, read = unpack(files["optimizer.safetensors"]), from_files(files, "here")
+    for name in MOMENTS:
+        for path, expected in checkpoint.moments[name].items():
+            np.testing.assert_array_equal(stored[f"{name}.{path}"], expected)
+            np.testing.assert_array_equal(read.moments[name][path], expected)
+
+
+class Loss:
+    """An engine that trains nothing, and keeps what it was asked."""
+
+    name = method = "none"
+
+    def __init__(self, losses=()):
+        self.batches, self.rates, self.loaded, self.losses = [], [], [], list(losses)
+
+    def train_step(self, batch, lr):
+        self.batches.append(batch)
+        self.rates.append(lr)
+        return 1.0, 2.0
+
+    def evaluate(self, batch):
+        return self.losses.pop(0) if self.losses else 9.0
+
+    def load(self, parameters, moments, step):
+        self.loaded.append((parameters, moments, step))
+
+    def dump(self):
+        checkpoint = checkpoint_with_moments()
+        return checkpoint.parameters, checkpoint.moments
+
+    def sampler(self):
+        return lambda tokens, states: (np.eye(257)[[256] * len(tokens)] * 100.0, None)
+
+    def environment(self):
+        return {}
+
+    def profile(self, directory):
+        return nullcontext()
+
+
+STEPS, ROWS, LENGTH = 8, 3, 16
+
+
+@pytest.fixture
+def leg(small_data, tmp_path):
+    """Trains one leg of a run of eight steps with an engine that only listens; returns it and the metrics' lines."""
+    data, run = open_data(small_data), Run(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    training = TrainingConfig(steps=STEPS, batch_size=ROWS, seq_len=LENGTH, warmup_steps=2, seed=5)
+    habits = Habits(checkpoint_every=2, keep=1, eval_every=2, eval_windows=4)
+    settings = Settings(CONFIG, training, habits, data_identity(data))
+
+    def train(stop_at=None, losses=(), initial=None):
+        engine = Loss(losses)
+        flags = SimpleNamespace(backend="none", stop_at=stop_at, profile=False)
+        assert Trainer(flags, data, run, settings, engine).train(initial) == 0
+        return engine, [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+    train.data, train.run, train.training = data, run, training
+    return train
+
+
+def test_the_trainer_gives_each_step_its_batch_its_rate_and_its_counts(leg):
+    """Stopped after every other step and resumed: all as if it had run through."""
+    engines, lines = [], []
+    for stop_at in (2, 4, None):
+        engine, lines = leg(stop_at)
+        engines.append(engine)
+    batches = [batch for engine in engines for batch in engine.batches]
+    rates = [rate for engine in engines for rate in engine.rates]
+    assert len(batches) == STEPS
+    for step, (batch, rate) in enumerate(zip(batches, rates, strict=True)):
+        expected = training_batch(leg.data, step * ROWS, ROWS, LENGTH, leg.training.seed)
+        for name, array in asdict(expected).items():
+            np.testing.assert_array_equal(getattr(batch, name), array)
+        assert rate == learning_rate(step, leg.training)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    assert [line["tokens"] for line in steps] == [ROWS * LENGTH * step for step in range(1, STEPS + 1)]
+    assert [line["lr"] for line in steps] == rates
+    state = read_checkpoint(leg.run.path).state
+    counts = [state[name] for name in ("step", "samples_consumed", "tokens", "seed")]
+    assert counts == [STEPS, STEPS * ROWS, STEPS * ROWS * LENGTH, leg.training.seed]
+
+
+def test_the_trainer_resumes_with_weights_moments_and_step(leg):
+    leg(2)
+    stored = read_checkpoint(leg.run.path)
+    engine, _ = leg()
+    ((parameters, moments, step),) = engine.loaded
+    assert step == 2
+    for found, expected in ((parameters, stored.parameters), *((moments[m], stored.moments[m]) for m in MOMENTS)):
+        assert all(np.array_equal(found[path], x) for path, x in expected.items()) and len(found) == len(expected)
+
+
+def test_the_trainer_starts_from_weights_alone(leg):
+    """--init-from: no moments and no step, whatever the checkpoint holds."""
+    initial = replace(checkpoint_with_moments(), state={"step": 7, "samples_consumed": 21, "tokens": 9, "seed": 5})
+    engine, lines = leg(2, initial=initial)
+    ((parameters, moments, step),) = engine.loaded
+    assert parameters is initial.parameters and not moments and step == 0
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+
+
+def test_the_trainer_keeps_the_best_checkpoint_over_a_resume(leg):
+    """Best at step 2, worse at 4, 6 and 8: kept beside the newest, and known after each resume."""
+    leg(4, losses=(1.0, 2.0))
+    engine, _ = leg(losses=(3.0, 4.0))
+    assert not engine.losses
+    assert [path.name for path in list_checkpoints(leg.run.path)] == ["step_00000002", "step_00000008"]
+    assert read_checkpoint(leg.run.path).state["best"] == {"step": 2, "val_loss": 1.0}
+
+
+def test_the_trainer_weighs_a_validation_batch_by_its_labels():
+    labels = [np.array([[1, 2, 3, IGNORED_LABEL]]), np.array([[IGNORED_LABEL, 1, IGNORED_LABEL, IGNORED_LABEL]])]
+    batches = [Batch(np.zeros_like(x), x, np.zeros(x.shape, bool)) for x in labels]
+    assert mean_loss(Loss((1.0, 5.0)), batches) == 2.0

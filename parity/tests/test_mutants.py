@@ -1,0 +1,142 @@
+"""The mutants can be planted as they are written, and their runner tells caught from survived from badly planted."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity import bounds
+from parity.mutants import MUTANTS, Mutant, load_score, sources_digest
+from parity.mutants.__main__ import Flags, choose, main
+from parity.mutants.record import ROOT
+from parity.mutants.runner import UNITS, Copy, whole_selections
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_it_can_be_planted(mutant):
+    """The right text stands there once, another stands there afterwards, the file compiles, the tests exist."""
+    text = (ROOT / mutant.file).read_text("utf-8")
+    assert text.count(mutant.old) == 1, f"{mutant.file} holds {text.count(mutant.old)} times: {mutant.old}"
+    changed = text.replace(mutant.old, mutant.new)
+    assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(text))
+    files = [argument for argument in mutant.tests if argument.startswith("parity/")]
+    assert files and all((ROOT / file.partition("::")[0]).is_file() for file in files)
+    assert mutant.tests[len(files) :][:1] in ((), ("-k",)) and len(mutant.tests) in (len(files), len(files) + 2)
+
+
+def test_there_are_enough_in_every_part():
+    assert max(Counter(mutant.name for mutant in MUTANTS).values()) == 1
+    parts = Counter(mutant.file.split("/")[0] for mutant in MUTANTS)
+    assert len(MUTANTS) >= 60 and min(parts[part] for part in ("spec", "torch_impl", "jax_impl", "tools")) >= 10
+
+
+def test_the_flags_choose():
+    every = choose(MUTANTS, Flags())
+    assert every == list(MUTANTS)
+    few = choose(MUTANTS, Flags(sample=4))
+    assert len(few) == 4 and {mutant.file.split("/")[0] for mutant in few} >= {"spec", "torch_impl", "jax_impl"}
+    assert {mutant.file for mutant in choose(MUTANTS, Flags(only=("torch_impl/loss.py",)))} == {"torch_impl/loss.py"}
+    for flags in (Flags(only=("no such fault",)), Flags(sample=0), Flags(workers=0)):
+        with pytest.raises(ValueError, match="nothing to do"):
+            choose(MUTANTS, flags)
+
+
+def test_tests_of_one_file_are_joined():
+    def of(*tests):
+        return replace(MUTANTS[0], tests=tests)
+
+    joined = whole_selections(
+        [of("a", "-k", "x"), of("a", "-k", "y or z"), of("a", "-k", "x"), of("b", "-k", "x"), of("b")]
+    )
+    assert joined == [("a", "-k", "(x) or (y or z)"), ("b",)]
+
+
+def test_the_units_of_a_bound_are_read_from_its_message():
+    with pytest.raises(AssertionError) as raised:
+        bounds.assert_within({"x": np.array([2.0])}, {"x": np.array([1.0])}, {"x": np.array([0.5])}, "label")
+    bounds.WORST.clear()
+    assert UNITS.search(str(raised.value))[1] == "2"
+
+
+SOURCE = "def double(x):\n    return 2 * x\n\n\ndef unused():\n    return 1\n"
+TEST = """from spec import double
+
+def test_double():
+    assert double(3) == 6, f"scan: x[0] is off by {double(3) - 6} units of its bound"
+
+class TestSign:
+    def test_sign(self):
+        assert double(-1) < 0
+"""
+ALL = ("parity/tests/test_double.py",)
+CAUGHT = Mutant("three times", "spec/__init__.py", "2 * x", "3 * x", ALL)
+EXACT = Mutant("no sign", "spec/__init__.py", "2 * x", "2 * abs(x)", ALL)
+SURVIVOR = Mutant("another one", "spec/__init__.py", "return 1", "return 2", ALL)
+BROKEN = Mutant("no such name", "spec/__init__.py", "2 * x", "two * x", ALL)
+NO_IMPORT = Mutant("no such module", "spec/__init__.py", "def unused", "import nothing_of_this_name\ndef unused", ALL)
+NO_TEST = replace(CAUGHT, name="no test", tests=(*ALL, "-k", "nothing_of_this_name"))
+
+
+@pytest.fixture
+def planted(tmp_path) -> Path:
+    """A repository of one function and its tests."""
+    root = tmp_path / "planted"
+    (root / "spec").mkdir(parents=True)
+    (root / "parity" / "tests").mkdir(parents=True)
+    (root / "spec" / "__init__.py").write_text(SOURCE)
+    (root / "parity" / "__init__.py").write_text("")
+    (root / "parity" / "tests" / "test_double.py").write_text(TEST)
+    return root
+
+
+def test_caught_survived_and_invalid_are_told_apart(planted, tmp_path, capsys):
+    record = tmp_path / "record.json"
+    mutants = [CAUGHT, EXACT, SURVIVOR, BROKEN, NO_IMPORT]
+    before = sources_digest(planted)
+    assert main(Flags(record=record), mutants, planted) == 1
+    found = load_score(record)
+    told = [(row["name"], row["caught_by"], row["units"]) for row in found.pop("rows")]
+    assert told == [
+        ("three times", "test_double.py::test_double", 3.0),
+        ("no sign", "test_double.py::TestSign::test_sign", "exact"),
+        *((mutant.name, None, None) for mutant in mutants[2:]),
+    ]
+    assert found == {"commit": "", "sources": before, "total": 5, "caught": 2}
+    printed = capsys.readouterr().out
+    assert "SURVIVED" in printed and printed.count("INVALID") == 4 and "2 of 5 mutants caught" in printed
+    assert sources_digest(planted) == before
+
+
+def test_all_caught_is_success(planted):
+    assert main(Flags(workers=1), [CAUGHT], planted) == 0
+
+
+@pytest.mark.parametrize("reason, mutant", [("a failing test", CAUGHT), ("no test", NO_TEST)])
+def test_nothing_counts_where_the_tests_fail_anyway(planted, capsys, reason, mutant):
+    if reason == "a failing test":
+        (planted / "spec" / "__init__.py").write_text(SOURCE.replace("2 * x", "4 * x // 2 * 2"))
+        mutant = replace(CAUGHT, old="4 * x", new="6 * x")
+    assert main(Flags(workers=1), [mutant], planted) == 1
+    assert "fails where nothing is planted" in capsys.readouterr().out
+
+
+def test_a_hang_is_caught_and_the_copy_is_whole_again(planted, tmp_path):
+    copy = Copy(planted, tmp_path / "copy", timeout=60.0)
+    copy.timeout = 0.05
+    row = copy.try_mutant(CAUGHT)
+    assert (row.outcome, row.units) == ("caught", "timeout")
+    assert (copy.tree / CAUGHT.file).read_text() == SOURCE
+
+
+def test_a_fault_that_no_longer_fits_is_named(planted):
+    with pytest.raises(ValueError, match="holds 0 times what `three times` replaces"):
+        replace(CAUGHT, old="2 * y").apply(planted)
+
+
+def test_no_score_is_none(tmp_path):
+    assert load_score(tmp_path / "none.json") is None
