@@ -1,0 +1,70 @@
+"""What each module of a model gives. Twin: parity/torch_trace.py. Truth: spec/reference/model.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+
+from jax_impl import LiquidNet, load_parameters
+from parity.trace import in_order, keep
+from spec.config import LiquidNetConfig
+
+
+def load(config: LiquidNetConfig, parameters: Mapping[str, np.ndarray]) -> LiquidNet:
+    """A model of these parameters in float32, on the device that this backend trains on."""
+    model = LiquidNet(config)
+    load_parameters(model, parameters)
+    return model
+
+
+def activations(model: LiquidNet, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """What each module of a LiquidNet gives in its own forward pass, as `spec.reference.activations` names it.
+
+    Args:
+        model: on any device.
+        tokens: integers, [b, t].
+    """
+
+    # Jitted, as the model is used, and anew each time: a program kept from an earlier call would hide later changes.
+    @nnx.jit
+    def run(model: LiquidNet, tokens: Array) -> dict[str, Array]:
+        found: dict[str, Any] = {}
+        with recording(model, partial(keep, found)):
+            model(tokens)
+        return found
+
+    found = {name: np.asarray(x) for name, x in run(model, jnp.asarray(tokens, jnp.int32)).items()}
+    return in_order(found, model.config.n_layers)
+
+
+@contextmanager
+def recording(model: LiquidNet, tell: Callable[[str, Any, Any], None]) -> Iterator[None]:
+    """Calls `tell` with path, first input and output of each module of the model that is called in the block."""
+    modules = [(path, module) for path, module in nnx.iter_graph(model) if isinstance(module, nnx.Module)]
+    paths = {id(module): ".".join(map(str, path)) for path, module in modules}
+    owners = {cls for _, module in modules for cls in type(module).__mro__ if "__call__" in vars(cls)}
+    usual = {cls: cls.__call__ for cls in owners}
+
+    def wrap(call: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded(module: nnx.Module, first_input: Any, *args: Any, **kwargs: Any) -> Any:
+            output = call(module, first_input, *args, **kwargs)
+            if id(module) in paths:
+                tell(paths[id(module)], first_input, output)
+            return output
+
+        return recorded
+
+    try:
+        for cls, call in usual.items():
+            cls.__call__ = wrap(call)
+        yield
+    finally:
+        for cls, call in usual.items():
+            cls.__call__ = call
