@@ -5,8 +5,11 @@ EXTRAS ?= torch,jax,dev
 CONSTRAINTS ?= constraints.txt
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+MUTANTS_ARGS ?=
 WORKERS ?= 2
 DEMO ?= demo
+REPORT ?= parity-report
+MINUTES ?= 30
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
@@ -16,7 +19,7 @@ test parity: export JAX_PLATFORMS ?= cpu
 test parity: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test parity check bench clean
+.PHONY: help setup demo test parity mutants soak check bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +39,13 @@ test: setup  ## every test that takes seconds
 
 parity: setup  ## the proofs that take minutes: trajectories, hand-over, resume after SIGKILL
 	$(BIN)/python -m pytest -v -m long --durations 0 --durations-min 1 $(PYTEST_ARGS)
+	$(BIN)/liquidnet parity --report $(REPORT)
+
+mutants: setup  ## planted faults, one by one: which test catches each, by how many bounds
+	$(BIN)/python -m parity.mutants $(MUTANTS_ARGS)
+
+soak: setup  ## property tests on fresh random problems for MINUTES, until something is found
+	$(BIN)/python -m parity.soak --minutes $(MINUTES) --workers $(WORKERS)
 
 check: setup  ## lint, format, import fences, types
 	$(BIN)/ruff check .
@@ -46,5 +56,5 @@ bench: setup  ## ratios against limits and peers on this machine
 	$(BIN)/liquidnet bench
 
 clean:  ## remove the virtual environment, the demo and all caches
-	rm -rf .venv demo dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv demo dist parity-report .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

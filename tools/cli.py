@@ -12,9 +12,12 @@ from collections.abc import Sequence
 import tyro
 
 from tools.bench import Bench
+from tools.compare import Compare
 from tools.convert import Convert
+from tools.doctor import Doctor
 from tools.evaluate import Evaluate
 from tools.generate import Generate
+from tools.parity_report import Parity
 from tools.prepare import Prepare
 from tools.train import Train
 
@@ -23,8 +26,11 @@ COMMANDS = {
     "train": Train,
     "evaluate": Evaluate,
     "convert": Convert,
+    "compare": Compare,
     "generate": Generate,
+    "parity": Parity,
     "bench": Bench,
+    "doctor": Doctor,
 }
 DESCRIPTION = """One language model, defined once, implemented in PyTorch and in JAX, and proved equal.
 

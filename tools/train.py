@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.console import Console
 
 from spec.config import LiquidNetConfig, TrainingConfig, require_integer
 from spec.data import Dataset, open_data, validation_batches, windows_per_epoch
@@ -18,6 +19,7 @@ from spec.presets import RECIPES, preset
 from tools import backends, convert
 from tools.evaluate import require_same_tokenizer
 from tools.run import Habits, Run, Settings, data_identity
+from tools.selftest import trusted_method
 from tools.trainer import Trainer
 
 
@@ -98,7 +100,9 @@ class Train:
             require_same_tokenizer(initial, data, self.init_from)
             if replace(initial.config, max_seq_len=model.max_seq_len) != model:
                 raise ValueError(f"{self.init_from} holds another model than asked for: {initial.config}")
-        engine = backends.load(self.backend, "train").Engine(model, training, habits.method, habits.remat)
+        shape = (training.batch_size, training.seq_len, model.d_model)
+        method = trusted_method(self.backend, habits.method, shape, _say_loudly)
+        engine = backends.load(self.backend, "train").Engine(model, training, method, habits.remat)
         with run.locked():
             if run.exists() != existed:
                 raise ValueError(f"{self.out} was taken by another run just now; name another --out")
@@ -140,6 +144,10 @@ class Train:
         if not a_step <= tokens < math.inf:
             raise ValueError(f"--total-tokens must be at least one step's {a_step} tokens, got {tokens}")
         return int(tokens // a_step)
+
+
+def _say_loudly(text: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, style="bold red", markup=False)
 
 
 def _given(flags: Train, names: tuple[str, ...]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Gates(Operation):
         (alpha, fresh), t, o = decay_gates(p, case.config.delta_min), np.tanh(value), sigmoid(gate)
         of_p = alpha * sigmoid(p) * (of_drive * t - of_decay)
         # 1 - tanh^2 and 1 - sigmoid without cancellation: the truth has to be right where they vanish.
-        of_value, of_output = of_drive * fresh / np.cosh(value) ** 2, of_gate * o * sigmoid(-gate)
+        of_value, of_output = of_drive * fresh * (1.0 / np.cosh(value)) ** 2, of_gate * o * sigmoid(-gate)
         of_pre = np.concatenate([of_value, of_p, of_output], axis=-1)
         results = (alpha, fresh * t, o, of_pre, of_p.sum(axis=(0, 1)))
         return dict(zip(backends.GATES_RESULTS, results, strict=True))

@@ -2,8 +2,9 @@
 
 import os
 
+import matplotlib
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from parity import backends, bounds
 from parity.fixtures import TOLD, report, small_data, text_data  # noqa: F401  fixtures are found by being here
@@ -11,7 +12,16 @@ from parity.fixtures import TOLD, report, small_data, text_data  # noqa: F401  f
 # Examples take as long as a compilation where a shape is new, so neither a deadline nor a check of speed makes sense.
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
 settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **COMMON)
-settings.register_profile("soak", max_examples=2000, **COMMON)
+# No shrinking: parity/mutants asks whether a fault is found, not for its smallest case, which takes minutes with JAX.
+settings.register_profile(
+    "mutants",
+    max_examples=40,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    **COMMON,
+)
+settings.register_profile("soak", max_examples=200, **COMMON)
 settings.load_profile(os.environ.get("PARITY_PROFILE", "ci"))
 
 WORST: dict[str, tuple[float, str]] = {}
@@ -31,7 +41,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             rows.append(pytest.param(*[None] * (1 + with_method), id=name, marks=skip))
         elif with_method:
             face = backends.load(name)
-            rows += [pytest.param(face, method, id=f"{name}-{method}") for method in face.SCAN_METHODS]
+            rows += [pytest.param(face, method, id=f"{name}-{method}") for method in face.METHODS["scan"]]
         else:
             rows.append(pytest.param(backends.load(name), id=name))
     metafunc.parametrize("face, method" if with_method else "face", rows)
@@ -57,6 +67,14 @@ def one_thread_and_full_float32():
         torch.backends.cudnn.allow_tf32 = False
     yield
     backends.stop_worker()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def verdicts_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """`train` tests a method once and keeps the verdict: here, not in the user's cache. Subprocesses inherit it."""
+    # Matplotlib's list of fonts, which takes seconds to make, lies in the same place.
+    os.environ["MPLCONFIGDIR"] = matplotlib.get_cachedir()
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.hookimpl(wrapper=True)

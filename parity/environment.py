@@ -1,0 +1,93 @@
+"""What a measurement was made with: versions, devices, processor, threads, memory and commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from parity import backends
+
+UNUSABLE = "cannot be used:"
+ROOT = Path(__file__).parents[1]
+PACKAGES = (
+    "liquidnet-dual", "numpy", "torch", "triton", "jax", "jaxlib", "flax", "optax", "ml_dtypes", "safetensors",
+    "tokenizers", "hypothesis",
+)  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """Everything below, as JSON holds it."""
+    installed = [name for name in backends.FRAMEWORKS if backends.missing(name) is None]
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "versions": {name: version(name) for name in PACKAGES},
+        "devices": {name: devices(name) for name in installed},
+        "threads": threads(),
+        "commit": commit(),
+    }
+
+
+def version(package: str) -> str:
+    """The version of an installed package, or `not installed`."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def devices(backend: str) -> list[str]:
+    """The names of the devices that a backend finds, the one it computes on first; UNUSABLE and why where it cannot."""
+    if backend == "jax":
+        import jax
+
+        try:
+            return [f"{device.platform}: {device.device_kind}" for device in jax.devices()]
+        except RuntimeError as error:
+            return [f"{UNUSABLE} {error}"]
+    import torch
+
+    return [f"cuda: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())] or ["cpu: cpu"]
+
+
+def threads() -> dict[str, Any]:
+    """How many threads torch uses, and what the variables that numeric libraries read say."""
+    told: dict[str, Any] = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "XLA_FLAGS") if name in os.environ}
+    if backends.missing("torch") is None:
+        import torch
+
+        told["torch"] = torch.get_num_threads()
+    return told
+
+
+def processor() -> str:
+    """The model name of the processor, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit that these sources are, with `+` where they were changed since; None outside a checkout."""
+    if not (ROOT / ".git").exists():
+        return None
+    try:
+        name, changed = (
+            subprocess.run(
+                ["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for command in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return name + ("+" if changed else "")

@@ -1,0 +1,148 @@
+"""The report of a survey: one result as JSON, as Markdown and as a page of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parity import mutants
+from parity.environment import environment
+from parity.races import Estimate, Race
+from parity.report_html import page
+from parity.report_tables import markdown
+from parity.survey import TIGHT, Row
+from spec.files import new_file
+
+Result = dict[str, Any]
+
+
+def gather(
+    rows: Sequence[Row], race: Race | str, estimated: Estimate | str, draws: int, seed: int | None, seconds: float
+) -> Result:
+    """Everything that the report tells, as JSON holds it.
+
+    Args:
+        rows: of the survey.
+        race, estimated: runs of parity/races.py, or why there is none.
+        draws, seed, seconds: how it was made.
+    """
+    result = {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "draws": draws,
+        "seed": seed,
+        "environment": environment(),
+        "problems": problems(rows),
+        "checks": sum(row.cases for row in rows),
+        "rows": [{**asdict(row), "implementation": row.implementation} for row in rows],
+        "tightness": tightness(rows),
+        "trajectories": {"race": of_race(race), "estimated": of_estimate(estimated)},
+        "mutants": mutant_score(),
+    }
+    result["passed"] = passed(result)
+    return {"verdict": verdict(result), **plain(result)}
+
+
+def problems(rows: Sequence[Row]) -> int:
+    """How many problems were drawn; each went to every implementation."""
+    return sum(max(row.cases for row in rows if row.operation == name) for name in {row.operation for row in rows})
+
+
+def tightness(rows: Sequence[Row]) -> list[Result]:
+    """For each operation, how much of its float32 bound was used at most, by tensor too."""
+    found = []
+    for name in dict.fromkeys(row.operation for row in rows):
+        measured = [row for row in rows if row.operation == name and row.dtype == "float32" and row.cases]
+        if not measured:
+            continue
+        tensors: dict[str, float] = {}
+        for row in measured:
+            for tensor, units in row.tensors.items():
+                tensors[tensor] = max(units, tensors.get(tensor, 0.0))
+        used = max(row.worst for row in measured)
+        theorem = measured[0].theorem
+        found.append({"operation": name, "theorem": theorem, "used": used, "tight": used >= TIGHT, "tensors": tensors})
+    return found
+
+
+def of_race(race: Race | str) -> Result:
+    """The run in several orders of summation, or why there is none."""
+    if isinstance(race, str):
+        return {"skipped": race}
+    gap = float(race.gap.max())
+    return {**asdict(race), "limit": race.limit, "largest_gap": gap, "passed": bool(race.passed)}
+
+
+def of_estimate(estimated: Estimate | str) -> Result:
+    """The run against the float64 reference, or why there is none."""
+    if isinstance(estimated, str):
+        return {"skipped": estimated}
+    units = estimated.units
+    return {**asdict(estimated), "units": units, "passed": all(x <= 1.0 for x in units.values())}
+
+
+def mutant_score() -> Result | None:
+    """The last score of the planted mistakes, and whether the sources have changed since."""
+    score = mutants.load_score()
+    return None if score is None else {**plain(score), "current": score["sources"] == mutants.sources_digest()}
+
+
+def passed(result: Result) -> bool:
+    """Whether no bound was broken and no trajectory left its limit; what was skipped proves nothing either way."""
+    within = all(row["failure"] is None for row in result["rows"])
+    return within and all(x.get("passed", True) for x in result["trajectories"].values())
+
+
+def verdict(result: Result) -> str:
+    """What the whole report says, as one sentence."""
+    both = list(dict.fromkeys(row["backend"] for row in result["rows"] if row["cases"]))
+    who = "both implementations were" if len(both) == 2 else f"{both[0]} was" if both else "no implementation was"
+    what = "within the rounding bound of the mathematics"
+    if result["passed"] and both:
+        told = f"For every one of {result['problems']:,} problems drawn, {who} {what}"
+    elif both:
+        broken = [row for row in result["rows"] if row["failure"]]
+        names = ", ".join(f"{row['operation']} ({row['implementation']}, {row['dtype']})" for row in broken[:3])
+        names += f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        told = f"On {result['problems']:,} problems drawn, a bound was broken: {names or 'the trajectory'}"
+    else:
+        told = "Nothing was measured: no backend is installed"
+    return f"{told}; {mutant_sentence(result['mutants'])}."
+
+
+def mutant_sentence(score: Result | None) -> str:
+    """What the planted mistakes say about the suite."""
+    if score is None:
+        return "how many planted mistakes the suite notices was not measured here (make mutants)"
+    known = f"commit {score['commit'][:12] or 'unknown'}" + (
+        "" if score["current"] else "; the sources have changed since"
+    )
+    return f"the suite noticed {score['caught']} of {score['total']} planted mistakes ({known})"
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON holds it: arrays as lists, numbers that are not finite as words."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(x) for name, x in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(x) for x in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def write(directory: Path, result: Result) -> None:
+    """DIR/report.html, report.json and report.md; each replaces its predecessor whole."""
+    files = {"html": page(result), "json": json.dumps(result, indent=1, allow_nan=False) + "\n", "md": markdown(result)}
+    for suffix, text in files.items():
+        with new_file(directory / f"report.{suffix}") as temporary:
+            temporary.write_text(text, encoding="utf-8")

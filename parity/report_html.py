@@ -1,0 +1,218 @@
+"""The report as one page: no script, no font, no picture from outside; for a screen, a phone and paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from parity import report_plots as plots
+from parity import report_tables as tables
+
+Result = dict[str, Any]
+
+STYLE = """
+:root { --ink: #26313d; --soft: #66717d; --line: #e3e7eb; --paper: #ffffff; --ground: #f6f8f9;
+        --good: #1d7a4c; --good-soft: #e7f4ed; --bad: #b3261e; --bad-soft: #fbeae9; --warn-soft: #fdf5e3; }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.55;
+       font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
+main { max-width: 62rem; margin: 0 auto; padding: 2rem 1rem 4rem; }
+header p.name { margin: 0 0 .5rem; color: var(--soft); letter-spacing: .04em; }
+section { background: var(--paper); border: 1px solid var(--line); border-radius: 12px;
+          padding: 1.1rem 1.25rem; margin: 1rem 0; }
+.verdict { border-left: 6px solid var(--good); background: var(--good-soft); }
+.verdict.fail { border-left-color: var(--bad); background: var(--bad-soft); }
+.verdict h1 { font-size: 1.35rem; line-height: 1.4; margin: 0; font-weight: 600; text-wrap: pretty; }
+.verdict p { margin: .5rem 0 0; color: var(--soft); }
+.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; }
+.figures div b { display: block; font-size: 1.6rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
+.figures div span { color: var(--soft); font-size: .9rem; }
+h2 { font-size: 1.1rem; margin: 0 0 .4rem; }
+p.note { margin: 0 0 .8rem; color: var(--soft); font-size: .93rem; max-width: 46rem; }
+ul.warnings { background: var(--warn-soft); border-radius: 10px; padding: .8rem 1rem .8rem 2rem; margin: 1rem 0; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th { text-align: left; color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
+th, td { padding: .32rem .7rem .32rem 0; vertical-align: top; }
+td { border-bottom: 1px solid var(--line); }
+tr:last-child td { border-bottom: 0; }
+tr.group td { border-top: 2px solid var(--line); }
+td.number { white-space: nowrap; }
+td.small { color: var(--soft); font-size: .8rem; overflow-wrap: anywhere; min-width: 14rem; }
+.bar { display: inline-block; width: 5rem; height: .55rem; border-radius: 4px; margin-right: .5rem;
+       background: var(--line); overflow: hidden; vertical-align: baseline; }
+.bar i { display: block; height: 100%; background: #4d9f78; }
+tr.fails td { background: var(--bad-soft); color: var(--bad); font-weight: 600; }
+tr.fails .bar i { background: var(--bad); }
+tr.skipped td { color: var(--soft); }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1.2rem; }
+figure { margin: 0; break-inside: avoid; }
+figcaption { font-size: .88rem; color: var(--soft); margin-bottom: .3rem; }
+svg { width: 100%; height: auto; display: block; }
+pre { background: var(--ground); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .8rem;
+      white-space: pre-wrap; overflow-wrap: anywhere; font-size: .82rem; margin: .4rem 0 1rem; }
+@media print { body { background: none; font-size: 11pt; } main { max-width: none; padding: 0; }
+               section { border: 0; padding: .4rem 0; border-radius: 0; } .scroll { overflow: visible; }
+               .verdict { padding-left: .8rem; } tr { break-inside: avoid; } * { print-color-adjust: exact; } }
+"""
+
+
+def page(result: Result) -> str:
+    """The whole document."""
+    body = "\n".join(
+        part
+        for part in (
+            _verdict(result),
+            _figures(result),
+            _warnings(result),
+            _failures(result),
+            _plots(result),
+            _errors(result),
+            _tightness(result),
+            _mutants(result),
+            _section("Trajectories", "", _table(("run", "result"), tables.trajectory_rows(result))),
+            _section("Environment", "", _table(("what", "value"), tables.environment_rows(result))),
+        )
+        if part
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Parity: {'pass' if result['passed'] else 'fail'}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _verdict(result: Result) -> str:
+    kind = "verdict" if result["passed"] else "verdict fail"
+    made = f"{result['made']} · commit {result['environment']['commit'] or 'unknown'}"
+    return (
+        '<header><p class="name">LiquidNet · parity report</p></header>\n'
+        f'<section class="{kind}"><h1>{escape(result["verdict"])}</h1>\n<p>{escape(made)}</p></section>'
+    )
+
+
+def _figures(result: Result) -> str:
+    measured = [row for row in result["rows"] if row["cases"]]
+    worst = max((float(line["used"]) for line in result["tightness"]), default=0.0)
+    implementations = len({(row["operation"], row["implementation"], row["dtype"]) for row in measured})
+    score = result["mutants"]
+    figures = [
+        (f"{result['problems']:,}", "problems drawn"),
+        (f"{result['checks']:,}", "times an implementation was checked on one"),
+        (f"{implementations}", "operations x implementations x dtypes"),
+        (tables.number(worst), "worst float32 error, in units of its bound"),
+        (f"{score['caught']} / {score['total']}" if score else "not counted", "planted mistakes noticed"),
+    ]
+    cells = "".join(f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for value, what in figures)
+    return f'<section class="figures">{cells}</section>'
+
+
+def _warnings(result: Result) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in tables.warnings(result))
+    return f'<ul class="warnings">{items}</ul>' if items else ""
+
+
+def _failures(result: Result) -> str:
+    parts = [
+        f"<p>{escape(row['failure']['message'])}</p>\n<pre>{escape(row['failure']['reproduction'])}</pre>"
+        for row in tables.failures(result)
+    ]
+    note = "The smallest problem that was found for each. The command repeats it."
+    return _section("Failing problems", note, "\n".join(parts)) if parts else ""
+
+
+def _plots(result: Result) -> str:
+    scans, runs = plots.scans(result), result["trajectories"]
+    drawn = [
+        ("The scan: worst float32 error at each length", plots.errors_against_length(scans)),
+        ("The scan: worst float32 error in each regime of decays", plots.errors_against_decay(scans)),
+        (
+            "One run: torch against JAX, and torch against itself; no dot where the losses are equal to the bit",
+            plots.race(runs["race"]),
+        ),
+        ("The losses of that run, in every order of summation", plots.losses(runs["race"])),
+        ("A small run against the float64 reference", plots.estimated(runs["estimated"])),
+    ]
+    figures = [f"<figure><figcaption>{escape(what)}</figcaption>{svg}</figure>" for what, svg in drawn if svg]
+    note = "A bound is at 1. Below it an error is one that rounding alone explains."
+    return _section("How errors grow", note, f'<div class="plots">{"".join(figures)}</div>') if figures else ""
+
+
+def _errors(result: Result) -> str:
+    lines, before = [], ""
+    for row, cells in zip(result["rows"], tables.error_rows(result), strict=True):
+        classes = ["group"] if row["operation"] != before else []
+        classes += ["fails"] if row["failure"] else ["skipped"] if row["skipped"] else []
+        before = row["operation"]
+        shown = [escape(cell) for cell in cells]
+        if not row["skipped"]:
+            shown[5] = _bar(row["worst"]) + shown[5]
+        marked = f' class="{" ".join(classes)}"' if classes else ""
+        numbers = ["", "", "", "", "number", "number", ""]
+        lines.append(f"<tr{marked}>{_cells(shown, numbers)}</tr>")
+    note = (
+        "The largest |error| / bound over all problems and all entries of outputs and gradients. A theorem is proved "
+        "in parity/bounds.py and its neighbours; an estimate is the float64 reference rounding at random, times 4; "
+        "1e-12 is of the largest entry of a tensor."
+    )
+    return _section("Errors, in units of the bound", note, _grid(tables.ERROR_HEADER, lines))
+
+
+def _tightness(result: Result) -> str:
+    lines = []
+    for line, cells in zip(result["tightness"], tables.tightness_rows(result), strict=True):
+        shown = [escape(cell) for cell in cells]
+        shown[2] = _bar(line["used"]) + shown[2]
+        lines.append(f"<tr>{_cells(shown, ['', '', 'number', 'number', 'small'])}</tr>")
+    note = (
+        "A bound that is far too large notices nothing. This is the share of each float32 bound that some "
+        "implementation used on some problem; 1/30 or more is tight."
+    )
+    return _section("Tightness", note, _grid(tables.TIGHT_HEADER, lines))
+
+
+def _mutants(result: Result) -> str:
+    score = result["mutants"]
+    if score is None:
+        return ""
+    header = ("planted mistake", "in", "noticed by", "units of its bound")
+    rows = [
+        (row["name"], row["file"], row["caught_by"] or "nobody", "" if row["units"] is None else _units(row["units"]))
+        for row in score["rows"]
+    ]
+    note = "Each was planted in a copy of the sources, by itself, and the tests were run on it."
+    open_list = f"<details><summary>All {len(rows)}</summary>{_table(header, rows)}</details>"
+    return _section(f"Planted mistakes: {score['caught']} of {score['total']} noticed", note, open_list)
+
+
+def _units(units: float | str) -> str:
+    return units if isinstance(units, str) else f"{units:.3g}"
+
+
+def _bar(units: float | str) -> str:
+    width = 100.0 * min(1.0, float(units))
+    return f'<span class="bar"><i style="width: {width:.1f}%"></i></span>'
+
+
+def _section(title: str, note: str, body: str) -> str:
+    told = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f"<section><h2>{escape(title)}</h2>\n{told}{body}</section>"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return _grid(header, [f"<tr>{_cells([escape(cell) for cell in row], [''] * len(row))}</tr>" for row in rows])
+
+
+def _grid(header: Sequence[str], lines: Iterable[str]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "\n".join(lines)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+
+
+def _cells(cells: Sequence[str], classes: Sequence[str]) -> str:
+    return "".join(
+        f'<td class="{kind}">{cell}</td>' if kind else f"<td>{cell}</td>"
+        for cell, kind in zip(cells, classes, strict=True)
+    )

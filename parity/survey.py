@@ -1,0 +1,223 @@
+"""Every operation x implementation x dtype on many drawn problems: how large errors get, in units of their bounds.
+
+All implementations of an operation are given the same problems. With a fixed seed, or none, they are the same in every
+run and on every machine.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, Phase, find, given, settings
+from hypothesis import seed as seeded
+from hypothesis.errors import NoSuchExample
+
+from parity import backends
+from parity.bounds import in_units
+from parity.operations import OPERATIONS, Operation, check, expected
+from parity.strategies import CASES
+
+DRAWS = 200
+# Of the draws that were asked for: what one problem costs differs this much.
+SHARES = {"gates": 3.0, "rms_norm": 3.0, "mixer": 0.1, "block": 0.1, "model": 0.1}
+TIGHT = 1 / 30
+QUIET = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
+IMPORTS = "from parity.cases import *; from parity.operations import check"
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Failure:
+    """A bound that was broken: the smallest problem found that breaks it, what it says, and how to see it again."""
+
+    case: str
+    message: str
+    reproduction: str
+
+
+@dataclass
+class Row:
+    """What was seen of one operation in one implementation and dtype.
+
+    Args:
+        operation, backend, method, dtype: of what; `method` is empty where there is no choice.
+        theorem: the float32 bound is proved; else it is an estimate.
+        cases: problems tried.
+        worst: the largest error, in units of its bound.
+        tensor, case: where it was.
+        tensors: the largest error of each tensor.
+        groups: kind of group -> group -> largest error: the scan's lengths and decay regimes.
+        skipped: why nothing was tried.
+        failure: the smallest problem that breaks the bound.
+    """
+
+    operation: str
+    backend: str
+    method: str
+    dtype: str
+    theorem: bool
+    cases: int = 0
+    worst: float = 0.0
+    tensor: str = ""
+    case: str = ""
+    tensors: dict[str, float] = field(default_factory=dict)
+    groups: dict[str, dict[str, float]] = field(default_factory=dict)
+    skipped: str | None = None
+    failure: Failure | None = None
+
+    @property
+    def implementation(self) -> str:
+        return f"{self.backend} {self.method}".strip()
+
+    def add(self, case: Any, units: dict[str, float]) -> None:
+        """Take in the errors of one more problem."""
+        self.cases += 1
+        for name, worst in units.items():
+            self.tensors[name] = max(worst, self.tensors.get(name, 0.0))
+        tensor = max(units, key=lambda name: units[name])
+        if units[tensor] > self.worst or not self.case:
+            self.worst, self.tensor, self.case = units[tensor], tensor, repr(case)
+        for kind, group in groups_of(case).items():
+            groups = self.groups.setdefault(kind, {})
+            groups[group] = max(units[tensor], groups.get(group, 0.0))
+
+
+def groups_of(case: Any) -> dict[str, str]:
+    """What a problem of the scan is told apart by."""
+    return {"T": str(case.shape[1]), "decay": case.decays} if hasattr(case, "decays") else {}
+
+
+def survey(
+    draws: int = DRAWS,
+    seed: int | None = None,
+    progress: Progress | None = None,
+    names: Iterable[str] = tuple(backends.FRAMEWORKS),
+) -> list[Row]:
+    """Draw problems for every operation and measure every implementation on them.
+
+    Args:
+        draws: problems for an operation, times its share.
+        seed: of the draws; None draws the same every time.
+        progress: told operation, problems done, problems in all.
+        names: the backends.
+    """
+    rows: list[Row] = []
+    for operation in OPERATIONS.values():
+        found = rows_of(operation, names)
+        rows += found
+        live = [row for row in found if row.skipped is None]
+        if live:
+            _measure_all(operation, live, _settings(amount_of(operation.name, draws), seed), seed, progress)
+    return rows
+
+
+def amount_of(operation: str, draws: int) -> int:
+    """How many problems `survey` draws for an operation."""
+    return max(1, round(draws * SHARES.get(operation, 1.0)))
+
+
+def rows_of(operation: Operation, names: Iterable[str]) -> list[Row]:
+    """One row an implementation and dtype; a backend that is missing has one that says so."""
+    rows = []
+    for name in names:
+        reason = backends.missing(name)
+        if reason:
+            rows.append(Row(operation.name, name, "", "", operation.theorem, skipped=reason))
+            continue
+        methods = operation.methods(backends.load(name))
+        # Where there is a choice, `auto` is one of the others.
+        for method in [method for method in methods if method != "auto"] or methods:
+            rows += [Row(operation.name, name, method, dtype, operation.theorem) for dtype in operation.dtypes]
+    return rows
+
+
+def measure(found: Any, truth: Any, bound: Any) -> dict[str, float]:
+    """The largest error of each tensor in units of its bound; infinite where it is missing or of another shape."""
+    worst = {}
+    for name, exact in truth.items():
+        given = found.get(name)
+        same = given is not None and np.shape(given) == np.shape(exact)
+        worst[name] = float(in_units(given, exact, bound[name]).max(initial=0.0)) if same else float("inf")
+    return worst
+
+
+def reproduction(row: Row, case: str) -> str:
+    """A shell command that repeats one problem in one implementation; it fails as the report says."""
+    arguments = ", ".join(repr(x) for x in (row.operation, row.backend, row.method, row.dtype))
+    code = f"{IMPORTS}; check({arguments}, {case})"
+    plain = not set(code) & set('"$`\\!')
+    return f'python -c "{code}"' if plain else f"python -c {shlex.quote(code)}"
+
+
+def full_float32() -> None:
+    """Sums in one order on every machine; float32 means float32."""
+    if backends.missing("torch") is None:
+        import torch
+
+        torch.set_num_threads(1)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+
+
+def _settings(amount: int, seed: int | None) -> settings:
+    return settings(max_examples=amount, derandomize=seed is None, **QUIET)
+
+
+def _measure_all(
+    operation: Operation, rows: list[Row], limits: settings, seed: int | None, progress: Progress | None
+) -> None:
+    done = 0
+
+    # What breaks a bound is looked for afterwards, for each implementation by itself: here all see every problem.
+    @settings(limits, phases=[Phase.generate])
+    @given(CASES[operation.name])
+    def every(case):
+        nonlocal done
+        for row in rows:
+            if row.skipped is None:
+                _measure(operation, row, case)
+        done += 1
+        if progress is not None:
+            progress(operation.name, done, limits.max_examples)
+
+    (every if seed is None else seeded(seed)(every))()
+    for row in rows:
+        if not row.worst <= 1.0:
+            row.failure = _smallest(row, limits, seed)
+
+
+def _measure(operation: Operation, row: Row, case: Any) -> None:
+    try:
+        found = operation.run(backends.load(row.backend), case, row.method, row.dtype)
+    except NotImplementedError as error:
+        row.skipped = str(error) or "not implemented here"
+        return
+    row.add(case, measure(found, *expected(row.operation, case, row.dtype)))
+
+
+def _smallest(row: Row, limits: settings, seed: int | None) -> Failure:
+    """The smallest problem that hypothesis finds; the worst one seen where it finds none again."""
+    message = f"{row.tensor} is off by {row.worst:.3g} units of its bound"
+
+    def breaks(case: Any) -> bool:
+        nonlocal message
+        try:
+            check(row.operation, row.backend, row.method, row.dtype, case)
+        except AssertionError as error:
+            message = str(error)
+            return True
+        return False
+
+    try:
+        case = find(CASES[row.operation], breaks, settings=limits, random=Random(seed or 0))
+        breaks(case)
+        smallest = repr(case)
+    except NoSuchExample:
+        smallest = row.case
+    return Failure(smallest, message, reproduction(row, smallest))

@@ -1,0 +1,249 @@
+"""`liquidnet parity`: what passes is stated, what fails can be repeated, and the page needs nothing from outside."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from parity import backends, bounds, report, report_tables, survey
+from parity.cases import ScanCase
+from parity.operations import OPERATIONS
+from parity.races import Estimate, Race
+from parity.strategies import scan_cases
+from tools import backends as tool_backends
+from tools.cli import main
+
+torch = pytest.importorskip("torch", reason="faults are planted in torch")
+scans = backends.load_module("torch", "scan")
+VOID = {"meta", "br", "link", "img"}
+SCORE = {"commit": "0123abc", "sources": "old", "total": 72, "caught": 72, "rows": []}
+
+
+class Page(HTMLParser):
+    """Whether every tag is closed, what is shown, and what is referred to."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.shown, self.references = [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.references += [value for name, value in attributes if name.split(":")[-1] in ("href", "src")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.references += [value for name, value in attributes if name.split(":")[-1] in ("href", "src")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.shown.append(data)
+
+
+@pytest.fixture(autouse=True)
+def one_operation_and_torch(monkeypatch):
+    """Two operations in torch, short scans; the float64 process of the session stays."""
+    monkeypatch.setattr(survey, "OPERATIONS", {name: OPERATIONS[name] for name in ("scan", "rms_norm")})
+    monkeypatch.setitem(survey.CASES, "scan", scan_cases(((2, 3, 3), (2, 31, 3))))
+    real = backends.missing
+    monkeypatch.setattr(backends, "missing", lambda name: "jax is not installed" if name == "jax" else real(name))
+    monkeypatch.setattr(tool_backends, "installed", lambda: ["torch"])
+    monkeypatch.setattr(backends, "stop_worker", lambda: None)
+    monkeypatch.setattr(report.mutants, "load_score", lambda: dict(SCORE))
+
+
+@pytest.fixture
+def parity(tmp_path, capsys):
+    """Runs the command; exit code, JSON, Markdown, HTML and what was printed."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main(["parity", "--report", str(tmp_path), "--draws", "12", "--no-trajectories", *map(str, arguments)])
+        files = [(tmp_path / f"report.{suffix}").read_text() for suffix in ("json", "md", "html")]
+        return stop.value.code, json.loads(files[0]), *files[1:], capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def faulty_chunked(monkeypatch):
+    """A chunked scan that is off by 1 in 1000."""
+    right = scans.METHODS["chunked"]
+    monkeypatch.setitem(scans.METHODS, "chunked", lambda *inputs: 1.001 * right(*inputs))
+
+
+@pytest.fixture
+def refused(capsys):
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main(["parity", *map(str, arguments)])
+        assert stop.value.code == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    return run
+
+
+def test_a_run_that_passes_says_so_in_one_sentence(parity):
+    code, result, text, page, printed = parity()
+    assert code == 0 and result["passed"]
+    sentence = (
+        "For every one of 48 problems drawn, torch was within the rounding bound of the mathematics; the suite noticed "
+        "72 of 72 planted mistakes (commit 0123abc; the sources have changed since)."
+    )
+    assert result["verdict"] == sentence
+    assert sentence in text and sentence in "".join(Page(page).shown) and sentence in printed
+    measured = [row for row in result["rows"] if row["cases"]]
+    assert {(row["operation"], row["implementation"], row["dtype"]) for row in measured} == {
+        ("scan", f"torch {method}", dtype) for method in scans.METHODS for dtype in ("float32", "float64")
+    } | {("rms_norm", "torch", "float32"), ("rms_norm", "torch", "float64")}
+    assert all(0.0 < row["worst"] <= 1.0 and row["theorem"] for row in measured)
+    assert {(row["operation"], row["cases"]) for row in measured} == {("scan", 12), ("rms_norm", 36)}
+    assert result["problems"] == 48 and result["checks"] == 12 * 2 * len(scans.METHODS) + 36 * 2
+    assert {"3", "31"} == set(measured[0]["groups"]["T"]) and measured[0]["groups"]["decay"]
+
+
+def test_the_page_stands_alone(parity):
+    _, _, _, text, _ = parity()
+    page = Page(text)
+    assert page.open == [] and all(reference.startswith("#") for reference in page.references)
+    assert not re.search(r"https?://|url\((?!#)|@import|<script|<link", text)
+    assert text.count("<svg") == 2 and 'name="viewport"' in text and "@media print" in text
+
+
+def test_a_missing_backend_is_a_skip_with_its_reason(parity):
+    _, result, text, page, _ = parity()
+    skipped = [row for row in result["rows"] if row["skipped"]]
+    assert {(row["operation"], row["backend"]) for row in skipped} == {("scan", "jax"), ("rms_norm", "jax")}
+    assert "jax: jax is not installed" in text and "jax: jax is not installed" in page
+
+
+def test_a_planted_fault_fails_with_a_reproduction(parity, faulty_chunked):
+    code, result, text, page, printed = parity()
+    assert code == 1 and not result["passed"]
+    assert "a bound was broken: scan (torch chunked, float32), scan (torch chunked, float64)" in result["verdict"]
+    failed = [row for row in result["rows"] if row["failure"]]
+    assert {(row["implementation"], row["dtype"]) for row in failed} == {
+        ("torch chunked", dtype) for dtype in ("float32", "float64")
+    }
+    for failure in (row["failure"] for row in failed):
+        command = failure["reproduction"]
+        assert command in text and command in "".join(Page(page).shown) and command in printed
+        program, flag, code = shlex.split(command)
+        assert (program, flag) == ("python", "-c")
+        with pytest.raises(AssertionError) as error:
+            exec(code, {})
+        assert str(error.value) == failure["message"] and "is off by" in failure["message"]
+        # Shrunk: the shortest shape.
+        assert "shape=(2, 3, 3)" in failure["case"]
+    bounds.WORST.clear()  # these errors were planted: they are none of the suite's
+
+
+def test_a_result_of_another_shape_breaks_its_bound():
+    truth, bound = {"y": np.ones(3), "x": np.ones(2)}, {"y": np.ones(3), "x": np.ones(2)}
+    found = survey.measure({"y": np.ones((1, 3))}, truth, bound)
+    assert found == {"y": float("inf"), "x": float("inf")}
+
+
+def test_a_reproduction_is_a_complete_shell_command():
+    row = survey.Row("scan", "torch", "chunked", "float32", True)
+    command = survey.reproduction(row, repr(ScanCase((2, 3, 3), "slow", "normal", "some", "left", 1)))
+    assert command.startswith('python -c "from parity.')
+    command = command.replace("python", shlex.quote(sys.executable), 1)
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=report.__file__.split("parity/")[0])
+    assert ended.returncode == 0, ended.stderr
+    odd = survey.reproduction(row, "Case('$HOME')")
+    assert shlex.split(odd)[2].endswith("Case('$HOME'))")
+
+
+def test_what_does_not_run_here_is_skipped_in_its_own_words(parity, monkeypatch):
+    def refuse(*_):
+        raise NotImplementedError("needs a GPU of another make")
+
+    monkeypatch.setitem(scans.METHODS, "chunked", refuse)
+    code, _, text, page, _ = parity()
+    assert code == 0 and "torch chunked: needs a GPU of another make" in text and "needs a GPU of another make" in page
+
+
+def test_problems_are_the_same_unless_a_seed_is_given():
+    def cases(seed):
+        return [row.case for row in survey.survey(5, seed, names=["torch"])]
+
+    assert cases(None) == cases(None) and cases(1) == cases(1)
+    assert cases(None) != cases(1) != cases(2)
+
+
+def test_a_problem_that_costs_more_is_drawn_less_often():
+    amounts = [survey.amount_of(name, 200) for name in ("gates", "scan", "model")]
+    assert amounts == [600, 200, 20] and survey.amount_of("model", 1) == 1
+    assert set(survey.SHARES) < set(OPERATIONS)
+
+
+def test_both_backends_see_the_same_problems(monkeypatch):
+    pytest.importorskip("jax", reason="compares both backends")
+    monkeypatch.undo()
+    monkeypatch.setattr(survey, "OPERATIONS", {"rms_norm": OPERATIONS["rms_norm"]})
+    rows = survey.survey(2)
+    assert [(row.backend, row.dtype, row.cases) for row in rows] == [
+        (backend, dtype, 6) for backend in backends.FRAMEWORKS for dtype in ("float32", "float64")
+    ]
+    result = report.gather(rows, "left out", "left out", 2, None, 0.0)
+    assert result["verdict"].startswith("For every one of 6 problems drawn, both implementations were within")
+
+
+def test_a_bound_that_is_too_large_is_a_warning():
+    rows = [survey.Row("scan", "torch", "chunked", "float32", True) for _ in range(2)]
+    rows[0].add("a", {"states": 0.02, "last": 0.01})
+    rows[1].add("b", {"states": 0.01, "last": 0.03})
+    (line,) = report.tightness(rows)
+    assert line["used"] == 0.03 and line["tensors"] == {"states": 0.02, "last": 0.03} and not line["tight"]
+    rows[1].add("c", {"states": 0.05, "last": 0.0})
+    assert report.tightness(rows)[0]["tight"] and rows[1].case == "'c'"
+
+
+def test_trajectories_are_shown_and_judged():
+    steps = np.linspace(0.0, 1e-6, 100)
+    race = Race(
+        {"torch, chunked": 5.0 - steps, "torch, sequential": 5.0 + steps, "jax": 5.0 * np.ones(100)}, steps, steps
+    )
+    estimated = Estimate(np.full(100, 1e-5), {"torch": steps, "jax": 20 * steps})
+    result = report.gather([], race, estimated, 1, None, 0.0)
+    runs = result["trajectories"]
+    assert runs["race"]["passed"] and not runs["estimated"]["passed"] and not result["passed"]
+    assert runs["estimated"]["units"] == pytest.approx({"torch": 0.1, "jax": 2.0})
+    (_, of_race), (_, of_estimate) = report_tables.trajectory_rows(result)
+    assert (
+        "within: torch and JAX differ by 1.00e-06 at most" in of_race and "OUTSIDE: torch at most 0.1 " in of_estimate
+    )
+    page = report.page(result)
+    assert Page(page).open == [] and page.count("<svg") == 3 and "https://" not in page
+
+
+def test_values_in_the_page_are_escaped(parity, monkeypatch):
+    monkeypatch.setattr(backends, "missing", lambda name: "<b>&" if name == "jax" else None)
+    _, _, _, page, _ = parity()
+    assert "<b>&" not in page and "&lt;b&gt;&amp;" in page
+
+
+def test_bad_input_is_refused(refused, monkeypatch, tmp_path):
+    assert "draws" in refused("--draws", 0)
+    (tmp_path / "file").write_text("")
+    assert "is a file" in refused("--report", tmp_path / "file")
+    with monkeypatch.context() as change:
+        change.setattr(tool_backends, "installed", list)
+        assert "no backend is installed" in refused()
+    find = tool_backends.importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name == "hypothesis" else find(name, *rest)
+    )
+    assert "pip install 'liquidnet-dual[parity]'" in refused()

@@ -1,0 +1,139 @@
+"""What is here, what runs, and whether it is right."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from parity.environment import UNUSABLE, environment
+from spec.config import TrainingConfig
+from spec.files import new_file
+from spec.presets import PRESETS
+from tools import backends
+from tools.selftest import OPERATIONS, Verdict, known_verdict, probe, remember, self_test
+
+LOSS_AUTO = "chunked"
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Show versions, devices and methods, and test each method against the float64 reference on this device.
+
+    The verdicts on scans are kept for `liquidnet train`, which asks for them where --method is auto.
+    Exit code 0: every method that runs here is within its bounds; 1: one is not,
+    or a backend finds no device; 2: no backend is installed.
+    """
+
+    json: Path | None = None
+    """Write everything to this file too."""
+
+    def run(self) -> None:
+        found: dict[str, Any] = {"environment": environment(), "backends": {}}
+        for name in backends.BACKENDS:
+            found["backends"][name] = self._backend(name, found["environment"]["devices"].get(name, []))
+        checked = [row for one in found["backends"].values() for row in one.get("methods", ())]
+        usable = not any("unusable" in one for one in found["backends"].values())
+        found["passed"] = bool(checked) and usable and all(row["passed"] for row in checked if row["runs"])
+        _show(found)
+        if self.json is not None:
+            with new_file(self.json) as temporary:
+                temporary.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+        backends.default()
+        sys.exit(0 if found["passed"] else 1)
+
+    def _backend(self, name: backends.Backend, devices: list[str]) -> dict[str, Any]:
+        if name not in backends.installed():
+            return {"missing": _advice(name)}
+        if any(device.startswith(UNUSABLE) for device in devices):
+            return {"unusable": devices[0]}
+        return {"methods": examine(name)}
+
+
+def examine(backend: str) -> list[dict[str, Any]]:
+    """One row for each method of each operation: whether it runs, how far it is off, what the cache says of it."""
+    from parity.backends import load
+
+    rows, methods, auto = [], load(backend).METHODS, automatic(backend)
+    for operation in OPERATIONS:
+        for method in (name for name in methods[operation] if name != "auto"):
+            verdict = probe(backend, operation, method)
+            # JSON has no number that is not finite.
+            worst = None if math.isnan(verdict.worst) else min(verdict.worst, sys.float_info.max)
+            row = {"operation": operation, "method": method, **asdict(verdict), "worst": worst}
+            row["auto"] = method == auto[operation]
+            rows.append({**row, "cache": _cache(backend, method) if operation == "mixer" else ""})
+    return rows
+
+
+def automatic(backend: str) -> dict[str, str]:
+    """What `auto` takes for the shapes of nano's recipe."""
+    shape = (TrainingConfig().batch_size, TrainingConfig().seq_len, PRESETS["nano"].d_model)
+    scan = backends.load(backend, "scan").choose_method(shape)
+    return {"scan": scan, "mixer": scan, "loss": LOSS_AUTO}
+
+
+def _cache(backend: str, method: str) -> str:
+    """Whether what training would be told is still so; the cache is corrected where it is not."""
+    known, now = known_verdict(backend, method), self_test(backend, method)
+    if known != now:
+        remember(backend, method, now)
+    if known is None:
+        return "kept now"
+    return "agrees" if known.passed == now.passed else f"said {_word(known)}: corrected"
+
+
+def _word(verdict: Verdict) -> str:
+    return "within" if verdict.passed else "outside" if verdict.runs else "does not run"
+
+
+def _advice(backend: str) -> str:
+    from parity.backends import missing
+
+    return f"{missing(backend)}: pip install 'liquidnet-dual[{backend}]'"
+
+
+def _show(found: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    e = found["environment"]
+    here = Table(show_header=False, title="this machine", title_justify="left")
+    here.add_row("python", f"{e['python']} on {e['system']}")
+    here.add_row("processor", f"{e['processor']}, {e['cores']} cores, {e['memory_gib']} GiB")
+    for name, value in e["threads"].items():
+        here.add_row(f"threads, {name}", str(value))
+    for name, devices in e["devices"].items():
+        here.add_row(f"{name} devices", escape(", ".join(devices)))
+    for name, version in e["versions"].items():
+        here.add_row(name, version, style="dim" if version == "not installed" else None)
+    console.print(here)
+    for name, one in found["backends"].items():
+        if "methods" not in one:
+            console.print(f"{name}: {one.get('missing') or one['unusable']}", markup=False, soft_wrap=True)
+        else:
+            console.print(_methods(name, one["methods"]))
+            for row in one["methods"]:
+                if not row["passed"]:
+                    console.print(
+                        f"{name} {row['operation']} {row['method']}: {row['message']}",
+                        style="red" if row["runs"] else "dim", markup=False, soft_wrap=True,
+                    )  # fmt: skip
+
+
+def _methods(backend: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(
+        "operation", "method", "runs here", "worst error / bound", "auto", "for train",
+        title=f"{backend}: each method against the float64 reference", title_justify="left",
+    )  # fmt: skip
+    for row in rows:
+        worst = "" if row["worst"] is None else f"{row['worst']:.3g}" + ("" if row["passed"] else " OUTSIDE")
+        cells = (row["operation"], row["method"], "yes" if row["runs"] else "no", worst, "x" if row["auto"] else "")
+        style = None if row["passed"] else "bold red" if row["runs"] else "dim"
+        table.add_row(*cells, row["cache"], style=style)
+    return table

@@ -1,0 +1,124 @@
+"""Prove this installation: every operation on drawn problems, on the devices that are present."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from spec.config import require_integer
+from tools import backends
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Hold both backends against the float64 reference on thousands of problems, in units of rounding bounds.
+
+    Exit code 0: no bound was broken; 1: one was, and the report says how to see it again; 2: bad input.
+    """
+
+    report: Path | None = None
+    """Directory to write report.html, report.json and report.md into; by default the table is printed only."""
+    draws: int = 200
+    """Problems for an operation; cheap ones get three times as many, a block and the whole model a tenth."""
+    seed: int | None = None
+    """Seed of the problems; by default they are the same in every run."""
+    no_trajectories: bool = False
+    """Leave out the training runs: a quick look."""
+
+    def run(self) -> None:
+        require_integer("draws", self.draws, 1)
+        if importlib.util.find_spec("hypothesis") is None:
+            raise ValueError("this command draws its problems with hypothesis; pip install 'liquidnet-dual[parity]'")
+        backends.default()
+        if self.report is not None and self.report.exists() and not self.report.is_dir():
+            raise ValueError(f"--report needs a directory, and {self.report} is a file")
+        result = self._measure()
+        _show(result)
+        if self.report is not None:
+            from parity.report import write
+
+            write(self.report, result)
+            print(f"the report is in {self.report / 'report.html'}")
+        sys.exit(0 if result["passed"] else 1)
+
+    def _measure(self) -> dict[str, Any]:
+        from parity import survey
+        from parity.backends import stop_worker
+        from parity.report import gather
+
+        started = time.perf_counter()
+        survey.full_float32()
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        try:
+            with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+                task = bar.add_task("problems", total=None)
+
+                def told(name: str, done: int = 0, total: int | None = None) -> None:
+                    # Where there is no bar, as in CI, a line each tells that it goes on.
+                    if not bar.console.is_terminal and bar.tasks[task].description != name:
+                        bar.console.print(name)
+                    bar.update(task, description=name, completed=done, total=total)
+
+                rows = survey.survey(self.draws, self.seed, told)
+                runs = self._trajectories(told)
+        finally:
+            stop_worker()
+        return gather(rows, *runs, self.draws, self.seed, time.perf_counter() - started)
+
+    def _trajectories(self, told: Callable[[str], None]) -> tuple[Any, Any]:
+        """Both runs of parity/races.py, or why they are absent."""
+        if self.no_trajectories:
+            return "left out by --no-trajectories", "left out by --no-trajectories"
+        from parity import races
+
+        data, installed = races.story_data(), backends.installed()
+        race: Any = "needs both backends"
+        if set(installed) == set(backends.BACKENDS):
+            race = races.perturbed_run(data, told=told)
+        return race, races.estimated_run(data, tuple(installed), told=told)
+
+
+def _show(result: dict[str, Any]) -> None:
+    """The table of errors, and the sentence above the report below it."""
+    from parity import report_tables as tables
+
+    shown = Table(title="largest errors, in units of the bound", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    lines = tables.error_rows(result)
+    for name, *cells in zip(tables.ERROR_HEADER, *lines, strict=True):
+        # Where the terminal is narrow, the name of the tensor gives way.
+        widest = 0 if name == "at" else max(map(len, (name, *cells)))
+        shown.add_column(name, no_wrap=True, min_width=widest)
+    before = None
+    for row, cells in zip(result["rows"], lines, strict=True):
+        if before not in (None, row["operation"]):
+            shown.add_section()
+        before = row["operation"]
+        style = "bold red" if row["failure"] else "dim" if row["skipped"] else None
+        shown.add_row(*map(escape, cells), style=style)
+    tight = Table(*tables.TIGHT_HEADER[:4], title="how much of each float32 bound was used", box=SIMPLE_HEAD)
+    for cells in tables.tightness_rows(result):
+        tight.add_row(*map(escape, cells[:4]))
+    console = Console(soft_wrap=False)
+    console.print(shown)
+    console.print(tight)
+    for what, told in tables.trajectory_rows(result):
+        console.print(f"{what}: {told}", markup=False, soft_wrap=True, highlight=False)
+    for line in tables.warnings(result):
+        console.print(line, style="yellow", markup=False, soft_wrap=True, highlight=False)
+    for row in tables.failures(result):
+        failure = row["failure"]
+        console.print(failure["message"], style="red", markup=False, soft_wrap=True, highlight=False)
+        print(f"    {failure['reproduction']}")
+    style = "bold green" if result["passed"] else "bold red"
+    console.print(result["verdict"], style=style, markup=False, soft_wrap=True, highlight=False)

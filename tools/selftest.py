@@ -1,0 +1,177 @@
+"""A method's self-test on this device, its cached verdict, and what training takes where it fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from parity.environment import ROOT, devices, processor, version
+from spec.files import new_file
+from tools import backends
+
+# Most trusted last: what stands in for a method that fails is the next in this list that passes. `sequential` is the
+# recurrence as it is written.
+TRUST = ("chunked", "associative", "sequential")
+SHAPE = (3, 67, 2)
+OPERATIONS = {"scan": "scan", "mixer": "mixer", "loss": "cross_entropy"}
+FRAMEWORKS = {"torch": ("torch", "triton"), "jax": ("jax", "jaxlib", "flax")}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a self-test found.
+
+    Args:
+        passed: every error was within its bound.
+        worst: the largest error, in units of its bound; not a number where nothing ran.
+        message: what went wrong; empty where nothing did.
+        runs: the method runs on this device at all.
+    """
+
+    passed: bool
+    worst: float
+    message: str = ""
+    runs: bool = True
+
+
+def self_test(backend: str, method: str) -> Verdict:
+    """Runs a method of the mixer, and of the scan where it is one, on fixed problems, gradients included.
+
+    In float32, on the device that the backend takes here, against the float64 reference.
+    """
+    from parity.backends import load
+
+    methods = load(backend).METHODS
+    found = [probe(backend, name, method) for name in ("scan", "mixer") if method in methods[name]]
+    if not found:
+        raise ValueError(f"{backend} has no mixer method {method!r}")
+    return next((one for one in found if not one.passed), max(found, key=lambda one: one.worst))
+
+
+def probe(backend: str, operation: str, method: str) -> Verdict:
+    """Runs one method of one operation, a key of OPERATIONS, on fixed problems."""
+    from parity.operations import check
+
+    worst = 0.0
+    for case in _cases(operation):
+        try:
+            worst = max(worst, check(OPERATIONS[operation], backend, method, "float32", case))
+        except NotImplementedError as error:
+            return Verdict(False, math.nan, f"does not run here: {error}", runs=False)
+        except AssertionError as error:
+            return Verdict(False, _units(OPERATIONS[operation], backend, method, case), str(error))
+    return Verdict(True, worst)
+
+
+def trusted_method(backend: str, method: str, shape: tuple[int, int, int], say: Callable[[str], None]) -> str:
+    """The mixer method to train with: `method`, unless it is `auto` and what `auto` takes here fails its self-test.
+
+    A method that is named runs or raises; it is never replaced.
+
+    Args:
+        backend: `torch` or `jax`.
+        method: as the user asked for.
+        shape: [b, t, d] of the scans.
+        say: told, loudly, what failed and what is used instead.
+
+    Raises:
+        ValueError: every method of the backend fails.
+    """
+    if method != "auto":
+        return method
+    scan = backends.load(backend, "scan")
+    choice = scan.choose_method(shape)
+    verdict = cached_self_test(backend, choice)
+    if verdict.passed:
+        return method
+    where = f"{backend} on {devices(backend)[0]}"
+    told = f"by {verdict.worst:.3g} times its rounding bound" if verdict.runs else f"since it {verdict.message}"
+    for other in (name for name in TRUST if name in scan.METHODS and name != choice):
+        if cached_self_test(backend, other).passed:
+            say(
+                f"WARNING: the scan method {choice} fails its self-test in {where}, {told}; "
+                f"{other} is used instead; see liquidnet doctor"
+            )
+            return other
+    raise ValueError(f"no scan method of {where} passes its self-test; {choice} fails {told}; see liquidnet doctor")
+
+
+def cached_self_test(backend: str, method: str) -> Verdict:
+    """The verdict on a method on this device with these versions and sources; tested where it is not known yet."""
+    known = known_verdict(backend, method)
+    if known is None:
+        known = self_test(backend, method)
+        remember(backend, method, known)
+    return known
+
+
+def known_verdict(backend: str, method: str) -> Verdict | None:
+    """What the cache says; None where it says nothing that can be read."""
+    try:
+        return Verdict(**_read_cache()[_key(backend, method)])
+    except (KeyError, TypeError):
+        return None
+
+
+def remember(backend: str, method: str, verdict: Verdict) -> None:
+    """Keep a verdict; where the cache cannot be written, the next run tests again."""
+    try:
+        with new_file(cache_file()) as temporary:
+            temporary.write_text(json.dumps({**_read_cache(), _key(backend, method): asdict(verdict)}, indent=1))
+    except OSError:
+        return
+
+
+def cache_file() -> Path:
+    """Where the verdicts are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "liquidnet" / "selftest.json"
+
+
+def sources_digest(backend: str) -> str:
+    """SHA-256 over the sources that a verdict depends on: the backend's, the reference's, the bounds'."""
+    patterns = "spec/**/*.py", f"{backend}_impl/**/*.py", "parity/*.py", "parity/operations/*.py", "tools/selftest.py"
+    sha = hashlib.sha256()
+    for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
+        sha.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return sha.hexdigest()[:16]
+
+
+def _key(backend: str, method: str) -> str:
+    versions = [f"{name} {version(name)}" for name in (*FRAMEWORKS[backend], "numpy")]
+    return "; ".join([backend, method, *devices(backend)[:1], processor(), *versions, sources_digest(backend)])
+
+
+def _read_cache() -> dict[str, Any]:
+    try:
+        found = json.loads(cache_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _cases(operation: str) -> list[Any]:
+    """Few shapes, since each is compiled; several chunks and a rest."""
+    from parity.cases import CONFIG, LayerCase, ScanCase
+
+    b, t, _ = SHAPE
+    if operation == "scan":
+        kinds = ("mixture", "slow", "one", "zero")
+        return [ScanCase(SHAPE, kind, "normal", "some", "left", seed) for seed, kind in enumerate(kinds)]
+    return [LayerCase((b, t), "normal", seed, CONFIG, "some", "left", "some") for seed in range(2)]
+
+
+def _units(operation: str, backend: str, method: str, case: Any) -> float:
+    from parity.backends import load
+    from parity.bounds import in_units
+    from parity.operations import OPERATIONS as KNOWN
+    from parity.operations import expected
+
+    found = KNOWN[operation].run(load(backend), case, method, "float32")
+    truth, bound = expected(operation, case, "float32")
+    return max(float(in_units(found[name], exact, bound[name]).max(initial=0.0)) for name, exact in truth.items())
