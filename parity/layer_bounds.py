@@ -82,7 +82,7 @@ def cross_entropy_bounds(hidden, embedding, labels, dtype: Any = np.float32) -> 
     """Sum of -log softmax(hidden E^T)[label] over the counted labels, and the gradients of hidden and E.
 
     The largest logit m is subtracted whatever its error: the result does not depend on it. A nat is
-    log(total) + m - z or log(total) - (z - m); a probability exp(z - m) / total or exp of the log-probability.
+    log(total) + m - z or log(total) - (z - m); a probability exp(z - m) / total or exp of either, negated.
     """
     h, e = (exact(x.reshape(-1, x.shape[-1]), dtype) for x in (hidden, embedding))
     labels = labels.reshape(-1)
@@ -99,7 +99,8 @@ def cross_entropy_bounds(hidden, embedding, labels, dtype: Any = np.float32) -> 
         return x.move(lambda array: np.take_along_axis(array, target, axis=-1))
 
     nats = either(log_total - at_target(shifted), (log_total + most) - at_target(logits))
-    share = either(weight / total, (shifted - log_total).monotonic(np.exp, EXP))
+    logs = shifted - log_total, logits - (log_total + most)
+    share = either(weight / total, *(log.monotonic(np.exp, EXP) for log in logs))
     one_hot = exact(np.arange(e.value.shape[0]) == target, dtype)
     of_logits = (share - one_hot).move(lambda x: np.where(counted, x, 0.0))
     nats = nats.move(lambda x: np.where(counted, x, 0.0)).sum((0, 1))

@@ -82,7 +82,9 @@ class Running:
         """Of n terms in any order: n - 1 additions."""
         value, error = self.value.sum(axis=axis, keepdims=keepdims), self.error.sum(axis=axis, keepdims=keepdims)
         size = np.abs(self.value).sum(axis=axis, keepdims=keepdims) + error
-        return Running(value, error + self._gamma(max(0, self.value.size // max(1, value.size) - 1)) * size, self.dtype)
+        additions = self.value.size // value.size - 1
+        flushed = additions * float(np.finfo(self.dtype).tiny)
+        return Running(value, error + self._gamma(additions) * size + flushed, self.dtype)
 
     def monotonic(self, function: Callable[[np.ndarray], np.ndarray], units: float) -> Running:
         """`function`, monotonic, evaluated by a library that is off by `units` u."""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from parity.environment import processor
 from spec.checkpoint import Checkpoint, list_checkpoints
 from spec.data import Dataset, training_batch, validation_batches
 from spec.sampling import Sampling
@@ -172,7 +171,8 @@ class Trainer:
                 self._say(f"resuming will not repeat the same bits, since these changed: {', '.join(changed)}")
 
     def _environment(self) -> dict[str, Any]:
-        return {**self.engine.environment(), "remat": self.settings.habits.remat, "processor": _processor()}
+        # Another processor may take other vector instructions, and give other bits.
+        return {**self.engine.environment(), "remat": self.settings.habits.remat, "processor": processor()}
 
     def _not_finite(self, loss: float, norm: float) -> str:
         first, count = self.samples_consumed, self.settings.training.batch_size
@@ -209,16 +209,6 @@ class Trainer:
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False)
-
-
-def _processor() -> str:
-    """The processor's model: another one may take other vector instructions, and give other bits."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 @contextmanager
