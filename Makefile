@@ -37,8 +37,8 @@ demo: setup  ## stories, train on torch, convert, resume on JAX, generate: a few
 test: setup  ## every test that takes seconds
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not long" $(PYTEST_ARGS)
 
-parity: setup  ## the proofs that take minutes: trajectories, hand-over, resume after SIGKILL
-	$(BIN)/python -m pytest -v -m long --durations 0 --durations-min 1 $(PYTEST_ARGS)
+parity: setup  ## the proofs that take minutes (trajectories, hand-over, SIGKILL), then the report
+	$(BIN)/python -m pytest -v -n $(WORKERS) --dist loadfile -m long --durations 0 --durations-min 1 $(PYTEST_ARGS)
 	$(BIN)/liquidnet parity --report $(REPORT)
 
 mutants: setup  ## planted faults, one by one: which test catches each, by how many bounds
