@@ -15,11 +15,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 # One thread a worker: two workers on two cores, and sums in the same order on every machine.
-test parity: export JAX_PLATFORMS ?= cpu
-test parity: export OMP_NUM_THREADS ?= 1
+test proofs: export JAX_PLATFORMS ?= cpu
+test proofs: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test parity mutants soak check bench clean
+.PHONY: help setup demo test parity proofs report mutants soak check bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,8 +37,13 @@ demo: setup  ## stories, train on torch, convert, resume on JAX, generate: a few
 test: setup  ## every test that takes seconds
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not long" $(PYTEST_ARGS)
 
-parity: setup  ## the proofs that take minutes (trajectories, hand-over, SIGKILL), then the report
+parity: proofs report  ## the proofs that take minutes (trajectories, hand-over, SIGKILL), then the report
+
+proofs: setup
 	$(BIN)/python -m pytest -v -n $(WORKERS) --dist loadfile -m long --durations 0 --durations-min 1 $(PYTEST_ARGS)
+
+# On whatever devices are present.
+report: setup
 	$(BIN)/liquidnet parity --report $(REPORT)
 
 mutants: setup  ## planted faults, one by one: which test catches each, by how many bounds

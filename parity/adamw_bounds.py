@@ -16,15 +16,16 @@ Arrays = Mapping[str, np.ndarray]
 def adamw_truth_and_bounds(before, errors, gradients, step, lr, training: TrainingConfig, decayed: frozenset[str]):
     """One clipped AdamW step in float64, and bounds on the error of the same step in float32.
 
-    First order in u; `1 + 2^-10` covers the rest, since no count below exceeds 2^12. With theta, m, s the parameter and
-    its moments, E the error of each, b = beta1 or beta2 >= 1/2, w = 1 - b, c = 1 - b^t:
+    First order in u; `1 + 2^-10` covers the rest, since no count below exceeds 2^12 but that of r, which is a gamma.
+    With theta, m, s the parameter and its moments, E the error of each, b = beta1 or beta2 >= 1/2, w = 1 - b,
+    c = 1 - b^t:
 
       norm   each of n squares in the largest of l tensors meets n factors, the root halves; squaring and adding the l
              norms and the root of that: ((n + l) / 2 + 2) u. Where the clip is active, g = gradient * clip / norm has
              three roundings more and that of the constant: r = ((n + l) / 2 + 6) u. Inactive, it multiplies by 1: 0.
       m'     = b m + w g, or m + w (g - m), where constant, difference, product and sum are rounded:
                E <= b Em + w |g| r + 4 u (b |m| + w |g|)
-      s'     = b s + w g g: E <= b Es + 2 w g^2 r + 4 u s'
+      s'     = b s + w g g: E <= b Es + (2 r + r^2) w g^2 + 4 u s'
       c      torch forms it in float64; optax rounds b, raises it to the power t (t roundings, 4 u for the library's
              power) and subtracts: k = (2 t + 4) u b^t / c + u, for either moment
       D      = sqrt(s' / c) + eps: relative error d = Es / (2 s') + k2 / 2 + 4 u + u, with eps and the sum
@@ -47,7 +48,9 @@ def adamw_truth_and_bounds(before, errors, gradients, step, lr, training: Traini
     most = max(x.size for x in gradients.values())
     # Within rounding of the threshold either backend may clip by a factor that rounds to 1.
     active = 0.0 < training.grad_clip < norm * (1.0 + (most + len(gradients)) * u)
-    r = ((most + len(gradients)) / 2 + 6) * u if active else 0.0
+    assert step <= 2**10, f"the bound is derived for the first 1024 steps, not for step {step}"
+    count = ((most + len(gradients)) / 2 + 6) * u
+    r = count / (1.0 - count) if active else 0.0
     after = adamw_step(*before[:1], clipped, *before[1:], step, lr, training, decayed)
     bounds: tuple[dict[str, np.ndarray], ...] = ({}, {}, {})
     for path, g in clipped.items():
@@ -66,7 +69,7 @@ def _adamw_errors(inputs, after, g, r, step, lr, training, is_decayed) -> tuple[
     b1, b2 = training.beta1, training.beta2
     c1, c2 = 1.0 - b1**step, 1.0 - b2**step
     m_error = b1 * m_error + (1.0 - b1) * np.abs(g) * r + 4.0 * u * (b1 * np.abs(m) + (1.0 - b1) * np.abs(g))
-    s_error = b2 * s_error + 2.0 * (1.0 - b2) * g * g * r + 4.0 * u * new_s
+    s_error = b2 * s_error + (2.0 * r + r * r) * (1.0 - b2) * g * g + 4.0 * u * new_s
     k1, k2 = ((2 * step + 4) * u * b**step / c + u for b, c in ((b1, c1), (b2, c2)))
     d = np.divide(s_error, 2.0 * new_s, out=np.zeros_like(new_s), where=new_s > 0.0) + k2 / 2 + 5.0 * u
     denominator = np.sqrt(new_s / c2) + training.adam_eps

@@ -110,11 +110,11 @@ def double_bound(truth: np.ndarray) -> np.ndarray:
 
 
 def in_units(actual: np.ndarray, truth: np.ndarray, bound: np.ndarray) -> np.ndarray:
-    """|actual - truth| / bound; 0 where both agree exactly, infinite where the error is not finite or the bound 0."""
+    """|actual - truth| / bound; 0 where both agree exactly, infinite where either is not finite or the bound 0."""
     error = np.abs(np.asarray(actual, np.float64) - truth)
     with np.errstate(divide="ignore", invalid="ignore"):
         units = np.where(error == 0.0, 0.0, error / bound)
-    return np.where(np.isfinite(units), units, np.inf)
+    return np.where(np.isfinite(units) & np.isfinite(bound), units, np.inf)
 
 
 def assert_within(actual: Arrays, truth: Arrays, bound: Arrays, label: str) -> float:

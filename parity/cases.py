@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ SHAPES = (*((BATCH, t, WIDTH) for t in LENGTHS[:5]), (3, 257, 2), (1, 1000, 1))
 CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=2, max_seq_len=8)
 # The widths of nano, over bytes.
 NANO = LiquidNetConfig(vocab_size=257, d_model=128, d_ff=344, n_layers=4, max_seq_len=64)
+NANO_BLOCK = replace(NANO, n_layers=1)
 
 ALMOST_ONE = 1.0 - 2.0**-24
 DECAYS = ("uniform", "zero", "one", "almost one", "slow", "tiny", "mixture")

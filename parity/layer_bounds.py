@@ -7,6 +7,7 @@ formulas, all of them stand here and the largest bound counts.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ def gates_bounds(pre, bias, delta_min, of_decay, of_drive, of_gate, dtype: Any =
     """Decay, drive and output gate, and the gradients of pre-activations and bias.
 
     alpha = c sigmoid(-p) and 1 - alpha = (1 - c) + c sigmoid(p) add positive numbers only: 8 u and 9 u of the result.
-    tanh' is 1 - t^2 or (1 + t)(1 - t), sigmoid' is s (1 - s), whose error is absolute: they cancel as the gates shut.
+    With e the gradient of t = tanh, that of value is e (1 - t^2), e (1 - t) (1 + t) or e (1 - t) + e (1 - t) t;
+    sigmoid' is s (1 - s). Their errors are absolute: they cancel as the gates shut.
     The gradient of p, alpha sigmoid(p) (g_fresh - g_alpha), may take its difference first or last.
     """
     pre, bias, of_decay, of_drive, of_gate = (exact(x, dtype) for x in (pre, bias, of_decay, of_drive, of_gate))
@@ -32,9 +34,11 @@ def gates_bounds(pre, bias, delta_min, of_decay, of_drive, of_gate, dtype: Any =
     opened, closed = p.monotonic(sigmoid, SIGMOID), p.monotonic(lambda x: sigmoid(-x), SIGMOID)
     alpha, fresh = c * closed, pre.constant(-math.expm1(-delta_min)) + c * opened
     t, o = value.monotonic(np.tanh, TANH), gate.monotonic(sigmoid, SIGMOID)
-    slope, of_fresh, change = either(one - t * t, (one + t) * (one - t)), of_drive * t, alpha * opened
+    of_t, of_fresh, change = of_drive * fresh, of_drive * t, alpha * opened
+    half = of_t * (one - t)
+    of_value = either(of_t * (one - t * t), half * (one + t), half + half * t)
     of_p = either(change * (of_fresh - of_decay), change * of_fresh - change * of_decay)
-    of_pre = join(of_drive * fresh * slope, of_p, of_gate * (one - o) * o)
+    of_pre = join(of_value, of_p, of_gate * (one - o) * o)
     results = {"decay": alpha, "drive": fresh * t, "gate": o, "pre gradient": of_pre}
     return _errors(results | {"bias gradient": of_p.sum((0, 1))})
 
@@ -52,7 +56,10 @@ def rms_norm_bounds(x, weight, eps, of_y, dtype: Any = np.float32) -> Bounds:
     n, q = x * r, of_y * weight
     total = (q * x).sum(-1, keepdims=True)
     forms = [r * (q - n * ((q * n).sum(-1, keepdims=True) * share))]
-    forms += [q * r - x * (total * cube * share) for cube in (r * r * r, r / square)]
+    for cube in (r * r * r, r / square):
+        # Each of the two factors of x^2 brings half, added at once or one after the other.
+        half = x * (total * cube * share * exact(np.asarray(0.5), dtype))
+        forms += [q * r - (half + half), q * r - half - half]
     results = {"y": weight * n, "x gradient": either(*forms), "weight gradient": (of_y * n).sum((0, 1))}
     return _errors(results)
 
@@ -60,7 +67,7 @@ def rms_norm_bounds(x, weight, eps, of_y, dtype: Any = np.float32) -> Bounds:
 def swiglu_bounds(r, weights: dict[str, np.ndarray], of_u, dtype: Any = np.float32) -> Bounds:
     """u = W_d (silu(W_g r) * (W_a r)), and the gradients of r and both matrices.
 
-    silu' is s (1 + x (1 - s)) or s + x (s (1 - s)).
+    silu' is s (1 + x (1 - s)) or s + x (s (1 - s)), as a factor of the gradient or with it in either term.
     """
     r, of_u = (exact(x.reshape(-1, x.shape[-1]), dtype) for x in (r, of_u))
     enter, leave = (exact(weights[f"{name}.weight"], dtype) for name in ("input", "output"))
@@ -72,7 +79,9 @@ def swiglu_bounds(r, weights: dict[str, np.ndarray], of_u, dtype: Any = np.float
     product = silu * up
     of_product = of_u @ leave
     slope = either(s * (one + gate * (one - s)), s + gate * (s * (one - s)))
-    of_gate = either(of_product * up * slope, of_product * (up * slope))
+    of_silu = of_product * up
+    apart = of_silu * s + of_silu * gate * (s * (one - s))
+    of_gate = either(of_silu * slope, of_product * (up * slope), apart)
     of_pre = join(of_gate, of_product * silu)
     results = {"u": product @ leave.T, "r gradient": of_pre @ enter}
     return _errors(results | {"input.weight": of_pre.T @ r, "output.weight": of_u.T @ product})
@@ -91,6 +100,8 @@ def cross_entropy_bounds(hidden, embedding, labels, dtype: Any = np.float32) -> 
     logits = h @ e.T
     most = exact(logits.value.max(axis=-1, keepdims=True), dtype)
     shifted = logits - most
+    # The number subtracted is the computed largest logit: the rounding of the difference is off by u times its error.
+    shifted = replace(shifted, error=shifted.error + shifted.unit * logits.error.max(axis=-1, keepdims=True))
     weight = shifted.monotonic(np.exp, EXP)
     total = weight.sum(-1, keepdims=True)
     log_total = total.monotonic(np.log, LOG)
@@ -100,7 +111,8 @@ def cross_entropy_bounds(hidden, embedding, labels, dtype: Any = np.float32) -> 
 
     nats = either(log_total - at_target(shifted), (log_total + most) - at_target(logits))
     logs = shifted - log_total, logits - (log_total + most)
-    share = either(weight / total, *(log.monotonic(np.exp, EXP) for log in logs))
+    one = exact(np.ones(()), dtype)
+    share = either(weight / total, weight * (one / total), *(log.monotonic(np.exp, EXP) for log in logs))
     one_hot = exact(np.arange(e.value.shape[0]) == target, dtype)
     of_logits = (share - one_hot).move(lambda x: np.where(counted, x, 0.0))
     nats = nats.move(lambda x: np.where(counted, x, 0.0)).sum((0, 1))

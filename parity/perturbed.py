@@ -1,11 +1,12 @@
 """A calibrated estimate, not a theorem: how far rounding takes a computation that no short proof covers.
 
-The float64 reference runs on arrays whose every operation multiplies its result by 1 + e, e uniform in [-u, u], u the
-rounding unit of the precision asked about; a sum takes its terms one after another. The largest change over a few such
-runs, times 4, is what a program of that precision may differ by: it rounds at other places.
+The float64 reference runs on arrays that round the result of every operation to the precision asked about, u its unit:
+not to its numbers, but to these times a random factor for each kind of operation. A sum takes its terms one after
+another, each addition off by a random e, |e| <= u. The largest change over a few such runs, times 4, is what a program
+of that precision may differ by: it rounds at other places.
 
-As with true rounding, e is a function of the number that is rounded: where a token comes again, so do its errors, and
-over a thousand tokens of a small vocabulary they add up instead of cancelling. Independent e would be ten times short.
+As with true rounding, equal numbers are rounded equally, and near ones nearly so: where a token comes again, so do its
+errors, and over a thousand tokens of a small vocabulary they add up. Independent errors fall ten times short there.
 """
 
 from __future__ import annotations
@@ -65,11 +66,22 @@ class Perturbed(np.ndarray):
         """The result of one operation on each entry."""
         if np.asarray(result).dtype.kind != "f":
             return result
-        return result * (1.0 + self.unit * self._draw(result, operation))
+        return self._to_grid(result, self.unit, operation)
 
-    def _draw(self, numbers: Any, operation: str, position: Any = 0) -> np.ndarray:
-        """e / u of each number that an operation rounds: in [-1, 1], the same for the same 32 leading bits."""
-        salt = np.uint64(int.from_bytes(hashlib.sha256(f"{self.seed} {operation}".encode()).digest()[:8], "little"))
+    def _to_grid(self, numbers: Any, unit: float, operation: str) -> Any:
+        """Rounded to the format's numbers times a factor of the operation's own: as in truth, but at other places."""
+        factor = 1.0 + float(self._salt(operation)) / 2.0**64
+        fraction, exponent = np.frexp(np.asarray(numbers) * factor)
+        return np.ldexp(np.rint(fraction / unit) * unit, exponent) / factor
+
+    @classmethod
+    def _salt(cls, operation: str) -> np.uint64:
+        """A random number for each operation of a run."""
+        return np.uint64(int.from_bytes(hashlib.sha256(f"{cls.seed} {operation}".encode()).digest()[:8], "little"))
+
+    def _draw(self, numbers: Any, operation: str, position: Any) -> np.ndarray:
+        """e / u of each addition, in [-1, 1]: the same for a term with the same 32 leading bits at the same place."""
+        salt = self._salt(operation)
         bits = np.asarray(numbers, np.float64).view(np.uint64) >> np.uint64(20)
         with np.errstate(over="ignore"):
             mixed = mix(mix(bits ^ salt) + np.asarray(position, np.uint64))
@@ -77,14 +89,13 @@ class Perturbed(np.ndarray):
 
     def _constant(self, value: float) -> float:
         """A constant as the format holds it: off by the same amount wherever it is used."""
-        exact = value == float(np.float32(value)) and self.unit >= 2.0**-24
-        return value if exact else value * (1.0 + self.unit * float(self._draw(value, "constant")))
+        return value if value == float(np.float32(value)) else float(self._to_grid(value, self.unit, "constant"))
 
     def _operand(self, array: np.ndarray) -> np.ndarray:
         """An operand of a matrix product, or the product, rounded to a format of its own where products have one."""
         if self.product_unit == self.unit:
             return array
-        return array * (1.0 + self.product_unit * self._draw(array, "operand"))
+        return self._to_grid(array, self.product_unit, "operand")
 
     def _partial_sums(self, terms: np.ndarray, axis: Any) -> np.ndarray:
         """The terms of a sum, each times the factors of all additions from its own on."""

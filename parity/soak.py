@@ -12,10 +12,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
+
+GRACE = 60.0
 
 
 @dataclass(frozen=True)
@@ -39,19 +44,38 @@ def soak(options: Soak) -> int:
     while (left := end - time.monotonic()) > 0.0:
         print(f"round {rounds + 1}, {left / 60.0:.1f} minutes left", flush=True)
         # A session of its own, so that the time limit ends the workers too.
-        running = subprocess.Popen(command, env=environment, start_new_session=True)
-        try:
-            code = running.wait(timeout=left)
-        except subprocess.TimeoutExpired:
-            os.killpg(running.pid, signal.SIGKILL)
-            running.wait()
+        code = _round(command, environment, left)
+        if code == 1:
+            print(f"round {rounds + 1} found something: see above")
+            return 1
+        if code is None:
             break
         if code:
-            print(f"round {rounds + 1} found something: see above" if code == 1 else "pytest could not run the tests")
-            return 1 if code == 1 else 2
+            print(f"pytest could not run the tests: it ended with {code}")
+            return 2
         rounds += 1
-    print(f"nothing found in {options.minutes:g} minutes: {rounds} whole rounds and part of another")
+    print(f"nothing found in {options.minutes:g} minutes: {rounds} whole rounds, and part of another")
     return 0
+
+
+def _round(command: list[str], environment: dict[str, str], seconds: float) -> int | None:
+    """pytest's exit code, 1 too where the time ended it after a failure; None where it had found nothing by then."""
+    with tempfile.TemporaryDirectory() as place:
+        results = Path(place) / "results.xml"
+        # A session of its own, so that whatever ends the soak ends the workers too.
+        running = subprocess.Popen([*command, f"--junitxml={results}"], env=environment, start_new_session=True)
+        try:
+            return running.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            # Interrupted, pytest still tells what has failed so far.
+            running.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                running.wait(timeout=GRACE)
+            return 1 if results.is_file() and "<failure" in results.read_text() else None
+        finally:
+            if running.poll() is None:
+                os.killpg(running.pid, signal.SIGKILL)
+                running.wait()
 
 
 if __name__ == "__main__":

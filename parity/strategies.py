@@ -12,6 +12,7 @@ from parity.cases import (
     IGNORED,
     LENGTHS,
     NANO,
+    NANO_BLOCK,
     PADDINGS,
     RESETS,
     SHAPES,
@@ -65,12 +66,14 @@ GATES = ("normal", "wide", "mixture", "small")
 HIDDEN = ("normal", "mixture", "small", "absorbed")
 
 CASES: dict[str, st.SearchStrategy] = {
-    "scan": scan_cases(),
+    "scan": scan_cases((*SHAPES, (2, NANO.max_seq_len, NANO.d_model))),
     "gates": layer_cases(GATES),
     "rms_norm": layer_cases(VALUES),
     "swiglu": layer_cases(HIDDEN),
     "cross_entropy": layer_cases(HIDDEN, ignored=IGNORED),
-    "adamw": st.builds(AdamWCase, st.sampled_from(tuple(ADAMW)), st.sampled_from((1, 10)), seeds),
+    "adamw": st.builds(
+        AdamWCase, st.sampled_from(tuple(ADAMW)), st.sampled_from((1, 10)), seeds, st.sampled_from((CONFIG, NANO_BLOCK))
+    ),
     "mixer": layer_cases(GATES, masked=True),
     "block": layer_cases(("normal", "small"), ((2, 31),), masked=True),
     "model": model_cases(lengths=(31,)),

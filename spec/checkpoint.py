@@ -115,7 +115,11 @@ def from_files(files: Mapping[str, bytes], where: object) -> Checkpoint:
 def _from_files(files: Mapping[str, bytes]) -> Checkpoint:
     if "SHA256SUMS" not in files:
         raise ValueError("SHA256SUMS is missing; this is no checkpoint, or not a whole one")
-    lines = [line.partition("  ") for line in files["SHA256SUMS"].decode().splitlines()]
+    # Not `splitlines`, to which a damaged line break is one of ten others.
+    *rows, rest = files["SHA256SUMS"].decode().split("\n")
+    if rest:
+        raise ValueError("SHA256SUMS does not end with a line break: it was damaged or changed")
+    lines = [row.partition("  ") for row in rows]
     sums = {name: digest for digest, _, name in lines}
     for name in ("config.json", "model.safetensors", "state.json", *(name for name in files if name != "SHA256SUMS")):
         if name not in sums:

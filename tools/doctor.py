@@ -28,8 +28,8 @@ class Doctor:
     """Show versions, devices and methods, and test each method against the float64 reference on this device.
 
     The verdicts on scans are kept for `liquidnet train`, which asks for them where --method is auto.
-    Exit code 0: every method that runs here is within its bounds; 1: one is not,
-    or a backend finds no device; 2: no backend is installed.
+    Exit code 0: every method that runs here is within its bounds; 1: one is not, or none runs,
+    or a backend finds no device; 2: no backend is installed. `auto` is shown for nano's shapes.
     """
 
     json: Path | None = None
@@ -41,7 +41,10 @@ class Doctor:
             found["backends"][name] = self._backend(name, found["environment"]["devices"].get(name, []))
         checked = [row for one in found["backends"].values() for row in one.get("methods", ())]
         usable = not any("unusable" in one for one in found["backends"].values())
-        found["passed"] = bool(checked) and usable and all(row["passed"] for row in checked if row["runs"])
+        running = [{row["operation"] for row in one["methods"] if row["runs"]} == set(OPERATIONS)
+                   for one in found["backends"].values() if "methods" in one]  # fmt: skip
+        within = all(row["passed"] for row in checked if row["runs"])
+        found["passed"] = bool(checked) and usable and all(running) and within
         _show(found)
         if self.json is not None:
             with new_file(self.json) as temporary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,8 +42,8 @@ class Parity:
         if importlib.util.find_spec("hypothesis") is None:
             raise ValueError("this command draws its problems with hypothesis; pip install 'liquidnet-dual[parity]'")
         backends.default()
-        if self.report is not None and self.report.exists() and not self.report.is_dir():
-            raise ValueError(f"--report needs a directory, and {self.report} is a file")
+        if self.report is not None:
+            _require_writable(self.report)
         result = self._measure()
         _show(result)
         if self.report is not None:
@@ -87,6 +88,16 @@ class Parity:
         if set(installed) == set(backends.BACKENDS):
             race = races.perturbed_run(data, told=told)
         return race, races.estimated_run(data, tuple(installed), told=told)
+
+
+def _require_writable(directory: Path) -> None:
+    """Raises ValueError where the report could not be written: before minutes are spent on it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ValueError(f"--report needs a directory that can be written, {directory}: {error.strerror}") from error
 
 
 def _show(result: dict[str, Any]) -> None:

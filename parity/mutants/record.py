@@ -68,5 +68,8 @@ def write_score(path: Path, rows: Sequence[Row], sources: str, root: Path = ROOT
 
 
 def load_score(path: Path = SCORE) -> dict[str, Any] | None:
-    """The record of the last full run: commit, sources, total, caught and rows; None where there is none."""
-    return json.loads(path.read_text()) if path.is_file() else None
+    """The record of the last full run: commit, sources, total, caught and rows; None where none can be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -119,6 +119,7 @@ def environment(tree: Path) -> dict[str, str]:
         "PARITY_PROFILE": "mutants",
         "LIQUIDNET_SHARED_DATA": str(SHARED),
         "JAX_PLATFORMS": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
     }
 

@@ -87,6 +87,14 @@ def test_a_written_directory_is_complete_and_checked_by_standard_tools(tmp_path)
         write_checkpoint(tmp_path / "c", checkpoint_of(np.float32))
 
 
+def test_a_line_break_of_another_kind_is_noticed():
+    """A soak found that the last byte of SHA256SUMS could become a vertical tab."""
+    files = to_files(checkpoint_of(np.float32))
+    for byte in b"\x0b\x0c\r\x1c\x1d\x1e \x00":
+        with pytest.raises(ValueError, match="SHA256SUMS does not end with a line break"):
+            from_files({**files, "SHA256SUMS": files["SHA256SUMS"][:-1] + bytes([byte])}, "here")
+
+
 @given(st.data())
 def test_one_changed_byte_anywhere_is_noticed(data):
     files = to_files(checkpoint_of(np.float32))

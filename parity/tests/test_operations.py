@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from parity import backends, cases
 from parity.bounds import WORST, in_units
-from parity.cases import LayerCase
+from parity.cases import NANO, NANO_BLOCK, AdamWCase, LayerCase, ScanCase
 from parity.operations import OPERATIONS, check, expected
 from parity.strategies import CASES
 
@@ -31,6 +31,8 @@ OFTEN = settings()
 SELDOM = settings(max_examples=max(1, settings().max_examples // 8))
 
 
+# Its examples are drawn by a function inside: without the mark `make soak` would pass it by.
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("name, backend, method, dtype", implementations())
 class TestOperation:
     """Outputs and every gradient against the float64 reference, in units of the bound.
@@ -39,19 +41,26 @@ class TestOperation:
     formula error hides in a float32 bound. bfloat16: the estimate for products of bfloat16 operands in a float32 model.
     """
 
-    @pytest.fixture(autouse=True)
-    def runs_here(self, name, backend, method):
-        reason = backends.refusal(backend, method) if OPERATIONS[name].choice in ("scan", "mixer") else None
-        if reason:
-            pytest.skip(reason)
-
     def test_within_its_bound(self, name, backend, method, dtype):
         @(OFTEN if OPERATIONS[name].theorem else SELDOM)
         @given(case=CASES[name])
         def every_case(case):
             check(name, backend, method, dtype, case)
 
-        every_case()
+        try:
+            every_case()
+        except NotImplementedError as error:
+            pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("backend", backends.FRAMEWORKS)
+@pytest.mark.parametrize("seed", [3563022, 118221757])
+def test_bfloat16_keeps_eight_bits(backend, seed):
+    """A soak found 1.04 units: the unit of bfloat16 is 2^-8, and it had stood as 2^-9."""
+    if backends.missing(backend):
+        pytest.skip(str(backends.missing(backend)))
+    check("block", backend, "auto", "bfloat16", LayerCase((2, 31), "small", seed, resets="last"))
+    check("block", backend, "auto", "bfloat16", LayerCase((2, 31), "normal", seed))
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -80,6 +89,27 @@ def test_truth_and_bounds_fit(name, data):
     # Below 1e-30 a program may flush everything to zero, and rightly.
     if max(np.abs(exact).max() for exact in truth.values()) > 1e-30:
         assert max(in_units(np.zeros_like(x), x, bounds[tensor]).max() for tensor, x in truth.items()) > 1.0
+
+
+NANO_CASES = {
+    "scan": [ScanCase((2, 64, 128), decays, "normal", "none", "none", 1) for decays in ("uniform", "slow", "mixture")],
+    "adamw": [AdamWCase("no clip", 1, 2, NANO_BLOCK)],
+}
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "model"])
+def test_each_bound_is_tight_at_the_shapes_of_nano(name):
+    """A bound that nothing comes near would let mistakes through: more than 1/30 of it is used; the report has more."""
+    usual = [LayerCase((2, 31), values, 1, NANO) for values in ("normal", "small", "absorbed")]
+    usual = [case for case in usual if case.values != "absorbed" or name in ("rms_norm", "swiglu", "cross_entropy")]
+    here = [backend for backend in backends.FRAMEWORKS if not backends.missing(backend)]
+    if not here:
+        pytest.skip("no backend is installed")
+    used = 0.0
+    for backend in here:
+        method = OPERATIONS[name].methods(backends.load(backend))[-1]
+        used = max([used, *(check(name, backend, method, "float32", case) for case in NANO_CASES.get(name, usual))])
+    assert used > 1 / 30
 
 
 def test_a_broken_bound_names_the_worst_entry(monkeypatch):

@@ -50,7 +50,8 @@ def test_a_perturbed_array_rounds_at_every_operation():
     for result, truth in ((x + x, 2 * np.asarray(x)), (np.exp(x), np.exp(np.asarray(x))), (x * 3.0, 3 * np.asarray(x))):
         assert isinstance(result, type(x))
         change = np.abs(np.asarray(result) / truth - 1.0)
-        assert 0.9 * UNIT < change.max() <= UNIT and change.mean() == pytest.approx(UNIT / 2, rel=0.1)
+        # Largest where the significand is smallest; ln 2 / 2 of it on the average over significands.
+        assert 0.8 * UNIT < change.max() <= UNIT and change.mean() == pytest.approx(UNIT * np.log(2) / 2, rel=0.15)
     for result in (-x, x.reshape(10, 100), np.concatenate([x, x]), np.where(x > 1, x, 0.0), x.max(), np.stack([x, x])):
         # Moving numbers rounds nothing: every one is still there.
         assert np.isin(np.asarray(-result if result.min() < 0 else result), [0.0, *np.asarray(x)]).all()
