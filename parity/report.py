@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from parity import mutants
-from parity.backends import missing
+from parity import backends, mutants
 from parity.environment import environment
 from parity.races import Estimate, Race
 from parity.report_html import page
@@ -101,7 +100,7 @@ def passed(result: Result) -> bool:
     """Whether no bound was broken, no trajectory left its limit, and every operation of each backend here was tried."""
     within = all(row["failure"] is None for row in result["rows"])
     tried = {(row["operation"], row["backend"]) for row in result["rows"] if row["cases"]}
-    wanted = {(row["operation"], row["backend"]) for row in result["rows"] if missing(row["backend"]) is None}
+    wanted = {(row["operation"], row["backend"]) for row in result["rows"] if backends.missing(row["backend"]) is None}
     whole = bool(tried) and tried >= wanted
     return whole and within and all(x.get("passed", True) for x in result["trajectories"].values())
 
@@ -120,7 +119,8 @@ def verdict(result: Result) -> str:
         broken = [row for row in result["rows"] if row["failure"]]
         names = ", ".join(f"{row['operation']} ({row['implementation']}, {row['dtype']})" for row in broken[:3])
         names += f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        told = f"On {result['problems']:,} problems drawn, not all held: {names or 'a trajectory, or what was refused'}"
+        what = f"a bound was broken: {names}" if names else "a trajectory left its limit, or an operation was not tried"
+        told = f"On {result['problems']:,} problems drawn, {what}"
     else:
         told = "Nothing was measured: every implementation is missing or refuses to run here"
     return f"{told}; {mutant_sentence(result['mutants'])}."

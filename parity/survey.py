@@ -98,7 +98,7 @@ class Row:
 
 def at_nano(case: Any) -> bool:
     """Whether a problem has the widths of nano."""
-    return NANO.d_model == (case.config.d_model if hasattr(case, "config") else case.shape[-1])
+    return case.config.d_model == NANO.d_model if hasattr(case, "config") else case.shape[-1] == NANO.d_model
 
 
 def groups_of(case: Any) -> dict[str, str]:

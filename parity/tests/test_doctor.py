@@ -197,3 +197,15 @@ def test_doctor_knows_what_auto_takes_of_the_losses(backend, monkeypatch):
     with pytest.raises(KeyError):
         losses.cross_entropy(one, one[0], one[0] > 2, one.dtype)
     assert taken == [doctor.LOSS_AUTO] == [doctor.automatic(backend)["loss"]]
+
+
+def test_a_method_that_crashes_is_not_used_and_is_tried_again(monkeypatch, counted):
+    def crash(*_):
+        raise RuntimeError("out of registers")
+
+    monkeypatch.setitem(scans.METHODS, "chunked", crash)
+    told = []
+    for _ in range(2):
+        assert selftest.trusted_method("torch", "auto", SHAPE, told.append) == "sequential"
+    assert "WARNING" in told[0] and counted.count("chunked") == 2
+    assert "crashes: RuntimeError: out of registers" in selftest.self_test("torch", "chunked").message

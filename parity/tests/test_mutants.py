@@ -29,6 +29,11 @@ def test_it_can_be_planted(mutant):
     assert mutant.tests[len(files) :][:1] in ((), ("-k",)) and len(mutant.tests) in (len(files), len(files) + 2)
 
 
+def test_the_documents_say_how_many():
+    for name in ("README.md", "CONTRIBUTING.md"):
+        assert f"{len(MUTANTS)} planted faults" in (ROOT / name).read_text(), name
+
+
 def test_there_are_enough_in_every_part():
     assert max(Counter(mutant.name for mutant in MUTANTS).values()) == 1
     parts = Counter(mutant.file.split("/")[0] for mutant in MUTANTS)

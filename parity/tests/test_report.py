@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -22,6 +23,7 @@ from tools.cli import main
 
 torch = pytest.importorskip("torch", reason="faults are planted in torch")
 scans = backends.load_module("torch", "scan")
+CASE = ScanCase((2, 3, 3), "uniform", "normal", "none", "none", 0)
 VOID = {"meta", "br", "link", "img"}
 SCORE = {"commit": "0123abc", "sources": "old", "total": 72, "caught": 72, "rows": []}
 
@@ -98,8 +100,8 @@ def test_a_run_that_passes_says_so_in_one_sentence(parity):
     code, result, text, page, printed = parity()
     assert code == 0 and result["passed"]
     sentence = (
-        "For every one of 48 problems drawn, torch was within the rounding bound of the mathematics; the suite noticed "
-        "72 of 72 planted mistakes (commit 0123abc; the sources have changed since)."
+        "For every one of 48 problems drawn, torch was within the rounding bound of the mathematics, proved for 2 "
+        "operations; the suite noticed 72 of 72 planted mistakes (commit 0123abc; the sources have changed since)."
     )
     assert result["verdict"] == sentence
     assert sentence in text and sentence in "".join(Page(page).shown) and sentence in printed
@@ -166,6 +168,26 @@ def test_a_reproduction_is_a_complete_shell_command():
     assert shlex.split(odd)[2].endswith("Case('$HOME'))")
 
 
+def test_a_crash_is_a_finding_and_not_the_end_of_the_report(parity, monkeypatch):
+    def crash(*_):
+        raise RuntimeError("out of registers")
+
+    monkeypatch.setitem(scans.METHODS, "chunked", crash)
+    code, result, text, page, _ = parity()
+    assert code == 1 and "RuntimeError: out of registers" in text and "out of registers" in page
+    assert {row["method"] for row in result["rows"] if row["failure"]} == {"chunked"}
+
+
+def test_a_report_in_which_nothing_ran_does_not_pass(parity, monkeypatch):
+    def refuse(*_):
+        raise NotImplementedError("needs a GPU of another make")
+
+    for method in scans.METHODS:
+        monkeypatch.setitem(scans.METHODS, method, refuse)
+    code, result, *_ = parity()
+    assert code == 1 and not result["passed"] and "not tried" in result["verdict"]
+
+
 def test_what_does_not_run_here_is_skipped_in_its_own_words(parity, monkeypatch):
     def refuse(*_):
         raise NotImplementedError("needs a GPU of another make")
@@ -203,12 +225,12 @@ def test_both_backends_see_the_same_problems(monkeypatch):
 
 def test_a_bound_that_is_too_large_is_a_warning():
     rows = [survey.Row("scan", "torch", "chunked", "float32", True) for _ in range(2)]
-    rows[0].add("a", {"states": 0.02, "last": 0.01})
-    rows[1].add("b", {"states": 0.01, "last": 0.03})
+    rows[0].add(CASE, {"states": 0.02, "last": 0.01})
+    rows[1].add(CASE, {"states": 0.01, "last": 0.03})
     (line,) = report.tightness(rows)
     assert line["used"] == 0.03 and line["tensors"] == {"states": 0.02, "last": 0.03} and not line["tight"]
-    rows[1].add("c", {"states": 0.05, "last": 0.0})
-    assert report.tightness(rows)[0]["tight"] and rows[1].case == "'c'"
+    rows[1].add(replace(CASE, seed=1), {"states": 0.05, "last": 0.0})
+    assert report.tightness(rows)[0]["tight"] and rows[1].case == repr(replace(CASE, seed=1))
 
 
 def test_trajectories_are_shown_and_judged():
@@ -238,7 +260,8 @@ def test_values_in_the_page_are_escaped(parity, monkeypatch):
 def test_bad_input_is_refused(refused, monkeypatch, tmp_path):
     assert "draws" in refused("--draws", 0)
     (tmp_path / "file").write_text("")
-    assert "is a file" in refused("--report", tmp_path / "file")
+    assert "a directory that can be written" in refused("--report", tmp_path / "file")
+    assert "a directory that can be written" in refused("--report", tmp_path / "file" / "below")
     with monkeypatch.context() as change:
         change.setattr(tool_backends, "installed", list)
         assert "no backend is installed" in refused()
