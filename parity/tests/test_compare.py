@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from parity import backends
+from parity import locate as finder
 from parity.cases import perturbed_parameters
-from parity.locate import RUNS, first_outside, judge, locate
+from parity.locate import first_outside, judge, locate
 from parity.trace import names
 from parity.weights import differences
 from spec.checkpoint import Checkpoint, write_checkpoint
@@ -147,15 +148,15 @@ def test_what_is_not_finite_is_found_where_it_arises(backend):
     assert first_outside(rows).tensor == "blocks.1.mlp_norm" and np.isnan(first_outside(rows).difference)
 
 
-def test_rounding_of_a_few_entries_is_no_fault():
+def test_rounding_of_a_few_entries_is_no_fault(monkeypatch):
+    """A few runs may be lucky all of them: here one, which would blame the state; many more are asked first."""
     config = LiquidNetConfig(vocab_size=31, d_model=4, d_ff=6, n_layers=2, max_seq_len=8)
-    hasty = []
-    for seed in (98, 142, 145, 174, 198):
+    monkeypatch.setattr(finder, "RUNS", 1)
+    for seed in (4, 26, 40):
         parameters, tokens = perturbed_parameters(config, seed), np.random.default_rng(seed).integers(0, 31, (1, 100))
         plain = [activations(parameters, config, tokens, dtype=np.float32)]
+        assert first_outside(judge(parameters, config, tokens, plain, 1)).tensor.endswith("mixer.state")
         assert first_outside(locate(parameters, config, tokens, plain)) is None
-        hasty.append(first_outside(judge(parameters, config, tokens, plain, RUNS)))
-    assert any(hasty), "four runs are enough here: nothing was tested"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
