@@ -65,17 +65,19 @@ def _round(command: list[str], environment: dict[str, str], seconds: float) -> i
         # A session of its own, so that whatever ends the soak ends the workers too.
         running = subprocess.Popen([*command, f"--junitxml={results}"], env=environment, start_new_session=True)
         try:
-            return running.wait(timeout=seconds)
+            code: int | None = running.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
+            code = None
             # Interrupted, pytest still tells what has failed so far.
             running.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 running.wait(timeout=GRACE)
-            return 1 if results.is_file() and "<failure" in results.read_text() else None
         finally:
             if running.poll() is None:
                 os.killpg(running.pid, signal.SIGKILL)
                 running.wait()
+        # With several workers pytest ends with 2 after its first failure, as if it had been interrupted.
+        return 1 if results.is_file() and "<failure" in results.read_text() else code
 
 
 if __name__ == "__main__":

@@ -67,9 +67,15 @@ class Estimated(Operation):
         return self.compute(case)(lambda x: np.asarray(x, np.float64))
 
     def bounds_in(self, case: Any, dtype: str) -> Arrays:
-        if dtype == "float64":
-            return {name: double_bound(x) for name, x in self.truth(case).items()}
-        return estimate(self.compute(case), self.truth(case), UNITS["float32"], product_unit=UNITS[dtype])
+        """In float64 1e-12 of the tensor's largest entry; where all of it is small by cancellation, what that costs.
+
+        The cost is the estimate for a unit of 2^-40, which float64 can show, scaled down to 2^-53; for both sides.
+        """
+        compute, truth = self.compute(case), self.truth(case)
+        if dtype != "float64":
+            return estimate(compute, truth, UNITS["float32"], product_unit=UNITS[dtype])
+        cost = estimate(compute, truth, 2.0**-40, runs=4)
+        return {name: np.maximum(double_bound(x), 2.0 * 2.0**-13 * cost[name]) for name, x in truth.items()}
 
 
 def cast(array: np.ndarray, dtype: str) -> np.ndarray:

@@ -47,7 +47,11 @@ def test_running_errors_by_hand():
 def test_a_perturbed_array_rounds_at_every_operation():
     rounding = Rounding(0, UNIT)
     x = rounding(np.linspace(0.5, 2.0, 1000))
-    for result, truth in ((x + x, 2 * np.asarray(x)), (np.exp(x), np.exp(np.asarray(x))), (x * 3.0, 3 * np.asarray(x))):
+    for result, truth in (
+        (x + x, 2 * np.asarray(x)),
+        (np.sqrt(x), np.sqrt(np.asarray(x))),
+        (x * 3.0, 3 * np.asarray(x)),
+    ):
         assert isinstance(result, type(x))
         change = np.abs(np.asarray(result) / truth - 1.0)
         # Largest where the significand is smallest; ln 2 / 2 of it on the average over significands.
