@@ -23,7 +23,7 @@ from parity.cases import NANO
 from parity.operations import OPERATIONS, Operation, check, expected
 from parity.strategies import CASES
 
-DRAWS = 200
+DRAWS = 150
 # Of the draws that were asked for: what one problem costs differs this much.
 SHARES = {"gates": 3.0, "rms_norm": 3.0, "adamw": 0.5, "mixer": 0.1, "block": 0.1, "model": 0.1}
 TIGHT = 1 / 30

@@ -30,7 +30,7 @@ class Parity:
 
     report: Path | None = None
     """Directory to write report.html, report.json and report.md into; by default the table is printed only."""
-    draws: int = 200
+    draws: int = 150
     """Problems for an operation; cheap ones get three times as many, a block and the whole model a tenth."""
     seed: int | None = None
     """Seed of the problems; by default they are the same in every run."""

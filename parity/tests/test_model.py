@@ -57,7 +57,7 @@ def test_everything_in_float32(face, length, data):
 
 @pytest.mark.long
 @pytest.mark.parametrize("length", LENGTHS)
-@some
+@few
 @given(data=st.data())
 def test_everything_in_float32_with_every_method(face, method, length, data):
     check(face, data.draw(model_cases(lengths=(length,)), label="case"), method, "float32")
