@@ -40,7 +40,7 @@ test: setup  ## every test that takes seconds
 parity: proofs report  ## the proofs that take minutes (trajectories, hand-over, SIGKILL), then the report
 
 proofs: setup
-	$(BIN)/python -m pytest -v -n $(WORKERS) --dist loadfile -m long --durations 0 --durations-min 1 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -v -n $(WORKERS) --dist worksteal -m long --durations 0 --durations-min 1 $(PYTEST_ARGS)
 
 # On whatever devices are present.
 report: setup
