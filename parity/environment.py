@@ -77,14 +77,14 @@ def processor() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def commit() -> str | None:
-    """The commit that these sources are, with `+` where they were changed since; None outside a checkout."""
-    if not (ROOT / ".git").exists():
+def commit(root: Path = ROOT) -> str | None:
+    """The commit that the sources below `root` are, with `+` where they were changed; None outside a checkout."""
+    if not (root / ".git").exists():
         return None
     try:
         name, changed = (
             subprocess.run(
-                ["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True
+                ["git", "-C", str(root), *command], capture_output=True, text=True, check=True
             ).stdout.strip()
             for command in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
         )

@@ -3,7 +3,7 @@
     python -m parity.soak --minutes 30
 
 What it finds is printed with the case that shows it, and kept in .hypothesis/: the next run of the same test begins
-with it. Fix the fault, then keep the case as an `@example` of its test.
+with it. Fix the fault, then keep the case as a test of its own.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ def soak(options: Soak) -> int:
     environment = {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", **os.environ, "PARITY_PROFILE": "soak"}
     while (left := end - time.monotonic()) > 0.0:
         print(f"round {rounds + 1}, {left / 60.0:.1f} minutes left", flush=True)
-        # A session of its own, so that the time limit ends the workers too.
         code = _round(command, environment, left)
         if code == 1:
             print(f"round {rounds + 1} found something: see above")

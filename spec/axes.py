@@ -8,7 +8,6 @@
 BT = "b t"
 BD = "b d"
 BTD = "b t d"
-BTF = "b t f"
 BTV = "b t v"
 LBD = "l b d"
 D = "d"

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 from types import ModuleType
 from typing import Literal
 
+from parity.backends import FRAMEWORKS, missing
+
 Backend = Literal["torch", "jax"]
 BACKENDS: tuple[Backend, ...] = ("torch", "jax")
-_FRAMEWORKS = {"torch": ("torch",), "jax": ("jax", "flax", "optax")}
 
 
 def installed() -> list[Backend]:
     """The backends whose framework can be imported here."""
-    return [name for name in BACKENDS if all(importlib.util.find_spec(part) for part in _FRAMEWORKS[name])]
+    return [name for name in BACKENDS if missing(name) is None]
 
 
 def load(backend: str, module: str) -> ModuleType:
@@ -25,7 +25,7 @@ def load(backend: str, module: str) -> ModuleType:
     try:
         return importlib.import_module(f"{backend}_impl.{module}")
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in _FRAMEWORKS[backend]:
+        if (error.name or "").split(".")[0] not in FRAMEWORKS[backend]:
             raise
         raise ValueError(
             f"backend {backend} needs {error.name}, which is not installed; pip install 'liquidnet-dual[{backend}]'"

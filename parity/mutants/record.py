@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from parity.environment import commit
 from spec.files import new_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,19 +50,10 @@ def sources_digest(root: Path = ROOT) -> str:
     return sha.hexdigest()
 
 
-def commit(root: Path = ROOT) -> str:
-    """The commit checked out; empty where there is no git or no repository."""
-    try:
-        told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
-    except FileNotFoundError:
-        return ""
-    return told.stdout.strip() if told.returncode == 0 else ""
-
-
 def write_score(path: Path, rows: Sequence[Row], sources: str, root: Path = ROOT) -> None:
     """Keep the outcome of a run as JSON."""
     caught = sum(row.outcome == "caught" for row in rows)
-    counts = {"commit": commit(root), "sources": sources, "total": len(rows), "caught": caught}
+    counts = {"commit": commit(root) or "", "sources": sources, "total": len(rows), "caught": caught}
     with new_file(path) as temporary:
         temporary.write_text(json.dumps({**counts, "rows": [row.to_json() for row in rows]}, indent=1) + "\n")
 
