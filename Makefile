@@ -19,10 +19,10 @@ test proofs: export JAX_PLATFORMS ?= cpu
 test proofs: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test parity proofs report mutants soak check bench clean
+.PHONY: help setup demo test parity proofs report mutants soak check bench gpu-check clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make the virtual environment
 
@@ -59,6 +59,9 @@ check: setup  ## lint, format, import fences, types
 
 bench: setup  ## ratios against limits and peers on this machine
 	$(BIN)/liquidnet bench
+
+gpu-check: setup  ## on a machine with a GPU: its tests, then everything measured, in gpu-check.json
+	$(BIN)/python -m tools.gpu_check --json gpu-check.json
 
 clean:  ## remove the virtual environment, the demo and all caches
 	rm -rf .venv demo dist parity-report .pytest_cache .ruff_cache .hypothesis

@@ -12,17 +12,15 @@ from flax import nnx
 
 from jax_impl.layers import COMPUTE
 from jax_impl.loss import read_out
+from spec.config import require_known
 from spec.sampling import Sampling, Step, check_tokens, complete
 
 if TYPE_CHECKING:
     from jax_impl.model import LiquidNet
 
 
-def make_step(model: LiquidNet) -> Step:
-    """(tokens [b, t], states or None) -> (logits of the last position [b, v], states), NumPy outside.
-
-    The logits of the positions before the last are never made.
-    """
+def _jit(model: LiquidNet) -> Step:
+    """One compiled program for a prompt's length and one for a token; the parameters are those of this moment."""
     graph, parameters = nnx.split(model, nnx.Param)
 
     def step(tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
@@ -41,6 +39,33 @@ def _advance(graph, parameters, tokens_bt, states):
     return read_out(hidden_btd[:, -1], model.embedding.weight[...], COMPUTE[model.compute_dtype]), states
 
 
-def generate(model: LiquidNet, prompt_bt: np.ndarray, max_length: int, sampling: Sampling) -> np.ndarray:
+METHODS = {"jit": _jit}
+
+
+def choose_method(model: LiquidNet) -> str:
+    """The method that `auto` takes to generate from a model where it is now."""
+    return "jit"
+
+
+def make_step(model: LiquidNet, method: str = "auto") -> Step:
+    """(tokens [b, t], states or None) -> (logits of the last position [b, v], states), NumPy outside.
+
+    The logits of the positions before the last are never made. Rows are independent streams.
+
+    Args:
+        model: read once: parameters that change later do not count.
+        method: a key of METHODS, or `auto`.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    method = choose_method(model) if method == "auto" else method
+    require_known("decode method", method, METHODS)
+    return METHODS[method](model)
+
+
+def generate(
+    model: LiquidNet, prompt_bt: np.ndarray, max_length: int, sampling: Sampling, method: str = "auto"
+) -> np.ndarray:
     """The prompt and what follows it, [b, max_length]."""
-    return complete(make_step(model), prompt_bt, max_length, sampling)
+    return complete(make_step(model, method), prompt_bt, max_length, sampling)

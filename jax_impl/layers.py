@@ -18,7 +18,10 @@ def accumulate_dtype(compute_dtype: str) -> jnp.dtype:
 
     Raises:
         ValueError: an unknown compute dtype, or float64 in a process that has not enabled it.
+        NotImplementedError: float16, which only torch_impl has.
     """
+    if compute_dtype == "float16":
+        raise NotImplementedError("compute dtype float16 needs a GradScaler, which only torch has; use bfloat16")
     require_known("compute dtype", compute_dtype, COMPUTE)
     if compute_dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ValueError("compute dtype float64 needs a process started with JAX_ENABLE_X64=1")
@@ -26,16 +29,17 @@ def accumulate_dtype(compute_dtype: str) -> jnp.dtype:
 
 
 class Linear(nnx.Module):
-    """y = x W^T, W (out, in): operands and product in the compute dtype, the result widened again."""
+    """y = x W^T, W (out, in): operands and product in the compute dtype, the result widened again by default."""
 
-    def __init__(self, in_features: int, out_features: int, compute_dtype: str = "float32"):
+    def __init__(self, in_features: int, out_features: int, compute_dtype: str = "float32", widen: bool = True):
+        self.widen = widen
         self.compute_dtype = compute_dtype
         self.weight = nnx.Param(jnp.zeros((out_features, in_features), accumulate_dtype(compute_dtype)))
 
     def __call__(self, x: Float[Array, BTI]) -> Float[Array, BTO]:
         compute = COMPUTE[self.compute_dtype]
         y = jnp.matmul(x.astype(compute), self.weight[...].astype(compute).T, precision="highest")
-        return y.astype(self.weight[...].dtype)
+        return y.astype(self.weight[...].dtype) if self.widen else y
 
 
 class Embedding(nnx.Module):

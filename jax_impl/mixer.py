@@ -52,10 +52,10 @@ def unfused_mixer(
     padding_bt: Bool[Array, BT] | None,
     scan_method: str,
 ) -> tuple[Float[Array, BTD], Float[Array, BD]]:
-    """Gates, one of the scans and the output gate as separate operations."""
-    decay_btd, drive_btd, gate_btd = gates(pre_btx, decay_bias_d, delta_min)
+    """Gates, one of the scans and the output gate as separate operations, in the dtype of the bias."""
+    decay_btd, drive_btd, gate_btd = gates(pre_btx.astype(decay_bias_d.dtype), decay_bias_d, delta_min)
     states_btd, last_bd = scans.scan(decay_btd, drive_btd, state_bd, scan_method, resets_bt, padding_bt)
-    return gate_btd * states_btd, last_bd
+    return (gate_btd * states_btd).astype(pre_btx.dtype), last_bd
 
 
 METHODS = {name: partial(unfused_mixer, scan_method=name) for name in ("auto", *scans.METHODS)}
@@ -75,7 +75,7 @@ def mixer(
     v = tanh(value), alpha = exp(-softplus(p + bias) - delta_min), o = sigmoid(gate).
 
     Args:
-        pre_btx: pre-activations value | p | gate, [b, t, 3d].
+        pre_btx: pre-activations value | p | gate, [b, t, 3d], in the compute dtype; so are the gated states.
         decay_bias_d: b_delta, [d].
         delta_min: least decay rate a token.
         state_bd: h_{-1}, [b, d]; None is zero.
@@ -97,7 +97,7 @@ class LiquidMixer(nnx.Module):
         require_known("mixer method", method, METHODS)
         self.delta_min = config.delta_min
         self.method = method
-        self.input = Linear(config.d_model, 3 * config.d_model, compute_dtype)
+        self.input = Linear(config.d_model, 3 * config.d_model, compute_dtype, widen=False)
         self.decay_bias = nnx.Param(jnp.zeros(config.d_model, accumulate_dtype(compute_dtype)))
         self.output = Linear(config.d_model, config.d_model, compute_dtype)
 

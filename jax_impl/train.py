@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,18 @@ from spec.sampling import Step
 
 
 class Engine:
-    """What the trainer shell needs of a backend: init, step, evaluate, load, dump."""
+    """What the trainer shell needs of a backend: init, step, evaluate, load, dump.
+
+    Args:
+        config: the model.
+        training: the run.
+        method: mixer method.
+        remat: make activations again in the backward pass.
+        compile: the whole step, which JAX always does.
+
+    Raises:
+        ValueError: `compile` is false.
+    """
 
     name = "jax"
 
@@ -38,7 +49,10 @@ class Engine:
         training: TrainingConfig,
         method: str = "auto",
         remat: bool = False,
+        compile: bool = True,
     ):
+        if not compile:
+            raise ValueError("JAX always compiles its steps; leave --no-compile out, or train with torch")
         self.training = training
         shape = (training.batch_size, training.seq_len, config.d_model)
         self.method = choose_method(shape) if method == "auto" else method
@@ -92,6 +106,13 @@ class Engine:
     def dump(self) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
         """Parameters and moments as NumPy."""
         return dump_parameters(self._current()), dump_moments(self.optimizer_state)
+
+    def extra_state(self) -> dict[str, Any]:
+        """What else a checkpoint's state.json needs for the next step to repeat its bits."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `extra_state` gave, from the whole of state.json; what is not there stays as it is."""
 
     def sampler(self) -> Step:
         """The current model as a step of generation."""

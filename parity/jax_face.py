@@ -30,7 +30,12 @@ from parity.backends import (
 from spec.config import LiquidNetConfig, TrainingConfig
 
 NAME = "jax"
-METHODS = {"scan": tuple(SCANS), "mixer": tuple(mixer.METHODS), "loss": tuple(losses.METHODS)}
+METHODS = {
+    "scan": tuple(SCANS),
+    "mixer": tuple(mixer.METHODS),
+    "loss": tuple(losses.METHODS),
+    "decode": tuple(generation.METHODS),
+}
 ELEMENTARY = {
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
@@ -160,9 +165,9 @@ def generate(params, config, prompt, max_length, **sampling):
     return np.asarray(_model(params, config).generate(jnp.asarray(prompt), max_length, **sampling))
 
 
-def make_step(params, config):
+def make_step(params, config, method="auto"):
     """The model as a step of generation."""
-    return generation.make_step(_model(params, config))
+    return generation.make_step(_model(params, config), method)
 
 
 @partial(jax.jit, static_argnums=3)

@@ -18,11 +18,17 @@ from torch_impl import layers, mixer
 from torch_impl import loss as losses
 from torch_impl import model as models
 from torch_impl import optimizer as optimizers
+from torch_impl.devices import default_device
 from torch_impl.scan import METHODS as SCANS
 
 NAME = "torch"
-METHODS = {"scan": tuple(SCANS), "mixer": tuple(mixer.METHODS), "loss": tuple(losses.METHODS)}
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+METHODS = {
+    "scan": tuple(SCANS),
+    "mixer": tuple(mixer.METHODS),
+    "loss": tuple(losses.METHODS),
+    "decode": tuple(generation.METHODS),
+}
+DEVICE = default_device()
 ELEMENTARY = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
@@ -166,9 +172,9 @@ def generate(params, config, prompt, max_length, **sampling):
     return _model(params, config).generate(*_tensors(prompt), max_length, **sampling).cpu().numpy()
 
 
-def make_step(params, config):
+def make_step(params, config, method="auto"):
     """The model as a step of generation."""
-    return generation.make_step(_model(params, config))
+    return generation.make_step(_model(params, config), method)
 
 
 def _tensors(*arrays: np.ndarray | None) -> list[Tensor | None]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
-COMPUTE_DTYPES = ("float32", "bfloat16", "float64")
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def nearest(value: str, known: Iterable[str]) -> str:

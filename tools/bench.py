@@ -6,9 +6,10 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from spec.config import LiquidNetConfig, TrainingConfig
-from spec.data import Batch
+from spec.config import LiquidNetConfig, TrainingConfig, require_integer
 from spec.files import new_file
-from tools import backends
+from spec.presets import PRESETS, RECIPES, preset
+from tools import backends, bench_gpu, bench_model
+from tools.bench_sections import Sizes
+from tools.bench_training import random_batch
 
 SHAPE = (8, 512, 384)
 NANO = LiquidNetConfig(vocab_size=257, d_model=128, d_ff=344, n_layers=4, max_seq_len=64)
@@ -32,23 +35,73 @@ class Bench:
 
     All candidates are timed in turn, round after round, and each is reported by its median: a busy moment of
     the machine hits all of them. Only the ratios mean something on another machine.
+
+    With --device cuda: everything there is on one GPU, in GB/s against a measured copy and in tokens a second, beside
+    the peers that are installed; exit code 1 where something failed. With --model: nothing is timed; the least time a
+    train step can take on known devices, from counted bytes and FLOPs.
     """
 
     rounds: int = 15
     """Rounds to take medians over."""
     json: Path | None = None
     """Write the result to this file too."""
+    device: str = "cpu"
+    """cpu: the quick comparison of backends; cuda: everything on the GPU."""
+    model: bool = False
+    """Print the modelled step time and where each number comes from; needs no backend and no GPU."""
+    preset: str | None = None
+    """Of the model that --model or --device cuda is about; small by default."""
+    batch_size: int | None = None
+    """Sequences a step there; the preset's by default."""
+    seq_len: int | None = None
+    """Tokens a sequence there; the preset's by default."""
 
     def run(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
+        if self.model and self.device != "cpu":
+            raise ValueError("--model times nothing: leave out --device, or --model")
+        if not self.model:
+            bench_gpu.require_device(self.device)
+        name, training = self._recipe()
+        if self.model:
+            result = bench_model.modelled(name, PRESETS[name], training.batch_size, training.seq_len)
+            bench_model.show(result)
+        elif self.device == "cuda":
+            sizes = Sizes(PRESETS[name], replace(training, compute_dtype="bfloat16"))
+            result = bench_gpu.measured("cuda", self.rounds, sizes, lambda section: print(section, file=sys.stderr))
+            bench_gpu.show(result)
+        else:
+            result = self._compare()
+            _show(result)
+        if self.json is not None:
+            with new_file(self.json) as temporary:
+                temporary.write_text(json.dumps(result, indent=1) + "\n")
+        if result.get("errors"):
+            sys.exit(1)
+
+    def _recipe(self) -> tuple[str, TrainingConfig]:
+        """The preset's name, and its recipe with the batch that was asked for."""
+        asked = {"batch_size": self.batch_size, "seq_len": self.seq_len}
+        given = {name: value for name, value in asked.items() if value is not None}
+        if not self.model and self.device == "cpu" and (given or self.preset is not None):
+            raise ValueError("--preset, --batch-size and --seq-len go with --model or --device cuda")
+        name = "small" if self.preset is None else self.preset
+        preset(name)
+        for flag, value in given.items():
+            require_integer(flag, value, 1)
+        return name, replace(RECIPES[name], **given)
+
+    def _compare(self) -> dict[str, Any]:
+        """The backends installed, side by side."""
         scans, steps = {"one memory pass": _memory_pass()}, {}
         for name in backends.installed():
             scans |= _SCANS[name]()
             steps[f"{name} train step"] = _train_step(name)
+        scans, refused = _running(scans)
         scan_seconds, step_seconds = _medians(scans, self.rounds), _medians(steps, self.rounds)
         tokens = TrainingConfig().batch_size * TrainingConfig().seq_len
-        result = {
+        return {
             "machine": {"processor": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0))},
             "scan": {
                 name: {
@@ -61,11 +114,8 @@ class Bench:
                 name: {"milliseconds": 1e3 * seconds, "tokens_per_second": tokens / seconds}
                 for name, seconds in step_seconds.items()
             },
+            "not_run": refused,
         }
-        _show(result)
-        if self.json is not None:
-            with new_file(self.json) as temporary:
-                temporary.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _medians(candidates: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
@@ -78,6 +128,17 @@ def _medians(candidates: dict[str, Callable[[], None]], rounds: int) -> dict[str
             if measured >= 0:
                 times[name].append(time.perf_counter() - started)
     return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def _running(candidates: dict[str, Callable[[], None]]) -> tuple[dict[str, Callable[[], None]], dict[str, str]]:
+    """The candidates that run on this machine, and why the others do not, in their own words."""
+    refused: dict[str, str] = {}
+    for name, call in candidates.items():
+        try:
+            call()
+        except NotImplementedError as reason:
+            refused[name] = str(reason)
+    return {name: call for name, call in candidates.items() if name not in refused}, refused
 
 
 def _memory_pass() -> Callable[[], None]:
@@ -148,8 +209,7 @@ def _train_step(backend: str) -> Callable[[], None]:
     """A step of nano at its recipe's batch, optimizer included."""
     training = TrainingConfig()
     engine = backends.load(backend, "train").Engine(NANO, training)
-    text = np.random.default_rng(0).integers(256, size=(training.batch_size, training.seq_len + 1), dtype=np.int32)
-    batch = Batch(text[:, :-1].copy(), text[:, 1:].copy(), np.zeros((training.batch_size, training.seq_len), bool))
+    batch = random_batch(NANO, training.batch_size, training.seq_len)
 
     def call() -> None:
         engine.train_step(batch, training.peak_lr)
@@ -167,4 +227,6 @@ def _show(result: dict[str, Any]) -> None:
         steps.add_row(name, f"{row['milliseconds']:.1f}", f"{row['tokens_per_second']:,.0f}")
     console = Console()
     console.print(scans)
+    for name, reason in result["not_run"].items():
+        console.print(f"  {name}: not run: {reason}", style="dim", markup=False, soft_wrap=True)
     console.print(steps)

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from parity.environment import UNUSABLE, environment
-from spec.config import TrainingConfig
+from spec.config import LiquidNetConfig, TrainingConfig
 from spec.files import new_file
 from spec.presets import PRESETS
 from tools import backends
@@ -57,7 +57,7 @@ class Doctor:
             return {"missing": _advice(name)}
         if any(device.startswith(UNUSABLE) for device in devices):
             return {"unusable": devices[0]}
-        return {"methods": examine(name)}
+        return {**placement(name), "methods": examine(name)}
 
 
 def examine(backend: str) -> list[dict[str, Any]]:
@@ -74,6 +74,26 @@ def examine(backend: str) -> list[dict[str, Any]]:
             row["auto"] = method == auto[operation]
             rows.append({**row, "cache": _cache(backend, method) if operation == "mixer" else ""})
     return rows
+
+
+def placement(backend: str) -> dict[str, Any]:
+    """Where a backend computes, in which half precision it should train there, and how it decodes.
+
+    For torch also the GPU's architecture, and why the Triton methods do not run; None where they do.
+    """
+    model = backends.load(backend, "model").LiquidNet(LiquidNetConfig(1, 1, 1, 1, 1))
+    choose = backends.load(backend, "generate").choose_method
+    if backend != "torch":
+        return {"dtype": "bfloat16", "decode": choose(model)}
+    known = backends.load(backend, "devices")
+    device = known.default_device()
+    return {
+        "device": device.type,
+        "architecture": known.architecture(device),
+        "triton": known.triton_refusal(device),
+        "dtype": "bfloat16" if known.has_bfloat16(device) else "float16",
+        "decode": choose(model.to(device)),
+    }
 
 
 def automatic(backend: str) -> dict[str, str]:
@@ -121,12 +141,22 @@ def _show(found: dict[str, Any]) -> None:
             console.print(f"{name}: {one.get('missing') or one['unusable']}", markup=False, soft_wrap=True)
         else:
             console.print(_methods(name, one["methods"]))
+            console.print(f"{name}: {_told(one)}", markup=False, soft_wrap=True)
             for row in one["methods"]:
                 if not row["passed"]:
                     console.print(
                         f"{name} {row['operation']} {row['method']}: {row['message']}",
                         style="red" if row["runs"] else "dim", markup=False, soft_wrap=True,
                     )  # fmt: skip
+
+
+def _told(one: dict[str, Any]) -> str:
+    """What `placement` found, in a line."""
+    parts = [f"half precision: --dtype {one['dtype']}", f"decode: {one['decode']}"]
+    if "device" in one:
+        parts.insert(0, f"computes on {one['device']} ({one['architecture']})")
+        parts.append("Triton methods run" if one["triton"] is None else f"Triton methods do not run: {one['triton']}")
+    return "; ".join(parts)
 
 
 def _methods(backend: str, rows: list[dict[str, Any]]) -> Table:

@@ -54,6 +54,8 @@ def open_model(path: Path, backend: str) -> tuple[Step, Tokenizer]:
     if checkpoint.tokenizer is None:
         raise ValueError(f"{path} holds no tokenizer; generate from a checkpoint that `liquidnet train` wrote")
     model = backends.load(backend, "model").LiquidNet(checkpoint.config)
+    if backend == "torch":  # JAX places arrays itself
+        model.to(backends.load(backend, "devices").default_device())
     backends.load(backend, "checkpoint").load_parameters(model, checkpoint.parameters)
     return backends.load(backend, "generate").make_step(model), parse_tokenizer(checkpoint.tokenizer)
 

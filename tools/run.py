@@ -33,6 +33,7 @@ class Habits:
     Args:
         method: mixer method.
         remat: make activations again in the backward pass.
+        compile: compile torch's step; None where that is known to pay, on a CUDA GPU.
         checkpoint_every: steps between checkpoints.
         keep: checkpoints to keep, besides the best.
         eval_every: steps between evaluations.
@@ -44,6 +45,7 @@ class Habits:
 
     method: str = "auto"
     remat: bool = False
+    compile: bool | None = None
     checkpoint_every: int = 250
     keep: int = 3
     eval_every: int = 250
@@ -52,6 +54,8 @@ class Habits:
     def __post_init__(self) -> None:
         for name in ("checkpoint_every", "keep", "eval_every", "eval_windows"):
             require_integer(name, getattr(self, name), 1)
+        if not isinstance(self.compile, bool | None):
+            raise ValueError(f"compile must be true, false or null, got {self.compile!r}")
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,9 @@ class Run:
         try:
             stored = json.loads((self.path / "config.json").read_text())
             model, training = config_from_json(stored["model"]), training_from_json(stored["training"])
-            return Settings(model, training, Habits(**known_fields(Habits, stored["habits"])), stored["data"])
+            # Runs that were started before there was a choice hold none.
+            habits = Habits(**known_fields(Habits, {"compile": None, **stored["habits"]}))
+            return Settings(model, training, habits, stored["data"])
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{self.path / 'config.json'} is damaged ({error}); restore it or start anew") from error
 

@@ -66,11 +66,15 @@ class Train:
     seed: int | None = None
     """Seed of the initial weights and of the data order."""
     dtype: str | None = None
-    """Dtype of the dense products: float32, bfloat16 or float64."""
+    """Dtype of the dense products: float32, bfloat16, float16 (torch alone) or float64."""
     method: str | None = None
     """Mixer method; a named one runs or raises (default: auto)."""
     remat: bool | None = None
     """Make each block's activations again in the backward pass: less memory, a third more work (default: False)."""
+    compile: bool = False
+    """Compile torch's step with torch.compile (default: on a CUDA GPU only); JAX always compiles."""
+    no_compile: bool = False
+    """Run torch's step as it is written, without torch.compile."""
     checkpoint_every: int | None = None
     """Steps between checkpoints; one is always written at the end (default: 250)."""
     keep: int | None = None
@@ -102,7 +106,9 @@ class Train:
                 raise ValueError(f"{self.init_from} holds another model than asked for: {initial.config}")
         shape = (training.batch_size, training.seq_len, model.d_model)
         method = trusted_method(self.backend, habits.method, shape, _say_loudly)
-        engine = backends.load(self.backend, "train").Engine(model, training, method, habits.remat)
+        compiled = _compiles(self.backend, habits.compile)
+        engine = backends.load(self.backend, "train").Engine(model, training, method, habits.remat, compiled)
+        _warn_of_bfloat16(self.backend, training.compute_dtype)
         with run.locked():
             if run.exists() != existed:
                 raise ValueError(f"{self.out} was taken by another run just now; name another --out")
@@ -124,11 +130,14 @@ class Train:
         training = replace(training, **{name: value for name, value in renamed.items() if value is not None})
         if self.total_tokens is not None:
             training = replace(training, steps=self._steps_of(training))
-        habits = replace(habits, **_given(self, tuple(field.name for field in fields(Habits))))
+        named = tuple(field.name for field in fields(Habits) if field.name != "compile")
+        habits = replace(habits, compile=self._asked_to_compile(habits.compile), **_given(self, named))
         if stored is None:
             model = replace(model, max_seq_len=training.seq_len)
             if self.warmup_steps is None:
                 training = replace(training, warmup_steps=min(training.warmup_steps, training.steps // 10))
+        # Raises for a dtype that the backend does not train in.
+        backends.load(self.backend, "layers").accumulate_dtype(training.compute_dtype)
         settings = Settings(model, training, habits, data_identity(data))
         if stored is not None:
             _require_same_run(stored, settings)
@@ -137,6 +146,13 @@ class Train:
         _require_memory(model, training)
         return settings
 
+    def _asked_to_compile(self, stored: bool | None) -> bool | None:
+        if self.compile and self.no_compile:
+            raise ValueError("--compile and --no-compile exclude each other; give one of them")
+        if self.no_compile and self.backend == "jax":
+            raise ValueError("JAX always compiles its steps; leave --no-compile out, or train with torch")
+        return self.compile if self.compile or self.no_compile else stored
+
     def _steps_of(self, training: TrainingConfig) -> int:
         tokens, a_step = self.total_tokens or 0.0, training.batch_size * training.seq_len
         if self.steps is not None:
@@ -144,6 +160,27 @@ class Train:
         if not a_step <= tokens < math.inf:
             raise ValueError(f"--total-tokens must be at least one step's {a_step} tokens, got {tokens}")
         return int(tokens // a_step)
+
+
+def _compiles(backend: str, asked: bool | None) -> bool:
+    """Whether the engine compiles: JAX in any case, torch where asked to or, without a word, on CUDA with Triton."""
+    if backend == "jax" or asked is not None:
+        return backend == "jax" or bool(asked)
+    devices = backends.load(backend, "devices")
+    return devices.default_device().type == "cuda" and devices.triton is not None
+
+
+def _warn_of_bfloat16(backend: str, dtype: str) -> None:
+    """bfloat16 runs everywhere, but slowly where no hardware multiplies it."""
+    if backend != "torch" or dtype != "bfloat16":
+        return
+    devices = backends.load(backend, "devices")
+    device = devices.default_device()
+    if not devices.has_bfloat16(device):
+        _say_loudly(
+            f"WARNING: this GPU ({devices.architecture(device)}) has no bfloat16 in hardware, its products are "
+            "emulated, slowly; use --dtype float16"
+        )
 
 
 def _say_loudly(text: str) -> None:

@@ -139,6 +139,7 @@ class Trainer:
             "backend": self.engine.name,
             "method": self.engine.method,
             "environment": self._environment(),
+            **self.engine.extra_state(),
         }
         checkpoint = Checkpoint(self.settings.model, parameters, moments, state, self.data.tokenizer)
         self.run.save(checkpoint, self.settings.habits.keep)
@@ -162,10 +163,12 @@ class Trainer:
                 "raise --steps"
             )
         self.engine.load(checkpoint.parameters, checkpoint.moments, state["step"])
+        self.engine.load_extra_state(state)
         self.step, self.samples_consumed, self.tokens = state["step"], state["samples_consumed"], state["tokens"]
         self.best = state.get("best")
         if state.get("backend") == self.engine.name:
-            now, then = self._environment(), state.get("environment") or {}
+            # Checkpoints without this entry are older than compiled steps.
+            now, then = self._environment(), {"compile": False, **(state.get("environment") or {})}
             changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
             if changed:
                 self._say(f"resuming will not repeat the same bits, since these changed: {', '.join(changed)}")

@@ -2,36 +2,153 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from spec.config import require_known
 from spec.sampling import Sampling, Step, check_tokens, complete
-from torch_impl.layers import COMPUTE
+from torch_impl.layers import COMPUTE, accumulate_dtype
 from torch_impl.loss import read_out
 
 if TYPE_CHECKING:
     from torch_impl.model import LiquidNet
 
 
-def make_step(model: LiquidNet) -> Step:
-    """(tokens [b, t], states or None) -> (logits of the last position [b, v], states), NumPy outside.
-
-    The logits of the positions before the last are never made.
-    """
-    device = model.embedding.weight.device
+def _eager(model: LiquidNet) -> Step:
+    """Each operation on its own, for any number of tokens a row."""
 
     @torch.inference_mode()
     def step(tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
         check_tokens(tokens_bt, model.config.vocab_size)
-        hidden_btd, states = model.hidden(torch.as_tensor(tokens_bt, dtype=torch.long, device=device), states)
-        logits_bv = read_out(hidden_btd[:, -1], model.embedding.weight, COMPUTE[model.compute_dtype])
+        device = model.embedding.weight.device
+        logits_bv, states = _advance(model, torch.as_tensor(tokens_bt, dtype=torch.long, device=device), states)
         return logits_bv.float().cpu().numpy(), states
 
     return step
 
 
-def generate(model: LiquidNet, prompt_bt: np.ndarray, max_length: int, sampling: Sampling) -> np.ndarray:
+def _advance(model: LiquidNet, tokens_bt: Tensor, states_lbd: Tensor | None) -> tuple[Tensor, Tensor]:
+    hidden_btd, states_lbd = model.hidden(tokens_bt, states_lbd)
+    return read_out(hidden_btd[:, -1], model.embedding.weight, COMPUTE[model.compute_dtype]), states_lbd
+
+
+def _graph(model: LiquidNet) -> Step:
+    """One token a row replayed from a CUDA graph: one launch, whatever the number of layers; a prompt goes eagerly.
+
+    Raises:
+        NotImplementedError: the model is not on a GPU of NVIDIA or AMD.
+    """
+    device = model.embedding.weight.device
+    if device.type != "cuda":
+        raise NotImplementedError(f"decode method 'graph' records a CUDA graph, the model is on {device.type}")
+    return _buffered(model, _record)
+
+
+class _OneToken:
+    """One token a row with everything at a fixed place: what a graph records.
+
+    Replaying it reads tokens [b, 1] and states [l, b, d], writes logits [b, v], and leaves the new states where the old
+    ones were. It reads the parameters where they lie as well, so that training them in place is seen.
+    """
+
+    def __init__(self, model: LiquidNet, b: int):
+        weight, c = model.embedding.weight, model.config
+        place = {"device": weight.device, "dtype": accumulate_dtype(model.compute_dtype)}
+        self.model = model
+        self.tokens_bt = torch.zeros((b, 1), device=weight.device, dtype=torch.long)
+        self.states_lbd = torch.zeros((c.n_layers, b, c.d_model), **place)
+        self.logits_bv = torch.zeros((b, c.vocab_size), **place)
+
+    def __call__(self) -> None:
+        logits_bv, states_lbd = _advance(self.model, self.tokens_bt, self.states_lbd)
+        self.logits_bv.copy_(logits_bv)
+        self.states_lbd.copy_(states_lbd)
+
+
+def _buffered(model: LiquidNet, record: Callable[[_OneToken], Callable[[], None]]) -> Step:
+    """A step whose single tokens go through fixed buffers; `record` turns what runs on them into what is run again.
+
+    What is returned as states is a copy, not to be written to: any earlier one can be gone on from. Where the newest
+    comes back, the buffer still holds it and nothing is copied in. Another number of rows, or parameters that have
+    moved, record anew.
+    """
+    eager, parameters = _eager(model), tuple(model.parameters())
+    recorded: dict[Any, tuple[_OneToken, Callable[[], None]]] = {}
+    newest: Any = None
+
+    @torch.inference_mode()
+    def step(tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
+        nonlocal newest
+        if states is None or tokens_bt.shape[1] != 1:
+            return eager(tokens_bt, states)
+        check_tokens(tokens_bt, model.config.vocab_size)
+        key = len(tokens_bt), *(parameter.data_ptr() for parameter in parameters)
+        if key not in recorded:
+            recorded.clear()  # one graph's memory at a time
+            buffers = _OneToken(model, len(tokens_bt))
+            recorded[key], newest = (buffers, record(buffers)), None
+        buffers, run = recorded[key]
+        if states is not newest:
+            if states.shape != buffers.states_lbd.shape:
+                shapes = tuple(buffers.states_lbd.shape), tuple(states.shape)
+                raise ValueError(f"the states need shape {shapes[0]}, got {shapes[1]}")
+            buffers.states_lbd.copy_(states)
+        buffers.tokens_bt.copy_(torch.as_tensor(tokens_bt, dtype=torch.long))
+        newest = None  # where this step fails the buffer holds no one's states
+        run()
+        newest = buffers.states_lbd.clone()
+        return buffers.logits_bv.to("cpu", torch.float32, copy=True).numpy(), newest
+
+    return step
+
+
+def _record(run: _OneToken) -> Callable[[], None]:
+    """Capture what `run` does on its buffers, after warming it up beside the current stream, as CUDA asks for."""
+    with torch.cuda.device(run.tokens_bt.device):
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(3):
+                run()
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+    return graph.replay
+
+
+METHODS = {"eager": _eager, "graph": _graph}
+
+
+def choose_method(model: LiquidNet) -> str:
+    """The method that `auto` takes to generate from a model where it is now."""
+    return "graph" if model.embedding.weight.device.type == "cuda" else "eager"
+
+
+def make_step(model: LiquidNet, method: str = "auto") -> Step:
+    """(tokens [b, t], states or None) -> (logits of the last position [b, v], states), NumPy outside.
+
+    The logits of the positions before the last are never made. Rows are independent streams.
+
+    Args:
+        model: read at each step: parameters that change in place between two steps count from the next on.
+        method: a key of METHODS, or `auto`.
+
+    Raises:
+        ValueError: an unknown method.
+        NotImplementedError: the method does not run where the model is.
+    """
+    method = choose_method(model) if method == "auto" else method
+    require_known("decode method", method, METHODS)
+    return METHODS[method](model)
+
+
+def generate(
+    model: LiquidNet, prompt_bt: np.ndarray, max_length: int, sampling: Sampling, method: str = "auto"
+) -> np.ndarray:
     """The prompt and what follows it, [b, max_length]."""
-    return complete(make_step(model), prompt_bt, max_length, sampling)
+    return complete(make_step(model, method), prompt_bt, max_length, sampling)

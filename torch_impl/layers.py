@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from spec.axes import BT, BTD, BTI, BTO
 from spec.config import LiquidNetConfig, require_known
 
-COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+COMPUTE = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 
 
 def accumulate_dtype(compute_dtype: str) -> torch.dtype:
@@ -23,16 +28,18 @@ def accumulate_dtype(compute_dtype: str) -> torch.dtype:
 
 
 class Linear(nn.Module):
-    """y = x W^T, W (out, in): operands and product in the compute dtype, the result widened again."""
+    """y = x W^T, W (out, in): operands and product in the compute dtype, the result widened again by default."""
 
-    def __init__(self, in_features: int, out_features: int, compute_dtype: str = "float32"):
+    def __init__(self, in_features: int, out_features: int, compute_dtype: str = "float32", widen: bool = True):
         super().__init__()
+        self.widen = widen
         self.compute_dtype = compute_dtype
         self.weight = nn.Parameter(torch.zeros(out_features, in_features, dtype=accumulate_dtype(compute_dtype)))
 
     def forward(self, x: Float[Tensor, BTI]) -> Float[Tensor, BTO]:
         compute = COMPUTE[self.compute_dtype]
-        return (x.to(compute) @ self.weight.to(compute).T).to(self.weight.dtype)
+        y = x.to(compute) @ self.weight.to(compute).T
+        return y.to(self.weight.dtype) if self.widen else y
 
 
 class Embedding(nn.Module):

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from spec.axes import ANY_D, ANY_V, BT, BTD, ND, SCALAR, VD, N
 from spec.config import require_known
 from spec.data import IGNORED_LABEL
+from torch_impl.one_pass import has_wide_products, one_pass, wide_read_out
 
 CHUNK_LOGITS = 2**24
 
@@ -19,6 +20,8 @@ def read_out(
     hidden: Float[Tensor, ANY_D], embedding_vd: Float[Tensor, VD], compute: torch.dtype
 ) -> Float[Tensor, ANY_V]:
     """logits = hidden E^T: operands rounded to the compute dtype, product and result in the accumulation dtype."""
+    if has_wide_products(hidden.device, compute):
+        return wide_read_out(hidden, embedding_vd, compute)
     return hidden.to(compute).to(hidden.dtype) @ embedding_vd.to(compute).to(hidden.dtype).T
 
 
@@ -45,11 +48,29 @@ def chunked(hidden_nd: Tensor, embedding_vd: Tensor, labels_n: Tensor, compute: 
         return full(hidden_nd, embedding_vd, labels_n, compute)
     nats = hidden_nd.new_zeros(())
     for hidden, labels in zip(hidden_nd.split(rows), labels_n.split(rows), strict=True):
-        nats = nats + checkpoint(total_nats, hidden, embedding_vd, labels, compute, use_reentrant=False)
+        # Nothing here is random: to keep a GPU's random state would stop and wait for it in every chunk.
+        nats = nats + checkpoint(
+            total_nats, hidden, embedding_vd, labels, compute, use_reentrant=False, preserve_rng_state=False
+        )
     return nats
 
 
-METHODS = {"full": full, "chunked": chunked}
+def _one_pass(hidden_nd: Tensor, embedding_vd: Tensor, labels_n: Tensor, compute: torch.dtype) -> Tensor:
+    """At most CHUNK_LOGITS logits live, four times as many on a GPU; the forward pass makes the gradients too."""
+    # Each chunk reads and writes the whole gradient of the embedding: on an H100, 17 ms become 11.
+    chunk_logits = 4 * CHUNK_LOGITS if hidden_nd.device.type == "cuda" else CHUNK_LOGITS
+    return one_pass(hidden_nd, embedding_vd, labels_n, compute, chunk_logits)
+
+
+METHODS = {"full": full, "chunked": chunked, "one_pass": _one_pass}
+
+
+def choose_method(device: torch.device) -> str:
+    """What `auto` takes.
+
+    On a GPU `one_pass`, elsewhere the plain form of the same semantics.
+    """
+    return "one_pass" if device.type == "cuda" else "chunked"
 
 
 def cross_entropy(
@@ -71,7 +92,7 @@ def cross_entropy(
     Raises:
         ValueError: an unknown method.
     """
-    method = "chunked" if method == "auto" else method
+    method = choose_method(hidden_btd.device) if method == "auto" else method
     require_known("loss method", method, METHODS)
     labels_n = labels_bt.reshape(-1).long()
     nats = METHODS[method](hidden_btd.reshape(-1, hidden_btd.shape[-1]), embedding_vd, labels_n, compute)

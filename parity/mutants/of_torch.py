@@ -214,17 +214,17 @@ TORCH = (
     Mutant(
         "torch: training ignores where documents begin",
         "torch_impl/train.py",
-        "loss, _ = self.model.loss(tokens, labels, resets=resets)",
-        "loss, _ = self.model.loss(tokens, labels)",
+        "loss, _ = self._loss(tokens, labels, resets=resets)",
+        "loss, _ = self._loss(tokens, labels)",
         ENGINE,
     ),
     Mutant(
         "torch: the learning rate is set after the step that it was meant for",
         "torch_impl/train.py",
-        '            for group in self.optimizer.param_groups:\n                group["lr"] = lr\n'
-        "            self.optimizer.step()\n",
-        "            self.optimizer.step()\n"
-        '            for group in self.optimizer.param_groups:\n                group["lr"] = lr\n',
+        '                for group in self.optimizer.param_groups:\n                    group["lr"] = lr\n'
+        "                self.optimizer.step()\n",
+        "                self.optimizer.step()\n"
+        '                for group in self.optimizer.param_groups:\n                    group["lr"] = lr\n',
         ENGINE,
     ),
     Mutant(

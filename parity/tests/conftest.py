@@ -6,8 +6,10 @@ import matplotlib
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from parity import backends, bounds
+from parity import backends, bounds, interpreted
 from parity.fixtures import TOLD, report, small_data, text_data  # noqa: F401  fixtures are found by being here
+
+interpreted.unless_there_is_a_gpu()
 
 # Examples take as long as a compilation where a shape is new, so neither a deadline nor a check of speed makes sense.
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
@@ -41,7 +43,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             rows.append(pytest.param(*[None] * (1 + with_method), id=name, marks=skip))
         elif with_method:
             face = backends.load(name)
-            rows += [pytest.param(face, method, id=f"{name}-{method}") for method in face.METHODS["scan"]]
+            # What is interpreted takes a second an example, and has test_operations.py and test_kernels.py.
+            methods = [method for method in face.METHODS["scan"] if method not in interpreted.METHODS]
+            rows += [pytest.param(face, method, id=f"{name}-{method}") for method in methods]
         else:
             rows.append(pytest.param(backends.load(name), id=name))
     metafunc.parametrize("face, method" if with_method else "face", rows)

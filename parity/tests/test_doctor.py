@@ -146,6 +146,30 @@ def test_doctor_passes_and_keeps_its_verdicts(monkeypatch, tmp_path, capsys):
     assert {row["cache"] for row in found["backends"]["torch"]["methods"] if row["operation"] == "mixer"} == {"agrees"}
 
 
+def test_doctor_says_where_torch_computes_in_what_and_how(monkeypatch, tmp_path, capsys):
+    """Of this machine, and of one with a GPU that is too old for bfloat16 and for the kernels."""
+    monkeypatch.setattr(backends, "installed", lambda: ["torch"])
+    devices = backends.load("torch", "devices")
+    _, found, out, _ = run_doctor(tmp_path, capsys)
+    one = found["backends"]["torch"]
+    assert one["device"] == devices.default_device().type and one["decode"] in ("eager", "graph")
+    assert one["triton"] == devices.triton_refusal(devices.default_device())
+    line = next(line for line in out.splitlines() if line.startswith("torch: computes on"))
+    assert f"half precision: --dtype {one['dtype']}; decode: {one['decode']}" in line
+    for name, told in (("has_bfloat16", False), ("architecture", "sm_75"), ("triton_refusal", "too old")):
+        monkeypatch.setattr(devices, name, lambda device, told=told: told)
+    told = doctor.placement("torch")
+    assert told["dtype"] == "float16" and told["architecture"] == "sm_75"
+    line = doctor._told(told)
+    assert "(sm_75); half precision: --dtype float16" in line and line.endswith("Triton methods do not run: too old")
+    assert doctor._told({**told, "triton": None}).endswith("Triton methods run")
+
+
+def test_doctor_says_how_jax_decodes():
+    pytest.importorskip("jax", reason="it is asked")
+    assert doctor.placement("jax") == {"dtype": "bfloat16", "decode": "jit"}
+
+
 def test_doctor_finds_a_fault_and_corrects_the_cache(monkeypatch, faulty_chunked, tmp_path, capsys):
     monkeypatch.setattr(backends, "installed", lambda: ["torch"])
     selftest.remember("torch", "chunked", Verdict(True, 0.5))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity import backends, cases
+from parity import backends, cases, interpreted
 from parity.bounds import WORST, in_units
 from parity.cases import NANO, NANO_BLOCK, AdamWCase, LayerCase, ScanCase
 from parity.operations import OPERATIONS, check, expected
@@ -29,6 +29,8 @@ def implementations() -> list:
 # An estimate costs nine runs of the reference, and a problem of a new shape a compilation.
 OFTEN = settings()
 SELDOM = settings(max_examples=max(1, settings().max_examples // 8))
+# Interpreted, an example takes seconds.
+RARELY = settings(max_examples=max(1, settings().max_examples // 13))
 
 
 # Its examples are drawn by a function inside: without the mark `make soak` would pass it by.
@@ -42,7 +44,10 @@ class TestOperation:
     """
 
     def test_within_its_bound(self, name, backend, method, dtype):
-        @(OFTEN if OPERATIONS[name].theorem else SELDOM)
+        slow = backend == "torch" and method in interpreted.METHODS
+        often = RARELY if slow else OFTEN if OPERATIONS[name].theorem else SELDOM
+
+        @often
         @given(case=CASES[name])
         def every_case(case):
             check(name, backend, method, dtype, case)

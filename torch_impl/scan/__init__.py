@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -9,14 +11,25 @@ from torch.autograd.function import once_differentiable
 
 from spec.axes import BD, BT, BTD
 from spec.config import require_known
+from torch_impl.devices import default_device, takes_triton
 from torch_impl.scan.chunked import chunked
 from torch_impl.scan.sequential import sequential
 
 METHODS = {"sequential": sequential, "chunked": chunked}
+# The gradients of a method that has a kernel for them; of any other one, `_reversed`.
+ADJOINTS = {}
+try:
+    from torch_impl.scan.triton_scan import triton_adjoint, triton_scan
+except ImportError:
+    pass
+else:
+    METHODS["triton"], ADJOINTS["triton"] = triton_scan, triton_adjoint
 
 
-def choose_method(shape: tuple[int, ...]) -> str:
-    """The method that `auto` takes for a scan of shape [b, t, d]."""
+def choose_method(shape: tuple[int, ...], device: torch.device | None = None) -> str:
+    """The method that `auto` takes for a scan of shape [b, t, d], on the device where training would run by default."""
+    if takes_triton(default_device() if device is None else device):
+        return "triton"
     return "sequential" if shape[1] <= 16 else "chunked"
 
 
@@ -51,7 +64,7 @@ def scan(
     state_bd = drive_btd.new_zeros(b, d) if state_bd is None else state_bd
     if tuple(state_bd.shape) != (b, d):
         raise ValueError(f"the state needs shape {(b, d)}, got {tuple(state_bd.shape)}")
-    method = choose_method(decay_btd.shape) if method == "auto" else method
+    method = choose_method(decay_btd.shape, decay_btd.device) if method == "auto" else method
     require_known("scan method", method, METHODS)
     if resets_bt is not None:
         decay_btd = decay_btd.masked_fill(resets_bt[..., None], 0.0)
@@ -62,7 +75,7 @@ def scan(
 
 
 class _Scan(torch.autograd.Function):
-    """The adjoint of any method is the same method in reversed time; only decay, states and h_{-1} are kept."""
+    """Only decay, states and h_{-1} are kept for the gradients."""
 
     @staticmethod
     def forward(ctx, decay_btd, drive_btd, state_bd, method):
@@ -74,8 +87,13 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, states_gradient_btd, final_gradient_bd):
-        decay_btd, states_btd, state_bd = ctx.saved_tensors
-        following_btd = torch.cat([torch.ones_like(state_bd)[:, None], decay_btd[:, 1:].flip(1)], dim=1)
-        g_btd = METHODS[ctx.method](following_btd, states_gradient_btd.flip(1), final_gradient_bd).flip(1)
-        previous_btd = torch.cat([state_bd[:, None], states_btd[:, :-1]], dim=1)
-        return g_btd * previous_btd, g_btd, decay_btd[:, 0] * g_btd[:, 0], None
+        adjoint = ADJOINTS.get(ctx.method) or partial(_reversed, METHODS[ctx.method])
+        return *adjoint(*ctx.saved_tensors, states_gradient_btd, final_gradient_bd), None
+
+
+def _reversed(method, decay_btd, states_btd, state_bd, states_gradient_btd, final_gradient_bd):
+    """Gradients of decay, drive and initial state: the adjoint of a method is the same method in reversed time."""
+    following_btd = torch.cat([torch.ones_like(state_bd)[:, None], decay_btd[:, 1:].flip(1)], dim=1)
+    g_btd = method(following_btd, states_gradient_btd.flip(1), final_gradient_bd).flip(1)
+    previous_btd = torch.cat([state_bd[:, None], states_btd[:, :-1]], dim=1)
+    return g_btd * previous_btd, g_btd, decay_btd[:, 0] * g_btd[:, 0]

@@ -1,0 +1,41 @@
+"""Lets the Triton kernels run interpreted in this process, where there is no GPU to run them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import pkgutil
+from pathlib import Path
+
+
+METHODS: set[str] = set()
+"""Methods of torch_impl that run interpreted in this process; empty on a GPU."""
+
+
+def unless_there_is_a_gpu() -> None:
+    """Import the kernels as the interpreter's, its scans made fast; processes started later are not concerned.
+
+    Triton decides when a kernel is imported: this has to come before any import of torch_impl.
+    """
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("triton") is None:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        from parity.interpreter import fast_scans
+
+        # All that asks, when it is imported, whether kernels are interpreted.
+        importlib.import_module("triton.experimental.gluon")
+        for kernel in pkgutil.iter_modules([str(Path(__file__).parents[1] / "torch_impl" / "kernels")]):
+            importlib.import_module(f"torch_impl.kernels.{kernel.name}")
+
+        fast_scans()
+        METHODS.update({"triton", "one_pass"})
+    finally:
+        if before is None:
+            del os.environ["TRITON_INTERPRET"]

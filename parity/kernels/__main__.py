@@ -1,0 +1,79 @@
+"""`python -m parity.kernels --check`: the kernels compiled and counted, against parity/kernels/budget.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from parity.kernels.budget import BUDGET, faults, written
+
+COLUMNS = {
+    "registers": "registers",
+    "spilled": "spilled bytes",
+    "shared": "shared memory",
+    "conversions": "layout conversions",
+    "instructions": "instructions an element",
+}
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Compile the Triton kernels for five GPUs, count the bytes they move in the interpreter, and print both."""
+
+    check: bool = False
+    """Exit with 1, naming what grew, where a kernel exceeds the budget or its limits."""
+    write: bool = False
+    """Keep what was measured as the budget; the limits in it stay."""
+
+
+def measured() -> dict[str, Any]:
+    """What both tools say, each in a process of its own: Triton is imported either to compile or to interpret."""
+    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environments = {"compile": plain, "count": {**plain, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}}
+    running = {
+        tool: subprocess.Popen([sys.executable, "-m", f"parity.kernels.{tool}"], env=there, stdout=subprocess.PIPE)
+        for tool, there in environments.items()
+    }
+    told = {tool: process.communicate()[0] for tool, process in running.items()}
+    failed = [tool for tool, process in running.items() if process.returncode != 0]
+    if failed:
+        raise SystemExit(f"parity.kernels: {' and '.join(failed)} failed, see above")
+    return json.loads(told["compile"]) | {"bytes": json.loads(told["count"])}
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """One table of what was compiled, one of what was counted."""
+    compiled = Table("kernel", *COLUMNS.values())
+    for name, row in found["kernels"].items():
+        compiled.add_row(name, *(str(row.get(column, "")) for column in COLUMNS))
+    moved = Table("bytes a (token, channel)", "")
+    for name, size in found["bytes"].items():
+        moved.add_row(name, f"{size:.2f}")
+    console.print(compiled, moved, ", ".join(f"{tool} {version}" for tool, version in found["versions"].items()))
+
+
+def main(flags: Flags) -> int:
+    """Measures, prints, and does what the flags ask for; the exit code."""
+    found, budget = measured(), json.loads(BUDGET.read_text())
+    show(found, Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160))
+    if flags.write:
+        budget = {"limits": budget["limits"], **found}
+        BUDGET.write_text(written(budget))
+    wrong = faults(found, budget) if flags.check or flags.write else []
+    for line in wrong:
+        print(f"parity.kernels: {line}", file=sys.stderr)
+    if flags.check and not wrong:
+        print("every kernel is within its budget")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Flags, config=(tyro.conf.FlagCreatePairsOff,))))

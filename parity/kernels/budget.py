@@ -1,0 +1,54 @@
+"""The checked-in budget of the kernels, and what exceeds it.
+
+`limits` is what was promised, and stays; `kernels` and `bytes` are what was measured when the table was last written.
+Another ptxas may need other numbers of registers: fewer are within the budget.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+BUDGET = Path(__file__).parent / "budget.json"
+WATCHED = ("registers", "spilled", "shared", "conversions")
+
+
+def faults(found: dict[str, Any], budget: dict[str, Any]) -> list[str]:
+    """A line for each kernel that spills, grows or moves more than the budget, and for each that either side lacks."""
+    lines = [*_compared("kernels", found, budget), *_compared("bytes", found, budget)]
+    for name, row in found["kernels"].items():
+        kernel, (allowed, old) = name.split(" (")[0], (budget["limits"]["registers"], budget["kernels"].get(name, {}))
+        if row["spilled"]:
+            lines.append(f"{name} spills {row['spilled']} bytes a thread")
+        if " sm_" in name and row["registers"] > allowed.get(kernel, row["registers"]):
+            lines.append(f"{name} has {row['registers']} registers, the limit is {allowed[kernel]}")
+        for column in WATCHED:
+            if column != "spilled" and column in old and row[column] > old[column]:
+                lines.append(f"{name}: {column} grew from {old[column]} to {row[column]}")
+    for name, moved in found["bytes"].items():
+        # Addresses are counted, not sampled: half a thousandth is the rounding of the table.
+        for what, least in (("budget", budget["bytes"].get(name)), ("limit", budget["limits"]["bytes"].get(name))):
+            if least is not None and moved > least + 5e-4:
+                lines.append(f"{name} moves {moved} bytes a (token, channel), the {what} is {least}")
+    return lines
+
+
+def _compared(section: str, found: dict[str, Any], budget: dict[str, Any]) -> Iterator[str]:
+    for name in sorted(found[section].keys() ^ budget[section].keys()):
+        where = "budget; --write adds it" if name in found[section] else "kernels any more; --write removes it"
+        yield f"{name} is not in the {where}"
+
+
+def written(budget: dict[str, Any]) -> str:
+    """The file's text, a line for each row."""
+    limits = {section: json.dumps(row) for section, row in budget["limits"].items()}
+    rows = {name: json.dumps(row) for name, row in budget["kernels"].items()}
+    moved = {name: json.dumps(size) for name, size in budget["bytes"].items()}
+    sections = {"limits": limits, "bytes": moved, "kernels": rows}
+    body = [f'  "versions": {json.dumps(budget["versions"])}']
+    for section, lines in sections.items():
+        inside = ",\n".join(f"    {json.dumps(name)}: {line}" for name, line in lines.items())
+        body.append(f"  {json.dumps(section)}: {{\n{inside}\n  }}")
+    return "{\n" + ",\n".join(body) + "\n}\n"

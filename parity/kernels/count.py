@@ -1,0 +1,68 @@
+"""`python -m parity.kernels.count`: bytes a (token, channel) of each kernel, as JSON. Needs TRITON_INTERPRET=1."""
+
+from __future__ import annotations
+
+import json
+from unittest import mock
+
+import torch
+
+from parity.interpreter import Traffic, counted, fast_scans
+from torch_impl import triton_mixer
+from torch_impl.kernels import table
+from torch_impl.scan.triton_scan import scan_gradients, scan_states
+
+# Blocks of memory as in training: d is that of the `small` preset; a segment is as long as an H100 would make it.
+BATCH, LENGTH, WIDTH, SEGMENTS = 1, 1024, 384, 8
+
+
+def counted_bytes() -> dict[str, float]:
+    """Bytes a (token, channel) of mixer and scan in both directions, and of the mixer where time is split.
+
+    The mixer has pre-activations and gated states in bfloat16 and saves its states, with the start of documents and no
+    padding; the scan is float32. Split, everything that its three kernels touch counts.
+    """
+    fast_scans()
+    # Blocks of time as on a GPU, of channels as the interpreter has them: these move nothing more.
+    as_on_a_gpu = {"cpu": table.BACKWARD["default"]._replace(channels=512, stages=1)}
+    mixers = {}
+    for form, segments in (("", 1), (" split", SEGMENTS)):
+        with (
+            mock.patch.dict(table.FORWARD, as_on_a_gpu),
+            mock.patch.dict(table.BACKWARD, as_on_a_gpu),
+            mock.patch.object(triton_mixer, "split", return_value=segments),
+        ):
+            mixers |= {f"mixer {direction}{form}": moved for direction, moved in _mixer().items()}
+    return mixers | {f"scan {direction}": moved for direction, moved in _scan().items()}
+
+
+def _mixer() -> dict[str, float]:
+    pre, of_gated = (torch.randn(BATCH, LENGTH, x * WIDTH).bfloat16() for x in (3, 1))
+    bias, state, of_last = torch.randn(WIDTH), torch.randn(BATCH, WIDTH), torch.randn(BATCH, WIDTH)
+    leaves = [x.requires_grad_() for x in (pre, bias, state)]
+    resets = torch.rand(BATCH, LENGTH) < 0.01
+    with counted() as forward:
+        gated, last = triton_mixer.fused_mixer(*leaves[:2], 1e-6, leaves[2], resets, None)
+    with counted() as backward:
+        torch.autograd.grad((gated, last), leaves, (of_gated, of_last))
+    return {"forward": _each(forward), "backward": _each(backward)}
+
+
+def _scan() -> dict[str, float]:
+    shape = BATCH, LENGTH, WIDTH
+    decay, drive, of_states = torch.rand(shape), torch.randn(shape), torch.randn(shape)
+    state, of_last = torch.randn(2, BATCH, WIDTH)
+    with counted() as forward:
+        states = scan_states(decay, drive, state)
+    with counted() as backward:
+        scan_gradients(decay, states, state, of_states, of_last)
+    return {"forward": _each(forward), "backward": _each(backward)}
+
+
+def _each(traffic: Traffic) -> float:
+    assert traffic.launches, "no kernel was interpreted; TRITON_INTERPRET=1 has to be set before Triton is imported"
+    return round(traffic.bytes / (BATCH * LENGTH * WIDTH), 4)
+
+
+if __name__ == "__main__":
+    print(json.dumps(counted_bytes()))

@@ -1,0 +1,237 @@
+"""`liquidnet bench` and `make gpu-check`: everything that a GPU runs, at tiny sizes on the CPU."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from spec.config import LiquidNetConfig, TrainingConfig
+from tools import backends, bench, bench_gpu, bench_peers, gpu_check
+from tools.bench_clock import Clock, NotRun, bandwidth, guarded
+from tools.bench_sections import Sizes
+from tools.cli import main
+
+TINY = Sizes(
+    config=LiquidNetConfig(vocab_size=61, d_model=16, d_ff=24, n_layers=2, max_seq_len=8),
+    training=TrainingConfig(batch_size=2, seq_len=8, compute_dtype="bfloat16"),
+    shapes=((2, 8, 16), (1, 32, 16)),
+    copied=2**12,
+    square=16,
+    decoded=(1, 3),
+    steps=2,
+    compiled=(False,),
+)
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that must be refused; returns its one line."""
+
+    def run(*arguments: str, command=main) -> str:
+        with pytest.raises(SystemExit) as stop:
+            command(list(arguments))
+        told = capsys.readouterr().err
+        assert stop.value.code == 2 and told.startswith("liquidnet: error: ") and told.count("\n") == 1, told
+        return told
+
+    return run
+
+
+def test_flags_that_mean_nothing_are_refused(refused):
+    assert "unknown --device 'cdua'; choose cpu or cuda" in refused("bench", "--device", "cdua")
+    assert "--preset, --batch-size and --seq-len go with" in refused("bench", "--preset", "tiny")
+    assert "leave out --device" in refused("bench", "--model", "--device", "cuda")
+    assert "did you mean 'small'?" in refused("bench", "--model", "--preset", "smal")
+    assert "batch_size must be an integer of at least 1, got 0" in refused("bench", "--model", "--batch-size", "0")
+    assert "--rounds must be at least 1" in refused("bench", "--rounds", "0")
+
+
+def test_without_a_gpu_one_line_says_what_to_do(refused):
+    torch = pytest.importorskip("torch", reason="says what torch finds")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert "torch finds no GPU here; install a CUDA or ROCm build" in refused("bench", "--device", "cuda")
+    assert "torch finds no GPU here" in refused("--json", "never", command=gpu_check.main)
+
+
+def test_the_comparison_of_backends_is_what_it_was(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "SHAPE", (1, 32, 4))
+    monkeypatch.setattr(backends, "installed", lambda: ["torch"])
+    pytest.importorskip("torch", reason="times torch")
+    main(["bench", "--rounds", "1", "--json", str(tmp_path / "b.json")])
+    result = json.loads((tmp_path / "b.json").read_text())
+    assert set(result) == {"machine", "scan", "train", "not_run"} and "torch train step" in result["train"]
+    assert result["scan"]["one memory pass"]["times_one_memory_pass"] == 1.0
+    assert "memory passes" in capsys.readouterr().out
+
+
+def test_a_method_that_refuses_is_left_out_of_the_comparison():
+    def refuse(*_):
+        raise NotImplementedError("needs a GPU of another make")
+
+    running, refused = bench._running({"a": lambda: None, "b": refuse})
+    assert list(running) == ["a"] and refused == {"b": "needs a GPU of another make"}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """Every section at tiny sizes on the CPU."""
+    pytest.importorskip("torch", reason="times torch")
+    return bench_gpu.measured("cpu", 2, TINY)
+
+
+def test_every_section_measures_every_method(measured):
+    sections = measured["sections"]
+    assert not measured["errors"] and set(sections) == set(bench_gpu.SECTIONS)
+    for section, module in (("scan", "scan"), ("mixer", "mixer"), ("loss", "loss")):
+        methods = {name for name in backends.load("torch", module).METHODS if name != "auto"}
+        assert methods <= {row["name"] for row in sections[section]}
+    for section in ("scan", "mixer"):
+        for row in (row for row in sections[section] if "milliseconds" in row):
+            assert row["gb_per_s"] > 0 and row["of_copy"] > 0, row
+    (chunked,) = [row for row in sections["mixer"]
+                  if (row["name"], row["pass"], row["shape"]) == ("chunked", "forward", (2, 8, 16))]  # fmt: skip
+    assert chunked["bytes"] == 8 * 2 * 8 * 16
+    (step,) = [row for row in sections["train"] if row["name"] == "liquidnet, eager"]
+    assert step["tokens_per_second"] == pytest.approx(16e3 / step["milliseconds"]) and step["mfu_of_measured"] > 0
+    assert {row["batch"] for row in sections["decode"] if "tokens_per_second" in row} == {1, 3}
+    json.dumps(measured, allow_nan=False)
+
+
+def test_what_does_not_run_here_says_why(measured):
+    rows = [row for rows in measured["sections"].values() for row in rows]
+    peers = [row for row in rows if row["name"].startswith(("fla", "mamba", "accelerated", "transformers"))]
+    assert len(peers) > 8
+    for row in peers:
+        assert "milliseconds" in row or len(row["not_run"]) > 10, row
+
+
+def test_what_was_measured_is_printed(measured, capsys):
+    bench_gpu.show(measured)
+    told = capsys.readouterr().out
+    assert "mixer, 2 x 8 x 16" in told and "chunked" in told and "tokens/s" in told
+
+
+def test_a_section_or_a_method_that_fails_leaves_the_others_alone(monkeypatch, tmp_path, capsys):
+    torch = pytest.importorskip("torch", reason="times torch")
+    scans = backends.load("torch", "scan").METHODS
+
+    def fail(*_):
+        raise RuntimeError("a fault of the\ndevice")
+
+    monkeypatch.setitem(scans, "chunked", fail)
+    monkeypatch.setitem(bench_peers.SCANS, "a peer", fail)
+    sections = {name: bench_gpu.SECTIONS[name] for name in ("peak", "scan", "train")}
+    monkeypatch.setattr(bench_gpu, "SECTIONS", {**sections, "train": fail, "decode": bench_gpu.SECTIONS["decode"]})
+    monkeypatch.setattr(bench_gpu, "require_device", lambda _: None)
+    monkeypatch.setattr(bench, "Sizes", lambda *_: TINY)
+    real = bench_gpu.measured
+    monkeypatch.setattr(bench_gpu, "measured", lambda _, *rest: real("cpu", *rest))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "--device", "cuda", "--rounds", "1", "--json", str(tmp_path / "gpu.json")])
+    assert stop.value.code == 1
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert result["sections"]["train"] == [{"name": "train", "error": "RuntimeError: a fault of the device"}]
+    assert all("milliseconds" in row for row in result["sections"]["scan"] if row["name"] == "sequential")
+    assert any("tokens_per_second" in row for row in result["sections"]["decode"])
+    assert any(error.startswith("scan: chunked: RuntimeError") for error in result["errors"])
+    assert any(row["name"] == "a peer" and "error" in row for row in result["sections"]["scan"])
+    assert not any("a peer" in error for error in result["errors"])
+    assert "a fault of the device" in capsys.readouterr().out
+
+
+def test_what_cannot_run_is_no_error():
+    torch = pytest.importorskip("torch", reason="knows running out of memory")
+    for reason in (ImportError("no fla"), NotImplementedError("needs a GPU"), NotRun("t 3"), torch.OutOfMemoryError()):
+        row = {}
+
+        def raises(reason=reason):
+            raise reason
+
+        assert guarded(row, raises) is None and set(row) == {"not_run"}
+
+
+def test_slow_candidates_sit_out_and_fast_ones_get_their_rounds(monkeypatch):
+    torch = pytest.importorskip("torch", reason="a clock is of a device")
+    clock, calls = Clock(torch.device("cpu"), 10), []
+    slow, fast = {"bytes": 10}, {"bytes": 10}
+    monkeypatch.setattr(clock, "_wall", lambda call: call() or 0.0)
+    clock.steps([(slow, lambda: 9.0), (fast, lambda: calls.append(1))])
+    assert slow["rounds"] == 3 and fast["rounds"] == 10 and len(calls) == 12
+    assert slow["milliseconds"] == 9000.0
+    fast["milliseconds"] = 1.0
+    bandwidth([slow, fast], fast)
+    assert fast["of_copy"] == 1.0 and slow["of_copy"] == pytest.approx(1 / 9000)
+
+
+def test_a_peer_that_needs_powers_of_two_says_so():
+    pytest.importorskip("torch", reason="peers are torch's")
+    with pytest.raises(NotRun, match="powers of two, got 3"):
+        bench_peers.SCANS["accelerated-scan warp"]((1, 3, 4), "cpu")
+
+
+def test_gpu_check_reads_what_pytest_said(tmp_path, capfd):
+    file = tmp_path / "test_planted.py"
+    file.write_text(
+        "import pytest\n"
+        "def test_torch_right(): pass\n"
+        "def test_torch_wrong(): assert 1 == 2\n"
+        "def test_jax_not_asked_for(): assert False\n"
+        "@pytest.mark.skip(reason='of another make')\n"
+        "def test_torch_skipped(): pass\n"
+    )
+    result = gpu_check.run_tests([str(file)])
+    assert result["exit_code"] == 1 and result["tests"] == 3
+    (failed,) = result["failed"]
+    assert failed["test"].endswith("::test_torch_wrong") and "assert 1 == 2" in failed["message"]
+    assert result["skipped"] == {"of another make": 1}
+    assert not gpu_check.passed({"tests": result})
+    assert "3 run, 1 failed, 1 of them skipped" in gpu_check.summary({"tests": result})
+    capfd.readouterr()
+
+
+def test_gpu_check_writes_one_json_and_fails_where_something_did(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench_gpu, "require_device", lambda _: None)
+    monkeypatch.setattr(bench_gpu, "identity", lambda _: {"environment": {"python": "3"}})
+    monkeypatch.setattr(gpu_check, "run_tests", lambda files: {"exit_code": 0, "tests": len(files), "failed": []})
+    told = {"environment": {}, "device": {"name": "x"}, "seconds": 1.0, "sections": {}, "errors": []}
+    monkeypatch.setattr(bench_gpu, "measured", lambda *_: told)
+    for errors, code in (([], 0), (["scan: broken"], 1)):
+        told["errors"] = errors
+        with pytest.raises(SystemExit) as stop:
+            gpu_check.main(["--json", str(tmp_path / "gpu-check.json")])
+        assert stop.value.code == code
+        result = json.loads((tmp_path / "gpu-check.json").read_text())
+        assert result["environment"] == {"python": "3"} and result["bench"]["errors"] == errors
+        assert result["tests"]["tests"] >= 5
+    assert "scan: broken" in capsys.readouterr().out
+
+
+def test_on_a_gpu_events_stand_around_the_call_and_behind_the_flush(monkeypatch):
+    torch = pytest.importorskip("torch", reason="CUDA events are torch's")
+    told = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            told.append("record")
+
+        def elapsed_time(self, end):
+            return 2.5
+
+    class Flush:
+        def sum(self):
+            told.append("flush")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: told.append("wait"))
+    clock = Clock(torch.device("cpu"), 1)
+    clock.cuda, clock.flush = True, Flush()
+    row = {}
+    clock.kernels([(row, lambda: told.append("call"))])
+    assert row["milliseconds"] == 2.5
+    assert told[: len(told) // 3] == ["flush"] * 4 + ["record", "call", "record", "wait"]

@@ -1,0 +1,199 @@
+"""One token at a time: every decode method is the model, and the buffers that a CUDA graph is recorded on are right."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+
+from parity import backends
+from parity.bounds import assert_within
+from parity.cases import CONFIG, ModelCase
+from parity.operations import expected
+
+LENGTH = 7
+HERE = [name for name in backends.FRAMEWORKS if not backends.missing(name)]
+DECODERS = [(name, method) for name in HERE for method in ("auto", *backends.load(name).METHODS["decode"])]
+
+
+@pytest.mark.parametrize("prompt", [1, 4])
+@pytest.mark.parametrize("name, method", DECODERS)
+def test_one_token_at_a_time_is_the_whole_text(name, method, prompt):
+    """Rows are independent streams; logits and final states within the bound of the model over the whole text."""
+    case = ModelCase(LENGTH, "none", "none", "none", True, 5)
+    truth, bound = expected("model", case, "float32")
+    tokens = case.arrays().tokens
+    try:
+        step = backends.load(name).make_step(case.parameters, case.config, method)
+    except NotImplementedError as error:
+        pytest.skip(str(error))
+    logits, states = step(tokens[:, :prompt], None)
+    found = [logits]
+    for position in range(prompt, LENGTH):
+        logits, states = step(tokens[:, position : position + 1], states)
+        assert logits.dtype == np.float32
+        found.append(logits)
+    results = {"logits": np.stack(found, axis=1), "last": np.asarray(states.cpu() if name == "torch" else states)}
+    wanted = {"logits": truth["logits"][:, prompt - 1 :], "last": truth["last"]}
+    bounds = {"logits": bound["logits"][:, prompt - 1 :], "last": bound["last"]}
+    assert_within(results, wanted, bounds, f"decode, float32, {name} {method}")
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_an_unknown_method_gets_the_nearest_one(name):
+    case = ModelCase(LENGTH, "none", "none", "none", True, 5)
+    known = backends.load(name).METHODS["decode"][0]
+    with pytest.raises(ValueError, match=f"unknown decode method '{known}x'; .*did you mean '{known}'"):
+        backends.load(name).make_step(case.parameters, case.config, known + "x")
+
+
+def test_the_twins_take_the_same_arguments():
+    if len(HERE) < 2:
+        pytest.skip("compares both backends")
+    for function in ("make_step", "generate", "choose_method"):
+        one, other = (
+            inspect.signature(getattr(backends.load_module(name, "generate"), function), eval_str=False)
+            for name in HERE
+        )
+        assert [(p.name, p.default) for p in one.parameters.values()] == [
+            (p.name, p.default) for p in other.parameters.values()
+        ]
+
+
+torch_only = pytest.mark.skipif("torch" not in HERE, reason="the buffers are torch's")
+
+
+@pytest.fixture
+def model():
+    """On the CPU, whatever else is here: what is recorded is then simply run again."""
+    case = ModelCase(LENGTH, "none", "none", "none", True, 5)
+    net = backends.load_module("torch", "model").LiquidNet(CONFIG)
+    backends.load_module("torch", "checkpoint").load_parameters(net, case.parameters)
+    return net
+
+
+@pytest.fixture
+def generation():
+    return backends.load_module("torch", "generate")
+
+
+@pytest.fixture
+def pair(model, generation):
+    """The step on fixed buffers, the plain one, and the numbers of rows that were recorded."""
+    rows = []
+
+    def record(run):
+        rows.append(len(run.tokens_bt))
+        for _ in range(3):  # as the warm-up does: buffers hold anything afterwards
+            run()
+        return run
+
+    return generation._buffered(model, record), generation.make_step(model, "eager"), rows
+
+
+def draw(rows, length=1, seed=0):
+    return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, size=(rows, length))
+
+
+def assert_same(one, other):
+    np.testing.assert_array_equal(one[0], other[0])
+    np.testing.assert_array_equal(one[1].numpy(), other[1].numpy())
+
+
+@torch_only
+def test_the_graph_needs_a_gpu(model, generation):
+    assert generation.choose_method(model) == "eager"
+    with pytest.raises(NotImplementedError, match="decode method 'graph' records a CUDA graph, the model is on cpu"):
+        generation.make_step(model, "graph")
+
+
+@torch_only
+def test_buffers_hold_what_the_plain_step_returns(pair):
+    buffered, eager, rows = pair
+    one, other = buffered(draw(2, 5), None), eager(draw(2, 5), None)
+    assert_same(one, other)
+    for seed in range(4):
+        tokens = draw(2, seed=seed)
+        one, other = buffered(tokens, one[1]), eager(tokens, other[1])
+        assert_same(one, other)
+    one, other = buffered(draw(2, 3), one[1]), eager(draw(2, 3), other[1])  # more text in between
+    assert_same(one, other)
+    assert_same(buffered(draw(2), one[1]), eager(draw(2), other[1]))
+    assert rows == [2]
+
+
+@torch_only
+def test_any_earlier_states_can_be_gone_on_from(pair):
+    buffered, eager, _ = pair
+    start = eager(draw(2, 5), None)[1]
+    first = buffered(draw(2, seed=1), start)[1]
+    kept = first.clone()
+    second = buffered(draw(2, seed=2), first)[1]
+    np.testing.assert_array_equal(first.numpy(), kept.numpy())
+    for states in (first, start, second, kept):
+        assert_same(buffered(draw(2, seed=3), states), eager(draw(2, seed=3), states))
+
+
+@torch_only
+def test_the_newest_states_are_not_copied_in_again(pair):
+    """They lie in the buffer: what becomes of the copy that was handed out makes no difference."""
+    torch = pytest.importorskip("torch")
+    buffered, eager, _ = pair
+    states = buffered(draw(2), eager(draw(2, 5), None)[1])[1]
+    expected_next = eager(draw(2, seed=1), states)
+    with torch.inference_mode():
+        states.zero_()
+    assert_same(buffered(draw(2, seed=1), states), expected_next)
+
+
+@torch_only
+def test_another_number_of_rows_is_recorded_anew(pair):
+    buffered, eager, rows = pair
+    for count in (2, 3, 1, 3):
+        states = eager(draw(count, 5), None)[1]
+        assert_same(buffered(draw(count, seed=1), states), eager(draw(count, seed=1), states))
+    assert rows == [2, 3, 1, 3]
+    with pytest.raises(ValueError, match=r"the states need shape \(2, 2, 8\), got \(2, 3, 8\)"):
+        buffered(draw(2), states)
+    with pytest.raises(ValueError, match=r"token ids must be in \[0, 13\)"):
+        buffered(draw(3) + 13, states)
+
+
+@torch_only
+def test_training_in_place_is_seen(pair, model):
+    """Sampling happens during training; what is recorded reads the parameters where they lie."""
+    torch = pytest.importorskip("torch")
+    buffered, eager, rows = pair
+    states = eager(draw(2, 5), None)[1]
+    before = buffered(draw(2), states)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    after = buffered(draw(2), states)
+    assert_same(after, eager(draw(2), states))
+    assert not np.array_equal(before[0], after[0]) and rows == [2]
+    with torch.no_grad():
+        model.final_norm.weight.data = model.final_norm.weight * 2.0  # moved: the old place is no longer read
+    assert_same(buffered(draw(2), after[1]), eager(draw(2), after[1]))
+    assert rows == [2, 2]
+
+
+@torch_only
+def test_a_step_that_fails_leaves_no_states_to_go_on_from(model, generation):
+    fail = []
+
+    def record(run):
+        def replay():
+            run()
+            if fail:
+                raise RuntimeError(fail.pop())
+
+        return replay
+
+    buffered, eager = generation._buffered(model, record), generation.make_step(model, "eager")
+    states = buffered(draw(2), eager(draw(2, 5), None)[1])[1]
+    fail.append("the device was lost")
+    with pytest.raises(RuntimeError, match="the device was lost"):
+        buffered(draw(2, seed=1), states)
+    assert_same(buffered(draw(2, seed=1), states), eager(draw(2, seed=1), states))

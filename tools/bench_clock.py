@@ -1,0 +1,120 @@
+"""Timing on any device: rounds in which all candidates take turns, medians, and what did not run with its reason."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+Call = Callable[[], Any]
+Row = dict[str, Any]
+ENOUGH_SECONDS = 1.5
+"""A candidate that has been measured for so long, and three times, sits out the remaining rounds."""
+
+FLUSHES = 4
+
+
+class NotRun(Exception):
+    """A candidate that cannot be measured here, which is no fault: a peer that is missing, a method that refuses."""
+
+
+def guarded(row: Row, make: Callable[[], Any]) -> Any:
+    """What `make` returns, or None after noting in `row` why it was not run (`not_run`) or how it failed (`error`)."""
+    import torch
+
+    try:
+        return make()
+    except (ImportError, NotImplementedError, NotRun) as reason:
+        row["not_run"] = one_line(reason)
+    except torch.OutOfMemoryError as reason:
+        row["not_run"] = f"out of memory: {one_line(reason)}"
+    # A failure of one candidate, whatever it is, costs its own row and no other; the exit code tells of it.
+    except Exception as reason:
+        row["error"] = f"{type(reason).__name__}: {one_line(reason)}"
+    return None
+
+
+def one_line(reason: object) -> str:
+    """The first 300 characters, without line breaks."""
+    return " ".join(str(reason).split())[:300]
+
+
+class Clock:
+    """Seconds of calls on a device: CUDA events behind a cold cache, or the processor's clock.
+
+    Args:
+        device: a torch device, `cuda` or `cpu`.
+        rounds: rounds to take medians over.
+        flush_bytes: read FLUSHES times between two calls: nothing of the next one's inputs is left in the L2 cache, and
+            the processor queues the call meanwhile, about a millisecond, so that its own overhead is not measured.
+    """
+
+    def __init__(self, device: Any, rounds: int, flush_bytes: int = 2**30):
+        import torch
+
+        self.device, self.rounds = device, rounds
+        self.cuda = device.type == "cuda"
+        # Read, not written: lines that the cache must write back would be charged to the call measured.
+        self.flush = torch.zeros(flush_bytes // 4, device=device) if self.cuda else None
+
+    def wait(self) -> None:
+        """Until the device has nothing left to do."""
+        if self.cuda:
+            import torch
+
+            torch.cuda.synchronize(self.device)
+
+    def kernels(self, calls: Sequence[tuple[Row, Call]]) -> None:
+        """Put the median milliseconds of each call into its row: time on the device, inputs not in its cache."""
+        self._measure(calls, self._events if self.cuda else self._wall)
+
+    def steps(self, calls: Sequence[tuple[Row, Call]]) -> None:
+        """Put the median milliseconds of each call into its row: time that a user waits, launches included."""
+        self._measure(calls, self._wall)
+
+    def _measure(self, calls: Sequence[tuple[Row, Call]], seconds_of: Callable[[Call], float]) -> None:
+        times: dict[int, list[float]] = {index: [] for index in range(len(calls))}
+        # Two calls that compile and warm up, unmeasured.
+        for measured in range(-2, self.rounds):
+            for index, (row, call) in enumerate(calls):
+                taken = times[index]
+                if "error" in row or "not_run" in row or (len(taken) >= 3 and sum(taken) > ENOUGH_SECONDS):
+                    continue
+                seconds = guarded(row, lambda call=call: seconds_of(call))
+                if seconds is not None and measured >= 0:
+                    taken.append(seconds)
+        for index, (row, _) in enumerate(calls):
+            if "error" not in row and "not_run" not in row:
+                row["milliseconds"] = 1e3 * statistics.median(times[index])
+                row["rounds"] = len(times[index])
+
+    def _events(self, call: Call) -> float:
+        import torch
+
+        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        assert self.flush is not None
+        for _ in range(FLUSHES):
+            self.flush.sum()
+        started.record()
+        call()
+        ended.record()
+        self.wait()
+        return 1e-3 * started.elapsed_time(ended)
+
+    def _wall(self, call: Call) -> float:
+        self.wait()
+        started = time.perf_counter()
+        call()
+        self.wait()
+        return time.perf_counter() - started
+
+
+def bandwidth(rows: Iterable[Row], copy: Row) -> None:
+    """Add GB/s of the bytes that a job must move, and that as a fraction of the measured copy, to rows with both."""
+    for row in rows:
+        if "milliseconds" in row and "bytes" in row:
+            row["gb_per_s"] = row["bytes"] / row["milliseconds"] / 1e6
+    for row in rows:
+        if "gb_per_s" in row and "gb_per_s" in copy:
+            row["of_copy"] = row["gb_per_s"] / copy["gb_per_s"]

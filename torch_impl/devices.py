@@ -1,0 +1,80 @@
+"""Which devices run the Triton kernels, and which dtypes. No twin: JAX asks its compiler."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+try:
+    import triton
+
+    INTERPRETED = bool(triton.knobs.runtime.interpret)
+except ImportError:
+    triton, INTERPRETED = None, False
+
+OLDEST = (8, 0)
+"""Least compute capability of the kernels: below it bfloat16 is missing."""
+
+
+def default_device() -> torch.device:
+    """Where models are put: an NVIDIA or AMD GPU, else an Intel one, else Apple's, else the CPU.
+
+    CUDA_VISIBLE_DEVICES set to nothing, or to -1, says CPU, whatever else there is. On Intel (xpu) and Apple (mps)
+    every plain method should run; nothing has been run there yet. mps has no float64.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.xpu.is_available():
+        return torch.device("xpu")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def triton_refusal(device: torch.device) -> str | None:
+    """Why the Triton kernels do not run on this device, or None where they do.
+
+    They run on NVIDIA GPUs of compute capability 8.0 and above, on AMD GPUs, and, with TRITON_INTERPRET=1 set before
+    Triton is imported, interpreted on the CPU.
+    """
+    if triton is None:
+        return "Triton is not installed; pip install 'liquidnet-dual[triton]'"
+    if INTERPRETED:
+        return None
+    if device.type != "cuda":
+        return f"the Triton kernels need a GPU, the tensors are on {device.type}; TRITON_INTERPRET=1 interprets them"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST:
+        major, minor = torch.cuda.get_device_capability(device)
+        return (
+            f"the Triton kernels need compute capability 8.0, {torch.cuda.get_device_name(device)} has {major}.{minor}"
+        )
+    return None
+
+
+def takes_triton(device: torch.device) -> bool:
+    """Whether `auto` takes the Triton methods: on every GPU that runs them, never interpreted."""
+    return device.type == "cuda" and triton_refusal(device) is None
+
+
+def require_triton(method: str, device: torch.device) -> None:
+    """Raises NotImplementedError, saying why, where a method that is written in Triton does not run."""
+    reason = triton_refusal(device)
+    if reason is not None:
+        raise NotImplementedError(f"method {method!r}: {reason}")
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 operands run in hardware; where they do not, float16 does."""
+    if device.type != "cuda":
+        return True
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= OLDEST
+
+
+def architecture(device: torch.device) -> str:
+    """`sm_90`, `gfx942` and the like; `cpu` where kernels are interpreted."""
+    if device.type != "cuda":
+        return device.type
+    if torch.version.hip is not None:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))

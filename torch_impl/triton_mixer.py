@@ -1,0 +1,163 @@
+"""The mixer as one kernel in each direction. No twin: Triton is for GPUs. Truth: spec/reference/blocks.py."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from spec.axes import BD, BT, BT3D, BTD, D
+from torch_impl.devices import require_triton
+from torch_impl.kernels.mixer_backward import adjoint_summary, mixer_backward
+from torch_impl.kernels.mixer_forward import mixer_forward, mixer_summary
+from torch_impl.kernels.table import BACKWARD, FORWARD, ROW, Blocks, launch_options, processors, saved_every, split
+from torch_impl.scan.triton_scan import scan_states
+
+
+def fused_mixer(
+    pre_btx: Float[Tensor, BT3D],
+    decay_bias_d: Float[Tensor, D],
+    delta_min: float,
+    state_bd: Float[Tensor, BD] | None,
+    resets_bt: Bool[Tensor, BT] | None,
+    padding_bt: Bool[Tensor, BT] | None,
+) -> tuple[Float[Tensor, BTD], Float[Tensor, BD]]:
+    """Gates, scan and output gate in one pass over memory, the gradients in another.
+
+    Saved for the gradients: the inputs, and one float32 state every 64 steps.
+
+    Raises:
+        NotImplementedError: the kernels do not run on this device.
+    """
+    require_triton("triton", pre_btx.device)
+    b, _, x = pre_btx.shape
+    wide = decay_bias_d.dtype
+    state_bd = torch.zeros(b, x // 3, dtype=wide, device=pre_btx.device) if state_bd is None else state_bd.to(wide)
+    inputs = pre_btx, decay_bias_d, state_bd
+    save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    gated_btd, last_bd, _ = _forward(*inputs, resets_bt, padding_bt, delta_min, save)
+    return gated_btd, last_bd
+
+
+def row_words(mask_bt: Bool[Tensor, BT] | None, beyond: bool) -> Int[Tensor, BK] | None:
+    """The bytes of each row of 8 steps as one int64, [b, ceil(t / 8)]; the steps that fill the last row are `beyond`."""
+    if mask_bt is None:
+        return None
+    filled = F.pad(mask_bt, (0, -mask_bt.shape[1] % ROW), value=beyond).contiguous()
+    # A view of eight bytes as one needs its first address to be a multiple of eight.
+    return (filled.clone() if filled.storage_offset() % ROW else filled).view(torch.int64)
+
+
+@torch.library.custom_op("liquidnet::mixer", mutates_args=())
+def _forward(
+    pre: Tensor,
+    bias: Tensor,
+    state: Tensor,
+    resets: Tensor | None,
+    padding: Tensor | None,
+    delta_min: float,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gated states, last state, and the states before each block where they are to be saved."""
+    pre, state = pre.contiguous(), state.contiguous()
+    gated, last, saved = _outputs(pre, bias, state, resets, padding, delta_min, save)
+    launch = _Launch(pre, resets, padding, delta_min, FORWARD)
+    if launch.segments > 1:
+        products, ends = launch.summaries(mixer_summary, (pre, bias, *launch.masks), state.dtype)
+        after = scan_states(products, ends, state)
+        states = torch.cat([state[:, None], after[:, :-1]], dim=1)
+    else:
+        states = state
+    arguments = (pre, bias, states, *launch.masks, gated, last, saved, launch.length)
+    launch.main(mixer_forward, (*arguments, launch.segments, launch.blocks), SAVE=save, EVERY=saved_every(pre.device))
+    return gated, last, saved
+
+
+@_forward.register_fake
+def _outputs(pre, bias, state, resets, padding, delta_min, save):
+    b, t, x = pre.shape
+    saved = (b, -(-t // saved_every(pre.device)), x // 3) if save else (0,)
+    return pre.new_empty(b, t, x // 3), torch.empty_like(state), state.new_empty(saved)
+
+
+@torch.library.custom_op("liquidnet::mixer_backward", mutates_args=())
+def _backward(
+    pre: Tensor,
+    bias: Tensor,
+    resets: Tensor | None,
+    padding: Tensor | None,
+    saved: Tensor,
+    of_gated: Tensor,
+    of_last: Tensor,
+    delta_min: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of pre-activations, bias and initial state."""
+    pre, of_gated, of_last = pre.contiguous(), of_gated.contiguous(), of_last.contiguous()
+    of_pre, _, of_state = _gradients(pre, bias, resets, padding, saved, of_gated, of_last, delta_min)
+    launch = _Launch(pre, resets, padding, delta_min, BACKWARD)
+    arriving = of_last
+    if launch.segments > 1:
+        products, ends = launch.summaries(adjoint_summary, (pre, bias, *launch.masks, of_gated), saved.dtype)
+        reaching = scan_states(products, ends, of_last, reverse=True)
+        arriving = torch.cat([reaching[:, 1:], of_last[:, None]], dim=1)
+    shares = saved.new_empty(len(pre) * launch.segments, launch.d)
+    arguments = (pre, bias, *launch.masks, saved, of_gated, arriving, of_pre, shares, of_state, launch.length)
+    launch.main(mixer_backward, (*arguments, launch.segments, launch.blocks))
+    return of_pre, shares.sum(dim=0).to(bias.dtype), of_state
+
+
+@_backward.register_fake
+def _gradients(pre, bias, resets, padding, saved, of_gated, of_last, delta_min):
+    return torch.empty_like(pre), torch.empty_like(bias), torch.empty_like(of_last)
+
+
+def _keep(ctx, inputs, output):
+    pre, bias, _, resets, padding, ctx.delta_min, _ = inputs
+    ctx.save_for_backward(pre, bias, resets, padding, output[2])
+
+
+def _adjoint(ctx, of_gated, of_last, _):
+    return *_backward(*ctx.saved_tensors, of_gated, of_last, ctx.delta_min), None, None, None, None
+
+
+_forward.register_autograd(_adjoint, setup_context=_keep)
+
+
+class _Launch:
+    """How the kernels are started on one problem: blocks, segments of time, grid."""
+
+    def __init__(
+        self,
+        pre: Tensor,
+        resets: Tensor | None,
+        padding: Tensor | None,
+        delta_min: float,
+        direction: dict[str, Blocks],
+    ):
+        self.batch, self.length, x = pre.shape
+        self.d, self.device = x // 3, pre.device
+        self.options = launch_options(direction, self.device, self.d)
+        self.channel_blocks, self.steps = -(-self.d // self.options["C"]), self.options["W"] * ROW
+        blocks = -(-self.length // self.steps)
+        self.segments = split(self.batch * self.channel_blocks, blocks, processors(pre.device))
+        self.blocks = -(-blocks // self.segments)
+        words = row_words(resets, False), row_words(padding, True)
+        # A kernel that is told of no mask never reads through its pointer.
+        self.masks = tuple(pre if word is None else word for word in words)
+        self.options |= {"RESETS": resets is not None, "PADDED": padding is not None}
+        self.options["STILLS"] = padding is not None or self.length % self.steps != 0
+        self.options |= {"KEEP": math.exp(-delta_min), "REST": -math.expm1(-delta_min), "D": self.d}
+
+    def main(self, kernel, arguments, **options) -> None:
+        with torch.cuda.device_of(self.masks[0]):
+            kernel[(self.batch * self.segments * self.channel_blocks,)](*arguments, **options, **self.options)
+
+    def summaries(self, kernel, tensors, dtype) -> tuple[Tensor, Tensor]:
+        """(product, end) of each segment, [b, segments, d]."""
+        shape = self.batch, self.segments, self.d
+        products, ends = (torch.empty(shape, dtype=dtype, device=self.device) for _ in range(2))
+        self.main(kernel, (*tensors, products, ends, self.length, self.segments, self.blocks * self.steps))
+        return products, ends
