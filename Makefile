@@ -19,7 +19,7 @@ test proofs: export JAX_PLATFORMS ?= cpu
 test proofs: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test parity proofs report mutants soak check bench gpu-check clean
+.PHONY: help setup demo test parity proofs report mutants soak check kernels bench gpu-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ check: setup  ## lint, format, import fences, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+kernels: setup  ## the Triton kernels: compiled for five GPUs, their bytes counted, against the budget
+	$(BIN)/python -m parity.kernels --check
 
 bench: setup  ## ratios against limits and peers on this machine
 	$(BIN)/liquidnet bench

@@ -8,7 +8,6 @@ import os
 import pkgutil
 from pathlib import Path
 
-
 METHODS: set[str] = set()
 """Methods of torch_impl that run interpreted in this process; empty on a GPU."""
 

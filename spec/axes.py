@@ -6,6 +6,7 @@
 """
 
 BT = "b t"
+BC = "b c"
 BD = "b d"
 BTD = "b t d"
 BTV = "b t v"

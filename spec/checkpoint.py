@@ -48,7 +48,7 @@ class Checkpoint:
         parameters: every parameter by path.
         moments: `first_moment` and `second_moment` of AdamW by path; empty for weights alone.
         state: JSON: the counters step, samples_consumed, tokens, seed; and what the trainer adds
-            (training, data, backend, method, best, environment).
+            (training, data, backend, method, best, environment; grad_scaler in float16).
         tokenizer: content of tokenizer.json, or None.
     """
 

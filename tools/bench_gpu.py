@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from tools import bench_sections, bench_training, roofline
+from tools import bench_peers, bench_sections, bench_training, roofline
 from tools.bench_clock import Clock, Row, guarded
 from tools.bench_sections import Sizes
 
@@ -52,20 +55,14 @@ def measured(device: str, rounds: int, sizes: Sizes, tell: Callable[[str], None]
         sizes: what is measured.
         tell: called with the name of each section as it begins.
     """
-    import torch
-
     result: dict[str, Any] = {**identity(device), "rounds": rounds, "sections": {}}
-    clock = Clock(torch.device(device), rounds)
     started = time.perf_counter()
-    for name, section in SECTIONS.items():
+    for name in SECTIONS:
         tell(name)
-        row: Row = {"name": name}
         begun = time.perf_counter()
-        rows = guarded(row, lambda section=section: section(clock, sizes))
-        result["sections"][name] = [row] if rows is None else rows
+        rows = _apart(name, device, rounds, sizes) if device == "cuda" else section_rows(name, device, rounds, sizes)
+        result["sections"][name] = rows
         result.setdefault("section_seconds", {})[name] = round(time.perf_counter() - begun, 1)
-        if device == "cuda":
-            torch.cuda.empty_cache()
     result["seconds"] = round(time.perf_counter() - started, 1)
     _against_the_model(result, sizes)
     result["errors"] = [
@@ -73,9 +70,43 @@ def measured(device: str, rounds: int, sizes: Sizes, tell: Callable[[str], None]
         for name, rows in result["sections"].items()
         for row in rows
         # A peer that fails is shown and blamed on no one here.
-        if "error" in row and "peer" not in row
+        if _failed(row)
     ]
     return result
+
+
+def section_rows(name: str, device: str, rounds: int, sizes: Sizes, peers: bool = True) -> list[Row]:
+    """The rows of one of SECTIONS; one error row where it fails as a whole."""
+    import torch
+
+    row: Row = {"name": name}
+    if not peers:
+        bench_peers.SCANS.clear()
+        bench_peers.MIXERS.clear()
+    rows = guarded(row, lambda: SECTIONS[name](Clock(torch.device(device), rounds), sizes))
+    return [row] if rows is None else rows
+
+
+def _apart(name: str, *arguments: Any) -> list[Row]:
+    """`section_rows` in a process of its own: after one wrong access to memory, nothing runs on the GPU any more.
+
+    Where something fails, it is measured again without peers, who may have done it.
+    """
+    tried = []
+    for peers in (True, False):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            try:
+                tried.append(pool.submit(section_rows, name, *arguments, peers).result())
+            except BrokenProcessPool as error:
+                tried.append([{"name": name, "error": f"the process of this section died: {error}"}])
+        if not any(_failed(row) for row in tried[-1]):
+            break
+    reasons = [row["error"] for row in tried[0] if _failed(row)]
+    return tried[-1] + [{"name": "beside peers", "peer": True, "error": reason} for reason in reasons[:1]]
+
+
+def _failed(row: Row) -> bool:
+    return "error" in row and "peer" not in row
 
 
 def identity(device: str) -> dict[str, Any]:

@@ -20,8 +20,6 @@ from spec.presets import PRESETS
 from tools import backends
 from tools.selftest import OPERATIONS, Verdict, known_verdict, probe, remember, self_test
 
-LOSS_AUTO = "chunked"
-
 
 @dataclass(frozen=True)
 class Doctor:
@@ -100,7 +98,9 @@ def automatic(backend: str) -> dict[str, str]:
     """What `auto` takes for the shapes of nano's recipe."""
     shape = (TrainingConfig().batch_size, TrainingConfig().seq_len, PRESETS["nano"].d_model)
     scan = backends.load(backend, "scan").choose_method(shape)
-    return {"scan": scan, "mixer": scan, "loss": LOSS_AUTO}
+    losses = backends.load(backend, "loss")
+    where = (backends.load(backend, "devices").default_device(),) if backend == "torch" else ()
+    return {"scan": scan, "mixer": scan, "loss": losses.choose_method(*where)}
 
 
 def _cache(backend: str, method: str) -> str:

@@ -167,7 +167,7 @@ def _compiles(backend: str, asked: bool | None) -> bool:
     if backend == "jax" or asked is not None:
         return backend == "jax" or bool(asked)
     devices = backends.load(backend, "devices")
-    return devices.default_device().type == "cuda" and devices.triton is not None
+    return devices.default_device().type == "cuda" and devices.HAS_TRITON
 
 
 def _warn_of_bfloat16(backend: str, dtype: str) -> None:

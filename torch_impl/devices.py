@@ -7,11 +7,11 @@ import os
 import torch
 
 try:
-    import triton
+    from triton import knobs
 
-    INTERPRETED = bool(triton.knobs.runtime.interpret)
+    HAS_TRITON, INTERPRETED = True, bool(knobs.runtime.interpret)
 except ImportError:
-    triton, INTERPRETED = None, False
+    HAS_TRITON = INTERPRETED = False
 
 OLDEST = (8, 0)
 """Least compute capability of the kernels: below it bfloat16 is missing."""
@@ -38,7 +38,7 @@ def triton_refusal(device: torch.device) -> str | None:
     They run on NVIDIA GPUs of compute capability 8.0 and above, on AMD GPUs, and, with TRITON_INTERPRET=1 set before
     Triton is imported, interpreted on the CPU.
     """
-    if triton is None:
+    if not HAS_TRITON:
         return "Triton is not installed; pip install 'liquidnet-dual[triton]'"
     if INTERPRETED:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -65,7 +66,9 @@ def unfused_mixer(
     return (gate_btd * states_btd).to(pre_btx.dtype), last_bd
 
 
-METHODS = {name: partial(unfused_mixer, scan_method=name) for name in ("auto", *scans.METHODS)}
+METHODS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    name: partial(unfused_mixer, scan_method=name) for name in ("auto", *scans.METHODS)
+}
 try:
     from torch_impl.triton_mixer import fused_mixer
 except ImportError:

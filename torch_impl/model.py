@@ -48,7 +48,7 @@ class LiquidNet(nn.Module):
     Args:
         config: the model.
         seed: of the initial weights, `spec.initial_parameters(config, seed)`.
-        compute_dtype: of the dense products: `float32`, `bfloat16` or `float64`.
+        compute_dtype: of the dense products: `float32`, `bfloat16`, `float16` or `float64`.
         method: a key of `mixer.METHODS`.
         remat: make each block's activations again in the backward pass instead of keeping them.
         loss_method: a key of `loss.METHODS`, or `auto`.

@@ -20,10 +20,7 @@ _KEYS = dict(zip(MOMENTS, ("exp_avg", "exp_avg_sq"), strict=True))
 
 
 def make_optimizer(model: LiquidNet, training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over the parameter table: matrices decayed, norms and biases not; the rate is set at each step.
-
-    One kernel for all of them on CUDA: make it after the model is where it trains.
-    """
+    """AdamW over the parameter table: matrices decayed, norms and biases not; the rate is set at each step."""
     decayed = decayed_paths(model.config)
     groups = [
         {
@@ -32,8 +29,7 @@ def make_optimizer(model: LiquidNet, training: TrainingConfig) -> torch.optim.Ad
         },
         {"params": [p for path, p in model.named_parameters() if path not in decayed], "weight_decay": 0.0},
     ]
-    betas, fused = (training.beta1, training.beta2), model.embedding.weight.device.type == "cuda"
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=training.adam_eps, fused=fused)
+    return torch.optim.AdamW(groups, lr=0.0, betas=(training.beta1, training.beta2), eps=training.adam_eps)
 
 
 def clip_by_global_norm(gradients: Iterable[Tensor], grad_clip: float) -> Tensor:
@@ -60,6 +56,4 @@ def load_moments(
     """Set both moments, and the number of steps taken, which the bias correction counts."""
     for path, parameter in model.named_parameters():
         state = {key: from_numpy(moments[name][path]).to(parameter) for name, key in _KEYS.items()}
-        # The fused step reads its counter where the parameters are; the plain one counts on the CPU.
-        place = parameter.device if optimizer.defaults["fused"] else "cpu"
-        optimizer.state[parameter] = {"step": torch.tensor(float(step)).to(place), **state}
+        optimizer.state[parameter] = {"step": torch.tensor(float(step)), **state}

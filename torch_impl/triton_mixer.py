@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spec.axes import BD, BT, BT3D, BTD, D
+from spec.axes import BC, BD, BT, BT3D, BTD, D
 from torch_impl.devices import require_triton
 from torch_impl.kernels.mixer_backward import adjoint_summary, mixer_backward
 from torch_impl.kernels.mixer_forward import mixer_forward, mixer_summary
-from torch_impl.kernels.table import BACKWARD, FORWARD, ROW, Blocks, launch_options, processors, saved_every, split
+from torch_impl.kernels.table import BACKWARD, FORWARD, ROW, Table, launch_options, processors, saved_every, split
 from torch_impl.scan.triton_scan import scan_states
 
 
@@ -42,11 +42,12 @@ def fused_mixer(
     return gated_btd, last_bd
 
 
-def row_words(mask_bt: Bool[Tensor, BT] | None, beyond: bool) -> Int[Tensor, BK] | None:
-    """The bytes of each row of 8 steps as one int64, [b, ceil(t / 8)]; the steps that fill the last row are `beyond`."""
+def row_words(mask_bt: Bool[Tensor, BT] | None, beyond: bool) -> Int[Tensor, BC] | None:
+    """The bytes of each row of 8 steps as one int64, [b, ceil(t / 8)]; what fills the last row is `beyond`."""
     if mask_bt is None:
         return None
-    filled = F.pad(mask_bt, (0, -mask_bt.shape[1] % ROW), value=beyond).contiguous()
+    missing = -mask_bt.shape[1] % ROW
+    filled = F.pad(mask_bt, (0, missing), value=beyond) if missing else mask_bt.contiguous()
     # A view of eight bytes as one needs its first address to be a multiple of eight.
     return (filled.clone() if filled.storage_offset() % ROW else filled).view(torch.int64)
 
@@ -135,15 +136,16 @@ class _Launch:
         resets: Tensor | None,
         padding: Tensor | None,
         delta_min: float,
-        direction: dict[str, Blocks],
+        direction: Table,
     ):
         self.batch, self.length, x = pre.shape
         self.d, self.device = x // 3, pre.device
-        self.options = launch_options(direction, self.device, self.d)
+        self.options = launch_options(direction, self.device, self.d, pre.element_size())
         self.channel_blocks, self.steps = -(-self.d // self.options["C"]), self.options["W"] * ROW
         blocks = -(-self.length // self.steps)
         self.segments = split(self.batch * self.channel_blocks, blocks, processors(pre.device))
         self.blocks = -(-blocks // self.segments)
+        self.segments = -(-blocks // self.blocks)
         words = row_words(resets, False), row_words(padding, True)
         # A kernel that is told of no mask never reads through its pointer.
         self.masks = tuple(pre if word is None else word for word in words)
@@ -153,11 +155,14 @@ class _Launch:
 
     def main(self, kernel, arguments, **options) -> None:
         with torch.cuda.device_of(self.masks[0]):
-            kernel[(self.batch * self.segments * self.channel_blocks,)](*arguments, **options, **self.options)
+            kernel[(self.batch * self.segments * self.channel_blocks,)](*arguments, **{**self.options, **options})
 
     def summaries(self, kernel, tensors, dtype) -> tuple[Tensor, Tensor]:
         """(product, end) of each segment, [b, segments, d]."""
         shape = self.batch, self.segments, self.d
         products, ends = (torch.empty(shape, dtype=dtype, device=self.device) for _ in range(2))
-        self.main(kernel, (*tensors, products, ends, self.length, self.segments, self.blocks * self.steps))
+        steps = self.blocks * self.steps
+        # The last segment may have fewer steps than the others where the last block has all of its own.
+        stills = self.options["STILLS"] or self.length % steps != 0
+        self.main(kernel, (*tensors, products, ends, self.length, self.segments, steps), STILLS=stills)
         return products, ends

@@ -1,12 +1,13 @@
 """Planted faults: what the tests are worth is how many of these they notice. `python -m parity.mutants` counts."""
 
 from parity.mutants.mutant import Mutant
+from parity.mutants.of_gpu import GPU
 from parity.mutants.of_jax import JAX
 from parity.mutants.of_spec import SPEC
 from parity.mutants.of_tools import TOOLS
 from parity.mutants.of_torch import TORCH
 from parity.mutants.record import load_score, sources_digest
 
-MUTANTS = (*SPEC, *TORCH, *JAX, *TOOLS)
+MUTANTS = (*SPEC, *TORCH, *JAX, *GPU, *TOOLS)
 
 __all__ = ["MUTANTS", "Mutant", "load_score", "sources_digest"]

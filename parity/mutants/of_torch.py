@@ -52,15 +52,15 @@ TORCH = (
     Mutant(
         "torch: the gradient of the initial state is missing",
         "torch_impl/scan/__init__.py",
-        "g_btd, decay_btd[:, 0] * g_btd[:, 0], None",
-        "g_btd, torch.zeros_like(state_bd), None",
+        "g_btd, decay_btd[:, 0] * g_btd[:, 0]\n",
+        "g_btd, torch.zeros_like(state_bd)\n",
         SEQUENTIAL,
     ),
     Mutant(
         "torch: the gradient of the final state is missing",
         "torch_impl/scan/__init__.py",
-        "states_gradient_btd.flip(1), final_gradient_bd)",
-        "states_gradient_btd.flip(1), torch.zeros_like(final_gradient_bd))",
+        "states_gradient_btd.flip(1), final_gradient_bd).flip(1)",
+        "states_gradient_btd.flip(1), torch.zeros_like(final_gradient_bd)).flip(1)",
         SEQUENTIAL,
     ),
     Mutant(

@@ -127,6 +127,7 @@ def test_columns_beyond_the_vocabulary_count_for_nothing(step):
     assert (gradient[:, 64:] == 0).all()
 
 
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU takes this path itself")
 @pytest.mark.parametrize("compute", HALVES)
 def test_products_that_widen_give_the_same(step, monkeypatch, compute):
     """The path of a GPU, its products replaced: operands stay narrow, and the embedding gets rows of zeros."""
@@ -284,8 +285,7 @@ def test_peak_memory_follows_the_formula(monkeypatch, tmp_path, report, n, v, d,
     formula = one_pass.extra_bytes(n, d, v, torch.float32, compute, chunk, one_pass.has_wide_products(DEVICE, compute))
     whole = one_pass.materialised_bytes(n, v, torch.float32)
     report(f"{compute}, {(n, v, d)}: {ours / formula:.3f} of the formula, materialised {materialised / whole:.3f}")
-    assert ours == pytest.approx(formula, rel=0.05)
-    assert materialised == pytest.approx(whole, rel=0.05)
+    assert (ours, materialised) == pytest.approx((formula, whole), rel=0.05)
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])

@@ -19,7 +19,7 @@ def sigmoid(x):
 
 @triton.jit
 def two_sigmoids(x):
-    """(sigmoid(x), sigmoid(-x)) from one exponential e = exp(-x), each to relative accuracy: 1 / (1 + e), e / (1 + e)."""
+    """(sigmoid(x), sigmoid(-x)) from one e = exp(-x), each to relative accuracy: 1 / (1 + e), e / (1 + e)."""
     e = tl.exp2(tl.minimum(x * -LOG2_E, LARGEST))
     root = tl.rsqrt(1.0 + e)
     opened = root * root

@@ -26,19 +26,20 @@ from torch_impl.kernels.gates import (
 @triton.jit
 def decay_and_drive(v, p, KEEP: tl.constexpr, REST: tl.constexpr):
     """alpha = KEEP sigmoid(-p) and (1 - alpha) v: 1 - alpha = REST + KEEP sigmoid(p), KEEP = exp(-delta_min)."""
-    opened, closed = two_sigmoids(p)
+    opened, closed = two_sigmoids(p)  # pyright: ignore[reportGeneralTypeIssues]
     return KEEP * closed, (REST + KEEP * opened) * v
 
 
 @triton.jit
 def mixer_forward(
     pre, bias, states, resets, padding, gated, last, saved, length, segments, blocks,
-    KEEP: tl.constexpr, REST: tl.constexpr, RESETS: tl.constexpr, PADDED: tl.constexpr, STILLS: tl.constexpr, SAVE: tl.constexpr,
-    EVERY: tl.constexpr, STAGES: tl.constexpr, D: tl.constexpr, W: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    KEEP: tl.constexpr, REST: tl.constexpr, RESETS: tl.constexpr, PADDED: tl.constexpr, STILLS: tl.constexpr,
+    SAVE: tl.constexpr, EVERY: tl.constexpr, STAGES: tl.constexpr,
+    D: tl.constexpr, W: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gated states of one segment; `states` [b, segments, D] holds the state before each, `blocks` is its length.
 
-    Writes the last state of a sequence, and to `saved` [b, ceil(length / EVERY), D] the state before every EVERY-th step.
+    Writes the last state of a sequence, and to `saved` [b, ceil(length / EVERY), D] those before every EVERY-th step.
     """
     WIDE: tl.constexpr = (D + C - 1) // C
     row = tl.program_id(0) // WIDE

@@ -51,7 +51,7 @@ def scan_backward(
     decay, states, state, of_states, of_last, of_decay, of_drive, length,
     STAGES: tl.constexpr, D: tl.constexpr, W: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Gradients g of the drive and g h_{t-1} of the decay: g_t = of_states_t + decay_{t+1} g_{t+1}, last block first."""
+    """Gradients g of the drive and g h_{t-1} of the decay: g_t = of_states_t + decay_{t+1} g_{t+1}, backwards."""
     WIDE: tl.constexpr = (D + C - 1) // C
     b = (tl.program_id(0) // WIDE).to(tl.int64)
     channels = (tl.program_id(0) % WIDE) * C + tl.arange(0, C)[None, :]

@@ -33,11 +33,19 @@ class Blocks(NamedTuple):
     registers: int
 
 
+Table = dict[str | tuple[str, int], Blocks]
+"""Layouts by (architecture, bytes a pre-activation), by architecture, or for any other one."""
+
 # Measured on an H100; elsewhere what compiles without a spill. On the CPU an operation of the interpreter costs the
 # same for one entry as for many.
-FORWARD = {"default": Blocks(4, 64, 2, 96), "sm_90": Blocks(4, 64, 3, 96), "cpu": Blocks(32, 512, 1, 0)}
-BACKWARD = {"default": Blocks(4, 64, 1, 168), "sm_90": Blocks(4, 64, 2, 168), "cpu": Blocks(32, 512, 1, 0)}
-SCAN = {"default": Blocks(4, 64, 2, 96), "cpu": Blocks(32, 512, 1, 0)}
+FORWARD: Table = {"default": Blocks(4, 64, 2, 96), "sm_90": Blocks(4, 64, 3, 96), "cpu": Blocks(32, 512, 1, 0)}
+BACKWARD: Table = {
+    "default": Blocks(4, 64, 1, 168),
+    "sm_90": Blocks(4, 64, 2, 168),
+    ("sm_90", 4): Blocks(4, 64, 1, 168),
+    "cpu": Blocks(32, 512, 1, 0),
+}
+SCAN: Table = {"default": Blocks(4, 64, 2, 96), "cpu": Blocks(32, 512, 1, 0)}
 
 
 def saved_every(device: torch.device) -> int:
@@ -45,9 +53,10 @@ def saved_every(device: torch.device) -> int:
     return BACKWARD.get(architecture(device), BACKWARD["default"]).rows * ROW
 
 
-def launch_options(table: dict[str, Blocks], device: torch.device, d: int) -> dict[str, Any]:
-    """The layout of a kernel for d channels on this device, as keywords of its launch."""
-    rows, channels, stages, registers = table.get(architecture(device), table["default"])
+def launch_options(table: Table, device: torch.device, d: int, size: int) -> dict[str, Any]:
+    """The layout of a kernel for d channels of `size` bytes on this device, as keywords of its launch."""
+    name = architecture(device)
+    rows, channels, stages, registers = table.get((name, size), table.get(name, table["default"]))
     if device.type == "cpu":
         channels = min(channels, triton.next_power_of_2(d))
     options = {"W": rows, "R": ROW, "C": channels, "STAGES": stages, "num_warps": rows, "enable_fp_fusion": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,7 +18,7 @@ from torch_impl.scan.sequential import sequential
 
 METHODS = {"sequential": sequential, "chunked": chunked}
 # The gradients of a method that has a kernel for them; of any other one, `_reversed`.
-ADJOINTS = {}
+ADJOINTS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {}
 try:
     from torch_impl.scan.triton_scan import triton_adjoint, triton_scan
 except ImportError:
@@ -88,7 +89,8 @@ class _Scan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, states_gradient_btd, final_gradient_bd):
         adjoint = ADJOINTS.get(ctx.method) or partial(_reversed, METHODS[ctx.method])
-        return *adjoint(*ctx.saved_tensors, states_gradient_btd, final_gradient_bd), None
+        decay_btd, states_btd, state_bd = ctx.saved_tensors
+        return *adjoint(decay_btd, states_btd, state_bd, states_gradient_btd, final_gradient_bd), None
 
 
 def _reversed(method, decay_btd, states_btd, state_bd, states_gradient_btd, final_gradient_bd):

@@ -71,6 +71,6 @@ def _(decay, states, state, of_states, of_last):
 
 
 def _launch(kernel, b: int, t: int, d: int, tensors: tuple[Tensor, ...], **options: Any) -> None:
-    options |= launch_options(SCAN, tensors[0].device, d)
+    options |= launch_options(SCAN, tensors[0].device, d, tensors[0].element_size())
     with torch.cuda.device_of(tensors[0]):
         kernel[(b * -(-d // options["C"]),)](*tensors, t, D=d, **options)
