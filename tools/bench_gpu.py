@@ -87,7 +87,7 @@ def section_rows(name: str, device: str, rounds: int, sizes: Sizes, peers: bool 
     return [row] if rows is None else rows
 
 
-def _apart(name: str, *arguments: Any) -> list[Row]:
+def _apart(name: str, device: str, rounds: int, sizes: Sizes) -> list[Row]:
     """`section_rows` in a process of its own: after one wrong access to memory, nothing runs on the GPU any more.
 
     Where something fails, it is measured again without peers, who may have done it.
@@ -96,7 +96,7 @@ def _apart(name: str, *arguments: Any) -> list[Row]:
     for peers in (True, False):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             try:
-                tried.append(pool.submit(section_rows, name, *arguments, peers).result())
+                tried.append(pool.submit(section_rows, name, device, rounds, sizes, peers).result())
             except BrokenProcessPool as error:
                 tried.append([{"name": name, "error": f"the process of this section died: {error}"}])
         if not any(_failed(row) for row in tried[-1]):
