@@ -60,6 +60,15 @@ def method_runs_here(request: pytest.FixtureRequest) -> None:
             pytest.skip(reason)
 
 
+@pytest.fixture
+def native_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out what is interpreted here, where a test is about something else and would take minutes."""
+    if interpreted.METHODS:
+        face = backends.load("torch")
+        native = {name: tuple(m for m in every if m not in interpreted.METHODS) for name, every in face.METHODS.items()}
+        monkeypatch.setattr(face, "METHODS", native)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread_and_full_float32():
     """Sums in one order on every machine; float32 means float32; no process is left behind."""

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from parity import backends as proved
 from parity import bounds
 from tools import backends, doctor, selftest
 from tools.cli import main
@@ -14,6 +15,7 @@ from tools.selftest import Verdict
 torch = pytest.importorskip("torch", reason="faults are planted in torch")
 scans = backends.load("torch", "scan")
 
+pytestmark = pytest.mark.usefixtures("native_methods")
 TRAIN = ("--d-model", "16", "--d-ff", "24", "--n-layers", "1", "--eval-windows", "2", "--batch-size", "2")
 SHAPE = (2, 64, 16)
 
@@ -60,7 +62,7 @@ def run_doctor(tmp_path, capsys):
 def test_every_method_passes_its_self_test(backend):
     if backend not in backends.installed():
         pytest.skip(f"{backend} is not installed")
-    for method in backends.load(backend, "scan").METHODS:
+    for method in proved.load(backend).METHODS["scan"]:
         verdict = selftest.self_test(backend, method)
         assert verdict.passed and 0.0 < verdict.worst <= 1.0 and verdict.runs, (method, verdict)
 

@@ -15,6 +15,7 @@ from spec.reference import forward
 
 few = settings(max_examples=max(1, settings().max_examples // 10))
 some = settings(max_examples=max(1, settings().max_examples // 4))
+pytestmark = pytest.mark.usefixtures("native_methods")
 SHORT = (1, 2, 3, 31)
 ROW = CONFIG.vocab_size
 
