@@ -20,7 +20,7 @@ GPU = (
         "torch_impl/kernels/mixer_forward.py",
         "tl.sum(tl.where(rows == W - 1, after, 0.0), 0)",
         "tl.sum(tl.where(rows == 0, after, 0.0), 0)",
-        MIXER,
+        KERNELS,
     ),
     Mutant(
         "triton: the gradient of the decay forgets the reset",
