@@ -1,4 +1,4 @@
-"""Data for the tests that train: real text where it lies beside the repository, the project's own stories elsewhere."""
+"""What several tests ask for: data (real text where it lies beside the repository, else our stories), refusals."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from spec.data import Dataset, open_data
+from tools.cli import main
 from tools.prepare import Prepare
 
 TOLD = "told"
@@ -36,3 +37,17 @@ def text_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Say what was measured; conftest.py prints it after the run."""
     return lambda text: request.node.user_properties.append((TOLD, text))
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must be refused; returns its one line."""
+
+    def run(*arguments: str, command: Callable[[list[str]], None] = main) -> str:
+        with pytest.raises(SystemExit) as stop:
+            command(list(arguments))
+        told = capsys.readouterr().err
+        assert stop.value.code == 2 and told.startswith("liquidnet: error: ") and told.count("\n") == 1, told
+        return told
+
+    return run

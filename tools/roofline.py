@@ -123,14 +123,14 @@ class LossForm:
     what: str
 
 
-CHUNK_LOGITS = 2**24
-"""torch_impl.loss.CHUNK_LOGITS, which this file does not import: it needs no backend."""
+CHUNK_LOGITS = 2**26
+"""Those of torch_impl.loss on a GPU, which this file does not import: it needs no backend."""
 _IN_CHUNKS = (
     "a chunk's float32 logits written and read (8), their bfloat16 gradient written and read by two products (6)"
 )
 LOSSES = {
     "one pass over chunks": LossForm(14, 3, CHUNK_LOGITS, _IN_CHUNKS),
-    "one pass, chunks 8 times as large": LossForm(14, 3, 8 * CHUNK_LOGITS, _IN_CHUNKS),
+    "one pass, chunks a quarter as large": LossForm(14, 3, CHUNK_LOGITS // 4, _IN_CHUNKS),
     "all logits at once, eager float32": LossForm(
         42,
         3,

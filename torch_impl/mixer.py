@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -66,8 +67,13 @@ def unfused_mixer(
     return (gate_btd * states_btd).to(pre_btx.dtype), last_bd
 
 
+def _automatic(pre_btx: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
+    return METHODS[scans.choose_method(pre_btx.shape, pre_btx.device)](pre_btx, *inputs)
+
+
 METHODS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-    name: partial(unfused_mixer, scan_method=name) for name in ("auto", *scans.METHODS)
+    "auto": _automatic,
+    **{name: partial(unfused_mixer, scan_method=name) for name in scans.METHODS},
 }
 try:
     from torch_impl.triton_mixer import fused_mixer
@@ -103,7 +109,6 @@ def mixer(
         ValueError: an unknown method.
     """
     require_known("mixer method", method, METHODS)
-    method = scans.choose_method(pre_btx.shape, pre_btx.device) if method == "auto" else method
     return METHODS[method](pre_btx, decay_bias_d, delta_min, state_bd, resets_bt, padding_bt)
 
 

@@ -23,6 +23,8 @@ HALF = (torch.float16, torch.bfloat16)
 ALIGNMENT = 64
 # softmax - one hot is 2e-5 an entry at a vocabulary of 50257, where float16 has lost its bits; it is at most 1 in
 # magnitude, so 2^14 of it stays below 65504.
+GPU_CHUNK = 4
+"""Times as many logits a chunk on a GPU: each chunk reads and writes the whole gradient of the embedding."""
 FLOAT16_SCALE = 2.0**14
 # What widens a product on the device: since torch 2.8 for CUDA, since 2.10 for ROCm.
 _VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])

@@ -99,6 +99,7 @@ def _backward(
     pre, of_gated, of_last = pre.contiguous(), of_gated.contiguous(), of_last.contiguous()
     of_pre, _, of_state = _gradients(pre, bias, resets, padding, saved, of_gated, of_last, delta_min)
     launch = _Launch(pre, resets, padding, delta_min, BACKWARD)
+    assert launch.steps == saved_every(pre.device), "a block of the backward pass begins where a state was saved"
     arriving = of_last
     if launch.segments > 1:
         products, ends = launch.summaries(adjoint_summary, (pre, bias, *launch.masks, of_gated), saved.dtype)

@@ -24,20 +24,6 @@ TINY = Sizes(
 )
 
 
-@pytest.fixture
-def refused(capsys):
-    """Run a command that must be refused; returns its one line."""
-
-    def run(*arguments: str, command=main) -> str:
-        with pytest.raises(SystemExit) as stop:
-            command(list(arguments))
-        told = capsys.readouterr().err
-        assert stop.value.code == 2 and told.startswith("liquidnet: error: ") and told.count("\n") == 1, told
-        return told
-
-    return run
-
-
 def test_flags_that_mean_nothing_are_refused(refused):
     assert "unknown --device 'cdua'; choose cpu or cuda" in refused("bench", "--device", "cdua")
     assert "--preset, --batch-size and --seq-len go with" in refused("bench", "--preset", "tiny")

@@ -40,8 +40,8 @@ def draw(n, v, d=16, dtype=torch.float32, ignored=0.2, size=0.3):
 
 
 def chunk_rows(monkeypatch, rows, v):
-    """So many rows a chunk; a GPU takes four times CHUNK_LOGITS."""
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", -(-rows * v // (4 if DEVICE.type == "cuda" else 1)))
+    """So many rows a chunk, on a GPU too."""
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", -(-rows * v // (one_pass.GPU_CHUNK if DEVICE.type == "cuda" else 1)))
 
 
 def with_gradients(method, hidden, embedding, labels, compute, factor=1.0):
@@ -281,7 +281,7 @@ def test_peak_memory_follows_the_formula(monkeypatch, tmp_path, report, n, v, d,
         peak_bytes(tmp_path, lambda: with_gradients(method, hidden, embedding, labels, compute)) - 4 * (n + v) * d  # noqa: B023
         for method in ("one_pass", "full")
     )
-    chunk *= 4 if DEVICE.type == "cuda" else 1
+    chunk *= one_pass.GPU_CHUNK if DEVICE.type == "cuda" else 1
     formula = one_pass.extra_bytes(n, d, v, torch.float32, compute, chunk, one_pass.has_wide_products(DEVICE, compute))
     whole = one_pass.materialised_bytes(n, v, torch.float32)
     report(f"{compute}, {(n, v, d)}: {ours / formula:.3f} of the formula, materialised {materialised / whole:.3f}")

@@ -11,6 +11,18 @@ LARGEST = tl.constexpr(126.0)  # 2^126: its reciprocal is normal, so both sigmoi
 
 
 @triton.jit
+def whereabouts(segments, D: tl.constexpr, C: tl.constexpr, W: tl.constexpr):
+    """What a program works on: row b segments + segment of an array [b, segments, D], b, segment, channels, rows.
+
+    Row and b are int64: they are multiplied by the length of a sequence.
+    """
+    WIDE: tl.constexpr = (D + C - 1) // C
+    row, block = tl.program_id(0) // WIDE, tl.program_id(0) % WIDE
+    channels, rows = block * C + tl.arange(0, C)[None, :], tl.arange(0, W)[:, None]
+    return row.to(tl.int64), (row // segments).to(tl.int64), row % segments, channels, rows
+
+
+@triton.jit
 def sigmoid(x):
     """1 / (1 + exp(-x)); exp may overflow, to a sigmoid of 0."""
     root = tl.rsqrt(1.0 + tl.exp2(x * -LOG2_E))

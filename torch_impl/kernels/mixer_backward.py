@@ -20,6 +20,7 @@ from torch_impl.kernels.gates import (
     sigmoid,
     tanh,
     two_sigmoids,
+    whereabouts,
     widen,
 )
 
@@ -35,14 +36,10 @@ def mixer_backward(
     `arriving` [b, segments, D] is the gradient that reaches the state after each segment from later ones, `of_bias`
     [b, segments, D] takes one share for each; `blocks` is the length of a segment.
     """
-    WIDE: tl.constexpr = (D + C - 1) // C
-    row = tl.program_id(0) // WIDE
-    b, segment = (row // segments).to(tl.int64), row % segments
-    channels = (tl.program_id(0) % WIDE) * C + tl.arange(0, C)[None, :]
-    rows = tl.arange(0, W)[:, None]
+    row, b, segment, channels, rows = whereabouts(segments, D, C, W)
     inside = channels < D
     shift = widen(tl.load(bias + channels, mask=inside, other=0.0))
-    q_after = tl.load(arriving + row.to(tl.int64) * D + channels, mask=inside, other=0.0)
+    q_after = tl.load(arriving + row * D + channels, mask=inside, other=0.0)
     share = tl.zeros([W, C], q_after.dtype)
     every = tl.cdiv(length, W * R)
     end_block = tl.minimum((segment + 1) * blocks, every)
@@ -98,7 +95,7 @@ def mixer_backward(
             tl.store(to + (3 * r + 1) * D, of_p.to(of_pre.dtype.element_ty), mask=ok)
             of_gate = of_out * states[r + 1] * o * (1.0 - o)
             tl.store(to + (3 * r + 2) * D, of_gate.to(of_pre.dtype.element_ty), mask=ok)
-    tl.store(of_bias + row.to(tl.int64) * D + channels, tl.sum(share, 0)[None, :], mask=inside)
+    tl.store(of_bias + row * D + channels, tl.sum(share, 0)[None, :], mask=inside)
     if segment == 0:
         tl.store(of_state + b * D + channels, q_after, mask=inside)
 
@@ -113,11 +110,7 @@ def adjoint_summary(
 
     From decay, output gate and the gradient of the gated states alone; row w has steps / W consecutive steps.
     """
-    WIDE: tl.constexpr = (D + C - 1) // C
-    row = tl.program_id(0) // WIDE
-    b, segment = (row // segments).to(tl.int64), row % segments
-    channels = (tl.program_id(0) % WIDE) * C + tl.arange(0, C)[None, :]
-    rows = tl.arange(0, W)[:, None]
+    row, b, segment, channels, rows = whereabouts(segments, D, C, W)
     inside = channels < D
     shift = widen(tl.load(bias + channels, mask=inside, other=0.0))
     product, end = tl.full([W, C], 1.0, shift.dtype), tl.zeros([W, C], shift.dtype)
@@ -139,6 +132,6 @@ def adjoint_summary(
             product, end = product * alpha, alpha * (o * of_out + end)
     product, end = tl.associative_scan((product, end), 0, compose, reverse=True)
     whole = inside & (rows == 0)
-    to = row.to(tl.int64) * D + channels + 0 * rows
+    to = row * D + channels + 0 * rows
     tl.store(products + to, product, mask=whole)
     tl.store(ends + to, end, mask=whole)

@@ -19,6 +19,7 @@ from torch_impl.kernels.gates import (
     sigmoid,
     tanh,
     two_sigmoids,
+    whereabouts,
     widen,
 )
 
@@ -26,7 +27,7 @@ from torch_impl.kernels.gates import (
 @triton.jit
 def decay_and_drive(v, p, KEEP: tl.constexpr, REST: tl.constexpr):
     """alpha = KEEP sigmoid(-p) and (1 - alpha) v: 1 - alpha = REST + KEEP sigmoid(p), KEEP = exp(-delta_min)."""
-    opened, closed = two_sigmoids(p)  # pyright: ignore[reportGeneralTypeIssues]
+    opened, closed = two_sigmoids(p)
     return KEEP * closed, (REST + KEEP * opened) * v
 
 
@@ -41,14 +42,10 @@ def mixer_forward(
 
     Writes the last state of a sequence, and to `saved` [b, ceil(length / EVERY), D] those before every EVERY-th step.
     """
-    WIDE: tl.constexpr = (D + C - 1) // C
-    row = tl.program_id(0) // WIDE
-    b, segment = (row // segments).to(tl.int64), row % segments
-    channels = (tl.program_id(0) % WIDE) * C + tl.arange(0, C)[None, :]
-    rows = tl.arange(0, W)[:, None]
+    row, b, segment, channels, rows = whereabouts(segments, D, C, W)
     inside = channels < D
     shift = widen(tl.load(bias + channels, mask=inside, other=0.0))
-    carry = tl.load(states + row.to(tl.int64) * D + channels, mask=inside, other=0.0)
+    carry = tl.load(states + row * D + channels, mask=inside, other=0.0)
     every = tl.cdiv(length, W * R)
     for block in tl.range(segment * blocks, tl.minimum((segment + 1) * blocks, every), num_stages=STAGES):
         start, left = b * length + block * (W * R), length - block * (W * R) - rows * R
@@ -94,11 +91,7 @@ def mixer_summary(
 
     Row w has steps / W consecutive ones, so that the rows meet once, at the end.
     """
-    WIDE: tl.constexpr = (D + C - 1) // C
-    row = tl.program_id(0) // WIDE
-    b, segment = (row // segments).to(tl.int64), row % segments
-    channels = (tl.program_id(0) % WIDE) * C + tl.arange(0, C)[None, :]
-    rows = tl.arange(0, W)[:, None]
+    row, b, segment, channels, rows = whereabouts(segments, D, C, W)
     inside = channels < D
     shift = widen(tl.load(bias + channels, mask=inside, other=0.0))
     product, end = tl.full([W, C], 1.0, shift.dtype), tl.zeros([W, C], shift.dtype)
@@ -118,6 +111,6 @@ def mixer_summary(
             product, end = compose(product, end, alpha, drive)
     product, end = tl.associative_scan((product, end), 0, compose)
     whole = inside & (rows == W - 1)
-    to = row.to(tl.int64) * D + channels + 0 * rows
+    to = row * D + channels + 0 * rows
     tl.store(products + to, product, mask=whole)
     tl.store(ends + to, end, mask=whole)

@@ -6,7 +6,7 @@ Blocks of W R steps, as in mixer_forward.py; REVERSE goes through time from the 
 import triton
 import triton.language as tl
 
-from torch_impl.kernels.gates import compose, compose_beside
+from torch_impl.kernels.gates import compose, compose_beside, whereabouts
 
 
 @triton.jit
@@ -15,11 +15,8 @@ def scan_forward(
     REVERSE: tl.constexpr, STAGES: tl.constexpr, D: tl.constexpr, W: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """All states of h_t = decay_t h_{t-1} + drive_t, one sequence and C channels a program."""
-    WIDE: tl.constexpr = (D + C - 1) // C
     FORTH: tl.constexpr = -D if REVERSE else D
-    b = (tl.program_id(0) // WIDE).to(tl.int64)
-    channels = (tl.program_id(0) % WIDE) * C + tl.arange(0, C)[None, :]
-    rows = tl.arange(0, W)[:, None]
+    _row, b, _segment, channels, rows = whereabouts(1, D, C, W)
     inside = channels < D
     carry = tl.load(state + b * D + channels, mask=inside, other=0.0)
     one, zero = tl.full([W, C], 1.0, carry.dtype), tl.zeros([W, C], carry.dtype)
@@ -52,10 +49,7 @@ def scan_backward(
     STAGES: tl.constexpr, D: tl.constexpr, W: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Gradients g of the drive and g h_{t-1} of the decay: g_t = of_states_t + decay_{t+1} g_{t+1}, backwards."""
-    WIDE: tl.constexpr = (D + C - 1) // C
-    b = (tl.program_id(0) // WIDE).to(tl.int64)
-    channels = (tl.program_id(0) % WIDE) * C + tl.arange(0, C)[None, :]
-    rows = tl.arange(0, W)[:, None]
+    _row, b, _segment, channels, rows = whereabouts(1, D, C, W)
     inside = channels < D
     q_after = tl.load(of_last + b * D + channels, mask=inside, other=0.0)
     initial = tl.load(state + b * D + channels, mask=inside, other=0.0)

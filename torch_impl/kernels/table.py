@@ -9,12 +9,12 @@ import triton
 
 from torch_impl.devices import architecture
 
-SPLIT_COST = 1.5
-"""Bytes that a split mixer moves for one that is not, both directions: (12.5 + 20.4) / (8.2 + 14.2)."""
-
-
 ROW = 8
 """Consecutive steps that a warp keeps in registers."""
+PROGRAMS_EACH = 2
+"""Programs side by side that fill a processor."""
+SPLIT_COST = 1.5
+"""Bytes that a split mixer moves for one that is not, both directions: (12.5 + 20.4) / (8.2 + 14.2)."""
 
 
 class Blocks(NamedTuple):
@@ -75,7 +75,7 @@ def split(programs: int, blocks: int, processors: int) -> int:
 
     Args:
         programs: sequences times blocks of channels.
-        blocks: of STEPS steps each.
+        blocks: of the rows of a program, W ROW steps each.
         processors: of the device.
     """
     wanted = PROGRAMS_EACH * processors
@@ -83,9 +83,6 @@ def split(programs: int, blocks: int, processors: int) -> int:
         return 1
     length = max(1, blocks * programs // wanted)
     return -(-blocks // length)
-
-
-PROGRAMS_EACH = 2
 
 
 def processors(device: torch.device) -> int:
