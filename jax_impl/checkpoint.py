@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +14,19 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from spec.checkpoint import Checkpoint, from_tree, to_tree
-from spec.files import new_file, require_new
+from spec.checkpoint import Checkpoint
+from spec.files import new_file, read_file, require_new
 from spec.parameters import check_parameters
+from spec.tree import from_tree, to_tree
 
 if TYPE_CHECKING:
     from jax_impl.model import LiquidNet
+
+# What Flax, fed damaged bytes, was seen to fail with.
+_DAMAGE = (
+    ValueError, TypeError, LookupError, AttributeError, SyntaxError, OverflowError, RecursionError,
+    msgpack.UnpackException,
+)  # fmt: skip
 
 
 def load_parameters(model: LiquidNet, arrays: Mapping[str, np.ndarray]) -> None:
@@ -64,8 +72,13 @@ def read_native(path: Path) -> Checkpoint:
     Raises:
         ValueError: the file is damaged, or fails its checksums.
     """
+    content = read_file(path)
     try:
-        tree = flax.serialization.msgpack_restore(path.read_bytes())
-    except (ValueError, TypeError, LookupError, AttributeError, SyntaxError, msgpack.UnpackException) as error:
-        raise ValueError(f"{path} is no .msgpack file of plain arrays and was not loaded: {error!r}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a strange dtype: the refusal says it all
+            tree = flax.serialization.msgpack_restore(content)
+    except _DAMAGE as error:
+        # Not its repr, in which msgpack repeats all that it had read.
+        reason = f"{type(error).__name__} {str(error)[:200]}".strip()
+        raise ValueError(f"{path} is no .msgpack file of plain arrays and was not loaded: {reason}") from error
     return from_tree(tree, path)

@@ -1,42 +1,38 @@
 """The neutral checkpoint: a directory that both backends read and write, dtypes kept bit for bit.
 
-    config.json  model.safetensors  optimizer.safetensors  tokenizer.json  state.json  SHA256SUMS
+    config.json  model.safetensors  optimizer.safetensors  states.safetensors  tokenizer.json  state.json  SHA256SUMS
 
-`optimizer.safetensors` holds `first_moment.<path>` and `second_moment.<path>`; it and `tokenizer.json` are
-absent where the checkpoint has none. SHA256SUMS names every other file.
+`optimizer.safetensors` holds `first_moment.<path>` and `second_moment.<path>`, `states.safetensors` the one tensor
+`states`; they and `tokenizer.json` are absent where the checkpoint has none. SHA256SUMS names every other file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
+from spec.checksums import checksums, listed_sums, sha256, verify
 from spec.config import LiquidNetConfig, config_from_json, config_to_json, require_integer, training_from_json
-from spec.files import new_directory
+from spec.files import new_directory, read_file
 from spec.optimizer import MOMENTS
 from spec.parameters import check_parameters
+from spec.sharded import PARAMETERS, is_shard, join_shards, one_shard
+from spec.tensors import DTYPES, Arrays, pack, unpack
 
 FORMAT_VERSION = 1
-DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-}
+TEXTS = ("config.json", "state.json", "tokenizer.json", "SHA256SUMS")
+FILES = (*TEXTS, "model.safetensors", "optimizer.safetensors", "states.safetensors")
 COUNTERS = ("step", "samples_consumed", "tokens", "seed")
 _STEP = re.compile(r"step_(\d+)")
-
-Arrays = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -50,6 +46,8 @@ class Checkpoint:
         state: JSON: the counters step, samples_consumed, tokens, seed; and what the trainer adds
             (training, data, backend, method, best, environment; grad_scaler in float16).
         tokenizer: content of tokenizer.json, or None.
+        states: the state that each row of a streaming run carries on, [l, b, d]; None where rows start from zero.
+        verified: whether checksums have confirmed every bit; False for another program's file, which has none.
     """
 
     config: LiquidNetConfig
@@ -57,6 +55,8 @@ class Checkpoint:
     moments: Mapping[str, Arrays] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
     tokenizer: str | None = None
+    states: np.ndarray | None = None
+    verified: bool = True
 
 
 def validate(checkpoint: Checkpoint) -> None:
@@ -68,35 +68,64 @@ def validate(checkpoint: Checkpoint) -> None:
     for prefix, arrays in groups.items():
         check_parameters(checkpoint.config, arrays)
         for path, array in arrays.items():
-            if array.dtype not in DTYPES.values():
-                raise ValueError(f"tensor {prefix}{path} has dtype {array.dtype}, which no checkpoint stores")
-            if not np.isfinite(array.astype(np.float32) if array.dtype.itemsize == 2 else array).all():
-                raise ValueError(f"tensor {prefix}{path} holds a value that is not finite")
+            _check_values(f"{prefix}{path}", array, tuple(DTYPES.values()))
+    _check_beside(checkpoint)
+
+
+def _check_beside(checkpoint: Checkpoint) -> None:
+    if checkpoint.states is not None:
+        shape, config = checkpoint.states.shape, checkpoint.config
+        if len(shape) != 3 or shape[1] < 1 or shape[0] != config.n_layers or shape[2] != config.d_model:
+            needed = f"({config.n_layers}, rows, {config.d_model})"
+            raise ValueError(f"tensor states has shape {shape}, the configuration needs {needed}")
+        _check_values("states", checkpoint.states, (DTYPES["F32"], DTYPES["F64"]))
+    _check_state(checkpoint.state)
+
+
+def _check_values(name: str, array: np.ndarray, dtypes: tuple[np.dtype, ...]) -> None:
+    if array.dtype not in dtypes:
+        raise ValueError(f"tensor {name} has dtype {array.dtype}, which no checkpoint stores")
+    if not np.isfinite(array.astype(np.float32) if array.dtype.itemsize == 2 else array).all():
+        raise ValueError(f"tensor {name} holds a value that is not finite")
+
+
+def _check_state(state: Mapping[str, Any]) -> None:
     for name in COUNTERS:
-        require_integer(f"state.json: {name}", checkpoint.state.get(name), 0, 2**64 - 1)
+        require_integer(f"state.json: {name}", state.get(name), 0, 2**64 - 1)
     for name in ("best", "environment", "data"):
-        if not isinstance(checkpoint.state.get(name, {}), dict | None):
-            raise ValueError(f"state.json: {name} must be an object, got {checkpoint.state[name]!r}")
-    if "training" in checkpoint.state:
-        training_from_json(checkpoint.state["training"])
+        if not isinstance(state.get(name, {}), dict | None):
+            raise ValueError(f"state.json: {name} must be an object, got {state[name]!r}")
+    if best := state.get("best"):
+        require_integer("state.json: best step", best.get("step"), 0, 2**64 - 1)
+        loss = best.get("val_loss")
+        if type(loss) not in (int, float) or not math.isfinite(loss):
+            raise ValueError(f"state.json: best val_loss must be a finite number, got {loss!r}")
+    if "training" in state:
+        training_from_json(state["training"])
 
 
-def to_files(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The content of each file of a checkpoint directory, SHA256SUMS included."""
+def to_files(checkpoint: Checkpoint, sharded: bool = False) -> dict[str, bytes]:
+    """The content of each file of a checkpoint directory, SHA256SUMS included; `sharded`, of one in a single shard."""
     validate(checkpoint)
+    files = files_beside(checkpoint)
+    flat = {f"{name}.{path}": array for name, group in checkpoint.moments.items() for path, array in group.items()}
+    if sharded:
+        files |= one_shard({**{f"{PARAMETERS}.{path}": array for path, array in checkpoint.parameters.items()}, **flat})
+    else:
+        files["model.safetensors"] = pack(checkpoint.parameters)
+        files |= {"optimizer.safetensors": pack(flat)} if flat else {}
+    return {**files, "SHA256SUMS": checksums({name: sha256(content) for name, content in files.items()})}
+
+
+def files_beside(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The content of each file that holds neither parameters nor moments, SHA256SUMS excluded."""
     state = {"format_version": FORMAT_VERSION, **checkpoint.state}
-    files = {
-        "config.json": _json(config_to_json(checkpoint.config)),
-        "model.safetensors": pack(checkpoint.parameters),
-        "state.json": _json(state),
-    }
-    if checkpoint.moments:
-        flat = {f"{name}.{path}": array for name in MOMENTS for path, array in checkpoint.moments[name].items()}
-        files["optimizer.safetensors"] = pack(flat)
+    files = {"config.json": _json(config_to_json(checkpoint.config)), "state.json": _json(state)}
+    if checkpoint.states is not None:
+        files["states.safetensors"] = pack({"states": checkpoint.states})
     if checkpoint.tokenizer is not None:
         files["tokenizer.json"] = checkpoint.tokenizer.encode()
-    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items()))
-    return {**files, "SHA256SUMS": sums.encode()}
+    return files
 
 
 def from_files(files: Mapping[str, bytes], where: object) -> Checkpoint:
@@ -105,81 +134,88 @@ def from_files(files: Mapping[str, bytes], where: object) -> Checkpoint:
     Raises:
         ValueError: a file is missing, fails its checksum, is of another format version, or holds a bad value.
     """
+    with naming(f"checkpoint {where}"):
+        verify(files)
+        shards = {name: content for name, content in files.items() if is_shard(name)}
+        groups = _by_kind(join_shards(shards)) if shards else {PARAMETERS: _unpack(files, "model.safetensors")}
+        parameters = groups.pop(PARAMETERS, {})
+        moments = _by_kind(_unpack(files, "optimizer.safetensors")) if "optimizer.safetensors" in files else groups
+        if "optimizer.safetensors" in files and not moments:
+            raise ValueError("optimizer.safetensors holds no tensor")
+        texts = {name: files[name].decode() for name in TEXTS if name in files}
+        return assemble(texts, parameters, moments, _states(files))
+
+
+def _states(files: Mapping[str, bytes]) -> np.ndarray | None:
+    if "states.safetensors" not in files:
+        return None
+    stored = _unpack(files, "states.safetensors")
+    if list(stored) != ["states"]:
+        found = ", ".join(sorted(stored))
+        raise ValueError(f"states.safetensors must hold the tensor states alone, it holds {found}")
+    return stored["states"]
+
+
+def _unpack(files: Mapping[str, bytes], name: str) -> dict[str, np.ndarray]:
+    with naming(name):
+        return unpack(files[name])
+
+
+def _by_kind(flat: Arrays) -> dict[str, dict[str, np.ndarray]]:
+    groups: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in flat.items():
+        kind, _, path = name.partition(".")
+        groups.setdefault(kind, {})[path] = array
+    return groups
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Whatever bad content does to a reader becomes a ValueError that names the source."""
     try:
-        return _from_files(files)
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, safetensors.SafetensorError) as error:
+        yield
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError, safetensors.SafetensorError) as error:
         reason = f"the entry {error} is missing" if isinstance(error, KeyError) else error
-        raise ValueError(f"checkpoint {where}: {reason}") from error
+        raise ValueError(f"{where}: {reason}") from error
 
 
-def _from_files(files: Mapping[str, bytes]) -> Checkpoint:
-    if "SHA256SUMS" not in files:
-        raise ValueError("SHA256SUMS is missing; this is no checkpoint, or not a whole one")
-    # Not `splitlines`, to which a damaged line break is one of ten others.
-    *rows, rest = files["SHA256SUMS"].decode().split("\n")
-    if rest:
-        raise ValueError("SHA256SUMS does not end with a line break: it was damaged or changed")
-    lines = [row.partition("  ") for row in rows]
-    sums = {name: digest for digest, _, name in lines}
-    for name in ("config.json", "model.safetensors", "state.json", *(name for name in files if name != "SHA256SUMS")):
-        if name not in sums:
-            raise ValueError(f"{name} is not listed in SHA256SUMS")
-    for name, digest in sums.items():
-        if name not in files:
-            raise ValueError(f"{name} is missing")
-        if hashlib.sha256(files[name]).hexdigest() != digest:
-            raise ValueError(f"{name} does not match SHA256SUMS: it was damaged or changed")
-    state = json.loads(files["state.json"])
+def assemble(
+    texts: Mapping[str, str], parameters: Arrays, moments: Mapping[str, Arrays], states: np.ndarray | None
+) -> Checkpoint:
+    """The valid checkpoint of these parts; what has no state.json has not been trained here, and starts counting."""
+    checkpoint = _unchecked(texts, parameters, moments, states)
+    # A table of two billion layers would fill the memory before a tensor could be found missing.
+    if checkpoint.config.n_layers > len(parameters):
+        layers = checkpoint.config.n_layers
+        raise ValueError(f"config.json asks for {layers} layers, there are {len(parameters)} tensors")
+    validate(checkpoint)
+    return checkpoint
+
+
+def _unchecked(
+    texts: Mapping[str, str], parameters: Arrays, moments: Mapping[str, Arrays], states: np.ndarray | None
+) -> Checkpoint:
+    start = {"format_version": FORMAT_VERSION, **dict.fromkeys(COUNTERS, 0)}
+    with naming("state.json"):
+        state = json.loads(texts["state.json"]) if "state.json" in texts else start
     if not isinstance(state, dict):
         raise ValueError("state.json must hold an object")
     version = state.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise ValueError(f"format version {version!r}, this version of LiquidNet reads {FORMAT_VERSION}")
-    flat = unpack(files["optimizer.safetensors"]) if "optimizer.safetensors" in files else {}
-    moments: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in flat.items():
-        kind, _, path = name.partition(".")
-        moments.setdefault(kind, {})[path] = array
-    tokenizer = files["tokenizer.json"].decode() if "tokenizer.json" in files else None
-    config = config_from_json(json.loads(files["config.json"]))
-    checkpoint = Checkpoint(config, unpack(files["model.safetensors"]), moments, state, tokenizer)
-    validate(checkpoint)
-    return checkpoint
+    with naming("config.json"):
+        config = config_from_json(json.loads(texts["config.json"]))
+    return Checkpoint(config, parameters, moments, state, texts.get("tokenizer.json"), states, "SHA256SUMS" in texts)
 
 
-def to_tree(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A checkpoint as one nested dict for a native format: JSON files as text, arrays in groups by path.
-
-    SHA256SUMS goes along, so that `from_tree` verifies the arrays bit for bit.
-    """
-    files = to_files(checkpoint)
-    text = {name: content.decode() for name, content in files.items() if not name.endswith(".safetensors")}
-    return {**text, "parameters": dict(checkpoint.parameters), **{k: dict(v) for k, v in checkpoint.moments.items()}}
-
-
-def from_tree(tree: Any, where: object) -> Checkpoint:
-    """The inverse of `to_tree`; raises ValueError for anything that `to_tree` does not make."""
-    if not isinstance(tree, dict) or not isinstance(tree.get("parameters"), dict) or "SHA256SUMS" not in tree:
-        raise ValueError(f"{where} was not written by LiquidNet: it lacks its configuration and checksums")
-    files = {str(name): value.encode() for name, value in tree.items() if isinstance(value, str)}
-    try:
-        files["model.safetensors"] = pack(tree["parameters"])
-        moments = {f"{kind}.{path}": array for kind in MOMENTS for path, array in tree.get(kind, {}).items()}
-        if moments:
-            files["optimizer.safetensors"] = pack(moments)
-    except (AttributeError, TypeError, KeyError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{where} holds something that is not a named array: {error}") from error
-    return from_files(files, where)
-
-
-def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint directory; it appears whole or not at all.
+def write_checkpoint(directory: Path, checkpoint: Checkpoint, sharded: bool = False) -> None:
+    """Write a checkpoint directory; it appears whole or not at all; `sharded`, in a single shard.
 
     Raises:
         ValueError: the directory already exists, or the checkpoint is not valid.
         OSError: the disk is full or not writable.
     """
-    files = to_files(checkpoint)
+    files = to_files(checkpoint, sharded)
     with new_directory(Path(directory)) as temporary:
         for name, content in files.items():
             (temporary / name).write_bytes(content)
@@ -188,9 +224,38 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
 def read_checkpoint(directory: Path) -> Checkpoint:
     """Read and verify a checkpoint directory, or the newest one of a RUN directory; ValueError says what is wrong."""
     directory = find_checkpoint(Path(directory))
-    if not (directory / "SHA256SUMS").is_file():
-        raise ValueError(f"checkpoint {directory}: SHA256SUMS is missing; this is no checkpoint, or not a whole one")
-    return from_files({path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}, directory)
+    return from_files({path.name: read_file(path) for path in _files(directory)}, directory)
+
+
+def read_beside(directory: Path, rank: int, size: int) -> Checkpoint:
+    """A sharded checkpoint without parameters and moments, which are read elsewhere.
+
+    Args:
+        directory: of the checkpoint.
+        rank: number of this process, which verifies every `size`-th shard.
+        size: how many processes read it together.
+
+    Raises:
+        ValueError: as `read_checkpoint`, but for what the shards hold.
+    """
+    paths = _files(directory)
+    with naming(f"checkpoint {directory}"):
+        files = {path.name: read_file(path) for path in paths if not is_shard(path.name)}
+        elsewhere, shards = listed_sums(files), [path for path in paths if is_shard(path.name)]
+        own = {path.name: sha256(read_file(path)) for path in shards[rank::size]}
+        verify(files, {path.name: own.get(path.name, elsewhere.get(path.name, "")) for path in shards})
+        texts = {name: files[name].decode() for name in TEXTS if name in files}
+        checkpoint = _unchecked(texts, {}, {}, _states(files))
+        _check_beside(checkpoint)
+    return checkpoint
+
+
+def _files(directory: Path) -> list[Path]:
+    paths = sorted(directory.iterdir())
+    for path in paths:
+        if path.name not in FILES and not is_shard(path.name):
+            raise ValueError(f"checkpoint {directory}: {path.name} is no part of a checkpoint")
+    return paths
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -209,21 +274,6 @@ def find_checkpoint(path: Path) -> Path:
     if not path.is_dir():
         raise ValueError(f"{path} is not a checkpoint directory or a run")
     return path
-
-
-def pack(arrays: Arrays) -> bytes:
-    """safetensors bytes of named arrays, sorted by name."""
-    return safetensors.numpy.save({name: np.asarray(arrays[name], order="C") for name in sorted(arrays)})
-
-
-def unpack(content: bytes) -> dict[str, np.ndarray]:
-    """The inverse of `pack`, bfloat16 included; raises ValueError for a dtype that no checkpoint stores."""
-    arrays = {}
-    for name, tensor in safetensors.deserialize(content):
-        if tensor["dtype"] not in DTYPES:
-            raise ValueError(f"tensor {name} has dtype {tensor['dtype']}, which no checkpoint stores")
-        arrays[name] = np.frombuffer(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
-    return arrays
 
 
 def _json(value: object) -> bytes:

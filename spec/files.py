@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,25 @@ def require_new(target: Path) -> None:
     target = Path(target)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ValueError(f"{target} already exists; name another place or remove it first")
+
+
+def require_file(path: Path) -> None:
+    """Raises ValueError for what a reader could wait on for ever: a pipe, a device, anything but a regular file."""
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path} is no regular file")
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a regular file; raises ValueError for any other, and for one larger than this machine's memory."""
+    require_file(path)
+    size = Path(path).stat().st_size
+    if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise ValueError(f"{path} has {size:,} bytes, more than this machine has memory")
+    return Path(path).read_bytes()
 
 
 def remove_unfinished(directory: Path) -> None:

@@ -12,14 +12,14 @@ import tyro
 from spec.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from tools import backends
 
-Format = Literal["neutral", "pt", "msgpack"]
+Format = Literal["neutral", "pt", "msgpack", "dcp"]
 SUFFIXES: dict[str, Format] = {".pt": "pt", ".pth": "pt", ".msgpack": "msgpack"}
 _NATIVE = {"pt": "torch", "msgpack": "jax"}
 
 
 @dataclass(frozen=True)
 class Convert:
-    """Convert a checkpoint between the neutral directory, PyTorch's .pt and Flax's .msgpack.
+    """Convert a checkpoint between the neutral directory, PyTorch's .pt and DCP shards, and Flax's .msgpack.
 
     Nothing is renamed, transposed or rounded: every stored dtype keeps its bits.
     """
@@ -29,16 +29,16 @@ class Convert:
     target: Annotated[Path, tyro.conf.Positional]
     """Where to write it; must not exist yet."""
     format: Format | None = None
-    """Format to write; by default told by the target's suffix, a directory where it has none."""
+    """Format to write; by default told by the target's suffix, a neutral directory where it has none."""
 
     def run(self) -> None:
         target_format = self.format or SUFFIXES.get(self.target.suffix, "neutral")
-        if SUFFIXES.get(self.target.suffix, "neutral") != target_format:
+        if SUFFIXES.get(self.target.suffix, "neutral") != ("neutral" if target_format == "dcp" else target_format):
             raise ValueError(
                 f"{self.target} does not look like format {target_format}; give it the suffix of its format"
             )
         checkpoint = read(self.source)
-        write(self.target, checkpoint)
+        write(self.target, checkpoint, sharded=target_format == "dcp")
         step = checkpoint.state["step"]
         print(f"{self.source} -> {self.target} ({target_format}, step {step}, {len(checkpoint.parameters)} tensors)")
 
@@ -51,15 +51,19 @@ def read(path: Path) -> Checkpoint:
         return read_checkpoint(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is no known checkpoint format; name a directory, a .pt or a .msgpack file")
-    return backends.load(_NATIVE[SUFFIXES[path.suffix]], "checkpoint").read_native(path)
+    checkpoint = backends.load(_NATIVE[SUFFIXES[path.suffix]], "checkpoint").read_native(path)
+    if not checkpoint.verified:
+        told = "carries no checksums: names, shapes, dtypes and finiteness were checked, not its bits"
+        print(f"{path} {told}", file=sys.stderr)
+    return checkpoint
 
 
-def write(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint in the format that the suffix of `path` names, a directory where it names none."""
+def write(path: Path, checkpoint: Checkpoint, sharded: bool = False) -> None:
+    """Write the checkpoint in the format that the suffix of `path` names, else a directory; `sharded`, in one shard."""
     if path.suffix in SUFFIXES:
         backends.load(_NATIVE[SUFFIXES[path.suffix]], "checkpoint").write_native(path, checkpoint)
     else:
-        write_checkpoint(path, checkpoint)
+        write_checkpoint(path, checkpoint, sharded)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
+import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spec.checkpoint import Checkpoint, from_tree, to_tree
-from spec.files import new_file, require_new
+from spec.checkpoint import Checkpoint
+from spec.files import new_file, require_file, require_new
 from spec.parameters import check_parameters
+from spec.tree import from_tree, to_tree
+from torch_impl.parallel import own, own_part, whole
 
 if TYPE_CHECKING:
     from torch_impl.model import LiquidNet
@@ -25,8 +30,11 @@ if TYPE_CHECKING:
 # What a restricted unpickler, fed damaged bytes, was seen to fail with.
 _DAMAGE = (
     pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, LookupError, TypeError,
-    AttributeError, AssertionError, RecursionError, NotImplementedError,
+    AttributeError, AssertionError, RecursionError, NotImplementedError, zlib.error,
 )  # fmt: skip
+
+# `weights_only` lets a pickle call more, such as bytearray(n) and Tensor(n), which make memory out of nothing.
+_PLAIN = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage")
 
 
 def load_parameters(model: LiquidNet, arrays: Mapping[str, np.ndarray]) -> None:
@@ -38,7 +46,7 @@ def load_parameters(model: LiquidNet, arrays: Mapping[str, np.ndarray]) -> None:
     check_parameters(model.config, arrays)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
-            parameter.copy_(from_numpy(arrays[path]))
+            own(parameter).copy_(own_part(from_numpy(arrays[path]), parameter))
 
 
 def dump_parameters(model: LiquidNet) -> dict[str, np.ndarray]:
@@ -47,8 +55,8 @@ def dump_parameters(model: LiquidNet) -> dict[str, np.ndarray]:
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """A copy of the tensor with the same bits, bfloat16 included."""
-    tensor = tensor.detach().cpu().contiguous()
+    """A copy of the tensor with the same bits, bfloat16 included; whole where processes have parts of it."""
+    tensor = whole(tensor.detach()).cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16).copy()
     return tensor.numpy().copy()
@@ -82,17 +90,49 @@ def read_native(path: Path) -> Checkpoint:
     Raises:
         ValueError: the file is damaged, holds more than tensors and text, or fails its checksums.
     """
+    require_file(path)
+    room = path.stat().st_size
+
+    def copy(tensor: Tensor) -> np.ndarray:
+        nonlocal room
+        room -= tensor.nbytes
+        if room < 0:
+            raise ValueError("its tensors claim more bytes than it has")
+        return to_numpy(tensor)
+
     try:
+        _require_plain(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a strange pickle protocol: the refusal says it all
-            tree = _map_arrays(torch.load(path, map_location="cpu", weights_only=True), Tensor, to_numpy)
+            # Mapped, a tensor ends where the file ends; read, it is as long as it claims in some releases of torch.
+            tree = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        tree = _map_arrays(tree, Tensor, copy)
     except _DAMAGE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} is no .pt file of plain tensors and was not loaded: {reason}") from error
     return from_tree(tree, path)
 
 
-def _map_arrays(tree: Any, kind: type, convert: Any) -> Any:
-    if isinstance(tree, dict):
-        return {name: _map_arrays(value, kind, convert) for name, value in tree.items()}
+def _require_plain(path: Path) -> None:
+    """Raises what `_DAMAGE` holds for an archive that `torch.save` does not write: it could ask for any memory."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        names = [entry.filename for entry in entries]
+        folder = names[0].partition("/")[0] if names else ""
+        for name in names:
+            if not folder or not name.startswith(f"{folder}/") or ".." in name.split("/"):
+                raise ValueError(f"it holds an entry {name[:80]!r}, outside its folder")
+        if len({*names}) < len(names):
+            raise ValueError("it holds two entries of one name")
+        if any(entry.compress_type or entry.file_size != entry.compress_size for entry in entries):
+            raise ValueError("it holds a compressed entry")
+        for opcode, argument, _ in pickletools.genops(archive.read(f"{folder}/data.pkl")):
+            if opcode.name == "GLOBAL" and not _PLAIN.fullmatch(str(argument)):
+                raise ValueError(f"its pickle asks for {str(argument)[:80]!r}")
+
+
+def _map_arrays(tree: Any, kind: type, convert: Any, depth: int = 2) -> Any:
+    # No deeper: a dict may hold itself.
+    if isinstance(tree, dict) and depth:
+        return {name: _map_arrays(value, kind, convert, depth - 1) for name, value in tree.items()}
     return convert(tree) if isinstance(tree, kind) else tree

@@ -1,0 +1,48 @@
+"""SHA256SUMS: the digest of every other file of a checkpoint, as sha256sum writes and checks it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from spec.sharded import is_shard
+
+
+def checksums(sums: Mapping[str, str]) -> bytes:
+    """The content of SHA256SUMS from each file's digest."""
+    return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
+
+
+def sha256(content: bytes) -> str:
+    """The digest as SHA256SUMS holds it."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def verify(files: Mapping[str, bytes], elsewhere: Mapping[str, str] | None = None) -> None:
+    """Raises ValueError where SHA256SUMS is not among the files, or is not about exactly the others.
+
+    Args:
+        files: content of each file.
+        elsewhere: digests of further files, whose content is not here.
+    """
+    sums, found = listed_sums(files), {name: sha256(content) for name, content in files.items()} | dict(elsewhere or {})
+    weights = () if any(map(is_shard, sums)) else ("model.safetensors",)
+    for name in ("config.json", "state.json", *weights, *(name for name in found if name != "SHA256SUMS")):
+        if name not in sums:
+            raise ValueError(f"{name} is not listed in SHA256SUMS")
+    for name, digest in sums.items():
+        if name not in found:
+            raise ValueError(f"{name} is missing")
+        if found[name] != digest:
+            raise ValueError(f"{name} does not match SHA256SUMS: it was damaged or changed")
+
+
+def listed_sums(files: Mapping[str, bytes]) -> dict[str, str]:
+    """The digest of each file by name, as SHA256SUMS among the files has it; ValueError where it is not whole."""
+    if "SHA256SUMS" not in files:
+        raise ValueError("SHA256SUMS is missing; this is no checkpoint, or not a whole one")
+    # Not `splitlines`, to which a damaged line break is one of ten others.
+    *rows, rest = files["SHA256SUMS"].decode().split("\n")
+    if rest:
+        raise ValueError("SHA256SUMS does not end with a line break: it was damaged or changed")
+    return {name: digest for digest, _, name in (row.partition("  ") for row in rows)}
