@@ -10,10 +10,11 @@ import numpy as np
 from parity.cases import perturbed_parameters
 from parity.perturbed import FACTOR, Rounding
 from parity.trajectories import REORDERINGS, TRAINING, Leg, Order
-from spec.config import LiquidNetConfig
-from spec.data import Dataset, training_batch
+from spec.config import LiquidNetConfig, TrainingConfig
+from spec.data import Dataset, next_batch
 from spec.optimizer import decayed_paths
-from spec.reference import adamw_step, clip_by_global_norm, loss_and_gradients
+from spec.reference import adamw_step, clip_by_global_norm, forward, loss_and_gradients
+from spec.schedule import learning_rate
 from tools.stories import stories
 
 NOISE = 0.02
@@ -83,14 +84,7 @@ def estimated_run(
     data: Dataset, names: tuple[str, ...] = ("torch", "jax"), steps: int = 100, told: Progress = lambda name: None
 ) -> Estimate:
     """Train a small model from perturbed weights in each backend, in float64, and in float64 that rounds at random."""
-    told("float64 reference")
-    truth = reference_run(data, steps, lambda x: np.asarray(x, np.float64))
-    changes = []
-    for run in range(4):
-        told(f"float64 that rounds at random, {run + 1} of 4")
-        changes.append(np.abs(reference_run(data, steps, Rounding(run, 2.0**-24)) - truth))
-    # The loss is stored in float32: where no run has moved it, it is still off by its own rounding.
-    bound = FACTOR * np.maximum.accumulate(np.maximum(np.max(changes, axis=0), 2.0**-24 * truth))
+    truth, bound = bounded_run(data, steps, SMALL_TRAINING, told)
     errors = {}
     for name in names:
         told(name)
@@ -99,17 +93,35 @@ def estimated_run(
     return Estimate(bound, errors)
 
 
-def reference_run(data: Dataset, steps: int, lift: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def bounded_run(
+    data: Dataset, steps: int, training: TrainingConfig, told: Progress = lambda name: None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The loss at each step of the float64 reference, and the estimate of how far a float32 run may lie from it."""
+    told("float64 reference")
+    truth = reference_run(data, steps, training, lambda x: np.asarray(x, np.float64))
+    changes = []
+    for run in range(4):
+        told(f"float64 that rounds at random, {run + 1} of 4")
+        changes.append(np.abs(reference_run(data, steps, training, Rounding(run, 2.0**-24)) - truth))
+    # The loss is stored in float32: where no run has moved it, it is still off by its own rounding.
+    return truth, FACTOR * np.maximum.accumulate(np.maximum(np.max(changes, axis=0), 2.0**-24 * truth))
+
+
+def reference_run(
+    data: Dataset, steps: int, training: TrainingConfig, lift: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
     """The loss at each step of the reference, on the kind of array that `lift` makes."""
-    t, decayed = SMALL_TRAINING, decayed_paths(SMALL)
+    t, decayed = training, decayed_paths(SMALL)
     params = {path: lift(x) for path, x in perturbed_parameters(SMALL, t.seed, NOISE).items()}
     moments = [{path: lift(np.zeros(x.shape)) for path, x in params.items()} for _ in range(2)]
-    losses = []
+    losses, states = [], None
     for step in range(steps):
-        batch = training_batch(data, step * t.batch_size, t.batch_size, t.seq_len, t.seed)
-        loss, gradients, _ = loss_and_gradients(params, SMALL, batch.tokens, batch.labels, resets=batch.resets)
+        batch = next_batch(data, step * t.batch_size, t)
+        loss, gradients, _ = loss_and_gradients(params, SMALL, batch.tokens, batch.labels, states, batch.resets)
+        if t.stream:
+            states = forward(params, SMALL, batch.tokens, states, batch.resets)[1]
         gradients, _ = clip_by_global_norm(gradients, t.grad_clip)
-        params, *moments = adamw_step(params, gradients, *moments, step + 1, t.peak_lr, t, decayed)
+        params, *moments = adamw_step(params, gradients, *moments, step + 1, learning_rate(step, t), t, decayed)
         losses.append(float(loss))
     return np.array(losses)
 

@@ -99,6 +99,7 @@ class TrainingConfig:
         grad_clip: largest global gradient norm; 0 turns clipping off.
         seed: of the initial weights and of the data order.
         compute_dtype: of the dense products; parameters, scan, norms, logits and loss stay float32.
+        stream: each row reads on where it stopped in the step before, from the state it had there.
 
     Raises:
         ValueError: a value out of range, named.
@@ -117,6 +118,7 @@ class TrainingConfig:
     grad_clip: float = 1.0
     seed: int = 0
     compute_dtype: str = "float32"
+    stream: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "seq_len"):
@@ -131,6 +133,8 @@ class TrainingConfig:
         _require_number(self, "weight_decay", 0.0, 1e3)
         _require_number(self, "grad_clip", 0.0, 1e6)
         require_known("compute dtype", self.compute_dtype, COMPUTE_DTYPES)
+        if not isinstance(self.stream, bool):
+            raise ValueError(f"stream must be true or false, got {self.stream!r}")
 
 
 FAMILIES = {config.family: config for config in (LiquidNetConfig,)}
@@ -143,7 +147,7 @@ def config_to_json(config: LiquidNetConfig) -> dict[str, Any]:
 
 def config_from_json(value: Any) -> LiquidNetConfig:
     """The inverse of `config_to_json`; raises ValueError naming an unknown family, field or value."""
-    if not isinstance(value, dict) or value.get("family") not in FAMILIES:
+    if not isinstance(value, dict) or value.get("family") not in tuple(FAMILIES):
         family = value.get("family") if isinstance(value, dict) else value
         raise ValueError(f"unknown model family {family!r}; this version knows {', '.join(FAMILIES)}")
     return FAMILIES[value["family"]](**known_fields(FAMILIES[value["family"]], value, ignore=("family",)))
@@ -153,7 +157,8 @@ def training_from_json(value: Any) -> TrainingConfig:
     """A TrainingConfig from a JSON object; raises ValueError naming an unknown field or bad value."""
     if not isinstance(value, dict):
         raise ValueError(f"training settings must be a JSON object, got {json.dumps(value)[:40]}")
-    return TrainingConfig(**known_fields(TrainingConfig, value))
+    # Runs that were started before there were streams hold no word of them.
+    return TrainingConfig(**known_fields(TrainingConfig, {"stream": False, **value}))
 
 
 def known_fields(owner: type, value: dict[str, Any], ignore: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -6,6 +6,13 @@ Batch k is a pure function of (seed, k): no generator state, no stored shuffle, 
     Sample s, counted over the whole run, is window pi_e(s mod n) of epoch e = s div n, n windows an epoch,
     where pi_e is a permutation of [0, n) keyed by (seed, e).
     Step k of batch size B holds samples k B ... k B + B - 1; ranks cut it contiguously.
+
+A run that streams reads the text in order instead, B places at a time:
+
+    An epoch e cuts the token file, from an offset o_e in [0, seq_len) keyed by (seed, e), into B lanes of
+    S = (tokens - seq_len) div (B seq_len) consecutive windows.
+    Row r of step k is window j = k mod S of lane r in epoch e = k div S: it starts at o_e + (r S + j) seq_len.
+    The state is cleared where a lane starts (j = 0) and after each end of text, across the borders of windows too.
 """
 
 from __future__ import annotations
@@ -13,18 +20,47 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spec.config import require_integer, require_known
+from spec.config import TrainingConfig, require_integer, require_known
+from spec.files import read_file, require_file
 from spec.init import stream
 
 IGNORED_LABEL = -100
 DATA_FORMAT_VERSION = 1
 _ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which contiguous part of every global batch one process has; row counts differ by one at most, columns too.
+
+    Args:
+        row: number of the share among those that cut the batch between rows.
+        rows: how many these are.
+        column: number of the share among those that cut each row in time.
+        columns: how many these are.
+    """
+
+    row: int = 0
+    rows: int = 1
+    column: int = 0
+    columns: int = 1
+
+    def of_rows(self, count: int) -> slice:
+        """The rows of this share among `count`."""
+        return slice(count * self.row // self.rows, count * (self.row + 1) // self.rows)
+
+    def of_columns(self, count: int) -> slice:
+        """The positions in time of this share among `count`."""
+        return slice(count * self.column // self.columns, count * (self.column + 1) // self.columns)
+
+
+WHOLE = Share()
 
 
 @dataclass(frozen=True)
@@ -35,10 +71,10 @@ class Batch:
     labels: np.ndarray
     resets: np.ndarray
 
-    def rows(self, rank: int, world_size: int) -> Batch:
-        """The contiguous share of one rank; row counts differ by one at most."""
-        low, high = (len(self.tokens) * r // world_size for r in (rank, rank + 1))
-        return Batch(self.tokens[low:high], self.labels[low:high], self.resets[low:high])
+    def part(self, share: Share) -> Batch:
+        """What one process has of the batch."""
+        cut = share.of_rows(self.tokens.shape[0]), share.of_columns(self.tokens.shape[1])
+        return Batch(self.tokens[cut], self.labels[cut], self.resets[cut])
 
 
 @dataclass(frozen=True)
@@ -75,41 +111,39 @@ def open_data(directory: Path) -> Dataset:
     if not (directory / "meta.json").is_file():
         raise ValueError(f"{directory} holds no prepared data (meta.json is missing); make it with `liquidnet prepare`")
     try:
-        meta = json.loads((directory / "meta.json").read_text())
+        meta = json.loads(read_file(directory / "meta.json"))
         if meta["format_version"] != DATA_FORMAT_VERSION:
-            raise ValueError(
-                f"{directory} has data format version {meta['format_version']}, this version reads "
-                f"{DATA_FORMAT_VERSION}; run `liquidnet prepare` again"
-            )
-        tokenizer = (directory / "tokenizer.json").read_bytes()
-        digests = {"tokenizer.json": (tokenizer, meta["tokenizer_sha256"])}
-        parts = {}
-        for part in ("train", "val"):
-            parts[part] = _open_tokens(directory / f"{part}.bin", np.dtype(meta["dtype"]).newbyteorder("<"))
-            digests[f"{part}.bin"] = (parts[part], meta[part]["sha256"])
+            raise ValueError(f"data format version {meta['format_version']}, this version reads {DATA_FORMAT_VERSION}")
+        content = read_file(directory / "tokenizer.json")
+        tokenizer, digests = content.decode(), {"tokenizer.json": (content, meta["tokenizer_sha256"])}
+        require_known("token dtype", meta["dtype"], ("uint16", "uint32"))
         require_integer("meta.json: vocab_size", meta["vocab_size"], 1)
         require_integer("meta.json: end_of_text_id", meta["end_of_text_id"], 0, meta["vocab_size"] - 1)
-        for name in ("bytes", "tokens"):
-            require_integer(f"meta.json: val {name}", meta["val"][name], 1, 2**63 - 1)
-        require_known("token dtype", meta["dtype"], ("uint16", "uint32"))
-    except (KeyError, TypeError, json.JSONDecodeError, FileNotFoundError) as error:
-        raise ValueError(f"{directory} is not whole ({error!r}); run `liquidnet prepare` again") from error
-    for name, (content, digest) in digests.items():
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise ValueError(
-                f"{directory / name} does not match its checksum in meta.json; run `liquidnet prepare` again"
-            )
-    for name, tokens in parts.items():
-        if tokens.max() >= meta["vocab_size"]:
-            raise ValueError(f"{directory / name}.bin holds token id {tokens.max()}, outside the vocabulary")
-    return Dataset(parts["train"], parts["val"], meta, tokenizer.decode())
+        require_integer("meta.json: val bytes", meta["val"]["bytes"], 1, 2**63 - 1)
+        parts = {}
+        for part in ("train", "val"):
+            require_integer(f"meta.json: {part} tokens", meta[part]["tokens"], 1, 2**63 - 1)
+            parts[part] = _open_tokens(directory / f"{part}.bin", meta["dtype"], meta[part]["tokens"])
+            digests[f"{part}.bin"] = (parts[part], meta[part]["sha256"])
+        for name, (content, digest) in digests.items():
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise ValueError(f"{name} does not match its checksum in meta.json")
+        for name, tokens in parts.items():
+            if tokens.max() >= meta["vocab_size"]:
+                raise ValueError(f"{name}.bin holds token id {tokens.max()}, outside the vocabulary")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = error if type(error) in (ValueError, UnicodeDecodeError) else f"meta.json: {error!r}"
+        raise ValueError(f"{directory} is not whole: {reason}; run `liquidnet prepare` again") from error
+    return Dataset(parts["train"], parts["val"], meta, tokenizer)
 
 
-def _open_tokens(path: Path, dtype: np.dtype) -> np.ndarray:
-    try:
-        return np.memmap(path, dtype=dtype, mode="r")
-    except ValueError as error:
-        raise ValueError(f"{path} is empty or cut short; run `liquidnet prepare` again") from error
+def _open_tokens(path: Path, dtype: str, count: int) -> np.ndarray:
+    require_file(path)
+    size, expected = path.stat().st_size, count * np.dtype(dtype).itemsize
+    if size != expected:
+        wrong = "is empty or cut short" if size < expected else "is longer than it was"
+        raise ValueError(f"{path.name} {wrong}: {size} bytes, meta.json says {expected}")
+    return np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r")
 
 
 def permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
@@ -165,14 +199,51 @@ def window_starts(samples: np.ndarray, tokens: np.ndarray, seq_len: int, seed: i
     return starts
 
 
-def training_batch(data: Dataset, samples_consumed: int, batch_size: int, seq_len: int, seed: int) -> Batch:
-    """The global batch that follows `samples_consumed` samples.
+def next_batch(data: Dataset, samples_consumed: int, training: TrainingConfig, share: Share = WHOLE) -> Batch:
+    """What one process has of a run's next batch: `stream_batch` where the run streams, else `training_batch`."""
+    make = stream_batch if training.stream else training_batch
+    return make(data, samples_consumed, training.batch_size, training.seq_len, training.seed, share)
+
+
+def training_batch(
+    data: Dataset, samples_consumed: int, batch_size: int, seq_len: int, seed: int, share: Share = WHOLE
+) -> Batch:
+    """The global batch that follows `samples_consumed` samples, or a share of it: windows in an order of their own.
 
     Raises:
         ValueError: the data is shorter than a window.
     """
-    samples = np.arange(samples_consumed, samples_consumed + batch_size)
-    return _cut(data, data.train, window_starts(samples, data.train, seq_len, seed), seq_len)
+    samples = np.arange(samples_consumed, samples_consumed + batch_size)[share.of_rows(batch_size)]
+    batch = _cut(data, data.train, window_starts(samples, data.train, seq_len, seed), seq_len)
+    return batch.part(replace(share, row=0, rows=1))
+
+
+def stream_batch(
+    data: Dataset, samples_consumed: int, batch_size: int, seq_len: int, seed: int, share: Share = WHOLE
+) -> Batch:
+    """The global batch that follows `samples_consumed` samples, or a share of it: each row reads on in its lane.
+
+    Raises:
+        ValueError: the data is too short for a window a lane, or the samples are not whole batches of this size.
+    """
+    windows = (len(data.train) - seq_len) // (batch_size * seq_len)
+    if windows < 1:
+        raise ValueError(
+            f"a stream of {batch_size} rows of {seq_len} tokens needs at least {(batch_size + 1) * seq_len} training "
+            f"tokens, the data has {len(data.train)}; lower --batch-size, shorten --seq-len or prepare more text"
+        )
+    if samples_consumed % batch_size:
+        raise ValueError(
+            f"a stream of {batch_size} rows cannot go on after {samples_consumed} samples, which are not whole batches "
+            "of it; keep the --batch-size that it was started with"
+        )
+    epoch, window = divmod(samples_consumed // batch_size, windows)
+    offset = stream(seed, f"lanes, epoch {epoch}").integers(seq_len)
+    lanes = np.arange(batch_size)[share.of_rows(batch_size)]
+    starts = offset + (lanes * windows + window) * seq_len
+    batch = _cut(data, data.train, starts, seq_len)
+    batch.resets[:, 0] = window == 0 or data.train[starts - 1] == data.end_of_text_id
+    return batch.part(replace(share, row=0, rows=1))
 
 
 def validation_batches(data: Dataset, seq_len: int, batch_size: int, most_windows: int) -> Iterator[Batch]:
@@ -190,6 +261,27 @@ def validation_batches(data: Dataset, seq_len: int, batch_size: int, most_window
     for low in range(0, len(starts), batch_size):
         batch = _cut(data, data.val, np.resize(starts[low : low + batch_size], batch_size), seq_len)
         batch.labels[len(starts) - low :] = IGNORED_LABEL
+        yield batch
+
+
+def validation_stream(data: Dataset, tokens_at_a_time: int, most_tokens: int) -> Iterator[Batch]:
+    """The validation part as one sequence in pieces [1, tokens_at_a_time]; its first `most_tokens` labels count.
+
+    The last piece is filled up with ignored labels, so that all have one shape; the state after it means nothing.
+
+    Raises:
+        ValueError: fewer than two tokens.
+    """
+    count = min(len(data.val) - 1, most_tokens)
+    if count < 1:
+        raise ValueError(f"a stream needs 2 validation tokens, the data has {len(data.val)}; prepare more text")
+    for low in range(0, count, tokens_at_a_time):
+        text = data.val[low : min(low + tokens_at_a_time, count) + 1].astype(np.int32)
+        fill = (0, tokens_at_a_time + 1 - len(text))
+        tokens_bt = np.pad(text[:-1], fill)[None]
+        labels_bt = np.pad(text[1:], fill, constant_values=IGNORED_LABEL)[None]
+        batch = Batch(tokens_bt, labels_bt, document_resets(tokens_bt, data.end_of_text_id))
+        batch.resets[:, 0] = low > 0 and data.val[low - 1] == data.end_of_text_id
         yield batch
 
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich import progress
 from rich.console import Console
 
 from spec.checkpoint import Checkpoint
 from spec.config import TrainingConfig, training_from_json
-from spec.data import IGNORED_LABEL, Batch, Dataset, open_data, validation_batches
+from spec.data import IGNORED_LABEL, Batch, Dataset, Share, open_data, validation_batches, validation_stream
 from tools import backends, convert
+
+STREAM_SEQ_LEN = 4096
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Validation loss in nats a token and in bits a byte, over non-overlapping windows from a zero state."""
+    """Validation loss in nats a token and in bits a byte: over windows from a zero state, or over the whole text."""
 
     checkpoint: Path
     """A run (its newest checkpoint), a checkpoint directory, a .pt or a .msgpack file."""
@@ -28,11 +31,13 @@ class Evaluate:
     backend: backends.Backend | None = None
     """Backend to compute with; by default the first one installed."""
     batch_size: int = 32
-    """Windows at a time."""
+    """Windows at a time; with --stream it is one."""
     seq_len: int | None = None
-    """Window length; by default the one trained with."""
+    """Window length; by default the one trained with, or 4096 with --stream, whose result does not depend on it."""
     windows: int = 1_000_000_000
     """Windows to read at most, from the start of the validation part."""
+    stream: bool = False
+    """Read the validation part as one sequence, its state carried on; memory does not grow with the text."""
 
     def run(self) -> None:
         checkpoint, data = convert.read(self.checkpoint), open_data(self.data)
@@ -43,22 +48,57 @@ class Evaluate:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         stored = checkpoint.state.get("training")
         training = training_from_json(stored) if stored else TrainingConfig(seq_len=checkpoint.config.max_seq_len)
-        seq_len = self.seq_len or training.seq_len
         engine = backends.load(self.backend or backends.default(), "train").Engine(checkpoint.config, training)
         engine.load(checkpoint.parameters, {}, 0)
-        nats = mean_loss(engine, track(validation_batches(data, seq_len, self.batch_size, self.windows)))
-        result = {"step": checkpoint.state["step"], "val_loss": nats, "val_bpb": data.nats_to_bits_per_byte(nats)}
-        print(json.dumps(result))
+        if self.stream:
+            seq_len = self.seq_len or STREAM_SEQ_LEN
+            batches = validation_stream(data, seq_len, self.windows * seq_len)
+        else:
+            batches = validation_batches(data, self.seq_len or training.seq_len, self.batch_size, self.windows)
+        nats, tokens = total_nats(engine, track(batches), self.stream)
+        result = {"step": checkpoint.state["step"], "val_loss": nats / tokens}
+        print(json.dumps({**result, "val_bpb": data.nats_to_bits_per_byte(nats / tokens), "tokens": tokens}))
 
 
-def mean_loss(engine: Any, batches: Iterable[Batch]) -> float:
-    """Mean nats a counted label over all batches."""
-    nats, count = 0.0, 0
-    for batch in batches:
+def mean_loss(engine: Any, batches: Iterable[Batch], carry: bool = False) -> float:
+    """Mean nats a counted label over all batches.
+
+    Args:
+        engine: of a backend.
+        batches: of one shape.
+        carry: each batch goes on from the states after the one before, not from zero.
+    """
+    nats, tokens = total_nats(engine, batches, carry)
+    return nats / tokens
+
+
+def total_nats(engine: Any, batches: Iterable[Batch], carry: bool = False) -> tuple[float, int]:
+    """Sum of nats over all batches, and the labels counted.
+
+    Args:
+        engine, batches, carry: as in `mean_loss`.
+    """
+    nats, count, states = 0.0, 0, None
+    share = engine.world.share
+    for whole in batches:
+        # One row cannot be cut between rows: every process reads all of a stream, or its stretch of each piece.
+        batch = _part(whole, replace(share, row=0, rows=1) if carry else share)
+        mean, last = engine.evaluate(batch, states)
+        states = last if carry else None
         counted = int((batch.labels != IGNORED_LABEL).sum())
-        nats += engine.evaluate(batch) * counted
+        nats += mean * counted
         count += counted
-    return nats / count
+    twice = share.rows if carry else 1
+    return engine.world.total(nats) / twice, int(engine.world.total(count)) // twice
+
+
+def _part(batch: Batch, share: Share) -> Batch:
+    """The share of a batch; where it has no row, one whose labels are ignored, since all processes compute together."""
+    part = batch.part(share)
+    if len(part.tokens):
+        return part
+    first = Batch(batch.tokens[:1], np.full_like(batch.labels[:1], IGNORED_LABEL), batch.resets[:1])
+    return first.part(replace(share, row=0, rows=1))
 
 
 def track(batches: Iterable[Batch]) -> Iterable[Batch]:

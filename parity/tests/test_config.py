@@ -41,6 +41,7 @@ def test_a_model_survives_json(config):
         grad_clip=st.floats(0.0, 10.0),
         seed=st.integers(0, 2**64 - 1),
         compute_dtype=st.sampled_from(COMPUTE_DTYPES),
+        stream=st.booleans(),
     )
 )
 def test_a_training_survives_json(training):
@@ -64,6 +65,7 @@ BAD = [
     (TrainingConfig, "seed", 2**64),
     (TrainingConfig, "steps", 10**4000),
     (TrainingConfig, "compute_dtype", "float8"),
+    *((TrainingConfig, "stream", value) for value in (1, "true", None)),
 ]  # fmt: skip
 
 
@@ -117,6 +119,12 @@ def test_bad_model_json_is_refused(value, message):
 def test_bad_training_json_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         training_from_json({**dataclasses.asdict(TrainingConfig()), **change})
+
+
+def test_training_json_from_before_there_were_streams_is_read():
+    value = dataclasses.asdict(TrainingConfig(steps=3))
+    del value["stream"]
+    assert training_from_json(value) == TrainingConfig(steps=3, stream=False)
 
 
 def test_incomplete_training_json_is_refused():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from spec.data import (
     IGNORED_LABEL,
+    Share,
     document_resets,
     open_data,
     permute,
@@ -119,7 +120,7 @@ def test_the_batch_size_does_not_change_the_order(plain):
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 5, 8])
 def test_ranks_share_one_batch(plain, world):
     whole = batch(plain, 2)
-    shares = [whole.rows(rank, world) for rank in range(world)]
+    shares = [whole.part(Share(rank, world)) for rank in range(world)]
     sizes = [len(share.tokens) for share in shares]
     assert max(sizes) - min(sizes) <= 1
     for name in ("tokens", "labels", "resets"):
