@@ -18,6 +18,7 @@ from tools.doctor import Doctor
 from tools.evaluate import Evaluate
 from tools.generate import Generate
 from tools.parity_report import Parity
+from tools.plot import Plot
 from tools.prepare import Prepare
 from tools.train import Train
 
@@ -28,6 +29,7 @@ COMMANDS = {
     "convert": Convert,
     "compare": Compare,
     "generate": Generate,
+    "plot": Plot,
     "parity": Parity,
     "bench": Bench,
     "doctor": Doctor,
@@ -57,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(141)
     except MemoryError:
         fail("not enough memory; make the batch, the window or the model smaller", 2)
+    except ConnectionError as error:
+        fail(error, 1)
     except (ValueError, OSError, NotImplementedError) as error:
         if "LIQUIDNET_DEBUG" in os.environ:
             raise

@@ -6,13 +6,13 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spec.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
+from spec.checkpoint import Checkpoint, list_checkpoints, read_beside, read_checkpoint, write_checkpoint
 from spec.config import (
     LiquidNetConfig,
     TrainingConfig,
@@ -24,6 +24,7 @@ from spec.config import (
 )
 from spec.data import Dataset
 from spec.files import TEMPORARY_PREFIX, new_file, remove_unfinished
+from spec.sharded import is_shard
 
 
 @dataclass(frozen=True)
@@ -126,20 +127,39 @@ class Run:
         with new_file(self.path / "config.json") as temporary:
             temporary.write_text(json.dumps(settings.to_json(), indent=1) + "\n")
 
-    def newest_checkpoint(self) -> Checkpoint | None:
-        """The newest checkpoint; None where there is none; ValueError where it is damaged."""
+    def newest_checkpoint(self, readers: tuple[int, int] | None = None) -> Checkpoint | None:
+        """The newest checkpoint; None where there is none; ValueError where it is damaged.
+
+        Args:
+            readers: number of this process, and of all, where each reads its own part of what is in shards; the
+                checkpoint then has neither parameters nor moments.
+        """
         found = list_checkpoints(self.path)
         if not found:
             return None
-        checkpoint = read_checkpoint(found[-1])
+        sharded = readers is not None and any(is_shard(path.name) for path in found[-1].iterdir())
+        checkpoint = read_beside(found[-1], *readers) if readers and sharded else read_checkpoint(found[-1])
         if found[-1].name != _name(checkpoint.state["step"]):
             raise ValueError(f"{found[-1]} holds step {checkpoint.state['step']}; rename it to what it holds")
         return checkpoint
 
+    def last_good(self) -> str:
+        """Where to go on from, for a message."""
+        found = list_checkpoints(self.path)
+        return f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+
     def save(self, checkpoint: Checkpoint, keep: int) -> None:
         """Write a checkpoint, then drop those beyond the newest `keep` and the best."""
-        write_checkpoint(self.path / "checkpoints" / _name(checkpoint.state["step"]), checkpoint)
-        best = checkpoint.state.get("best") or {}
+        write_checkpoint(self.place(checkpoint.state["step"]), checkpoint)
+        self.drop_old(checkpoint.state, keep)
+
+    def place(self, step: int) -> Path:
+        """Where the checkpoint of a step belongs."""
+        return self.path / "checkpoints" / _name(step)
+
+    def drop_old(self, state: Mapping[str, Any], keep: int) -> None:
+        """Drop the checkpoints beyond the newest `keep` and the best that `state` names."""
+        best = state.get("best") or {}
         for old in list_checkpoints(self.path)[:-keep]:
             if old.name != _name(best.get("step", -1)):
                 # A kill between the two leaves no half of a checkpoint under a valid name.

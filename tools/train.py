@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
+from spec.checkpoint import Checkpoint
 from spec.config import LiquidNetConfig, TrainingConfig, require_integer
-from spec.data import Dataset, open_data, validation_batches, windows_per_epoch
+from spec.data import Dataset, next_batch, open_data, validation_batches
 from spec.parameters import num_parameters
 from spec.presets import RECIPES, preset
 from tools import backends, convert
 from tools.evaluate import require_same_tokenizer
 from tools.run import Habits, Run, Settings, data_identity
+from tools.saver import CheckpointFormat
 from tools.selftest import trusted_method
 from tools.trainer import Trainer
 
@@ -28,7 +32,9 @@ class Train:
     """Train a model, or carry a run on, on either backend.
 
     SIGTERM saves a checkpoint and exits 75, Ctrl-C saves and exits 130; `--resume` goes on from either,
-    and from a kill. A flag that is not given is the preset's or, on --resume, what the run was started with.
+    and from a kill. A flag that is not given is the preset's or, on --resume, what the run was started with;
+    --stop-at, --profile and what says who computes what (from --micro-batch-size to --checkpoint-format) are of
+    this leg alone. Under torchrun (`torchrun --nproc-per-node 4 -m torch_impl.train ...`) several processes train.
     """
 
     backend: Annotated[backends.Backend, tyro.conf.Positional]
@@ -55,6 +61,8 @@ class Train:
     """Sequences a step, over all devices."""
     seq_len: int | None = None
     """Tokens a sequence."""
+    stream: bool = False
+    """Each row reads on where it stopped in the step before, from the state it had there."""
     lr: Annotated[float | None, tyro.conf.arg(aliases=["--peak-lr"])] = None
     """Peak learning rate."""
     warmup_steps: int | None = None
@@ -75,6 +83,16 @@ class Train:
     """Compile torch's step with torch.compile (default: on a CUDA GPU only); JAX always compiles."""
     no_compile: bool = False
     """Run torch's step as it is written, without torch.compile."""
+    micro_batch_size: int | None = None
+    """Sequences a device takes at a time, their gradients added up (default: all of its share)."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Whether each process of torchrun has a copy of the parameters (ddp) or a part of them (fsdp)."""
+    context_parallel: int = 1
+    """Processes of torchrun that share each sequence, a stretch of time each."""
+    rank_timeout: float = 600.0
+    """Seconds to wait for another process before the run ends."""
+    checkpoint_format: CheckpointFormat = "neutral"
+    """neutral, or dcp: each process writes its part while training goes on (torch.distributed.checkpoint)."""
     checkpoint_every: int | None = None
     """Steps between checkpoints; one is always written at the end (default: 250)."""
     keep: int | None = None
@@ -93,26 +111,60 @@ class Train:
     def run(self) -> None:
         if self.stop_at is not None:
             require_integer("stop_at", self.stop_at, 1)
-        data, run = open_data(self.data), Run(self.out)
-        existed = run.exists()
-        if existed and not self.resume:
-            raise ValueError(f"{self.out} already holds a run; add --resume to carry it on, or name another --out")
-        settings = self.resolve(data, run.settings() if existed else None)
+        if self.backend == "jax" and self.checkpoint_format == "dcp":
+            raise ValueError("--checkpoint-format dcp is PyTorch's; leave it out: JAX reads it, and writes neutral")
+        parallel = backends.load(self.backend, "parallel")
+        world, run = parallel.join(self.parallel, self.context_parallel, self.rank_timeout), Run(self.out)
+        try:
+            code = self._train(run, world)
+        except RuntimeError as error:
+            if not world.lost(error):
+                raise
+            # Without the file and line of gloo's that it comes from, and without its advice.
+            reason = re.sub(r".*\.cc:\d+\] ?", "", str(error).splitlines()[0]).split(". ")[0]
+            raise ConnectionError(
+                f"process {world.rank} of {world.size} lost another one ({reason}); {run.last_good()}; "
+                "start all of them again with --resume"
+            ) from error
+        world.close()
+        sys.exit(code)
+
+    def _train(self, run: Run, world: Any) -> int:
+        with world.together():
+            data, existed = open_data(self.data), run.exists()
+            if existed and not self.resume:
+                raise ValueError(f"{self.out} already holds a run; add --resume to carry it on, or name another --out")
+            settings = self.resolve(data, run.settings() if existed else None)
+            initial = self._initial(data, settings.model)
+        with ExitStack() as held:
+            engine = self._engine(settings, world)
+            with world.together():
+                if world.rank == 0:
+                    held.enter_context(run.locked())
+                    if run.exists() != existed:
+                        raise ValueError(f"{self.out} was taken by another run just now; name another --out")
+            return Trainer(self, data, run, settings, engine).train(initial)
+
+    def _initial(self, data: Dataset, model: LiquidNetConfig) -> Checkpoint | None:
+        if self.init_from is None:
+            return None
+        initial = convert.read(self.init_from)
+        require_same_tokenizer(initial, data, self.init_from)
+        if replace(initial.config, max_seq_len=model.max_seq_len) != model:
+            raise ValueError(f"{self.init_from} holds another model than asked for: {initial.config}")
+        return initial
+
+    def _engine(self, settings: Settings, world: Any) -> Any:
         model, training, habits = settings.model, settings.training, settings.habits
-        initial = None if self.init_from is None else convert.read(self.init_from)
-        if initial is not None and self.init_from is not None:
-            require_same_tokenizer(initial, data, self.init_from)
-            if replace(initial.config, max_seq_len=model.max_seq_len) != model:
-                raise ValueError(f"{self.init_from} holds another model than asked for: {initial.config}")
         shape = (training.batch_size, training.seq_len, model.d_model)
-        method = trusted_method(self.backend, habits.method, shape, _say_loudly)
-        compiled = _compiles(self.backend, habits.compile)
-        engine = backends.load(self.backend, "train").Engine(model, training, method, habits.remat, compiled)
-        _warn_of_bfloat16(self.backend, training.compute_dtype)
-        with run.locked():
-            if run.exists() != existed:
-                raise ValueError(f"{self.out} was taken by another run just now; name another --out")
-            sys.exit(Trainer(self, data, run, settings, engine).train(initial))
+        # The first process tries the methods out; were each to decide, they might differ.
+        method = world.tell(lambda: trusted_method(self.backend, habits.method, shape, _say_loudly))
+        compiled = _compiles(self.backend, habits.compile, self.context_parallel)
+        if world.rank == 0:
+            _warn_of_bfloat16(self.backend, training.compute_dtype)
+        engine = backends.load(self.backend, "train").Engine
+        with world.together():
+            return engine(model, training, method, habits.remat, compiled, self.micro_batch_size, world)
 
     def resolve(self, data: Dataset, stored: Settings | None) -> Settings:
         """The settings of this leg; raises ValueError where they cannot be, or a resumed run would be another run."""
@@ -126,7 +178,7 @@ class Train:
         model = replace(model, vocab_size=data.vocab_size, **_given(self, ("d_model", "d_ff", "n_layers")))
         names = ("steps", "batch_size", "seq_len", "warmup_steps", "weight_decay", "grad_clip", "seed")
         training = replace(training, **_given(self, names))
-        renamed = {"peak_lr": self.lr, "compute_dtype": self.dtype}
+        renamed = {"peak_lr": self.lr, "compute_dtype": self.dtype, "stream": self.stream or None}
         training = replace(training, **{name: value for name, value in renamed.items() if value is not None})
         if self.total_tokens is not None:
             training = replace(training, steps=self._steps_of(training))
@@ -141,7 +193,8 @@ class Train:
         settings = Settings(model, training, habits, data_identity(data))
         if stored is not None:
             _require_same_run(stored, settings)
-        windows_per_epoch(data.train, training.seq_len)
+        # One row: nothing says yet that there is memory for more. The lanes of a stream are no longer than the data.
+        next_batch(data, 0, training if training.stream else replace(training, batch_size=1))
         next(validation_batches(data, training.seq_len, 1, 1))
         _require_memory(model, training)
         return settings
@@ -162,12 +215,12 @@ class Train:
         return int(tokens // a_step)
 
 
-def _compiles(backend: str, asked: bool | None) -> bool:
+def _compiles(backend: str, asked: bool | None, context_parallel: int) -> bool:
     """Whether the engine compiles: JAX in any case, torch where asked to or, without a word, on CUDA with Triton."""
     if backend == "jax" or asked is not None:
         return backend == "jax" or bool(asked)
     devices = backends.load(backend, "devices")
-    return devices.default_device().type == "cuda" and devices.HAS_TRITON
+    return devices.default_device().type == "cuda" and devices.HAS_TRITON and context_parallel == 1
 
 
 def _warn_of_bfloat16(backend: str, dtype: str) -> None:
@@ -196,7 +249,8 @@ def _require_same_run(stored: Settings, asked: Settings) -> None:
         raise ValueError("the data differs from what this run was started with; resume with the same prepared data")
     if asked.model != stored.model:
         raise ValueError(f"this run's model is {stored.model}; resume without flags that change it")
-    for name in ("seq_len", "seed"):
+    # The lanes of a stream belong to its batch size.
+    for name in ("seq_len", "seed", "stream", *(("batch_size",) if stored.training.stream else ())):
         before, now = getattr(stored.training, name), getattr(asked.training, name)
         if before != now:
             raise ValueError(f"this run has {name} {before}, not {now}; resume without --{name.replace('_', '-')}")

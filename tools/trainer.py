@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from parity.environment import processor
-from spec.checkpoint import Checkpoint, list_checkpoints
-from spec.data import Dataset, training_batch, validation_batches
-from spec.sampling import Sampling
+from spec.checkpoint import Checkpoint
+from spec.data import Dataset, next_batch, validation_batches, validation_stream
+from spec.sampling import Sampling, Step
 from spec.schedule import learning_rate
 from tools.evaluate import mean_loss
 from tools.generate import stream_text
 from tools.plot import plot_loss
 from tools.run import Run, Settings
+from tools.saver import make_saver
 from tools.tokenizer import parse_tokenizer
 
 if TYPE_CHECKING:
@@ -47,87 +49,125 @@ class Trainer:
 
     def __init__(self, flags: Train, data: Dataset, run: Run, settings: Settings, engine: Any):
         self.flags, self.data, self.run, self.settings, self.engine = flags, data, run, settings, engine
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.world, self.first_process = engine.world, engine.world.rank == 0
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not self.first_process)
+        self.saver = make_saver(flags.checkpoint_format, run, engine, settings.habits.keep)
         self.step = self.samples_consumed = self.tokens = 0
         self.best: dict[str, Any] | None = None
 
     def train(self, initial: Checkpoint | None) -> int:
         """Train from the newest checkpoint, else from the weights of `initial`, else from the start; the exit code."""
         training, habits, flags = self.settings.training, self.settings.habits, self.flags
-        newest = self.run.newest_checkpoint()
-        if newest is not None:
-            self._restore(newest)
-        elif initial is not None:
-            self.engine.load(initial.parameters, {}, 0)
-            # From here on --resume finds these weights, whatever happens before the first checkpoint.
-            self._save()
-        self.first = self.saved = self.step
-        self.run.write_settings(self.settings)
-        self.run.cut_metrics(self.step)
+        self._begin(initial)
         last = training.steps if flags.stop_at is None else min(training.steps, flags.stop_at)
         self._say(
             f"{flags.backend}: steps {self.step} to {last} of {training.steps}, {training.batch_size} x "
-            f"{training.seq_len} tokens each, {training.compute_dtype}"
+            f"{training.seq_len} tokens each, {training.compute_dtype}, {self.engine.layout()}"
         )
-        with self.run.metrics_writer() as self.write, _signals() as caught, self._bar(last) as self.advance:
-            while self.step < last and not caught:
+        metrics = self.run.metrics_writer() if self.first_process else nullcontext(lambda line: None)
+        with metrics as self.write, _signals() as caught, self._bar(last) as self.advance:
+            while self.step < last and not self.world.agree(bool(caught)):
                 self._one_step()
                 is_best = self.best is not None and self.best["step"] == self.step
                 if self.step % habits.checkpoint_every == 0 or is_best:
                     self._save()
+                self.saver.poll()
             if self.step != self.saved:
                 self._save()
-        plot_loss(self.run.metrics(), self.run.path / "loss.png")
-        if caught:
-            self._say(f"stopped by {caught[0].name} at step {self.step}; add --resume to carry on")
-            return EXIT_SIGTERM if caught[0] == signal.SIGTERM else EXIT_SIGINT
+            self.saver.finish()
+        stopped, terminated = self.world.agree(bool(caught)), self.world.agree(signal.SIGTERM in caught)
+        if self.first_process:
+            plot_loss(self.run.metrics(), self.run.path / "loss.png")
+        if stopped:
+            name = signal.Signals.SIGTERM.name if terminated else signal.Signals.SIGINT.name
+            self._say(f"stopped by {name} at step {self.step}; add --resume to carry on")
+            return EXIT_SIGTERM if terminated else EXIT_SIGINT
         self._say(f"reached step {self.step} of {training.steps}; the loss curve is in {self.run.path / 'loss.png'}")
         return 0
 
+    def _begin(self, initial: Checkpoint | None) -> None:
+        with self.world.together():
+            # Where each has a part of the model, none needs to hold all of it to read shards.
+            newest = self.run.newest_checkpoint((self.world.rank, self.world.size) if self.world.sharded else None)
+            in_parts = newest is not None and not newest.parameters
+            if newest is not None:
+                self._require_same_run(newest)
+                if not in_parts:
+                    self.engine.load(newest.parameters, newest.moments, newest.state["step"])
+                self.engine.load_extra_state(newest.state)
+                self.engine.load_states(newest.states)
+                self._go_on(newest.state)
+            elif initial is not None:
+                self.engine.load(initial.parameters, {}, 0)
+        if in_parts:
+            with self.world.together():
+                self.engine.load_shards(self.run.place(self.step), self.step)
+        if newest is None and initial is not None:
+            # From here on --resume finds these weights, whatever happens before the first checkpoint.
+            self._save()
+            self.saver.finish()
+        self.first = self.saved = self.step
+        with self.world.together():
+            if self.first_process:
+                self.run.write_settings(self.settings)
+                self.run.cut_metrics(self.step)
+
     def _one_step(self) -> None:
         training, started = self.settings.training, time.perf_counter()
-        batch = training_batch(self.data, self.samples_consumed, training.batch_size, training.seq_len, training.seed)
+        batch = next_batch(self.data, self.samples_consumed, training, self.world.share)
         lr = learning_rate(self.step, training)
         with self._profiler():
             loss, norm = self.engine.train_step(batch, lr)
         if not (np.isfinite(loss) and np.isfinite(norm)):
+            self.saver.finish()
+            # All processes have the same numbers; one message will do.
+            if not self.first_process:
+                sys.exit(1)
             raise FloatingPointError(self._not_finite(loss, norm))
         self.step += 1
         self.samples_consumed += training.batch_size
-        self.tokens += batch.tokens.size
-        rate = batch.tokens.size / (time.perf_counter() - started)
+        tokens = training.batch_size * training.seq_len
+        self.tokens += tokens
+        rate = tokens / (time.perf_counter() - started)
         line = {"step": self.step, "loss": loss, "tokens": self.tokens, "lr": lr, "grad_norm": norm}
-        self.write({**line, "tokens_per_second": round(rate, 1), "backend": self.engine.name})
+        where = {"backend": self.engine.name, "processes": self.world.size}
+        self.write({**line, "tokens_per_second": round(rate, 1), **where})
         self.advance(loss, rate)
         if self.step % self.settings.habits.eval_every == 0 or self.step == training.steps:
             self._evaluate()
 
     def _evaluate(self) -> None:
-        training = self.settings.training
-        most = self.settings.habits.eval_windows
-        nats = mean_loss(
-            self.engine, validation_batches(self.data, training.seq_len, max(32, training.batch_size), most)
-        )
+        training, most = self.settings.training, self.settings.habits.eval_windows
+        # No more at a time than a step takes: a leg in micro-batches has memory for those alone.
+        micro_batch = self.flags.micro_batch_size
+        rows = max(32, training.batch_size) if micro_batch is None else micro_batch * self.world.share.rows
+        if training.stream:
+            batches = validation_stream(self.data, rows * training.seq_len, most * training.seq_len)
+        else:
+            batches = validation_batches(self.data, training.seq_len, rows, most)
+        nats = mean_loss(self.engine, batches, carry=training.stream)
         bits = self.data.nats_to_bits_per_byte(nats)
         if self.best is None or nats < self.best["val_loss"]:
             self.best = {"step": self.step, "val_loss": nats}
-        prompt, text = self._sample()
+        sampler = self.engine.sampler()
+        if not self.first_process:
+            return
+        prompt, text = self._sample(sampler)
         self.write({"step": self.step, "val_loss": nats, "val_bpb": bits, "sample": prompt + text})
         self._say(
             f"step {self.step}: validation loss {nats:.4f}, {bits:.4f} bits a byte; sample: {prompt!r} -> {text!r}"
         )
 
-    def _sample(self) -> tuple[str, str]:
+    def _sample(self, sampler: Step) -> tuple[str, str]:
         """A prompt from the validation text, another at each step, and how the model goes on."""
         tokenizer = parse_tokenizer(self.data.tokenizer)
         start = 997 * self.step % max(len(self.data.val) - SAMPLE_PROMPT_TOKENS, 1)
         prompt = np.asarray(self.data.val[start : start + SAMPLE_PROMPT_TOKENS], np.int64)
         sampling = Sampling(temperature=0.8, top_p=0.95, seed=self.settings.training.seed)
-        pieces = stream_text(self.engine.sampler(), tokenizer, prompt[None], sampling, SAMPLE_TOKENS)
+        pieces = stream_text(sampler, tokenizer, prompt[None], sampling, SAMPLE_TOKENS)
         return tokenizer.decode(prompt), "".join(pieces)
 
     def _save(self) -> None:
-        parameters, moments = self.engine.dump()
         state = {
             "step": self.step,
             "samples_consumed": self.samples_consumed,
@@ -141,11 +181,10 @@ class Trainer:
             "environment": self._environment(),
             **self.engine.extra_state(),
         }
-        checkpoint = Checkpoint(self.settings.model, parameters, moments, state, self.data.tokenizer)
-        self.run.save(checkpoint, self.settings.habits.keep)
+        self.saver.save(self.settings.model, state, self.data.tokenizer)
         self.saved = self.step
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    def _require_same_run(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
         if checkpoint.config != self.settings.model or checkpoint.tokenizer != self.data.tokenizer:
             raise ValueError(
@@ -153,7 +192,7 @@ class Trainer:
             )
         if state["seed"] != self.settings.training.seed or state.get("data", self.settings.data) != self.settings.data:
             raise ValueError(f"the newest checkpoint in {self.run.path} was trained on other data or with another seed")
-        if not checkpoint.moments:
+        if checkpoint.parameters and not checkpoint.moments:
             raise ValueError(
                 f"the newest checkpoint in {self.run.path} has no optimizer state; start with --init-from it"
             )
@@ -162,13 +201,21 @@ class Trainer:
                 f"the run is at step {state['step']}, beyond its schedule of {self.settings.training.steps} steps; "
                 "raise --steps"
             )
-        self.engine.load(checkpoint.parameters, checkpoint.moments, state["step"])
-        self.engine.load_extra_state(state)
+        rows = None if checkpoint.states is None else checkpoint.states.shape[1]
+        streams = self.settings.training.stream and state["step"] > 0
+        if rows != (self.settings.training.batch_size if streams else None):
+            raise ValueError(
+                f"the newest checkpoint in {self.run.path} has the states of {rows or 'no'} rows, and the run "
+                f"{f'streams {self.settings.training.batch_size}' if streams else 'does not stream'}; start anew"
+            )
+
+    def _go_on(self, state: Mapping[str, Any]) -> None:
         self.step, self.samples_consumed, self.tokens = state["step"], state["samples_consumed"], state["tokens"]
         self.best = state.get("best")
         if state.get("backend") == self.engine.name:
-            # Checkpoints without this entry are older than compiled steps.
-            now, then = self._environment(), {"compile": False, **(state.get("environment") or {})}
+            # Checkpoints without these entries are older than compiled steps, and than several processes.
+            before = {"compile": False, "layout": "1 process"}
+            now, then = self._environment(), {**before, **(state.get("environment") or {})}
             changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
             if changed:
                 self._say(f"resuming will not repeat the same bits, since these changed: {', '.join(changed)}")
@@ -179,17 +226,15 @@ class Trainer:
 
     def _not_finite(self, loss: float, norm: float) -> str:
         first, count = self.samples_consumed, self.settings.training.batch_size
-        checkpoints = list_checkpoints(self.run.path)
-        good = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
         return (
             f"loss {loss}, gradient norm {norm} at step {self.step + 1}, samples {first} to {first + count - 1}: "
-            f"stopped; {good}; lower --lr or --grad-clip and --resume"
+            f"stopped; {self.run.last_good()}; lower --lr or --grad-clip and --resume"
         )
 
     @contextmanager
     def _profiler(self) -> Iterator[None]:
         """Record a few steps of the leg, past compilation, on request."""
-        wanted = self.flags.profile and self.step - self.first in PROFILED_STEPS
+        wanted = self.flags.profile and self.first_process and self.step - self.first in PROFILED_STEPS
         with self.engine.profile(self.run.path / "profile" / f"step_{self.step + 1:08d}") if wanted else nullcontext():
             yield
 
@@ -197,7 +242,8 @@ class Trainer:
     def _bar(self, last: int) -> Iterator[Any]:
         """A progress bar on a terminal; elsewhere a line now and then."""
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[status]}"))
-        bar = Progress(*columns, TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal)
+        plain = not (self.console.is_terminal and self.first_process)
+        bar = Progress(*columns, TimeRemainingColumn(), console=self.console, disable=plain)
         task = bar.add_task("train", total=last, completed=self.step, status="")
         every = max(1, (last - self.step) // 20)
 

@@ -16,6 +16,7 @@ from spec.axes import BD, BT, BT3D, BTD, D
 from spec.config import LiquidNetConfig, require_known
 from torch_impl import scan as scans
 from torch_impl.layers import Linear, accumulate_dtype
+from torch_impl.scan.context_parallel import sharing
 
 
 def decay_gates(p: Float[Tensor, BTD], delta_min: float) -> tuple[Float[Tensor, BTD], Float[Tensor, BTD]]:
@@ -68,7 +69,11 @@ def unfused_mixer(
 
 
 def _automatic(pre_btx: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
-    return METHODS[scans.choose_method(pre_btx.shape, pre_btx.device)](pre_btx, *inputs)
+    method = scans.choose_method(pre_btx.shape, pre_btx.device)
+    if sharing() is not None:
+        # Where processes share the sequence the scan is a step of its own, after the gates.
+        return unfused_mixer(pre_btx, *inputs, scan_method=method)
+    return METHODS[method](pre_btx, *inputs)
 
 
 METHODS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {

@@ -12,6 +12,7 @@ from torch import Tensor
 from spec.config import TrainingConfig
 from spec.optimizer import MOMENTS, decayed_paths
 from torch_impl.checkpoint import from_numpy, to_numpy
+from torch_impl.parallel import own, own_part, whole
 
 if TYPE_CHECKING:
     from torch_impl.model import LiquidNet
@@ -35,25 +36,41 @@ def make_optimizer(model: LiquidNet, training: TrainingConfig) -> torch.optim.Ad
 def clip_by_global_norm(gradients: Iterable[Tensor], grad_clip: float) -> Tensor:
     """Scale the gradients in place by min(1, grad_clip / norm), and return the norm; grad_clip 0 leaves them."""
     gradients = list(gradients)
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     if grad_clip > 0.0:
-        torch._foreach_mul_(gradients, (grad_clip / norm).clamp(max=1.0))
+        torch._foreach_mul_([own(gradient) for gradient in gradients], (grad_clip / norm).clamp(max=1.0))
     return norm
 
 
 def dump_moments(model: LiquidNet, optimizer: torch.optim.AdamW) -> dict[str, dict[str, np.ndarray]]:
     """Both moments by path; zero before the first step."""
-    moments: dict[str, dict[str, np.ndarray]] = {name: {} for name in MOMENTS}
-    for path, parameter in model.named_parameters():
-        for name, key in _KEYS.items():
-            moments[name][path] = to_numpy(optimizer.state[parameter].get(key, torch.zeros_like(parameter)))
-    return moments
+    moments = named_moments(model, optimizer)
+    return {name: {path: to_numpy(tensor) for path, tensor in tensors.items()} for name, tensors in moments.items()}
 
 
 def load_moments(
     model: LiquidNet, optimizer: torch.optim.AdamW, moments: Mapping[str, Mapping[str, np.ndarray]], step: int
 ) -> None:
     """Set both moments, and the number of steps taken, which the bias correction counts."""
+    for name, tensors in named_moments(model, optimizer).items():
+        for path, tensor in tensors.items():
+            own(tensor).copy_(own_part(from_numpy(moments[name][path]), tensor))
+    set_steps(optimizer, step)
+
+
+def named_moments(model: LiquidNet, optimizer: torch.optim.AdamW) -> dict[str, dict[str, Tensor]]:
+    """Both moments by path, as the optimizer holds them; made, of zeros, where it has not taken a step."""
+    moments: dict[str, dict[str, Tensor]] = {name: {} for name in MOMENTS}
     for path, parameter in model.named_parameters():
-        state = {key: from_numpy(moments[name][path]).to(parameter) for name, key in _KEYS.items()}
-        optimizer.state[parameter] = {"step": torch.tensor(float(step)), **state}
+        state = optimizer.state[parameter]
+        if not state:
+            state.update(step=torch.tensor(0.0), **{key: torch.zeros_like(parameter) for key in _KEYS.values()})
+        for name, key in _KEYS.items():
+            moments[name][path] = state[key].detach()
+    return moments
+
+
+def set_steps(optimizer: torch.optim.AdamW, step: int) -> None:
+    """Set the number of steps taken, which the bias correction counts."""
+    for state in optimizer.state.values():
+        state["step"] = torch.tensor(float(step))

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spec.config import LiquidNetConfig, TrainingConfig
-from spec.data import Batch
+from spec.config import LiquidNetConfig, TrainingConfig, require_integer
+from spec.data import IGNORED_LABEL, Batch, Share
 from spec.sampling import Step
-from torch_impl.checkpoint import dump_parameters, load_parameters
+from spec.sharded import PARAMETERS
+from torch_impl.checkpoint import dump_parameters, from_numpy, load_parameters, to_numpy
 from torch_impl.data import to_device
 from torch_impl.devices import default_device
 from torch_impl.generate import make_step
 from torch_impl.model import LiquidNet
-from torch_impl.optimizer import clip_by_global_norm, dump_moments, load_moments, make_optimizer
+from torch_impl.optimizer import (
+    clip_by_global_norm,
+    dump_moments,
+    load_moments,
+    make_optimizer,
+    named_moments,
+    set_steps,
+)
+from torch_impl.parallel import World, accumulating, replicate, reshard, shard
 from torch_impl.scan import choose_method
+from torch_impl.scan.context_parallel import time_sharded
+
+if TYPE_CHECKING:
+    from torch_impl.sharded import Writing
 
 LEAST_SCALE = 1.0
 """Gradients that overflow although they are scaled by no more than this are not finite."""
@@ -39,6 +51,12 @@ class Engine:
         method: mixer method.
         remat: make activations again in the backward pass.
         compile: compile the loss and its gradient, without a graph break; evaluation and optimizer stay as they are.
+        micro_batch: rows taken at a time, their gradients added up; None takes all.
+        world: the processes of the run; None is this one alone.
+
+    Raises:
+        ValueError: fewer rows or tokens than processes, numbers of micro-batches that FSDP would wait for in vain, or
+            `compile` where processes share a row.
     """
 
     name = "torch"
@@ -50,56 +68,106 @@ class Engine:
         method: str = "auto",
         remat: bool = False,
         compile: bool = False,
+        micro_batch: int | None = None,
+        world: World | None = None,
     ):
-        self.device = default_device()
-        self.training, self.compile = training, compile
+        self.device, self.world, self.states = default_device(), world or World(), None
+        self.training, self.compile, self.micro_batch = training, compile, micro_batch
+        _require_work(training, micro_batch, self.world, compile)
         shape = (training.batch_size, training.seq_len, config.d_model)
         self.method = choose_method(shape) if method == "auto" else method
-        self.model = LiquidNet(config, training.seed, training.compute_dtype, method, remat).to(self.device)
+        self.model = LiquidNet(config, training.seed, training.compute_dtype, method, remat)
+        self._loss = self._distributed()
         self.optimizer = make_optimizer(self.model, training)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.compute_dtype == "float16")
+        if self.world.size > 1:
+            self._settle()
+
+    def _distributed(self) -> Any:
+        """Put the model where it is trained; its loss, as every process calls it."""
         # Every training batch has one shape: nothing is gained by a program that takes others too.
-        loss = torch.compile(self.model.loss, fullgraph=True, dynamic=False) if compile else self.model.loss
-        self._loss = loss
+        whole: dict[str, Any] = {"fullgraph": True, "dynamic": False}
+        if self.world.sharded and self.world.size > 1:
+            if self.compile:
+                for block in self.model.blocks:
+                    block.compile(**whole)
+            return shard(self.model, self.world).loss
+        self.model.to(self.device)
+        loss = torch.compile(self.model.loss, **whole) if self.compile else self.model.loss
+        return loss if self.world.size == 1 else replicate(self.model, loss, self.world)
+
+    def _settle(self) -> None:
+        """DDP orders its buckets anew after its first pass: from here on, every step of every leg sums in one order."""
+        zeros = np.zeros((self.training.batch_size, self.training.seq_len), np.int32)
+        self._gradients(Batch(zeros, zeros, zeros > 0).part(self.world.share))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.update(self.scaler.get_scale())
 
     def train_step(self, batch: Batch, lr: float) -> tuple[float, float]:
         """One optimizer step; the loss before it and the gradient norm before clipping.
 
-        Where either is not finite the parameters are left as they were. In float16 a step whose gradients overflow is
-        made again at half the scale: what it does depends on weights, batch and scale alone, and every step counts.
+        Where either is not finite everything is left as it was. In float16 a step whose gradients overflow is made
+        again at half the scale: what it does depends on weights, batch and scale alone, and every step counts.
+
+        Args:
+            batch: this process's share of the global batch.
+            lr: learning rate of the step.
         """
-        inputs = to_device(batch, self.device)
         while True:
-            loss, norm = self._gradients(*inputs)
-            if math.isfinite(loss) and math.isfinite(norm):
+            loss, norm, states = self._gradients(batch)
+            if np.isfinite(loss) and np.isfinite(norm):
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr
                 self.optimizer.step()
                 self.scaler.update()
+                self.states = states if self.training.stream else None
                 return loss, norm
             scale = self.scaler.get_scale()
-            self.scaler.update()
-            halved = self.scaler.get_scale() < scale
-            if not math.isfinite(loss) or scale <= LEAST_SCALE or not halved:
+            if not self.scaler.is_enabled() or not np.isfinite(loss) or scale <= LEAST_SCALE:
                 return loss, norm
+            # Not by what this process found: where each has a part of the gradients, one may overflow alone.
+            self.scaler.update(scale * self.scaler.get_backoff_factor())
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "_growth_tracker": 0})
 
-    def _gradients(self, tokens: Tensor, labels: Tensor, resets: Tensor) -> tuple[float, float]:
-        """Leave clipped gradients with the parameters; the loss, and the norm before clipping."""
-        loss, _ = self._loss(tokens, labels, resets=resets)
+    def _gradients(self, batch: Batch) -> tuple[float, float, Tensor]:
+        """Leave clipped gradients with the parameters; the loss, the norm before clipping, and the last states."""
+        counted = max(1.0, self.world.total(_counted(batch)))
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        loss, last_states = torch.zeros((), device=self.device), []
+        rows = len(batch.tokens)
+        pieces = min(rows, _pieces(self.training, self.micro_batch, self.world))
+        cuts = [Share(i, pieces) for i in range(pieces)]
+        parts = [batch.part(cut) for cut in cuts]
+        states = [None if self.states is None else self.states[:, cut.of_rows(rows)] for cut in cuts]
+        with time_sharded(self.world.sequence_group):
+            for part, state in zip(parts, states, strict=True):
+                tokens, labels, resets = to_device(part, self.device)
+                with accumulating(self.model, self._loss, last=part is parts[-1]):
+                    mean, last = self._loss(tokens, labels, states=state, resets=resets)
+                    nats = mean * (_counted(part) / counted)
+                    self.scaler.scale(nats).backward()
+                loss, last_states = loss + nats.detach(), [*last_states, last.detach()]
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = clip_by_global_norm(gradients, self.training.grad_clip)
         # The one time a step that the host waits for the device.
-        told = torch.stack([loss.detach(), norm]).tolist()
-        return told[0], told[1]
+        told = torch.stack([self.world.add_up(loss), norm]).tolist()
+        return told[0], told[1], torch.cat(last_states, dim=1)
 
-    @torch.inference_mode()
-    def evaluate(self, batch: Batch) -> float:
-        """Mean nats a counted label, each row from a zero state."""
+    # Not inference_mode: FSDP gathers parameters for the next step too.
+    @torch.no_grad()
+    def evaluate(self, batch: Batch, states: Tensor | None = None) -> tuple[float, Tensor]:
+        """Mean nats a counted label, each row from `states`, and the final states.
+
+        Args:
+            batch: this process's share.
+            states: [l, b, d]; None is zero.
+        """
         tokens, labels, resets = to_device(batch, self.device)
-        return self.model.loss(tokens, labels, resets=resets)[0].item()
+        with time_sharded(self.world.sequence_group):
+            loss, states = self.model.loss(tokens, labels, states=states, resets=resets)
+        reshard(self.model)
+        return loss.item(), states
 
     def load(self, parameters: dict[str, np.ndarray], moments: dict[str, dict[str, np.ndarray]], step: int) -> None:
         """Take over parameters and, where there are any, moments after `step` steps."""
@@ -110,6 +178,38 @@ class Engine:
     def dump(self) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
         """Parameters and moments as NumPy."""
         return dump_parameters(self.model), dump_moments(self.model, self.optimizer)
+
+    def dump_states(self) -> np.ndarray | None:
+        """The carried states [l, b, d], or None where there are none."""
+        if self.states is None:
+            return None
+        rows = self.world.gather(self.states.cpu())
+        # Processes that share a row have the same states.
+        return to_numpy(torch.cat(rows[:: self.world.share.columns], dim=1))
+
+    def load_states(self, states: np.ndarray | None) -> None:
+        """Go on from carried states [l, b, d]; None is zero."""
+        rows = self.world.share.of_rows(self.training.batch_size)
+        self.states = None if states is None else from_numpy(states[:, rows]).to(self.device)
+
+    def save_shards(self, directory: Path) -> Writing:
+        """Begin to write this process's part of parameters and moments into the directory; steps may go on."""
+        from torch_impl.sharded import Writing
+
+        return Writing(self._shards(), directory, self.world)
+
+    def load_shards(self, directory: Path, step: int) -> None:
+        """Take over parameters and moments after `step` steps, each process its part, from any number of shards."""
+        from torch_impl.sharded import read_shards
+
+        read_shards(self._shards(), directory, self.world)
+        set_steps(self.optimizer, step)
+
+    def _shards(self) -> dict[str, Tensor]:
+        moments = named_moments(self.model, self.optimizer)
+        parameters = {path: parameter.detach() for path, parameter in self.model.named_parameters()}
+        groups = {PARAMETERS: parameters, **moments}
+        return {f"{group}.{path}": tensor for group, tensors in groups.items() for path, tensor in tensors.items()}
 
     def extra_state(self) -> dict[str, Any]:
         """What else a checkpoint's state.json needs for the next step to repeat its bits."""
@@ -134,14 +234,26 @@ class Engine:
 
     def sampler(self) -> Step:
         """The current model as a step of generation."""
-        return make_step(self.model)
+        if not self.world.sharded:
+            return make_step(self.model)
+        replica = LiquidNet(self.model.config, compute_dtype=self.training.compute_dtype)
+        load_parameters(replica, dump_parameters(self.model))
+        return make_step(replica.to(self.device))
 
     def environment(self) -> dict[str, Any]:
         """What bit-exact resume depends on besides the checkpoint."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         versions = {"torch": torch.__version__.split("+")[0], "numpy": np.__version__}
-        how = {"method": self.method, "compile": self.compile}
+        how = {"method": self.method, "compile": self.compile, "layout": self.layout()}
         return {**versions, "device": name, "threads": torch.get_num_threads(), **how}
+
+    def layout(self) -> str:
+        """Who computes what: in another layout the same mathematics is summed in another order."""
+        size, columns = self.world.size, self.world.share.columns
+        parts = ["1 process" if size == 1 else f"{size} processes, {'fsdp' if self.world.sharded else 'ddp'}"]
+        parts += [f"{columns} a row"] * (columns > 1)
+        parts += [f"{self.micro_batch} rows at a time"] * (self.micro_batch is not None)
+        return ", ".join(parts)
 
     @contextmanager
     def profile(self, directory: Path) -> Iterator[None]:
@@ -150,6 +262,34 @@ class Engine:
             yield
         directory.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(directory / "trace.json"))
+
+
+def _pieces(training: TrainingConfig, micro_batch: int | None, world: World) -> int:
+    """How many micro-batches a step has: as many in each process, since FSDP gathers for all of them together."""
+    return 1 if micro_batch is None else -(-training.batch_size // (world.share.rows * micro_batch))
+
+
+def _counted(batch: Batch) -> int:
+    return int((batch.labels != IGNORED_LABEL).sum())
+
+
+def _require_work(training: TrainingConfig, micro_batch: int | None, world: World, compile: bool) -> None:
+    if micro_batch is not None:
+        require_integer("micro_batch", micro_batch, 1)
+    for name, count in (("batch_size", world.share.rows), ("seq_len", world.share.columns)):
+        if getattr(training, name) < count:
+            raise ValueError(
+                f"{name} {getattr(training, name)} leaves some of {count} processes without work; "
+                f"raise --{name.replace('_', '-')} or start fewer"
+            )
+    fewest = training.batch_size // world.share.rows
+    if world.sharded and _pieces(training, micro_batch, world) > fewest:
+        raise ValueError(
+            f"fsdp cannot cut the {fewest} rows of one process into as many micro-batches of {micro_batch} as another "
+            f"has; give a --batch-size that is a multiple of {world.share.rows}"
+        )
+    if compile and world.share.columns > 1:
+        raise ValueError("--compile and --context-parallel exclude each other so far; leave one of them out")
 
 
 if __name__ == "__main__":

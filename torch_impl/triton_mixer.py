@@ -14,6 +14,7 @@ from torch_impl.devices import require_triton
 from torch_impl.kernels.mixer_backward import adjoint_summary, mixer_backward
 from torch_impl.kernels.mixer_forward import mixer_forward, mixer_summary
 from torch_impl.kernels.table import BACKWARD, FORWARD, ROW, Table, launch_options, processors, saved_every, split
+from torch_impl.scan.context_parallel import sharing
 from torch_impl.scan.triton_scan import scan_states
 
 
@@ -30,9 +31,11 @@ def fused_mixer(
     Saved for the gradients: the inputs, and one float32 state every 64 steps.
 
     Raises:
-        NotImplementedError: the kernels do not run on this device.
+        NotImplementedError: the kernels do not run on this device, or several processes share the sequence.
     """
     require_triton("triton", pre_btx.device)
+    if sharing() is not None:
+        raise NotImplementedError("mixer method 'triton' has each row whole; between processes use auto or chunked")
     b, _, x = pre_btx.shape
     wide = decay_bias_d.dtype
     state_bd = torch.zeros(b, x // 3, dtype=wide, device=pre_btx.device) if state_bd is None else state_bd.to(wide)

@@ -1,11 +1,6 @@
-"""What parity/mutants found untested: the engine's step, the trainer's cursor, logits in bfloat16, moments' names."""
+"""What parity/mutants found untested: the engine's step, logits in bfloat16, the last digits of a gate's gradient."""
 
 from __future__ import annotations
-
-import json
-from contextlib import nullcontext
-from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -13,17 +8,12 @@ import pytest
 
 from parity import backends
 from parity.bounds import in_units
-from spec.checkpoint import Checkpoint, from_files, list_checkpoints, read_checkpoint, to_files, unpack
 from spec.config import LiquidNetConfig, TrainingConfig
-from spec.data import IGNORED_LABEL, Batch, open_data, training_batch
+from spec.data import IGNORED_LABEL, Batch
 from spec.init import half_life_bias, initial_parameters
 from spec.optimizer import MOMENTS, decayed_paths
 from spec.reference import adamw_step, clip_by_global_norm, loss_and_gradients
 from spec.reference.liquid import decay_gates, sigmoid
-from spec.schedule import learning_rate
-from tools.evaluate import mean_loss
-from tools.run import Habits, Run, Settings, data_identity
-from tools.trainer import Trainer
 
 # One block: a compilation takes seconds. A large eps: with a small one AdamW enlarges the rounding of small gradients.
 CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=1, max_seq_len=8)
@@ -92,7 +82,7 @@ def test_the_engine_takes_the_steps_of_the_reference(engine):
     for name in MOMENTS:
         assert_close(made.dump()[1][name], moments[name])
     loss, *_ = loss_and_gradients(params, CONFIG, batches[0].tokens, batches[0].labels, resets=batches[0].resets)
-    assert made.evaluate(batches[0]) == pytest.approx(loss, rel=1e-5)
+    assert made.evaluate(batches[0])[0] == pytest.approx(loss, rel=1e-5)
 
 
 def test_a_loaded_engine_takes_the_same_step(engine):
@@ -155,138 +145,3 @@ def test_the_gradient_of_the_decay_gate_keeps_its_digits(face):
     expected = -decay_gates(p, 1e-6)[0] * sigmoid(p)
     units = in_units(found, expected, 34 * 2.0**-24 * np.abs(expected))
     assert units.max() <= 1.0, f"the gradient at p = {p[units.argmax()]} is off by {units.max():.3g} units of its bound"
-
-
-def checkpoint_with_moments() -> Checkpoint:
-    draw = np.random.default_rng(0).standard_normal
-    params = initial_parameters(CONFIG)
-    moments = {name: {path: draw(x.shape, np.float32) for path, x in params.items()} for name in MOMENTS}
-    return Checkpoint(CONFIG, params, moments)
-
-
-def test_each_of_the_moments_keeps_its_name():
-    checkpoint = checkpoint_with_moments()
-    files = to_files(checkpoint)
-    stored, read = unpack(files["optimizer.safetensors"]), from_files(files, "here")
-    for name in MOMENTS:
-        for path, expected in checkpoint.moments[name].items():
-            np.testing.assert_array_equal(stored[f"{name}.{path}"], expected)
-            np.testing.assert_array_equal(read.moments[name][path], expected)
-
-
-class Loss:
-    """An engine that trains nothing, and keeps what it was asked."""
-
-    name = method = "none"
-
-    def __init__(self, losses=()):
-        self.batches, self.rates, self.loaded, self.losses = [], [], [], list(losses)
-
-    def train_step(self, batch, lr):
-        self.batches.append(batch)
-        self.rates.append(lr)
-        return 1.0, 2.0
-
-    def evaluate(self, batch):
-        return self.losses.pop(0) if self.losses else 9.0
-
-    def load(self, parameters, moments, step):
-        self.loaded.append((parameters, moments, step))
-
-    def dump(self):
-        checkpoint = checkpoint_with_moments()
-        return checkpoint.parameters, checkpoint.moments
-
-    def extra_state(self):
-        return {}
-
-    def load_extra_state(self, state):
-        pass
-
-    def sampler(self):
-        return lambda tokens, states: (np.eye(257)[[256] * len(tokens)] * 100.0, None)
-
-    def environment(self):
-        return {}
-
-    def profile(self, directory):
-        return nullcontext()
-
-
-STEPS, ROWS, LENGTH = 8, 3, 16
-
-
-@pytest.fixture
-def leg(small_data, tmp_path):
-    """Trains one leg of a run of eight steps with an engine that only listens; returns it and the metrics' lines."""
-    data, run = open_data(small_data), Run(tmp_path / "run")
-    (tmp_path / "run").mkdir()
-    training = TrainingConfig(steps=STEPS, batch_size=ROWS, seq_len=LENGTH, warmup_steps=2, seed=5)
-    habits = Habits(checkpoint_every=2, keep=1, eval_every=2, eval_windows=4)
-    settings = Settings(CONFIG, training, habits, data_identity(data))
-
-    def train(stop_at=None, losses=(), initial=None):
-        engine = Loss(losses)
-        flags = SimpleNamespace(backend="none", stop_at=stop_at, profile=False)
-        assert Trainer(flags, data, run, settings, engine).train(initial) == 0
-        return engine, [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-
-    train.data, train.run, train.training = data, run, training
-    return train
-
-
-def test_the_trainer_gives_each_step_its_batch_its_rate_and_its_counts(leg):
-    """Stopped after every other step and resumed: all as if it had run through."""
-    engines, lines = [], []
-    for stop_at in (2, 4, None):
-        engine, lines = leg(stop_at)
-        engines.append(engine)
-    batches = [batch for engine in engines for batch in engine.batches]
-    rates = [rate for engine in engines for rate in engine.rates]
-    assert len(batches) == STEPS
-    for step, (batch, rate) in enumerate(zip(batches, rates, strict=True)):
-        expected = training_batch(leg.data, step * ROWS, ROWS, LENGTH, leg.training.seed)
-        for name, array in asdict(expected).items():
-            np.testing.assert_array_equal(getattr(batch, name), array)
-        assert rate == learning_rate(step, leg.training)
-    steps = [line for line in lines if "loss" in line]
-    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
-    assert [line["tokens"] for line in steps] == [ROWS * LENGTH * step for step in range(1, STEPS + 1)]
-    assert [line["lr"] for line in steps] == rates
-    state = read_checkpoint(leg.run.path).state
-    counts = [state[name] for name in ("step", "samples_consumed", "tokens", "seed")]
-    assert counts == [STEPS, STEPS * ROWS, STEPS * ROWS * LENGTH, leg.training.seed]
-
-
-def test_the_trainer_resumes_with_weights_moments_and_step(leg):
-    leg(2)
-    stored = read_checkpoint(leg.run.path)
-    engine, _ = leg()
-    ((parameters, moments, step),) = engine.loaded
-    assert step == 2
-    for found, expected in ((parameters, stored.parameters), *((moments[m], stored.moments[m]) for m in MOMENTS)):
-        assert all(np.array_equal(found[path], x) for path, x in expected.items()) and len(found) == len(expected)
-
-
-def test_the_trainer_starts_from_weights_alone(leg):
-    """--init-from: no moments and no step, whatever the checkpoint holds."""
-    initial = replace(checkpoint_with_moments(), state={"step": 7, "samples_consumed": 21, "tokens": 9, "seed": 5})
-    engine, lines = leg(2, initial=initial)
-    ((parameters, moments, step),) = engine.loaded
-    assert parameters is initial.parameters and not moments and step == 0
-    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
-
-
-def test_the_trainer_keeps_the_best_checkpoint_over_a_resume(leg):
-    """Best at step 2, worse at 4, 6 and 8: kept beside the newest, and known after each resume."""
-    leg(4, losses=(1.0, 2.0))
-    engine, _ = leg(losses=(3.0, 4.0))
-    assert not engine.losses
-    assert [path.name for path in list_checkpoints(leg.run.path)] == ["step_00000002", "step_00000008"]
-    assert read_checkpoint(leg.run.path).state["best"] == {"step": 2, "val_loss": 1.0}
-
-
-def test_the_trainer_weighs_a_validation_batch_by_its_labels():
-    labels = [np.array([[1, 2, 3, IGNORED_LABEL]]), np.array([[IGNORED_LABEL, 1, IGNORED_LABEL, IGNORED_LABEL]])]
-    batches = [Batch(np.zeros_like(x), x, np.zeros(x.shape, bool)) for x in labels]
-    assert mean_loss(Loss((1.0, 5.0)), batches) == 2.0

@@ -25,6 +25,8 @@ NAMED = [
     "scan/sequential.py",
     "scan/chunked.py",
 ]
+# Of these all that jax_impl has is compared; torch_impl has more.
+LEADING = ["parallel.py"]
 # Compared like STRICT from the day one of the twins exists.
 LATER = ["liquid_ssm.py"]
 
@@ -145,6 +147,14 @@ def test_twins_have_the_same_surface(name: str) -> None:
     )
     found = differences(torch_source, jax_source)
     assert not found, f"{name}:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("name", LEADING)
+def test_what_jax_has_of_a_leading_twin_is_the_same(name: str) -> None:
+    found = [one for one in differences(*read_both(name)) if not one.endswith(": only in torch_impl")]
+    assert not found, f"{name}:\n" + "\n".join(found)
+    torch_side, jax_side = ([*surface(ast.parse(source).body)] for source in read_both(name))
+    assert [one for one in torch_side if one in jax_side] == jax_side and len(jax_side) > 8
 
 
 @pytest.mark.parametrize("name", sorted({*STRICT, *NAMED, *existing(LATER), *shared_files()}))

@@ -14,6 +14,7 @@ from spec.axes import BD, BT, BTD
 from spec.config import require_known
 from torch_impl.devices import default_device, takes_triton
 from torch_impl.scan.chunked import chunked
+from torch_impl.scan.context_parallel import ContextParallelScan, sharing
 from torch_impl.scan.sequential import sequential
 
 METHODS = {"sequential": sequential, "chunked": chunked}
@@ -72,7 +73,13 @@ def scan(
     if padding_bt is not None:
         decay_btd = decay_btd.masked_fill(padding_bt[..., None], 1.0)
         drive_btd = drive_btd.masked_fill(padding_bt[..., None], 0.0)
+    if sharing() is not None:
+        return ContextParallelScan.apply(decay_btd, drive_btd, state_bd, METHODS[method], _adjoint(method), sharing())
     return _Scan.apply(decay_btd, drive_btd, state_bd, method)
+
+
+def _adjoint(method: str) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    return ADJOINTS.get(method) or partial(_reversed, METHODS[method])
 
 
 class _Scan(torch.autograd.Function):
@@ -88,9 +95,8 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, states_gradient_btd, final_gradient_bd):
-        adjoint = ADJOINTS.get(ctx.method) or partial(_reversed, METHODS[ctx.method])
         decay_btd, states_btd, state_bd = ctx.saved_tensors
-        return *adjoint(decay_btd, states_btd, state_bd, states_gradient_btd, final_gradient_bd), None
+        return *_adjoint(ctx.method)(decay_btd, states_btd, state_bd, states_gradient_btd, final_gradient_bd), None
 
 
 def _reversed(method, decay_btd, states_btd, state_bd, states_gradient_btd, final_gradient_bd):

@@ -1,0 +1,207 @@
+"""The training loop with an engine that only listens: cursor, rates, counts, what is saved, kept and gone on from."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from spec.checkpoint import Checkpoint, from_files, list_checkpoints, read_checkpoint, to_files
+from spec.config import LiquidNetConfig, TrainingConfig
+from spec.data import IGNORED_LABEL, WHOLE, Batch, Share, open_data, training_batch
+from spec.init import initial_parameters
+from spec.optimizer import MOMENTS
+from spec.schedule import learning_rate
+from spec.tensors import unpack
+from tools.evaluate import mean_loss, total_nats
+from tools.run import Habits, Run, Settings, data_identity
+from tools.trainer import Trainer
+
+CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=1, max_seq_len=8)
+
+
+def checkpoint_with_moments() -> Checkpoint:
+    draw = np.random.default_rng(0).standard_normal
+    params = initial_parameters(CONFIG)
+    moments = {name: {path: draw(x.shape, np.float32) for path, x in params.items()} for name in MOMENTS}
+    return Checkpoint(CONFIG, params, moments)
+
+
+def test_each_of_the_moments_keeps_its_name():
+    checkpoint = checkpoint_with_moments()
+    files = to_files(checkpoint)
+    stored, read = unpack(files["optimizer.safetensors"]), from_files(files, "here")
+    for name in MOMENTS:
+        for path, expected in checkpoint.moments[name].items():
+            np.testing.assert_array_equal(stored[f"{name}.{path}"], expected)
+            np.testing.assert_array_equal(read.moments[name][path], expected)
+
+
+class Alone:
+    """The world of one process, without a backend."""
+
+    rank, size, share, sharded = 0, 1, WHOLE, False
+
+    def agree(self, flag):
+        return flag
+
+    def together(self):
+        return nullcontext()
+
+    def total(self, number):
+        return number
+
+
+class Loss:
+    """An engine that trains nothing, and keeps what it was asked."""
+
+    name = method = "none"
+    world = Alone()
+
+    def __init__(self, losses=()):
+        self.batches, self.rates, self.loaded, self.losses = [], [], [], list(losses)
+
+    def train_step(self, batch, lr):
+        self.batches.append(batch)
+        self.rates.append(lr)
+        return 1.0, 2.0
+
+    def evaluate(self, batch, states=None):
+        return self.losses.pop(0) if self.losses else 9.0, None
+
+    def load(self, parameters, moments, step):
+        self.loaded.append((parameters, moments, step))
+
+    def dump(self):
+        checkpoint = checkpoint_with_moments()
+        return checkpoint.parameters, checkpoint.moments
+
+    def dump_states(self):
+        return None
+
+    def load_states(self, states):
+        assert states is None
+
+    def extra_state(self):
+        return {}
+
+    def load_extra_state(self, state):
+        pass
+
+    def sampler(self):
+        return lambda tokens, states: (np.eye(257)[[256] * len(tokens)] * 100.0, None)
+
+    def environment(self):
+        return {}
+
+    def layout(self):
+        return "1 process"
+
+    def profile(self, directory):
+        return nullcontext()
+
+
+STEPS, ROWS, LENGTH = 8, 3, 16
+
+
+@pytest.fixture
+def leg(small_data, tmp_path):
+    """Trains one leg of a run of eight steps with an engine that only listens; returns it and the metrics' lines."""
+    data, run = open_data(small_data), Run(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    training = TrainingConfig(steps=STEPS, batch_size=ROWS, seq_len=LENGTH, warmup_steps=2, seed=5)
+    habits = Habits(checkpoint_every=2, keep=1, eval_every=2, eval_windows=4)
+    settings = Settings(CONFIG, training, habits, data_identity(data))
+
+    def train(stop_at=None, losses=(), initial=None):
+        engine = Loss(losses)
+        leg = {"stop_at": stop_at, "profile": False, "micro_batch_size": None, "checkpoint_format": "neutral"}
+        flags = SimpleNamespace(backend="none", **leg)
+        assert Trainer(flags, data, run, settings, engine).train(initial) == 0
+        return engine, [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+
+    train.data, train.run, train.training = data, run, training
+    return train
+
+
+def test_the_trainer_gives_each_step_its_batch_its_rate_and_its_counts(leg):
+    """Stopped after every other step and resumed: all as if it had run through."""
+    engines, lines = [], []
+    for stop_at in (2, 4, None):
+        engine, lines = leg(stop_at)
+        engines.append(engine)
+    batches = [batch for engine in engines for batch in engine.batches]
+    rates = [rate for engine in engines for rate in engine.rates]
+    assert len(batches) == STEPS
+    for step, (batch, rate) in enumerate(zip(batches, rates, strict=True)):
+        expected = training_batch(leg.data, step * ROWS, ROWS, LENGTH, leg.training.seed)
+        for name, array in asdict(expected).items():
+            np.testing.assert_array_equal(getattr(batch, name), array)
+        assert rate == learning_rate(step, leg.training)
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    assert [line["tokens"] for line in steps] == [ROWS * LENGTH * step for step in range(1, STEPS + 1)]
+    assert [line["lr"] for line in steps] == rates
+    state = read_checkpoint(leg.run.path).state
+    counts = [state[name] for name in ("step", "samples_consumed", "tokens", "seed")]
+    assert counts == [STEPS, STEPS * ROWS, STEPS * ROWS * LENGTH, leg.training.seed]
+
+
+def test_the_trainer_resumes_with_weights_moments_and_step(leg):
+    leg(2)
+    stored = read_checkpoint(leg.run.path)
+    engine, _ = leg()
+    ((parameters, moments, step),) = engine.loaded
+    assert step == 2
+    for found, expected in ((parameters, stored.parameters), *((moments[m], stored.moments[m]) for m in MOMENTS)):
+        assert all(np.array_equal(found[path], x) for path, x in expected.items()) and len(found) == len(expected)
+
+
+def test_the_trainer_starts_from_weights_alone(leg):
+    """--init-from: no moments and no step, whatever the checkpoint holds."""
+    initial = replace(checkpoint_with_moments(), state={"step": 7, "samples_consumed": 21, "tokens": 9, "seed": 5})
+    engine, lines = leg(2, initial=initial)
+    ((parameters, moments, step),) = engine.loaded
+    assert parameters is initial.parameters and not moments and step == 0
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+
+
+def test_the_trainer_keeps_the_best_checkpoint_over_a_resume(leg):
+    """Best at step 2, worse at 4, 6 and 8: kept beside the newest, and known after each resume."""
+    leg(4, losses=(1.0, 2.0))
+    engine, _ = leg(losses=(3.0, 4.0))
+    assert not engine.losses
+    assert [path.name for path in list_checkpoints(leg.run.path)] == ["step_00000002", "step_00000008"]
+    assert read_checkpoint(leg.run.path).state["best"] == {"step": 2, "val_loss": 1.0}
+
+
+def test_the_trainer_weighs_a_validation_batch_by_its_labels():
+    labels = [np.array([[1, 2, 3, IGNORED_LABEL]]), np.array([[IGNORED_LABEL, 1, IGNORED_LABEL, IGNORED_LABEL]])]
+    batches = [Batch(np.zeros_like(x), x, np.zeros(x.shape, bool)) for x in labels]
+    assert mean_loss(Loss((1.0, 5.0)), batches) == 2.0
+
+
+def shared(share: Share, others: tuple[float, ...] = (0.0, 0.0)) -> Loss:
+    """An engine of a process with this share; the rest of them count `others`, nats and labels."""
+    engine, rest = Loss((1.0, 5.0)), list(others)
+    engine.world = Alone()
+    engine.world.share, engine.world.total = share, lambda number: number + rest.pop(0)
+    return engine
+
+
+def test_a_validation_stream_counts_once_however_many_read_it():
+    """Every one of three processes reads all of a single row: three times the nats, three times the labels."""
+    batches = [Batch(np.zeros((1, 4), int), np.array([[1, 2, 3, IGNORED_LABEL]]), np.zeros((1, 4), bool))] * 2
+    assert total_nats(shared(Share(1, 3), (36.0, 12)), batches, carry=True) == (18.0, 6)
+    # Two that share it in time read a half each.
+    assert total_nats(shared(Share(0, 1, 1, 2), (4.0, 4)), batches, carry=True) == (10.0, 6)
+
+
+def test_a_process_without_a_validation_row_counts_none():
+    batch = Batch(np.zeros((2, 4), int), np.ones((2, 4), int), np.zeros((2, 4), bool))
+    assert total_nats(shared(Share(0, 3), (8.0, 8)), [batch]) == (8.0, 8)
+    assert total_nats(shared(Share(1, 3), (4.0, 4)), [batch]) == (8.0, 8)

@@ -1,0 +1,305 @@
+"""One model trained by several processes at once: what each layout of them computes, for a test to compare.
+
+    python -m torch.distributed.run --standalone --nproc-per-node 4 -m parity.worlds OUT
+
+Four processes are started once; the smaller worlds are made of the first of them, while the others wait.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from parity.cases import ScanCase, perturbed_parameters
+from parity.operations.base import cast
+from parity.races import NOISE, SMALL, SMALL_TRAINING, story_data
+from parity.trajectories import MODEL
+from spec.config import TrainingConfig
+from spec.data import Batch, next_batch, validation_batches, validation_stream
+from tools.evaluate import mean_loss
+from torch_impl.parallel import World, world_of
+from torch_impl.scan import METHODS as SCANS
+from torch_impl.scan.context_parallel import time_sharded
+from torch_impl.train import Engine
+
+PROCESSES = 4
+STEPS = 30
+# Twelve rows: 1, 2, 3 and 4 processes have equal shares, so do 8 but for one row.
+TRAINING = replace(SMALL_TRAINING, batch_size=12)
+HUGE = 2.0**30
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who computes what.
+
+    Args:
+        size: processes.
+        parallel: `ddp` or `fsdp`.
+        columns: processes that share a row.
+        micro_batch: rows at a time.
+    """
+
+    size: int
+    parallel: str = "ddp"
+    columns: int = 1
+    micro_batch: int | None = None
+
+    @property
+    def name(self) -> str:
+        micro = f", {self.micro_batch} rows at a time" if self.micro_batch else ""
+        return f"{self.size} {self.parallel}, {self.columns} a row{micro}"
+
+    def world(self) -> World:
+        """Its processes; every process of the default group calls this."""
+        return World() if self.size == 1 else world_of(list(range(self.size)), self.parallel, self.columns)
+
+
+ALONE = Layout(1)
+LAYOUTS = (
+    *(Layout(size, parallel) for parallel in ("ddp", "fsdp") for size in (2, 3, 4)),
+    *(Layout(size, "ddp", size) for size in (2, 4)),
+    Layout(4, "ddp", 2),
+    Layout(4, "fsdp", 2),
+    Layout(2, "ddp", 1, 4),
+    Layout(2, "fsdp", 1, 4),
+    Layout(1, "ddp", 1, 5),
+)
+CHAIN = (Layout(4, "fsdp"), ALONE, Layout(3), Layout(2, "ddp", 2), Layout(2, "fsdp"))
+SCAN_CASES = tuple(
+    ScanCase((2, t, 3), "mixture", "normal", resets, padding, seed)
+    for seed, (t, resets, padding) in enumerate([(5, "none", "none"), (31, "some", "some"), (63, "last", "left")])
+)
+
+
+class Leg:
+    """Steps of one layout on the stories, from perturbed weights."""
+
+    def __init__(self, layout: Layout, world: World, training: TrainingConfig = TRAINING, model: Any = SMALL):
+        self.data, self.training, self.world, self.step = story_data(), training, world, 0
+        self.engine = Engine(model, training, "chunked", micro_batch=layout.micro_batch, world=world)
+        self.engine.load(perturbed_parameters(model, training.seed, NOISE), {}, 0)
+
+    def train(self, steps: int) -> tuple[np.ndarray, list[str]]:
+        """Loss and norm of each step, [steps, 2], and the digest of the tokens that all processes took together."""
+        told, digests = [], []
+        for _ in range(steps):
+            batch = next_batch(self.data, self.step * self.training.batch_size, self.training, self.world.share)
+            digests.append(digest(batch, self.world))
+            told.append(self.engine.train_step(batch, self.training.peak_lr))
+            self.step += 1
+        return np.array(told), digests
+
+    def take(self, other: dict[str, Any]) -> None:
+        self.engine.load(other["parameters"], other["moments"], other["step"])
+        self.engine.load_states(other["states"])
+        self.step = other["step"]
+
+    def give(self) -> dict[str, Any]:
+        parameters, moments = self.engine.dump()
+        states = self.engine.dump_states()
+        return {"parameters": parameters, "moments": moments, "states": states, "step": self.step}
+
+
+def digest(batch: Batch, world: World) -> str:
+    """SHA-256 of tokens, labels and resets of the global batch, put together from what each process has."""
+    parts, columns = world.gather(batch), world.share.columns
+    whole = hashlib.sha256()
+    for name in ("tokens", "labels", "resets"):
+        arrays = [getattr(part, name) for part in parts]
+        rows = [np.concatenate(arrays[i : i + columns], axis=1) for i in range(0, len(arrays), columns)]
+        whole.update(np.ascontiguousarray(np.concatenate(rows)).tobytes())
+    return whole.hexdigest()
+
+
+def curves(found: dict[str, Any]) -> None:
+    """30 steps in every layout, and in each, from the same weights, with `--stream`."""
+    for stream in (False, True):
+        training = replace(TRAINING, stream=stream)
+        for layout in (ALONE, *(LAYOUTS if not stream else CHAIN)):
+            world = layout.world()
+            if dist.get_rank() < layout.size:
+                told, digests = Leg(layout, world, training).train(STEPS)
+                found[f"{'stream ' if stream else ''}{layout.name}"] = {"told": told.tolist(), "digests": digests}
+
+
+def chain(found: dict[str, Any], stream: bool) -> None:
+    """One run that changes its layout every six steps, handing over what a checkpoint holds."""
+    told, digests, given = [], [], None
+    for layout in CHAIN:
+        world = layout.world()
+        if dist.get_rank() < layout.size:
+            leg = Leg(layout, world, replace(TRAINING, stream=stream))
+            if given is not None:
+                leg.take(given)
+            losses, seen = leg.train(STEPS // len(CHAIN))
+            told, digests, given = [*told, *losses.tolist()], [*digests, *seen], leg.give()
+        # Those who wait have an older state: the next layout may need them.
+        box = [given]
+        dist.broadcast_object_list(box, src=0)
+        given = box[0]
+    found["stream chain" if stream else "chain"] = {"told": told, "digests": digests}
+
+
+def same_bits_after_a_restart(found: dict[str, Any]) -> None:
+    """Four steps in one go, and two, a new engine, two more: DDP of a model that needs several buckets; FSDP."""
+    for layout, model in ((Layout(4), MODEL), (Layout(3, "fsdp"), SMALL), (Layout(4, "ddp", 2), SMALL)):
+        world = layout.world()
+        if dist.get_rank() >= layout.size:
+            continue
+        training = replace(TRAINING, seq_len=64 if model is MODEL else 16)
+        whole, first, second = (Leg(layout, world, training, model) for _ in range(3))
+        whole.train(4)
+        first.train(2)
+        second.take(first.give())
+        second.train(2)
+        found.setdefault("restarts", {})[layout.name] = same(whole.give(), second.give())
+
+
+def shards(found: dict[str, Any], out: Path) -> None:
+    """Shards of four processes that keep training meanwhile, read by three, by two with copies, and by one."""
+    writers = Layout(4, "fsdp")
+    leg = Leg(writers, writers.world())
+    leg.train(3)
+    given = leg.give()
+    if leg.world.rank == 0:
+        (out / "shards").mkdir()
+    dist.barrier()
+    writing = leg.engine.save_shards(out / "shards")
+    leg.train(2)
+    writing.result()
+    if leg.world.rank == 0:
+        flat = {f"parameters.{path}": x for path, x in given["parameters"].items()}
+        flat |= {f"{kind}.{path}": x for kind, group in given["moments"].items() for path, x in group.items()}
+        np.savez(out / "whole.npz", **flat)
+    for layout in (Layout(3, "fsdp"), Layout(2), ALONE):
+        world = layout.world()
+        if dist.get_rank() < layout.size:
+            reader = Leg(layout, world)
+            reader.engine.load_shards(out / "shards", 3)
+            reader.step = 3
+            found.setdefault("shards", {})[layout.name] = same(reader.give(), given)
+        dist.barrier()
+
+
+def scans(found: dict[str, Any], out: Path) -> None:
+    """The scan and all its gradients with the time cut between two and four processes, lengths that do not divide."""
+    for size in (2, 4):
+        world = Layout(size, "ddp", size).world()
+        if dist.get_rank() >= size:
+            continue
+        for number, case in enumerate(SCAN_CASES):
+            for method in ("sequential", "chunked"):
+                for dtype in ("float32", "float64"):
+                    results = _scan(case, method, dtype, world)
+                    if world.rank == 0:
+                        np.savez(out / f"scan_{size}_{number}_{method}_{dtype}.npz", **results)
+
+
+def _scan(case: ScanCase, method: str, dtype: str, world: World) -> dict[str, np.ndarray]:
+    from parity import torch_face
+
+    arrays = case.arrays()
+    cut = world.share.of_columns(case.shape[1])
+    decay, drive, resets, padding, of_states = (
+        cast(x, dtype)[:, cut]
+        for x in (arrays.decay, arrays.drive, arrays.resets, arrays.padding, arrays.states_gradient)
+    )
+    # The objective is the sum of all processes'; a power of two divides without rounding.
+    of_last = cast(arrays.final_gradient, dtype) / world.size
+    with time_sharded(world.sequence_group):
+        found = torch_face.scan_vjp(
+            decay, drive, cast(arrays.state, dtype), method, resets, padding, of_states, of_last
+        )
+    parts = {name: world.gather(x) for name, x in found.items()}
+    lasts, of_states = parts.pop("last"), parts.pop("state gradient")
+    assert all(np.array_equal(last, lasts[0]) for last in lasts), "one last state for all"
+    whole = {name: np.concatenate(pieces, axis=1) for name, pieces in parts.items()}
+    return {**whole, "last": lasts[0], "state gradient": np.sum(of_states, axis=0)}
+
+
+def validation(found: dict[str, Any]) -> None:
+    """The mean loss over text in windows, and as one sequence, in batches that do not divide between processes."""
+    for layout in (ALONE, Layout(3, "fsdp"), Layout(4), Layout(4, "ddp", 2), Layout(4, "ddp", 4)):
+        world = layout.world()
+        if dist.get_rank() >= layout.size:
+            continue
+        leg = Leg(layout, world)
+        data = replace(leg.data, val=leg.data.train[:1000])
+        windows = mean_loss(leg.engine, validation_batches(data, 16, 5, 62))
+        stream = mean_loss(leg.engine, validation_stream(data, 70, 1000), carry=True)
+        # After an evaluation the parameters must be the parts again that the optimizer knows.
+        told = leg.train(1)[0].tolist()
+        found.setdefault("validation", {})[layout.name] = [windows, stream, *told[0]]
+
+
+def half_precision(found: dict[str, Any]) -> None:
+    """float16 from a scale at which gradients overflow, and bfloat16: the first losses, the scale after three steps."""
+    for dtype in ("float16", "bfloat16"):
+        for layout in (ALONE, Layout(2, micro_batch=2), Layout(2, "fsdp"), Layout(2, "ddp", 2)):
+            world = layout.world()
+            if dist.get_rank() >= layout.size:
+                continue
+            leg = Leg(layout, world, replace(TRAINING, compute_dtype=dtype))
+            leg.engine.load_extra_state({"grad_scaler": {**leg.engine.scaler.state_dict(), "scale": HUGE}})
+            told = leg.train(3)[0].tolist()
+            found.setdefault(dtype, {})[layout.name] = {"told": told, **leg.engine.extra_state()}
+
+
+def saved_bytes(found: dict[str, Any]) -> None:
+    """What one step keeps for the backward pass of a long sequence, alone and with the time cut in four."""
+    training = replace(TRAINING, batch_size=1, seq_len=4096)
+    model = replace(SMALL, d_model=32, d_ff=48, vocab_size=257)
+    for layout in (ALONE, Layout(4, "ddp", 4)):
+        world = layout.world()
+        leg = Leg(layout, world, training, model)
+        kept = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += 0 if tensor.is_leaf and tensor.requires_grad else tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            leg.train(1)
+        found.setdefault("saved bytes", {})[layout.name] = kept
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two states are equal in every bit."""
+    groups = [(a["parameters"], b["parameters"]), *((a["moments"][kind], b["moments"][kind]) for kind in a["moments"])]
+    equal = all(x[path].tobytes() == y[path].tobytes() for x, y in groups for path in x)
+    return equal and a["step"] == b["step"] and all(len(x) == len(y) > 0 for x, y in groups)
+
+
+def main(out: Path) -> None:
+    """Write what was found into `out`: results.json, and arrays beside it."""
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    assert dist.get_world_size() == PROCESSES and set(SCANS) >= {"sequential", "chunked"}
+    found: dict[str, Any] = {}
+    curves(found)
+    for stream in (False, True):
+        chain(found, stream)
+    same_bits_after_a_restart(found)
+    shards(found, out)
+    scans(found, out)
+    validation(found)
+    half_precision(found)
+    saved_bytes(found)
+    if dist.get_rank() == 0:
+        (out / "results.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,101 @@
+"""How a run's checkpoints are written: whole by the first process, or by every process its part, while steps go on."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+from spec.checkpoint import Checkpoint, files_beside
+from spec.checksums import checksums, sha256
+from spec.config import LiquidNetConfig
+from spec.files import fsync, new_directory
+from tools.run import Run
+
+CheckpointFormat = Literal["neutral", "dcp"]
+
+
+class Saver:
+    """Checkpoints in the neutral format, each whole before the next step.
+
+    Every process of the run calls every method.
+
+    Args:
+        run: the RUN directory, which the first process has locked.
+        engine: of the backend.
+        keep: checkpoints to keep, besides the best.
+    """
+
+    def __init__(self, run: Run, engine: Any, keep: int):
+        self.run, self.engine, self.world, self.keep = run, engine, engine.world, keep
+        self.first_process = self.world.rank == 0
+
+    def save(self, config: LiquidNetConfig, state: dict[str, Any], tokenizer: str) -> None:
+        """Write a checkpoint of the engine as it is now.
+
+        Raises:
+            OSError: the disk is full or not writable; the earlier checkpoints are whole.
+        """
+        (parameters, moments), states = self.engine.dump(), self.engine.dump_states()
+        with self.world.together():
+            if self.first_process:
+                self.run.save(Checkpoint(config, parameters, moments, state, tokenizer, states), self.keep)
+
+    def poll(self) -> None:
+        """Between steps: let a checkpoint that is being written appear where all of it is there."""
+
+    def finish(self) -> None:
+        """Wait until every checkpoint has appeared."""
+
+
+class ShardedSaver(Saver):
+    """Checkpoints in shards (`spec/sharded.py`): a copy is made at once, and written while the next steps are made."""
+
+    def __init__(self, run: Run, engine: Any, keep: int):
+        super().__init__(run, engine, keep)
+        self.writing: Any = None
+
+    def save(self, config: LiquidNetConfig, state: dict[str, Any], tokenizer: str) -> None:
+        self.finish()
+        self.state, self.unfinished = state, ExitStack()
+        self.beside = files_beside(Checkpoint(config, {}, {}, state, tokenizer, self.engine.dump_states()))
+        self.directory: Path = self.world.tell(self._make_directory)
+        self.writing = self.engine.save_shards(self.directory)
+
+    def _make_directory(self) -> Path:
+        return self.unfinished.enter_context(new_directory(self.run.place(self.state["step"])))
+
+    def poll(self) -> None:
+        if self.writing is not None and not self.world.agree(not self.writing.done()):
+            self.finish()
+
+    def finish(self) -> None:
+        if self.writing is None:
+            return
+        writing, self.writing = self.writing, None
+        with self.unfinished:
+            with self.world.together():
+                writing.result()
+            # Each process reads a share of what was written: hashing, too, is spread over all.
+            own = sorted(self.directory.iterdir())[self.world.rank :: self.world.size]
+            digests = {path.name: sha256(path.read_bytes()) for path in own}
+            sums = {name: digest for part in self.world.gather(digests) for name, digest in part.items()}
+            with self.world.together():
+                if self.first_process:
+                    self._complete(sums)
+        with self.world.together():
+            if self.first_process:
+                self.run.drop_old(self.state, self.keep)
+
+    def _complete(self, sums: dict[str, str]) -> None:
+        for name, content in self.beside.items():
+            (self.directory / name).write_bytes(content)
+            sums[name] = sha256(content)
+        (self.directory / "SHA256SUMS").write_bytes(checksums(sums))
+        # Here, where a full disk still leaves every process of one mind.
+        fsync(self.directory)
+
+
+def make_saver(format: CheckpointFormat, run: Run, engine: Any, keep: int) -> Saver:
+    """The saver of a format."""
+    return (ShardedSaver if format == "dcp" else Saver)(run, engine, keep)

@@ -1,0 +1,261 @@
+"""The processes of a run. Twin: jax_impl/parallel.py. Truth: spec/data.py."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from spec.data import WHOLE, Share
+from torch_impl.devices import default_device
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from torch_impl.model import LiquidNet
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train one model together.
+
+    Args:
+        rank: number of this process.
+        size: how many there are.
+        share: this process's part of every global batch.
+        sharded: each process keeps a part of the parameters (FSDP) instead of a copy (DDP).
+        group: all of them, between their devices; None where this process is alone.
+        host_group: all of them, between their hosts.
+        saving_group: the same, for checkpoints that are written while training goes on.
+        sequence_group: those that share each row; None where rows are not cut.
+    """
+
+    rank: int = 0
+    size: int = 1
+    share: Share = WHOLE
+    sharded: bool = False
+    group: ProcessGroup | None = None
+    host_group: ProcessGroup | None = None
+    saving_group: ProcessGroup | None = None
+    sequence_group: ProcessGroup | None = None
+
+    def agree(self, flag: bool) -> bool:
+        """Whether the flag is true in any process."""
+        return flag if self.group is None else self.total(float(flag)) > 0.0
+
+    def tell(self, make: Callable[[], Value]) -> Value:
+        """What `make` returns in the first process, in every process; its errors too."""
+        if self.group is None:
+            return make()
+        told: list[Any] = [None]
+        with self.together():
+            if self.rank == 0:
+                told = [make()]
+        dist.broadcast_object_list(told, group=self.host_group, group_src=0)
+        return told[0]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What fails inside in one process fails in all of them; the first one says why."""
+        if self.group is None:
+            yield
+            return
+        error: Exception | None = None
+        try:
+            yield
+        except (ValueError, OSError, NotImplementedError) as caught:
+            error = caught
+        told = self.gather(None if error is None else str(error))
+        failed = [f"process {rank} of {self.size}: {told[rank]}" for rank in range(self.size) if told[rank] is not None]
+        if failed and self.rank > 0:
+            sys.exit(2)
+        if failed:
+            raise ValueError(failed[0]) if error is None else error
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether the error says that another process is gone."""
+        # Gloo has no exception of its own; its messages name the file that they come from.
+        told = isinstance(error, dist.DistError) or "gloo" in str(error) or "timed out" in str(error).lower()
+        return self.group is not None and isinstance(error, RuntimeError) and told
+
+    def close(self) -> None:
+        """Leave the others."""
+        if self.group is not None:
+            dist.destroy_process_group()
+
+    def total(self, number: float) -> float:
+        """The sum over all processes."""
+        if self.group is None:
+            return number
+        # On the host: the flags of every step must not wait for the device. In one order: all must decide alike.
+        numbers = torch.empty(self.size, dtype=torch.float64)
+        dist.all_gather(list(numbers.split(1)), torch.tensor([number], dtype=torch.float64), group=self.host_group)
+        return numbers.sum().item()
+
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all processes, in the order of ranks."""
+        if self.group is None:
+            return [value]
+        told: list[Any] = [None] * self.size
+        dist.all_gather_object(told, value, group=self.host_group)
+        return told
+
+    def add_up(self, value: Tensor) -> Tensor:
+        """The sum over all processes of a tensor on the device."""
+        if self.group is not None:
+            dist.all_reduce(value, group=self.group)
+        return value
+
+
+def join(parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.0) -> World:
+    """Join the processes that were started together.
+
+    torchrun tells by environment variables who they are; without it, this process is alone.
+
+    Args:
+        parallel: `ddp`, each process has a copy of the parameters, or `fsdp`, a part of them.
+        context_parallel: processes that cut each row in time between them.
+        timeout: seconds to wait for another process before it counts as lost.
+
+    Raises:
+        ValueError: the number of processes is no multiple of `context_parallel`.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if context_parallel < 1 or size % context_parallel:
+        raise ValueError(
+            f"--context-parallel {context_parallel} needs a multiple of so many processes, torchrun started {size}; "
+            "give another --context-parallel or --nproc-per-node"
+        )
+    if size == 1:
+        return World()
+    device = default_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "cpu:gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    return world_of(list(range(size)), parallel, context_parallel, timeout)
+
+
+def world_of(ranks: list[int], parallel: str, context_parallel: int = 1, timeout: float = 600.0) -> World:
+    """The world of some of the processes of the default group; every process calls it, in the same order.
+
+    Args:
+        ranks: global ranks, ascending.
+        parallel: `ddp` or `fsdp`.
+        context_parallel: processes that cut each row in time between them.
+        timeout: seconds to wait for another process before it counts as lost.
+    """
+    # Typed as anything: to a process outside it answers with a number, and that one leaves below.
+    new_group: Any = partial(dist.new_group, timeout=timedelta(seconds=timeout))
+    group, host_group, saving_group = (
+        new_group(ranks),
+        new_group(ranks, backend="gloo"),
+        new_group(ranks, backend="gloo"),
+    )
+    cuts = [ranks[i : i + context_parallel] for i in range(0, len(ranks), context_parallel)]
+    sequence_groups = [new_group(cut) for cut in cuts] if context_parallel > 1 else [None] * len(cuts)
+    if dist.get_rank() not in ranks:
+        return World()
+    rank = ranks.index(dist.get_rank())
+    row, column = divmod(rank, context_parallel)
+    share, sharded = Share(row, len(cuts), column, context_parallel), parallel == "fsdp"
+    return World(rank, len(ranks), share, sharded, group, host_group, saving_group, sequence_groups[row])
+
+
+def shard(model: LiquidNet, world: World) -> LiquidNet:
+    """FSDP: each process keeps its part of every parameter and gathers a block's where that block needs them.
+
+    Raises:
+        NotImplementedError: this PyTorch's FSDP can only average gradients.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+    assert world.group is not None, "one process has nothing to share"
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise NotImplementedError(f"--parallel fsdp needs a newer torch than {torch.__version__}; use ddp")
+    mesh = DeviceMesh.from_group(world.group, default_device().type)
+    for module in (*model.blocks, model):
+        part: Any = fully_shard(module, mesh=mesh)
+        # The loss is weighted by tokens: gradients are summed, not averaged.
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)
+    register_fsdp_forward_method(model, "loss")
+    return model
+
+
+def reshard(model: LiquidNet) -> None:
+    """Give back what a forward pass gathered where no backward pass does: from then on parameters are the parts."""
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "reshard"):
+            module.reshard()
+
+
+class _Loss(nn.Module):
+    """DDP wraps a module's forward; what is trained here is the model's loss."""
+
+    def __init__(self, model: LiquidNet, loss: Callable[..., Any]):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.loss(*inputs, **named)
+
+
+def replicate(model: LiquidNet, loss: Callable[..., Any], world: World) -> nn.Module:
+    """DDP: the loss of this process's share, whose backward pass leaves the sum of all gradients with every copy."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    module = DistributedDataParallel(_Loss(model, loss), process_group=world.group, gradient_as_bucket_view=True)
+    module.register_comm_hook(world.group, _sum)
+    return module
+
+
+# Without annotations: DDP compares them with classes, and here they are text.
+def _sum(group, bucket):
+    """The loss is weighted by tokens: gradients are summed, not averaged."""
+    work: Any = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])
+
+
+# A DTensor is known by its methods: to import the class takes a second, in every process that has none.
+
+
+def whole(tensor: Any) -> Tensor:
+    """The tensor, gathered where each process has a part of it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def own(tensor: Any) -> Tensor:
+    """What this process has of the tensor; writing to it writes to the tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def own_part(full: Tensor, like: Any) -> Tensor:
+    """The part of a full tensor that this process has of `like`."""
+    if not hasattr(like, "device_mesh"):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    # Everyone has the whole of it: nothing needs to be sent.
+    return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
+def accumulating(model: Any, loss: Any, last: bool) -> AbstractContextManager[Any]:
+    """Gradients of the steps inside stay with this process until the last of them."""
+    if hasattr(model, "set_requires_gradient_sync"):
+        model.set_requires_gradient_sync(last)
+        return nullcontext()
+    return nullcontext() if last or not hasattr(loss, "no_sync") else loss.no_sync()
