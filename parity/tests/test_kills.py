@@ -1,0 +1,87 @@
+"""A run killed at random instants comes to the same bits as one that was not; a difference or a failure is told."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from parity import damage
+from parity.kills import PLACES, Kills, Leg, Table, differences, kill_runs, main, told
+from spec.checkpoint import write_checkpoint
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("backend, ranks, kills", [("torch", 1, 6), ("torch", 2, 3), ("jax", 1, 6)])
+def test_a_run_killed_again_and_again_comes_to_the_same_bits(backend, ranks, kills, small_data, tmp_path, report):
+    pytest.importorskip(backend, reason=f"{backend} is not installed")
+    asked = Kills(kills=kills, backend=backend, ranks=ranks, data=small_data, json=tmp_path / "kills.json")
+    assert main(asked) == 0
+    table = json.loads((tmp_path / "kills.json").read_text())
+    assert table["identical"] and not table["differences"] and table["backend"] == backend
+    assert set(table["kills"]) == {*PLACES} and sum(table["kills"].values()) == kills
+    # A run may end by itself before its last kill; the kills that are left then go to another.
+    assert kills - 1 <= table["restarts"] <= kills + 1
+    assert table["steps"] == 48 * table["runs"] and table["steps_done_again"] >= 0
+    places, again = ", ".join(f"{count} {place}" for place, count in table["kills"].items()), table["steps_done_again"]
+    report(f"{backend}, {ranks} process(es): killed {places}; {again} steps done again, the same bits")
+
+
+def test_a_failed_start_is_told(tmp_path, capsys):
+    assert main(Kills(kills=1, data=tmp_path)) == 1
+    message = capsys.readouterr().err
+    assert "ended with 2" in message and "holds no prepared data" in message
+
+
+@pytest.mark.parametrize("wrong", [{"kills": 0}, {"ranks": 0}, {"ranks": 2, "backend": "jax"}])
+def test_what_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match="JAX trains in one process"):
+        kill_runs(Kills(**wrong))
+
+
+def a_run(path, checkpoint, *losses):
+    path.mkdir()
+    lines = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_checkpoint(path / "checkpoints" / f"step_{len(losses):08d}", checkpoint)
+    return path
+
+
+def test_a_difference_is_told(tmp_path):
+    whole = damage.sample()
+    bits = {**whole.parameters, damage.BIAS: np.nextafter(whole.parameters[damage.BIAS], np.float32(9))}
+    first = a_run(tmp_path / "first", whole, 2.0, 1.5)
+    assert differences(first, a_run(tmp_path / "same", whole, 2.0, 1.5)) == []
+    assert differences(first, a_run(tmp_path / "bits", replace(whole, parameters=bits), 2.0, 1.5)) == [
+        "model.safetensors has other bits"
+    ]
+    without = replace(whole, moments={}, states=None)
+    assert differences(first, a_run(tmp_path / "files", without, 2.0, 1.5)) == [
+        "optimizer.safetensors has other bits",
+        "states.safetensors has other bits",
+    ]
+    assert differences(first, a_run(tmp_path / "loss", whole, 2.0, 1.25)) == ["the losses differ from step 2 on"]
+    shorter = differences(first, a_run(tmp_path / "shorter", whole, 2.0))
+    assert shorter == ["another last checkpoint, step_00000001", "the losses differ from step the end on"]
+    assert "NOT the same: run 0: x" in told(Table(identical=False, differences=["run 0: x"]))
+
+
+WORKERS = """
+import subprocess, sys, time
+again = [sys.executable, "-c", "import time; open(%r, 'a').write('x'); time.sleep(60)"]
+for _ in range(2):
+    subprocess.Popen(again, start_new_session=True)
+time.sleep(60)
+"""
+
+
+def test_a_kill_reaches_workers_in_sessions_of_their_own(tmp_path):
+    ready = tmp_path / "ready"
+    leg = Leg([sys.executable, "-c", WORKERS % str(ready)], tmp_path / "run")
+    assert leg.wait_until(lambda: ready.is_file() and ready.stat().st_size == 2)
+    # `kill` returns once none of them is left.
+    leg.kill()
+    assert leg.process.returncode == -9
