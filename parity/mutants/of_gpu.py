@@ -137,14 +137,14 @@ GPU = (
     Mutant(
         "float16: a step that overflows is not made again",
         "torch_impl/train.py",
-        "if not math.isfinite(loss) or scale <= LEAST_SCALE or not halved:",
+        "if not self.scaler.is_enabled() or not np.isfinite(loss) or scale <= LEAST_SCALE:",
         "if True:",
         OVERFLOW,
     ),
     Mutant(
         "float16: a resumed run starts from the first scale",
         "tools/trainer.py",
-        "        self.engine.load_extra_state(state)\n",
+        "                self.engine.load_extra_state(newest.state)\n",
         "",
         RESUMED,
     ),

@@ -210,8 +210,8 @@ JAX = (
     Mutant(
         "jax: training ignores where documents begin",
         "jax_impl/train.py",
-        "nnx.merge(graph, state).loss(tokens, labels, resets=resets)[0]",
-        "nnx.merge(graph, state).loss(tokens, labels)[0]",
+        "nnx.merge(graph, state).loss(tokens, labels, states, resets)",
+        "nnx.merge(graph, state).loss(tokens, labels, states)",
         ENGINE,
     ),
     Mutant(

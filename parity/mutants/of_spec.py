@@ -222,8 +222,8 @@ SPEC = (
     Mutant(
         "rows that do not divide over the ranks are lost",
         "spec/data.py",
-        "(len(self.tokens) * r // world_size for r in (rank, rank + 1))",
-        "(len(self.tokens) // world_size * r for r in (rank, rank + 1))",
+        "slice(count * self.row // self.rows, count * (self.row + 1) // self.rows)",
+        "slice(count // self.rows * self.row, count // self.rows * (self.row + 1))",
         DATA,
     ),
 )

@@ -5,8 +5,8 @@ from parity.mutants.mutant import Mutant
 SAMPLING = ("parity/tests/test_sampling.py", "-k", "filters or interval or sampled_model and torch")
 CHECKPOINT = ("parity/tests/test_checkpoint.py", "-k", "pack or newest")
 CONVERT = ("parity/tests/test_checkpoint.py", "-k", "any_format and bfloat16")
-MOMENTS = ("parity/tests/test_mutant_findings.py", "-k", "moments")
-TRAINER = ("parity/tests/test_mutant_findings.py", "-k", "trainer")
+MOMENTS = ("parity/tests/test_trainer.py", "-k", "moments_keeps")
+TRAINER = ("parity/tests/test_trainer.py", "-k", "trainer")
 HABITS = ("parity/tests/test_cli.py", "-k", "keeps_its_habits or carried_on")
 EVALUATE = ("parity/tests/test_cli.py", "-k", "dtype_that_the_run_did")
 PREPARE = ("parity/tests/test_prepare.py",)
@@ -42,7 +42,7 @@ TOOLS = (
     ),
     Mutant(
         "dtype widened on save",
-        "spec/checkpoint.py",
+        "spec/tensors.py",
         'np.asarray(arrays[name], order="C")',
         'np.asarray(arrays[name], np.float32, order="C")',
         CHECKPOINT,
@@ -57,25 +57,25 @@ TOOLS = (
     Mutant(
         "the moments of AdamW swapped on save",
         "spec/checkpoint.py",
-        'flat = {f"{name}.{path}": array for name in MOMENTS for path, array in checkpoint.moments[name].items()}',
-        'flat = {f"{name}.{path}": array for name, other in zip(MOMENTS, reversed(MOMENTS))\n'
-        "                for path, array in checkpoint.moments[other].items()}",
+        "for name, group in checkpoint.moments.items() for path, array in group.items()}\n    if sharded",
+        "for name, group in zip(MOMENTS, map(checkpoint.moments.get, reversed(MOMENTS)))\n"
+        "            for path, array in (group or {}).items()}\n    if sharded",
         MOMENTS,
     ),
     Mutant(
         "conversion drops the moments",
         "tools/convert.py",
-        "write(self.target, checkpoint)",
+        "write(self.target, checkpoint, sharded=",
         "write(self.target, Checkpoint(checkpoint.config, checkpoint.parameters, {}, checkpoint.state, "
-        "checkpoint.tokenizer))",
+        "checkpoint.tokenizer, checkpoint.states), sharded=",
         CONVERT,
     ),
     Mutant(
         "conversion starts the counters anew",
         "tools/convert.py",
-        "write(self.target, checkpoint)",
+        "write(self.target, checkpoint, sharded=",
         "write(self.target, Checkpoint(checkpoint.config, checkpoint.parameters, checkpoint.moments, "
-        "tokenizer=checkpoint.tokenizer))",
+        "tokenizer=checkpoint.tokenizer, states=checkpoint.states), sharded=",
         CONVERT,
     ),
     Mutant(
@@ -88,8 +88,8 @@ TOOLS = (
     Mutant(
         "a short last batch weighs as much as a full one",
         "tools/evaluate.py",
-        "        nats += engine.evaluate(batch) * counted\n        count += counted\n",
-        "        nats += engine.evaluate(batch)\n        count += counted > 0\n",
+        "        nats += mean * counted\n        count += counted\n",
+        "        nats += mean\n        count += counted > 0\n",
         TRAINER,
     ),
     Mutant(
@@ -109,8 +109,8 @@ TOOLS = (
     Mutant(
         "the count of tokens counts rows",
         "tools/trainer.py",
-        "self.tokens += batch.tokens.size",
-        "self.tokens += len(batch.tokens)",
+        "self.tokens += tokens\n",
+        "self.tokens += training.batch_size\n",
         TRAINER,
     ),
     Mutant(
@@ -130,8 +130,8 @@ TOOLS = (
     Mutant(
         "a resume takes the weights without the moments",
         "tools/trainer.py",
-        'self.engine.load(checkpoint.parameters, checkpoint.moments, state["step"])',
-        'self.engine.load(checkpoint.parameters, {}, state["step"])',
+        'self.engine.load(newest.parameters, newest.moments, newest.state["step"])',
+        'self.engine.load(newest.parameters, {}, newest.state["step"])',
         TRAINER,
     ),
     Mutant(

@@ -179,8 +179,8 @@ TORCH = (
     Mutant(
         "torch: the step counter of the bias correction is not carried",
         "torch_impl/optimizer.py",
-        '"step": torch.tensor(float(step))',
-        '"step": torch.tensor(0.0)',
+        'state["step"] = torch.tensor(float(step))',
+        'state["step"] = torch.tensor(0.0)',
         OPTIMIZER,
     ),
     Mutant(
@@ -207,15 +207,15 @@ TORCH = (
     Mutant(
         "torch: gradients of earlier steps are added to",
         "torch_impl/train.py",
-        "        self.optimizer.zero_grad(set_to_none=True)\n",
-        "",
+        "        self.optimizer.zero_grad(set_to_none=True)\n        loss, last_states",
+        "        loss, last_states",
         ENGINE,
     ),
     Mutant(
         "torch: training ignores where documents begin",
         "torch_impl/train.py",
-        "loss, _ = self._loss(tokens, labels, resets=resets)",
-        "loss, _ = self._loss(tokens, labels)",
+        "self._loss(tokens, labels, states=state, resets=resets)",
+        "self._loss(tokens, labels, states=state)",
         ENGINE,
     ),
     Mutant(

@@ -1,0 +1,108 @@
+"""Faults in checkpoints of many parts, in their checksums, and in reading the files of other programs."""
+
+from parity.mutants.mutant import Mutant
+
+PARTS = ("parity/tests/test_sharded.py", "-k", "come_together or no_whole")
+READERS = ("parity/tests/test_sharded.py", "-k", "each_reader")
+LISTED = ("parity/tests/test_sharded.py", "-k", "every_listed")
+SAVER = ("parity/tests/test_sharded.py", "-k", "appears_whole")
+TORCH_SHARDS = ("parity/tests/test_sharded.py", "-k", "torch_writes")
+OTHERS = ("parity/tests/test_checkpoint.py", "-k", "another_program")
+DAMAGED_PT = ("parity/tests/test_damage.py", "-k", "does_no_harm and pt")
+DAMAGED_MSGPACK = ("parity/tests/test_damage.py", "-k", "does_no_harm and msgpack")
+
+SHARDS = (
+    Mutant(
+        "shards: every part is put at the start of its tensor",
+        "spec/sharded.py",
+        "slice(low, low + length)",
+        "slice(0, length)",
+        PARTS,
+    ),
+    Mutant("shards: parts may overlap", "spec/sharded.py", "if not seen.all():", "if False:", PARTS),
+    Mutant(
+        "shards: nobody counts the numbers before asking for memory",
+        "spec/sharded.py",
+        "if filled != int(np.prod(shape, dtype=object)):",
+        "if False:",
+        PARTS,
+    ),
+    Mutant(
+        "shards: a part of another dtype is converted",
+        "spec/sharded.py",
+        "if array.dtype != whole.dtype:",
+        "if False:",
+        PARTS,
+    ),
+    Mutant("checksums are not compared", "spec/checksums.py", "if found[name] != digest:", "if False:", LISTED),
+    Mutant(
+        "what SHA256SUMS does not list is not missed",
+        "spec/checksums.py",
+        "        if name not in sums:\n",
+        "        if False:\n",
+        LISTED,
+    ),
+    Mutant(
+        "shards: the digests of the shards are taken from the list that they are compared with",
+        "spec/checkpoint.py",
+        'own.get(path.name, elsewhere.get(path.name, ""))',
+        'elsewhere.get(path.name, "")',
+        READERS,
+    ),
+    Mutant(
+        "shards: every reader verifies the share of the first",
+        "spec/checkpoint.py",
+        "for path in shards[rank::size]}",
+        "for path in shards[0::size]}",
+        READERS,
+    ),
+    Mutant(
+        "a file of another program is said to be verified",
+        "spec/checkpoint.py",
+        'states, "SHA256SUMS" in texts)',
+        "states, True)",
+        OTHERS,
+    ),
+    Mutant(
+        "native files are not verified",
+        "spec/tree.py",
+        "            verify(files)\n",
+        "",
+        DAMAGED_MSGPACK,
+    ),
+    Mutant(
+        "a .pt file may run code",
+        "torch_impl/checkpoint.py",
+        "weights_only=True, mmap=True",
+        "weights_only=False, mmap=True",
+        DAMAGED_PT,
+    ),
+    Mutant(
+        "a .pt file may call what makes memory out of nothing",
+        "torch_impl/checkpoint.py",
+        "        _require_plain(path)\n",
+        "",
+        DAMAGED_PT,
+    ),
+    Mutant(
+        "shards: an old checkpoint goes before the new one is whole",
+        "tools/saver.py",
+        "        writing, self.writing = self.writing, None\n",
+        "        writing, self.writing = self.writing, None\n        self.run.drop_old(self.state, self.keep - 1)\n",
+        SAVER,
+    ),
+    Mutant(
+        "shards: SHA256SUMS leaves them out",
+        "tools/saver.py",
+        "checksums(sums)",
+        "checksums({name: sums[name] for name in self.beside})",
+        SAVER,
+    ),
+    Mutant(
+        "torch: a run loaded from shards counts its steps from zero",
+        "torch_impl/train.py",
+        "        set_steps(self.optimizer, step)\n",
+        "        set_steps(self.optimizer, 0)\n",
+        TORCH_SHARDS,
+    ),
+)
