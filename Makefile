@@ -10,16 +10,17 @@ WORKERS ?= 2
 DEMO ?= demo
 REPORT ?= parity-report
 MINUTES ?= 30
+KILLS ?= 50
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 # One thread a worker: two workers on two cores, and sums in the same order on every machine.
-test proofs: export JAX_PLATFORMS ?= cpu
-test proofs: export OMP_NUM_THREADS ?= 1
+test proofs kills: export JAX_PLATFORMS ?= cpu
+test proofs kills: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test parity proofs report mutants soak check kernels bench gpu-check clean
+.PHONY: help setup demo test parity proofs report mutants soak kills check kernels bench gpu-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,8 +50,13 @@ report: setup
 mutants: setup  ## planted faults, one by one: which test catches each, by how many bounds
 	$(BIN)/python -m parity.mutants $(MUTANTS_ARGS)
 
-soak: setup  ## property tests on fresh random problems for MINUTES, until something is found
+soak: kills setup  ## runs killed KILLS times, then property tests on fresh random problems for MINUTES
 	$(BIN)/python -m parity.soak --minutes $(MINUTES) --workers $(WORKERS)
+
+kills: setup  ## runs that are SIGKILLed KILLS times, in torch, in two processes of it, and in JAX: the same bits
+	$(BIN)/python -m parity.kills --kills $(KILLS) --backend torch
+	$(BIN)/python -m parity.kills --kills $(KILLS) --backend torch --ranks 2
+	$(BIN)/python -m parity.kills --kills $(KILLS) --backend jax
 
 check: setup  ## lint, format, import fences, types
 	$(BIN)/ruff check .
