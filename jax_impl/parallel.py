@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,8 +39,15 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What fails inside in one process fails in all of them; the first one says why."""
+        """What fails inside in one process fails in all of them; the first one says why.
+
+        Raises:
+            ValueError: another process failed; else, in the first one, its own error.
+        """
         yield
+
+    def leave_it_to_the_first(self, code: int) -> None:
+        """In every process but the first: exit with the code, once the first one has ended."""
 
     def lost(self, error: BaseException) -> bool:
         """Whether the error says that another process is gone."""
@@ -68,6 +76,6 @@ def join(parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.
     Raises:
         ValueError: anything but one process with all of the model and all of the time.
     """
-    if parallel != "ddp" or context_parallel != 1:
-        raise ValueError("JAX trains in one process so far; leave --parallel and --context-parallel out, or use torch")
+    if parallel != "ddp" or context_parallel != 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("JAX trains in one process so far; leave torchrun and its flags out, or use torch")
     return World()

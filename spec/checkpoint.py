@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from spec.checksums import checksums, listed_sums, sha256, verify
+from spec.checksums import checksums, file_sha256, listed_sums, sha256, verify
 from spec.config import LiquidNetConfig, config_from_json, config_to_json, require_integer, training_from_json
-from spec.files import new_directory, read_file
+from spec.files import new_directory, read_file, require_file
 from spec.optimizer import MOMENTS
 from spec.parameters import check_parameters
 from spec.sharded import PARAMETERS, is_shard, join_shards, one_shard
@@ -137,6 +137,8 @@ def from_files(files: Mapping[str, bytes], where: object) -> Checkpoint:
     with naming(f"checkpoint {where}"):
         verify(files)
         shards = {name: content for name, content in files.items() if is_shard(name)}
+        if shards and ("model.safetensors" in files or "optimizer.safetensors" in files):
+            raise ValueError("it holds the weights twice, whole and in shards")
         groups = _by_kind(join_shards(shards)) if shards else {PARAMETERS: _unpack(files, "model.safetensors")}
         parameters = groups.pop(PARAMETERS, {})
         moments = _by_kind(_unpack(files, "optimizer.safetensors")) if "optimizer.safetensors" in files else groups
@@ -242,7 +244,9 @@ def read_beside(directory: Path, rank: int, size: int) -> Checkpoint:
     with naming(f"checkpoint {directory}"):
         files = {path.name: read_file(path) for path in paths if not is_shard(path.name)}
         elsewhere, shards = listed_sums(files), [path for path in paths if is_shard(path.name)]
-        own = {path.name: sha256(read_file(path)) for path in shards[rank::size]}
+        for path in shards:
+            require_file(path)
+        own = {path.name: file_sha256(path) for path in shards[rank::size]}
         verify(files, {path.name: own.get(path.name, elsewhere.get(path.name, "")) for path in shards})
         texts = {name: files[name].decode() for name in TEXTS if name in files}
         checkpoint = _unchecked(texts, {}, {}, _states(files))

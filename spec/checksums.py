@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 from spec.sharded import is_shard
 
@@ -11,6 +12,12 @@ from spec.sharded import is_shard
 def checksums(sums: Mapping[str, str]) -> bytes:
     """The content of SHA256SUMS from each file's digest."""
     return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
+
+
+def file_sha256(path: Path) -> str:
+    """The digest of a file, which need not fit into memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256(content: bytes) -> str:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,18 @@ class Share:
     """Which contiguous part of every global batch one process has; row counts differ by one at most, columns too.
 
     Args:
-        row: number of the share among those that cut the batch between rows.
-        rows: how many these are.
-        column: number of the share among those that cut each row in time.
-        columns: how many these are.
+        row, rows: number of the share, and of all, that cut the batch between rows.
+        column, columns: number of the share, and of all, that cut each row in time.
     """
 
     row: int = 0
     rows: int = 1
     column: int = 0
     columns: int = 1
+
+    def of_all_rows(self) -> Share:
+        """The same stretch of time of every row."""
+        return Share(0, 1, self.column, self.columns)
 
     def of_rows(self, count: int) -> slice:
         """The rows of this share among `count`."""
@@ -215,7 +217,7 @@ def training_batch(
     """
     samples = np.arange(samples_consumed, samples_consumed + batch_size)[share.of_rows(batch_size)]
     batch = _cut(data, data.train, window_starts(samples, data.train, seq_len, seed), seq_len)
-    return batch.part(replace(share, row=0, rows=1))
+    return batch.part(share.of_all_rows())
 
 
 def stream_batch(
@@ -243,7 +245,7 @@ def stream_batch(
     starts = offset + (lanes * windows + window) * seq_len
     batch = _cut(data, data.train, starts, seq_len)
     batch.resets[:, 0] = window == 0 or data.train[starts - 1] == data.end_of_text_id
-    return batch.part(replace(share, row=0, rows=1))
+    return batch.part(share.of_all_rows())
 
 
 def validation_batches(data: Dataset, seq_len: int, batch_size: int, most_windows: int) -> Iterator[Batch]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +82,14 @@ def total_nats(engine: Any, batches: Iterable[Batch], carry: bool = False) -> tu
     share = engine.world.share
     for whole in batches:
         # One row cannot be cut between rows: every process reads all of a stream, or its stretch of each piece.
-        batch = _part(whole, replace(share, row=0, rows=1) if carry else share)
+        batch = _part(whole, share.of_all_rows() if carry else share)
         mean, last = engine.evaluate(batch, states)
         states = last if carry else None
         counted = int((batch.labels != IGNORED_LABEL).sum())
         nats += mean * counted
         count += counted
-    twice = share.rows if carry else 1
-    return engine.world.total(nats) / twice, int(engine.world.total(count)) // twice
+    times = share.rows if carry else 1
+    return engine.world.total(nats) / times, int(engine.world.total(count)) // times
 
 
 def _part(batch: Batch, share: Share) -> Batch:
@@ -98,7 +98,7 @@ def _part(batch: Batch, share: Share) -> Batch:
     if len(part.tokens):
         return part
     first = Batch(batch.tokens[:1], np.full_like(batch.labels[:1], IGNORED_LABEL), batch.resets[:1])
-    return first.part(replace(share, row=0, rows=1))
+    return first.part(share.of_all_rows())
 
 
 def track(batches: Iterable[Batch]) -> Iterable[Batch]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spec.checkpoint import Checkpoint, files_beside
-from spec.checksums import checksums, sha256
+from spec.checksums import checksums, file_sha256, sha256
 from spec.config import LiquidNetConfig
-from spec.files import fsync, new_directory
+from spec.files import new_directory
 from tools.run import Run
 
 CheckpointFormat = Literal["neutral", "dcp"]
@@ -56,6 +56,7 @@ class ShardedSaver(Saver):
         self.writing: Any = None
 
     def save(self, config: LiquidNetConfig, state: dict[str, Any], tokenizer: str) -> None:
+        """Begin to write a checkpoint of the engine as it is now; errors of writing it come with `finish`."""
         self.finish()
         self.state, self.unfinished = state, ExitStack()
         self.beside = files_beside(Checkpoint(config, {}, {}, state, tokenizer, self.engine.dump_states()))
@@ -70,30 +71,40 @@ class ShardedSaver(Saver):
             self.finish()
 
     def finish(self) -> None:
+        """Wait until the checkpoint has appeared, whole.
+
+        Raises:
+            OSError: the disk is full or not writable; the earlier checkpoints are whole.
+            ValueError: the processes do not see one file system.
+        """
         if self.writing is None:
             return
         writing, self.writing = self.writing, None
         with self.unfinished:
             with self.world.together():
                 writing.result()
-            # Each process reads a share of what was written: hashing, too, is spread over all.
-            own = sorted(self.directory.iterdir())[self.world.rank :: self.world.size]
-            digests = {path.name: sha256(path.read_bytes()) for path in own}
-            sums = {name: digest for part in self.world.gather(digests) for name, digest in part.items()}
+            names = self.world.tell(lambda: sorted(path.name for path in self.directory.iterdir()))
+            with self.world.together():
+                own = self._own_digests(names)
+            sums = {name: digest for part in self.world.gather(own) for name, digest in part.items()}
             with self.world.together():
                 if self.first_process:
                     self._complete(sums)
-        with self.world.together():
-            if self.first_process:
-                self.run.drop_old(self.state, self.keep)
+
+    def _own_digests(self, names: list[str]) -> dict[str, str]:
+        """Hashing, too, is spread over all processes."""
+        if not {path.name for path in self.directory.iterdir()} <= {*names}:
+            raise ValueError(f"{self.directory} is not the same directory in every process; share a file system")
+        return {name: file_sha256(self.directory / name) for name in names[self.world.rank :: self.world.size]}
 
     def _complete(self, sums: dict[str, str]) -> None:
         for name, content in self.beside.items():
             (self.directory / name).write_bytes(content)
             sums[name] = sha256(content)
         (self.directory / "SHA256SUMS").write_bytes(checksums(sums))
-        # Here, where a full disk still leaves every process of one mind.
-        fsync(self.directory)
+        # Here, where a disk that is full now still leaves all processes of one mind.
+        self.unfinished.close()
+        self.run.drop_old(self.state, self.keep)
 
 
 def make_saver(format: CheckpointFormat, run: Run, engine: Any, keep: int) -> Saver:

@@ -114,6 +114,8 @@ class Train:
         if self.backend == "jax" and self.checkpoint_format == "dcp":
             raise ValueError("--checkpoint-format dcp is PyTorch's; leave it out: JAX reads it, and writes neutral")
         parallel = backends.load(self.backend, "parallel")
+        if self.checkpoint_format == "dcp":
+            backends.load(self.backend, "sharded").require_safetensors()
         world, run = parallel.join(self.parallel, self.context_parallel, self.rank_timeout), Run(self.out)
         try:
             code = self._train(run, world)
@@ -135,6 +137,7 @@ class Train:
             if existed and not self.resume:
                 raise ValueError(f"{self.out} already holds a run; add --resume to carry it on, or name another --out")
             settings = self.resolve(data, run.settings() if existed else None)
+            _require_memory(settings, self.micro_batch_size, world)
             initial = self._initial(data, settings.model)
         with ExitStack() as held:
             engine = self._engine(settings, world)
@@ -196,7 +199,6 @@ class Train:
         # One row: nothing says yet that there is memory for more. The lanes of a stream are no longer than the data.
         next_batch(data, 0, training if training.stream else replace(training, batch_size=1))
         next(validation_batches(data, training.seq_len, 1, 1))
-        _require_memory(model, training)
         return settings
 
     def _asked_to_compile(self, stored: bool | None) -> bool | None:
@@ -215,7 +217,7 @@ class Train:
         return int(tokens // a_step)
 
 
-def _compiles(backend: str, asked: bool | None, context_parallel: int) -> bool:
+def _compiles(backend: str, asked: bool | None, context_parallel: int = 1) -> bool:
     """Whether the engine compiles: JAX in any case, torch where asked to or, without a word, on CUDA with Triton."""
     if backend == "jax" or asked is not None:
         return backend == "jax" or bool(asked)
@@ -256,10 +258,13 @@ def _require_same_run(stored: Settings, asked: Settings) -> None:
             raise ValueError(f"this run has {name} {before}, not {now}; resume without --{name.replace('_', '-')}")
 
 
-def _require_memory(model: LiquidNetConfig, training: TrainingConfig) -> None:
-    """Weights, gradients, two moments and one activation a layer are the least that training holds."""
-    activations = 4 * training.batch_size * training.seq_len * model.d_model * model.n_layers
-    needed = 16 * num_parameters(model) + activations
+def _require_memory(settings: Settings, micro_batch: int | None, world: Any) -> None:
+    """Weights, gradients, two moments and one activation a layer are the least that each process of a machine holds."""
+    model, training, share = settings.model, settings.training, world.share
+    rows = min(micro_batch or training.batch_size, -(-training.batch_size // share.rows))
+    activations = 4 * rows * -(-training.seq_len // share.columns) * model.d_model * model.n_layers
+    held = 16 * num_parameters(model) // (world.size if world.sharded else 1)
+    needed = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * (held + activations)
     present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > present:
         raise ValueError(

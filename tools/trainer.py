@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -75,14 +74,20 @@ class Trainer:
             if self.step != self.saved:
                 self._save()
             self.saver.finish()
-        stopped, terminated = self.world.agree(bool(caught)), self.world.agree(signal.SIGTERM in caught)
+            code = self._end(self.world.agree(bool(caught)), self.world.agree(signal.SIGTERM in caught))
+            # torchrun ends whoever is left once one has gone: nobody goes before all of this is done.
+            self.world.agree(False)
+        return code
+
+    def _end(self, stopped: bool, terminated: bool) -> int:
+        picture = self.run.path / "loss.png"
         if self.first_process:
-            plot_loss(self.run.metrics(), self.run.path / "loss.png")
+            plot_loss(self.run.metrics(), picture)
         if stopped:
             name = signal.Signals.SIGTERM.name if terminated else signal.Signals.SIGINT.name
             self._say(f"stopped by {name} at step {self.step}; add --resume to carry on")
             return EXIT_SIGTERM if terminated else EXIT_SIGINT
-        self._say(f"reached step {self.step} of {training.steps}; the loss curve is in {self.run.path / 'loss.png'}")
+        self._say(f"reached step {self.step} of {self.settings.training.steps}; the loss curve is in {picture}")
         return 0
 
     def _begin(self, initial: Checkpoint | None) -> None:
@@ -121,8 +126,7 @@ class Trainer:
         if not (np.isfinite(loss) and np.isfinite(norm)):
             self.saver.finish()
             # All processes have the same numbers; one message will do.
-            if not self.first_process:
-                sys.exit(1)
+            self.world.leave_it_to_the_first(1)
             raise FloatingPointError(self._not_finite(loss, norm))
         self.step += 1
         self.samples_consumed += training.batch_size
@@ -138,13 +142,13 @@ class Trainer:
 
     def _evaluate(self) -> None:
         training, most = self.settings.training, self.settings.habits.eval_windows
-        # No more at a time than a step takes: a leg in micro-batches has memory for those alone.
-        micro_batch = self.flags.micro_batch_size
-        rows = max(32, training.batch_size) if micro_batch is None else micro_batch * self.world.share.rows
+        # No more at a time than a process takes in a step: it may have memory for that alone.
+        processes = self.world.share.rows
+        rows = self.flags.micro_batch_size or -(-training.batch_size // processes)
         if training.stream:
             batches = validation_stream(self.data, rows * training.seq_len, most * training.seq_len)
         else:
-            batches = validation_batches(self.data, training.seq_len, rows, most)
+            batches = validation_batches(self.data, training.seq_len, rows * processes, most)
         nats = mean_loss(self.engine, batches, carry=training.stream)
         bits = self.data.nats_to_bits_per_byte(nats)
         if self.best is None or nats < self.best["val_loss"]:

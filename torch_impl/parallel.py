@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from torch_impl.model import LiquidNet
 
 Value = TypeVar("Value")
+
+MOST_TIMEOUT = 1e6
+_LOSS = ("gloo", "Timed out waiting", "ncclRemoteError", "remote process exited")
 
 
 @dataclass(frozen=True)
@@ -67,26 +70,39 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """What fails inside in one process fails in all of them; the first one says why."""
+        """What fails inside in one process fails in all of them; the first one says why.
+
+        Raises:
+            ValueError: another process failed; else, in the first one, its own error.
+        """
         if self.group is None:
             yield
             return
         error: Exception | None = None
         try:
             yield
-        except (ValueError, OSError, NotImplementedError) as caught:
+        except Exception as caught:  # whatever it is: the others must not wait for this process for ever
             error = caught
-        told = self.gather(None if error is None else str(error))
+        told = self.gather(None if error is None else str(error) or type(error).__name__)
         failed = [f"process {rank} of {self.size}: {told[rank]}" for rank in range(self.size) if told[rank] is not None]
-        if failed and self.rank > 0:
-            sys.exit(2)
         if failed:
+            self.leave_it_to_the_first(2)
             raise ValueError(failed[0]) if error is None else error
+
+    def leave_it_to_the_first(self, code: int) -> None:
+        """In every process but the first: exit with the code, once the first one has ended.
+
+        torchrun ends whoever is left as soon as one process has gone; the first one has something to say before.
+        """
+        if self.rank > 0:
+            with suppress(RuntimeError):  # of the connection, which ends with the first process
+                self.gather(None)
+            sys.exit(code)
 
     def lost(self, error: BaseException) -> bool:
         """Whether the error says that another process is gone."""
         # Gloo has no exception of its own; its messages name the file that they come from.
-        told = isinstance(error, dist.DistError) or "gloo" in str(error) or "timed out" in str(error).lower()
+        told = isinstance(error, dist.DistNetworkError) or any(sign in str(error) for sign in _LOSS)
         return self.group is not None and isinstance(error, RuntimeError) and told
 
     def close(self) -> None:
@@ -129,9 +145,13 @@ def join(parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.
         timeout: seconds to wait for another process before it counts as lost.
 
     Raises:
-        ValueError: the number of processes is no multiple of `context_parallel`.
+        ValueError: the number of processes is no multiple of `context_parallel`, a timeout that is no time, fewer
+            GPUs than processes, or a device that cannot send to another.
+        ConnectionError: the others were not found.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size, local_rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    if not 1.0 <= timeout <= MOST_TIMEOUT:
+        raise ValueError(f"--rank-timeout must be from 1 to {MOST_TIMEOUT:g} seconds, got {timeout:g}")
     if context_parallel < 1 or size % context_parallel:
         raise ValueError(
             f"--context-parallel {context_parallel} needs a multiple of so many processes, torchrun started {size}; "
@@ -140,11 +160,18 @@ def join(parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.
     if size == 1:
         return World()
     device = default_device()
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"several processes train on NVIDIA and AMD GPUs and on CPUs, not on {device.type}")
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(f"there are {torch.cuda.device_count()} GPUs here, for more processes; start fewer")
+        torch.cuda.set_device(local_rank)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "cpu:gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    return world_of(list(range(size)), parallel, context_parallel, timeout)
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        return world_of(list(range(size)), parallel, context_parallel, timeout)
+    except RuntimeError as error:
+        raise ConnectionError(f"process {os.environ['RANK']} of {size} did not find the others: {error}") from error
 
 
 def world_of(ranks: list[int], parallel: str, context_parallel: int = 1, timeout: float = 600.0) -> World:

@@ -38,7 +38,7 @@ class Writing:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], directory: Path, world: World):
-        _require_safetensors()
+        require_safetensors()
         writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
         alone = world.group is None
         future = dcp.async_save(dict(tensors), storage_writer=writer, process_group=world.saving_group, no_dist=alone)
@@ -58,7 +58,7 @@ class Writing:
         try:
             self._future.result()
         except CheckpointException as error:
-            raise _cause(error) from error
+            raise OSError(f"a part of the checkpoint was not written: {_cause(error)}") from error
 
 
 def read_shards(tensors: dict[str, Tensor], directory: Path, world: World) -> None:
@@ -68,7 +68,7 @@ def read_shards(tensors: dict[str, Tensor], directory: Path, world: World) -> No
         ValueError: a tensor is missing, misshapen or not finite.
         NotImplementedError: this PyTorch cannot read shards that are safetensors files.
     """
-    _require_safetensors()
+    require_safetensors()
     reader = HuggingFaceStorageReader(str(directory))
     try:
         dcp.load(tensors, storage_reader=reader, process_group=world.saving_group, no_dist=world.group is None)
@@ -85,7 +85,8 @@ def _cause(error: BaseException) -> BaseException:
     return next(iter(failures.values()))[0] if failures else error
 
 
-def _require_safetensors() -> None:
+def require_safetensors() -> None:
+    """Raises NotImplementedError where this PyTorch writes shards only with pickled metadata."""
     if HuggingFaceStorageWriter is None:
         raise NotImplementedError(
             f"sharded checkpoints need a newer torch than {torch.__version__}; use --checkpoint-format neutral"

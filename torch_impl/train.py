@@ -55,8 +55,7 @@ class Engine:
         world: the processes of the run; None is this one alone.
 
     Raises:
-        ValueError: fewer rows or tokens than processes, numbers of micro-batches that FSDP would wait for in vain, or
-            `compile` where processes share a row.
+        ValueError: a process would be left without work, or `compile` where processes share a row.
     """
 
     name = "torch"
@@ -85,7 +84,7 @@ class Engine:
 
     def _distributed(self) -> Any:
         """Put the model where it is trained; its loss, as every process calls it."""
-        # Every training batch has one shape: nothing is gained by a program that takes others too.
+        # Training batches have few shapes: nothing is gained by a program that takes others too.
         whole: dict[str, Any] = {"fullgraph": True, "dynamic": False}
         if self.world.sharded and self.world.size > 1:
             if self.compile:
@@ -233,12 +232,15 @@ class Engine:
         self.scaler.load_state_dict(stored)
 
     def sampler(self) -> Step:
-        """The current model as a step of generation."""
+        """The current model as a step of generation; where processes have parts of it, in the first one alone."""
         if not self.world.sharded:
             return make_step(self.model)
+        parameters = dump_parameters(self.model)
         replica = LiquidNet(self.model.config, compute_dtype=self.training.compute_dtype)
-        load_parameters(replica, dump_parameters(self.model))
-        return make_step(replica.to(self.device))
+        if self.world.rank == 0:
+            load_parameters(replica, parameters)
+        # On the host, where there may be room for all of it.
+        return make_step(replica)
 
     def environment(self) -> dict[str, Any]:
         """What bit-exact resume depends on besides the checkpoint."""
@@ -289,7 +291,7 @@ def _require_work(training: TrainingConfig, micro_batch: int | None, world: Worl
             f"has; give a --batch-size that is a multiple of {world.share.rows}"
         )
     if compile and world.share.columns > 1:
-        raise ValueError("--compile and --context-parallel exclude each other so far; leave one of them out")
+        raise ValueError("--context-parallel does not go with a compiled step so far; add --no-compile")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ STREAMS = (
     Mutant(
         "streams: a share's rows are cut twice",
         "spec/data.py",
-        "== data.end_of_text_id\n    return batch.part(replace(share, row=0, rows=1))",
+        "== data.end_of_text_id\n    return batch.part(share.of_all_rows())",
         "== data.end_of_text_id\n    return batch.part(share)",
         ORDER,
     ),
@@ -50,21 +50,21 @@ STREAMS = (
         "streams: every process reads the rows of the first",
         "spec/data.py",
         "np.arange(batch_size)[share.of_rows(batch_size)]",
-        "np.arange(batch_size)[replace(share, row=0).of_rows(batch_size)]",
+        "np.arange(batch_size)[Share(0, share.rows).of_rows(batch_size)]",
         ORDER,
     ),
     Mutant(
         "the shares of windows are dealt out from the last",
         "spec/data.py",
         "np.arange(samples_consumed, samples_consumed + batch_size)[share.",
-        "np.arange(samples_consumed, samples_consumed + batch_size)[replace(share, row=share.rows - 1 - share.row).",
+        "np.arange(samples_consumed, samples_consumed + batch_size)[Share(share.rows - 1 - share.row, share.rows).",
         ORDER,
     ),
     Mutant(
         "processes that share a row have the same stretch of time",
         "spec/data.py",
         "share.of_columns(self.tokens.shape[1])",
-        "replace(share, column=0).of_columns(self.tokens.shape[1])",
+        "Share(columns=share.columns).of_columns(self.tokens.shape[1])",
         ORDER,
     ),
     Mutant(
@@ -148,8 +148,8 @@ STREAMS = (
     Mutant(
         "evaluation of a stream counts its labels once a process",
         "tools/evaluate.py",
-        "twice = share.rows if carry else 1",
-        "twice = 1",
+        "times = share.rows if carry else 1",
+        "times = 1",
         VALIDATION,
     ),
     Mutant(

@@ -100,9 +100,9 @@ WORLDS = (
         PAIRS,
     ),
     Mutant(
-        "torch: micro-batches of which one process has more are not refused",
+        "torch: more micro-batches than a process has rows are not refused",
         "torch_impl/train.py",
-        "if -(-fewest // micro_batch) != -(-most // micro_batch):",
+        "if world.sharded and _pieces(training, micro_batch, world) > fewest:",
         "if False:",
         PAIRS,
     ),
