@@ -124,7 +124,7 @@ class Engine:
             scale = self.scaler.get_scale()
             if not self.scaler.is_enabled() or not np.isfinite(loss) or scale <= LEAST_SCALE:
                 return loss, norm
-            # Not by what this process found: where each has a part of the gradients, one may overflow alone.
+            # By the norm, which is everyone's: a process may have a part of the gradients that overflows alone.
             self.scaler.update(scale * self.scaler.get_backoff_factor())
             self.scaler.load_state_dict({**self.scaler.state_dict(), "_growth_tracker": 0})
 

@@ -79,13 +79,6 @@ WORLDS = (
         PAIRS,
     ),
     Mutant(
-        "float16: each process halves the scale where its own gradients overflow",
-        "torch_impl/train.py",
-        "self.scaler.update(scale * self.scaler.get_backoff_factor())",
-        "self.scaler.update()",
-        PAIRS,
-    ),
-    Mutant(
         "torch: every process goes on from the states of the first rows",
         "torch_impl/train.py",
         "from_numpy(states[:, rows])",
