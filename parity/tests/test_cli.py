@@ -93,9 +93,11 @@ def test_evaluate_computes_in_the_dtype_that_the_run_did(small_data, tmp_path, b
     out = tmp_path / "run"
     train(backend, small_data, out, "--steps", 3, "--dtype", "bfloat16")
     capsys.readouterr()
-    main(["evaluate", "--checkpoint", str(out), "--data", str(small_data), "--windows", "4", "--backend", backend])
+    rows = json.loads((out / "config.json").read_text())["training"]["batch_size"]
+    shape = ("--windows", "4", "--batch-size", str(rows))
+    main(["evaluate", "--checkpoint", str(out), "--data", str(small_data), *shape, "--backend", backend])
     logged = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
-    # float32 products differ by 1e-6 or more; another number of windows at a time by the last bits of the sum.
+    # As many windows at a time as the run took: another number would change the last bits; float32 products more.
     assert json.loads(capsys.readouterr().out)["val_loss"] == pytest.approx(logged["val_loss"], rel=1e-7)
 
 
