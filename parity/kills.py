@@ -114,7 +114,7 @@ class Leg:
                 if time.monotonic() > end:
                     raise RuntimeError(f"neither at its end nor where it was awaited:\n{self.words()}")
                 time.sleep(0.001)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: no process of the leg may outlive it
             self.kill()
             raise
         return False

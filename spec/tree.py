@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from spec.checkpoint import TEXTS, Checkpoint, assemble, naming, pack, to_files
+from spec.checkpoint import TEXTS, Checkpoint, assemble, naming, to_files
 from spec.checksums import verify
 from spec.optimizer import MOMENTS
+from spec.tensors import pack
 
 
 def to_tree(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def outcome(case, path, whole):
         if str(path) not in told and "meta.json" not in told:
             return f"the refusal does not name the file: {told}"
         return "refused" if re.search(case.told or "", told) else f"refused for another reason: {told}"
-    except Exception as error:
+    except Exception as error:  # anything else is what this test looks for
         return f"{type(error).__name__}: {error}"
     finally:
         signal.alarm(0)
