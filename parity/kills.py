@@ -175,6 +175,11 @@ def command(options: Kills, data: Path, out: Path, seed: int, steps: int, *more:
     return [*launcher, f"{options.backend}_impl.train", *flags, *(("--stream",) if options.stream else ()), *more]
 
 
+def steps_of(kills: int) -> int:
+    """Length of a run that lasts for that many kills; each lets about six steps through."""
+    return 12 + 6 * kills
+
+
 def kill_runs(options: Kills) -> Table:
     """Kill runs, one after the other, until all kills are spent.
 
@@ -185,7 +190,7 @@ def kill_runs(options: Kills) -> Table:
     if options.kills < 1 or options.ranks < 1 or (options.ranks > 1 and options.backend == "jax"):
         raise ValueError("--kills and --ranks must be at least 1, and JAX trains in one process")
     table, chosen, began = Table(), random.Random(options.seed), time.monotonic()
-    steps = 12 + 6 * options.kills  # a kill lets about six through
+    steps = steps_of(options.kills)
     with tempfile.TemporaryDirectory() as place:
         data = options.data or Path(place) / "data"
         if options.data is None:
