@@ -77,6 +77,13 @@ def _name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def _drop(checkpoint: Path) -> None:
+    # A kill between the two leaves no half of a checkpoint under a valid name.
+    doomed = checkpoint.with_name(TEMPORARY_PREFIX + checkpoint.name)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
+
+
 def data_identity(data: Dataset) -> dict[str, str]:
     """The checksums that tell one prepared data set from another."""
     return {part: data.meta[part]["sha256"] for part in ("train", "val")} | {"tokenizer": data.meta["tokenizer_sha256"]}
@@ -105,12 +112,18 @@ class Run:
                 ) from error
             remove_unfinished(self.path)
             remove_unfinished(self.path / "checkpoints")
+            if not self.exists():
+                for left in list_checkpoints(self.path):
+                    _drop(left)
             yield
 
     def exists(self) -> bool:
-        """Whether a run has started here, or what is left of one lies here."""
-        names = ("config.json", "metrics.jsonl")
-        return any((self.path / name).exists() for name in names) or bool(list_checkpoints(self.path))
+        """Whether a run has started here, or what is left of one lies here.
+
+        Weights of --init-from at step 0 alone are none: a kill came before the first step.
+        """
+        started = any((self.path / name).exists() for name in ("config.json", "metrics.jsonl"))
+        return started or any(path.name != _name(0) for path in list_checkpoints(self.path))
 
     def settings(self) -> Settings:
         """RUN/config.json; raises ValueError where it is damaged."""
@@ -162,10 +175,7 @@ class Run:
         best = state.get("best") or {}
         for old in list_checkpoints(self.path)[:-keep]:
             if old.name != _name(best.get("step", -1)):
-                # A kill between the two leaves no half of a checkpoint under a valid name.
-                doomed = old.with_name(TEMPORARY_PREFIX + old.name)
-                old.rename(doomed)
-                shutil.rmtree(doomed)
+                _drop(old)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every whole line of metrics.jsonl; a kill can leave the last one torn."""

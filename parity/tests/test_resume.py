@@ -99,27 +99,16 @@ main(sys.argv[2:])
 
 def test_death_at_every_rename_loses_nothing(small_data, tmp_path, report):
     pytest.importorskip("torch", reason="the shell is the same; one backend will do")
-    flags = ("--d-model", "16", "--d-ff", "24", "--n-layers", "1", "--steps", "6", "--checkpoint-every", "2")
-    flags = (
-        "train",
-        "torch",
-        "--data",
-        str(small_data),
-        *flags,
-        "--keep",
-        "1",
-        "--eval-every",
-        "3",
-        "--eval-windows",
-        "2",
-    )
-    run, whole = tmp_path / "run", tmp_path / "whole"
+    model = ("train", "torch", "--data", str(small_data), "--d-model", "16", "--d-ff", "24", "--n-layers", "1")
+    habits = ("--checkpoint-every", "2", "--keep", "1", "--eval-every", "3", "--eval-windows", "2")
+    start, run, whole = tmp_path / "start", tmp_path / "run", tmp_path / "whole"
     program = [sys.executable, "-c", CRASH]
+    subprocess.run([*program, "0", *model, "--steps", "1", "--out", str(start)], check=True, capture_output=True)
+    flags = (*model, *habits, "--steps", "6", "--init-from", str(start))
     subprocess.run([*program, "0", *flags, "--out", str(whole)], check=True, capture_output=True)
     for call in range(1, 40):
-        code = subprocess.run(
-            [*program, str(call), *flags, "--out", str(run), "--resume"], capture_output=True
-        ).returncode
+        resume = [*program, str(call), *flags, "--out", str(run), "--resume"]
+        code = subprocess.run(resume, capture_output=True).returncode
         if code == 0:
             break
         assert code == 9
