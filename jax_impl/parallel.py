@@ -53,9 +53,6 @@ class World:
         """Whether the error says that another process is gone."""
         return False
 
-    def close(self) -> None:
-        """Leave the others."""
-
     def total(self, number: float) -> float:
         """The sum over all processes."""
         return number

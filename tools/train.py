@@ -118,7 +118,7 @@ class Train:
             backends.load(self.backend, "sharded").require_safetensors()
         world, run = parallel.join(self.parallel, self.context_parallel, self.rank_timeout), Run(self.out)
         try:
-            code = self._train(run, world)
+            sys.exit(self._train(run, world))
         except RuntimeError as error:
             if not world.lost(error):
                 raise
@@ -128,8 +128,6 @@ class Train:
                 f"process {world.rank} of {world.size} lost another one ({reason}); {run.last_good()}; "
                 "start all of them again with --resume"
             ) from error
-        world.close()
-        sys.exit(code)
 
     def _train(self, run: Run, world: Any) -> int:
         with world.together():

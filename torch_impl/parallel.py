@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -105,11 +106,6 @@ class World:
         told = isinstance(error, dist.DistNetworkError) or any(sign in str(error) for sign in _LOSS)
         return self.group is not None and isinstance(error, RuntimeError) and told
 
-    def close(self) -> None:
-        """Leave the others."""
-        if self.group is not None:
-            dist.destroy_process_group()
-
     def total(self, number: float) -> float:
         """The sum over all processes."""
         if self.group is None:
@@ -169,6 +165,8 @@ def join(parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "cpu:gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        # On every way out: gloo's threads, where they outlive the interpreter, abort it now and then.
+        atexit.register(dist.destroy_process_group)
         return world_of(list(range(size)), parallel, context_parallel, timeout)
     except RuntimeError as error:
         raise ConnectionError(f"process {os.environ['RANK']} of {size} did not find the others: {error}") from error
