@@ -67,21 +67,16 @@ class Settings:
     training: TrainingConfig
     habits: Habits
     data: dict[str, str]
+    init_from: str | None = None
+    """Where the first weights were taken from."""
 
     def to_json(self) -> dict[str, Any]:
         parts = {"training": asdict(self.training), "habits": asdict(self.habits), "data": self.data}
-        return {"model": config_to_json(self.model), **parts}
+        return {"model": config_to_json(self.model), **parts, "init_from": self.init_from}
 
 
 def _name(step: int) -> str:
     return f"step_{step:08d}"
-
-
-def _drop(checkpoint: Path) -> None:
-    # A kill between the two leaves no half of a checkpoint under a valid name.
-    doomed = checkpoint.with_name(TEMPORARY_PREFIX + checkpoint.name)
-    checkpoint.rename(doomed)
-    shutil.rmtree(doomed)
 
 
 def data_identity(data: Dataset) -> dict[str, str]:
@@ -112,18 +107,12 @@ class Run:
                 ) from error
             remove_unfinished(self.path)
             remove_unfinished(self.path / "checkpoints")
-            if not self.exists():
-                for left in list_checkpoints(self.path):
-                    _drop(left)
             yield
 
     def exists(self) -> bool:
-        """Whether a run has started here, or what is left of one lies here.
-
-        Weights of --init-from at step 0 alone are none: a kill came before the first step.
-        """
-        started = any((self.path / name).exists() for name in ("config.json", "metrics.jsonl"))
-        return started or any(path.name != _name(0) for path in list_checkpoints(self.path))
+        """Whether a run has started here, or what is left of one lies here."""
+        names = ("config.json", "metrics.jsonl")
+        return any((self.path / name).exists() for name in names) or bool(list_checkpoints(self.path))
 
     def settings(self) -> Settings:
         """RUN/config.json; raises ValueError where it is damaged."""
@@ -132,7 +121,9 @@ class Run:
             model, training = config_from_json(stored["model"]), training_from_json(stored["training"])
             # Runs that were started before there was a choice hold none.
             habits = Habits(**known_fields(Habits, {"compile": None, **stored["habits"]}))
-            return Settings(model, training, habits, stored["data"])
+            # Nor where their weights came from.
+            init_from = stored.get("init_from")
+            return Settings(model, training, habits, stored["data"], init_from and str(init_from))
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{self.path / 'config.json'} is damaged ({error}); restore it or start anew") from error
 
@@ -175,7 +166,10 @@ class Run:
         best = state.get("best") or {}
         for old in list_checkpoints(self.path)[:-keep]:
             if old.name != _name(best.get("step", -1)):
-                _drop(old)
+                # A kill between the two leaves no half of a checkpoint under a valid name.
+                doomed = old.with_name(TEMPORARY_PREFIX + old.name)
+                old.rename(doomed)
+                shutil.rmtree(doomed)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every whole line of metrics.jsonl; a kill can leave the last one torn."""

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from spec.checkpoint import Checkpoint
-from spec.config import LiquidNetConfig, TrainingConfig, require_integer
+from spec.checkpoint import Checkpoint, list_checkpoints
+from spec.config import TrainingConfig, require_integer
 from spec.data import Dataset, next_batch, open_data, validation_batches
 from spec.parameters import num_parameters
 from spec.presets import RECIPES, preset
@@ -136,7 +136,7 @@ class Train:
                 raise ValueError(f"{self.out} already holds a run; add --resume to carry it on, or name another --out")
             settings = self.resolve(data, run.settings() if existed else None)
             _require_memory(settings, self.micro_batch_size, world)
-            initial = self._initial(data, settings.model)
+            initial = self._initial(data, settings, run)
         with ExitStack() as held:
             engine = self._engine(settings, world)
             with world.together():
@@ -146,13 +146,15 @@ class Train:
                         raise ValueError(f"{self.out} was taken by another run just now; name another --out")
             return Trainer(self, data, run, settings, engine).train(initial)
 
-    def _initial(self, data: Dataset, model: LiquidNetConfig) -> Checkpoint | None:
-        if self.init_from is None:
+    def _initial(self, data: Dataset, settings: Settings, run: Run) -> Checkpoint | None:
+        # Killed before its first checkpoint, a run begins again where it began.
+        if settings.init_from is None or list_checkpoints(run.path):
             return None
-        initial = convert.read(self.init_from)
-        require_same_tokenizer(initial, data, self.init_from)
-        if replace(initial.config, max_seq_len=model.max_seq_len) != model:
-            raise ValueError(f"{self.init_from} holds another model than asked for: {initial.config}")
+        source = Path(settings.init_from)
+        initial = convert.read(source)
+        require_same_tokenizer(initial, data, source)
+        if replace(initial.config, max_seq_len=settings.model.max_seq_len) != settings.model:
+            raise ValueError(f"{source} holds another model than asked for: {initial.config}")
         return initial
 
     def _engine(self, settings: Settings, world: Any) -> Any:
@@ -191,7 +193,9 @@ class Train:
                 training = replace(training, warmup_steps=min(training.warmup_steps, training.steps // 10))
         # Raises for a dtype that the backend does not train in.
         backends.load(self.backend, "layers").accumulate_dtype(training.compute_dtype)
-        settings = Settings(model, training, habits, data_identity(data))
+        began = stored.init_from if stored is not None else None
+        init_from = began if self.init_from is None else str(self.init_from.resolve())
+        settings = Settings(model, training, habits, data_identity(data), init_from)
         if stored is not None:
             _require_same_run(stored, settings)
         # One row: nothing says yet that there is memory for more. The lanes of a stream are no longer than the data.
@@ -249,6 +253,9 @@ def _require_same_run(stored: Settings, asked: Settings) -> None:
         raise ValueError("the data differs from what this run was started with; resume with the same prepared data")
     if asked.model != stored.model:
         raise ValueError(f"this run's model is {stored.model}; resume without flags that change it")
+    if asked.init_from != stored.init_from:
+        began = stored.init_from or "fresh weights"
+        raise ValueError(f"this run began from {began}, not from {asked.init_from}; resume without --init-from")
     # The lanes of a stream belong to its batch size.
     for name in ("seq_len", "seed", "stream", *(("batch_size",) if stored.training.stream else ())):
         before, now = getattr(stored.training, name), getattr(asked.training, name)

@@ -107,15 +107,15 @@ class Trainer:
         if in_parts:
             with self.world.together():
                 self.engine.load_shards(self.run.place(self.step), self.step)
-        if newest is None and initial is not None:
-            # From here on --resume finds these weights, whatever happens before the first checkpoint.
-            self._save()
-            self.saver.finish()
-        self.first = self.saved = self.step
         with self.world.together():
             if self.first_process:
                 self.run.write_settings(self.settings)
                 self.run.cut_metrics(self.step)
+        if newest is None and initial is not None:
+            # From here on --resume finds these weights, whatever becomes of where they were taken from.
+            self._save()
+            self.saver.finish()
+        self.first = self.saved = self.step
 
     def _one_step(self) -> None:
         training, started = self.settings.training, time.perf_counter()

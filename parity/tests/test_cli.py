@@ -129,6 +129,11 @@ def test_init_from_takes_weights_only(run, small_data, tmp_path, backend):
     assert taken["step"] == 1 and taken["loss"] < fresh["loss"]
 
 
+def test_a_resumed_run_takes_no_other_weights(refused, run, small_data, tmp_path, backend):
+    command = ("train", backend, "--data", small_data, "--out", run, "--resume", "--init-from", tmp_path / "other")
+    assert "this run began from fresh weights, not from" in refused(*command)
+
+
 def test_a_resumed_run_keeps_its_habits(small_data, tmp_path, backend):
     out = tmp_path / "run"
     train(backend, small_data, out, "--steps", 6, "--stop-at", 2, "--method", "sequential", "--checkpoint-every", 1)

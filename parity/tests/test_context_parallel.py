@@ -55,7 +55,7 @@ class Threads:
             self.here.rank = rank
             try:
                 return work(rank)
-            except BaseException:
+            except BaseException:  # whatever it is: the other threads must not wait for this one for ever
                 self.barrier.abort()
                 raise
 

@@ -104,10 +104,12 @@ def test_death_at_every_rename_loses_nothing(small_data, tmp_path, report):
     start, run, whole = tmp_path / "start", tmp_path / "run", tmp_path / "whole"
     program = [sys.executable, "-c", CRASH]
     subprocess.run([*program, "0", *model, "--steps", "1", "--out", str(start)], check=True, capture_output=True)
-    flags = (*model, *habits, "--steps", "6", "--init-from", str(start))
-    subprocess.run([*program, "0", *flags, "--out", str(whole)], check=True, capture_output=True)
+    flags, weights = (*model, *habits, "--steps", "6"), ("--init-from", str(start))
+    subprocess.run([*program, "0", *flags, *weights, "--out", str(whole)], check=True, capture_output=True)
     for call in range(1, 40):
-        resume = [*program, str(call), *flags, "--out", str(run), "--resume"]
+        # Once the run has begun, it knows by itself where its weights came from.
+        more = () if (run / "config.json").is_file() else weights
+        resume = [*program, str(call), *flags, *more, "--out", str(run), "--resume"]
         code = subprocess.run(resume, capture_output=True).returncode
         if code == 0:
             break

@@ -29,8 +29,6 @@ TRAINING = TrainingConfig(steps=STEPS, batch_size=12, seq_len=16, peak_lr=1e-3, 
 MODEL_FLAGS = ("--d-model", "16", "--d-ff", "24", "--n-layers", "2", "--seq-len", "16", "--batch-size", "12")
 FLAGS = (*MODEL_FLAGS, "--steps", str(STEPS), "--lr", "1e-3", "--warmup-steps", "3", "--eval-windows", "40")
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
-
-
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
@@ -167,7 +165,7 @@ parallel.join()
 """
 
 
-def test_a_process_leaves_the_others_whatever_ends_it(tmp_path):
+def test_a_process_leaves_its_groups_on_its_way_out(tmp_path):
     """Threads of gloo's that outlived the interpreter aborted it in one exit of thirty, with -6 for an exit code."""
     program = tmp_path / "leaving.py"
     program.write_text(LEAVING)
