@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import tyro
 
@@ -46,6 +47,20 @@ _BOX = re.compile(r"[\u2500-\u257f]+")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake ends in one line on stderr and exit code 2, never in a traceback."""
+    try:
+        _run(arguments)
+    except SystemExit as stop:
+        distributed: Any = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            # A thread of gloo's that lets go of a tensor wants the GIL. An interpreter that is being taken down ends
+            # such a thread where C++ allows no end, and the process aborts: now and then -6 for an exit code.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
+        raise
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     command = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         if command is not None:

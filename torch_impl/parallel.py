@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -165,8 +164,6 @@ def join(parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "cpu:gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-        # On every way out: gloo's threads, where they outlive the interpreter, abort it now and then.
-        atexit.register(dist.destroy_process_group)
         return world_of(list(range(size)), parallel, context_parallel, timeout)
     except RuntimeError as error:
         raise ConnectionError(f"process {os.environ['RANK']} of {size} did not find the others: {error}") from error
