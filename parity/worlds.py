@@ -25,7 +25,7 @@ from parity.trajectories import MODEL
 from spec.config import TrainingConfig
 from spec.data import Batch, next_batch, validation_batches, validation_stream
 from tools.evaluate import mean_loss
-from torch_impl.parallel import World, world_of
+from torch_impl.parallel import World, leave, world_of
 from torch_impl.scan import METHODS as SCANS
 from torch_impl.scan.context_parallel import time_sharded
 from torch_impl.train import Engine
@@ -298,7 +298,7 @@ def main(out: Path) -> None:
     if dist.get_rank() == 0:
         (out / "results.json").write_text(json.dumps(found))
     dist.barrier()
-    dist.destroy_process_group()
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -50,13 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _run(arguments)
     except SystemExit as stop:
-        distributed: Any = sys.modules.get("torch.distributed")
-        if distributed is not None and distributed.is_available() and distributed.is_initialized():
-            # A thread of gloo's that lets go of a tensor wants the GIL. An interpreter that is being taken down ends
-            # such a thread where C++ allows no end, and the process aborts: now and then -6 for an exit code.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
+        parallel: Any = sys.modules.get("torch_impl.parallel")
+        if parallel is not None:
+            parallel.leave(int(stop.code or 0))
         raise
 
 
