@@ -1,7 +1,7 @@
 """What is true of a LiquidNet, without a framework: configuration, parameters, data order, checkpoints, reference."""
 
 from spec.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec.config import LiquidNetConfig, LiquidSSMConfig, TrainingConfig
 from spec.init import initial_parameters
 from spec.parameters import num_parameters, parameter_table
 from spec.presets import PRESETS
@@ -10,6 +10,7 @@ __all__ = [
     "PRESETS",
     "Checkpoint",
     "LiquidNetConfig",
+    "LiquidSSMConfig",
     "TrainingConfig",
     "initial_parameters",
     "num_parameters",

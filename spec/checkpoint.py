@@ -21,7 +21,7 @@ import numpy as np
 import safetensors
 
 from spec.checksums import checksums, file_sha256, listed_sums, sha256, verify
-from spec.config import LiquidNetConfig, config_from_json, config_to_json, require_integer, training_from_json
+from spec.config import ModelConfig, config_from_json, config_to_json, require_integer, training_from_json
 from spec.files import new_directory, read_file, require_file
 from spec.optimizer import MOMENTS
 from spec.parameters import check_parameters
@@ -50,7 +50,7 @@ class Checkpoint:
         verified: whether checksums have confirmed every bit; False for another program's file, which has none.
     """
 
-    config: LiquidNetConfig
+    config: ModelConfig
     parameters: Arrays
     moments: Mapping[str, Arrays] = field(default_factory=dict)
     state: Mapping[str, Any] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
@@ -75,8 +75,8 @@ def validate(checkpoint: Checkpoint) -> None:
 def _check_beside(checkpoint: Checkpoint) -> None:
     if checkpoint.states is not None:
         shape, config = checkpoint.states.shape, checkpoint.config
-        if len(shape) != 3 or shape[1] < 1 or shape[0] != config.n_layers or shape[2] != config.d_model:
-            needed = f"({config.n_layers}, rows, {config.d_model})"
+        if len(shape) != 3 or shape[1] < 1 or shape[0] != config.n_layers or shape[2] != config.d_state:
+            needed = f"({config.n_layers}, rows, {config.d_state})"
             raise ValueError(f"tensor states has shape {shape}, the configuration needs {needed}")
         _check_values("states", checkpoint.states, (DTYPES["F32"], DTYPES["F64"]))
     _check_state(checkpoint.state)

@@ -76,9 +76,102 @@ class LiquidNetConfig:
         _require_number(self, "norm_eps", 0.0, 1.0, low_open=True)
 
     @property
+    def d_state(self) -> int:
+        """Width of a layer's state."""
+        return self.d_model
+
+    @property
     def residual_scale(self) -> float:
         """s = 1 / sqrt(2 l): keeps the residual stream's variance independent of depth."""
         return 1.0 / math.sqrt(2 * self.n_layers)
+
+
+STATES = ("dense", "diagonal")
+HIPPOS = ("legs", "as_printed")
+MOST_AS_PRINTED = 16
+
+
+@dataclass(frozen=True)
+class LiquidSSMConfig:
+    """Shape and constants of a Liquid SSM.
+
+    Args:
+        vocab_size: entries of the tied embedding, v.
+        d_model: width of the residual stream, d.
+        d_ff: width of the SwiGLU MLP, f.
+        n_layers: number of blocks, l.
+        max_seq_len: training window in tokens; never a limit at inference.
+        d_state: numbers of a layer's state, n; a diagonal state takes them as n / 2 complex ones.
+        d_tau: hidden width of the network that sets the time constants, h.
+        state: `dense`, all of the state coupled by HiPPO-LegS, or `diagonal`, each mode on its own.
+        hippo: `legs`, or `as_printed`, which is not stable and is held to a dense state of at most 16.
+        eta: how far content moves a time constant, as a fraction of it.
+        target_dt: longest step a token, in units of time.
+        tau_min, tau_max: time constants at the start, log-spaced between them, in units of time.
+        exploration_rate: size of the noise in training.
+        norm_eps: epsilon inside the root of RMSNorm.
+
+    Raises:
+        ValueError: a value out of range, named.
+    """
+
+    vocab_size: int = 32000
+    d_model: int = 512
+    d_ff: int = 1368
+    n_layers: int = 6
+    max_seq_len: int = 2048
+    d_state: int = 256
+    d_tau: int = 32
+    state: str = "dense"
+    hippo: str = "legs"
+    eta: float = 0.5
+    target_dt: float = 0.1
+    tau_min: float = 1.0
+    tau_max: float = 100.0
+    exploration_rate: float = 0.0
+    norm_eps: float = 1e-6
+
+    family: ClassVar[str] = "liquid_ssm"
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "d_ff", "n_layers", "max_seq_len", "d_state", "d_tau"):
+            require_integer(name, getattr(self, name), 1)
+        require_known("state", self.state, STATES)
+        require_known("hippo", self.hippo, HIPPOS)
+        if self.state == "diagonal" and (self.d_state % 2 or self.hippo != "legs"):
+            raise ValueError(
+                f"a diagonal state is made of pairs and of hippo 'legs', got d_state {self.d_state} and {self.hippo!r}"
+            )
+        if self.hippo == "as_printed" and self.d_state > MOST_AS_PRINTED:
+            raise ValueError(
+                f"hippo 'as_printed' is unstable and held to d_state <= {MOST_AS_PRINTED}, got {self.d_state}; "
+                "use 'legs'"
+            )
+        _require_number(self, "eta", 0.0, 0.999, low_open=True)
+        for name in ("target_dt", "tau_min", "tau_max"):
+            _require_number(self, name, 0.0, 1e6, low_open=True)
+        if self.tau_max < self.tau_min:
+            raise ValueError(f"tau_max {self.tau_max:g} is below tau_min {self.tau_min:g}")
+        _require_number(self, "exploration_rate", 0.0, 1e3)
+        _require_number(self, "norm_eps", 0.0, 1.0, low_open=True)
+
+    @property
+    def modes(self) -> int:
+        """Parts of a layer's state that have a time constant of their own, m: its numbers, or pairs of them."""
+        return self.d_state // 2 if self.state == "diagonal" else self.d_state
+
+    @property
+    def residual_scale(self) -> float:
+        """s = 1 / sqrt(2 l): keeps the residual stream's variance independent of depth."""
+        return 1.0 / math.sqrt(2 * self.n_layers)
+
+
+ModelConfig = LiquidNetConfig | LiquidSSMConfig
+
+
+def swiglu_width(d_model: int) -> int:
+    """Width of a SwiGLU MLP that has the weights of one of 4 d without a gate: 8 d / 3, up to a multiple of 8."""
+    return 8 * math.ceil(d_model / 3)
 
 
 @dataclass(frozen=True)
@@ -137,15 +230,15 @@ class TrainingConfig:
             raise ValueError(f"stream must be true or false, got {self.stream!r}")
 
 
-FAMILIES = {config.family: config for config in (LiquidNetConfig,)}
+FAMILIES = {config.family: config for config in (LiquidNetConfig, LiquidSSMConfig)}
 
 
-def config_to_json(config: LiquidNetConfig) -> dict[str, Any]:
+def config_to_json(config: ModelConfig) -> dict[str, Any]:
     """The configuration as a JSON object; `family` says which class it is."""
     return {"family": config.family, **asdict(config)}
 
 
-def config_from_json(value: Any) -> LiquidNetConfig:
+def config_from_json(value: Any) -> ModelConfig:
     """The inverse of `config_to_json`; raises ValueError naming an unknown family, field or value."""
     if not isinstance(value, dict) or value.get("family") not in tuple(FAMILIES):
         family = value.get("family") if isinstance(value, dict) else value

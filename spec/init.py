@@ -7,18 +7,20 @@ import math
 
 import numpy as np
 
-from spec.config import LiquidNetConfig
+from spec.config import LiquidSSMConfig, ModelConfig
+from spec.hippo import legs_frequencies
 from spec.parameters import Parameter, parameter_table
 
 STANDARD_DEVIATION = 0.02
 LONGEST_HALF_LIFE = 4096.0
 
 
-def initial_parameters(config: LiquidNetConfig, seed: int = 0) -> dict[str, np.ndarray]:
+def initial_parameters(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """The initial value of every parameter, float32, by path.
 
     Linear and embedding weights are N(0, 0.02), output projections zero, norms one, and
-    `b_delta = softplus^-1(ln 2 / tau)` with tau log-spaced over [1, 4096] across channels.
+    `b_delta = softplus^-1(ln 2 / tau)` with tau log-spaced over [1, 4096] across channels; the time constants of a
+    Liquid SSM are log-spaced over [tau_min, tau_max] across modes, its frequencies those of LegS.
     Each parameter draws from a Philox stream of its own, keyed by the seed and the SHA-256 of its
     path, so its bits depend on neither order, backend, device count nor sharding.
 
@@ -31,7 +33,7 @@ def initial_parameters(config: LiquidNetConfig, seed: int = 0) -> dict[str, np.n
     """
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must be in [0, 2**64), got {seed}")
-    return {row.path: _draw(row, seed) for row in parameter_table(config)}
+    return {row.path: _draw(row, config, seed) for row in parameter_table(config)}
 
 
 def stream(seed: int, name: str) -> np.random.Generator:
@@ -48,11 +50,20 @@ def half_life_bias(channels: int) -> np.ndarray:
     return np.log(np.expm1(rate)).astype(np.float32)
 
 
-def _draw(row: Parameter, seed: int) -> np.ndarray:
+def log_time_constants(config: LiquidSSMConfig) -> np.ndarray:
+    """log tau_base, evenly spaced from tau_min to tau_max over the modes; float32."""
+    return np.linspace(math.log(config.tau_min), math.log(config.tau_max), config.modes).astype(np.float32)
+
+
+def _draw(row: Parameter, config: ModelConfig, seed: int) -> np.ndarray:
     if row.init == "zero":
         return np.zeros(row.shape, np.float32)
     if row.init == "one":
         return np.ones(row.shape, np.float32)
     if row.init == "half_life":
         return half_life_bias(*row.shape)
+    if isinstance(config, LiquidSSMConfig) and row.init == "time_constant":
+        return log_time_constants(config)
+    if isinstance(config, LiquidSSMConfig) and row.init == "legs_frequency":
+        return legs_frequencies(config.d_state)
     return stream(seed, row.path).standard_normal(row.shape, dtype=np.float32) * np.float32(STANDARD_DEVIATION)

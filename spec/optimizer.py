@@ -14,12 +14,12 @@ Weight decay applies to the rows of the parameter table marked so. Source: Loshc
 
 from __future__ import annotations
 
-from spec.config import LiquidNetConfig
+from spec.config import ModelConfig
 from spec.parameters import parameter_table
 
 MOMENTS = ("first_moment", "second_moment")
 
 
-def decayed_paths(config: LiquidNetConfig) -> frozenset[str]:
+def decayed_paths(config: ModelConfig) -> frozenset[str]:
     """Paths of the parameters that weight decay applies to."""
     return frozenset(row.path for row in parameter_table(config) if row.weight_decay)

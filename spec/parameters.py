@@ -7,14 +7,14 @@ A matrix is (out, in); a fused matrix stacks its parts along the rows in the ord
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from spec.config import LiquidNetConfig
+from spec.config import LiquidNetConfig, LiquidSSMConfig, ModelConfig
 
-Init = Literal["normal", "zero", "one", "half_life"]
+Init = Literal["normal", "zero", "one", "half_life", "time_constant", "legs_frequency"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Parameter:
         path: attribute path, `blocks.0.mixer.input.weight`.
         shape: sizes of the axes.
         axes: names of the axes (see spec/axes.py); a fused axis names its parts.
-        init: `normal` N(0, 0.02), `zero`, `one`, or `half_life` (see spec/init.py).
+        init: `normal` N(0, 0.02), `zero`, `one`, `half_life`, `time_constant` or `legs_frequency` (see spec/init.py).
         weight_decay: whether AdamW decays it: matrices yes, norms and biases no.
     """
 
@@ -36,17 +36,16 @@ class Parameter:
     weight_decay: bool
 
 
-def parameter_table(config: LiquidNetConfig) -> tuple[Parameter, ...]:
+def parameter_table(config: ModelConfig) -> tuple[Parameter, ...]:
     """Every parameter of the model, in the order of the forward pass."""
     v, d, f = config.vocab_size, config.d_model, config.d_ff
+    mixer = _liquid_ssm(config) if isinstance(config, LiquidSSMConfig) else _liquid_mixer(config)
     rows = [Parameter("embedding.weight", (v, d), ("v", "d"), "normal", True)]
     for i in range(config.n_layers):
         block = f"blocks.{i}"
         rows += [
             Parameter(f"{block}.mixer_norm.weight", (d,), ("d",), "one", False),
-            Parameter(f"{block}.mixer.input.weight", (3 * d, d), ("value | decay | gate", "d"), "normal", True),
-            Parameter(f"{block}.mixer.decay_bias", (d,), ("d",), "half_life", False),
-            Parameter(f"{block}.mixer.output.weight", (d, d), ("d", "d"), "zero", True),
+            *(replace(row, path=f"{block}.mixer.{row.path}") for row in mixer),
             Parameter(f"{block}.mlp_norm.weight", (d,), ("d",), "one", False),
             Parameter(f"{block}.mlp.input.weight", (2 * f, d), ("gate | up", "d"), "normal", True),
             Parameter(f"{block}.mlp.output.weight", (d, f), ("d", "f"), "zero", True),
@@ -55,12 +54,36 @@ def parameter_table(config: LiquidNetConfig) -> tuple[Parameter, ...]:
     return tuple(rows)
 
 
-def num_parameters(config: LiquidNetConfig) -> int:
+def _liquid_mixer(config: LiquidNetConfig) -> tuple[Parameter, ...]:
+    d = config.d_model
+    return (
+        Parameter("input.weight", (3 * d, d), ("value | decay | gate", "d"), "normal", True),
+        Parameter("decay_bias", (d,), ("d",), "half_life", False),
+        Parameter("output.weight", (d, d), ("d", "d"), "zero", True),
+    )
+
+
+def _liquid_ssm(config: LiquidSSMConfig) -> tuple[Parameter, ...]:
+    d, n, m, h = config.d_model, config.d_state, config.modes, config.d_tau
+    frequency = (Parameter("frequency", (m,), ("m",), "legs_frequency", False),)
+    return (
+        Parameter("input.weight", (n + h, d), ("drive | tau", "d"), "normal", True),
+        Parameter("tau_state.weight", (h, n), ("h", "n"), "normal", True),
+        Parameter("tau_output.weight", (m, h), ("m", "h"), "normal", True),
+        Parameter("log_tau", (m,), ("m",), "time_constant", False),
+        Parameter("log_scale", (m,), ("m",), "zero", False),
+        *(frequency if config.state == "diagonal" else ()),
+        Parameter("output.weight", (d, n), ("d", "n"), "zero", True),
+        Parameter("skip", (d,), ("d",), "zero", False),
+    )
+
+
+def num_parameters(config: ModelConfig) -> int:
     """Number of scalars; the embedding is tied and counts once."""
     return sum(int(np.prod(row.shape)) for row in parameter_table(config))
 
 
-def check_parameters(config: LiquidNetConfig, arrays: Mapping[str, np.ndarray]) -> None:
+def check_parameters(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> None:
     """Raises ValueError naming the first tensor that is missing, unexpected or of another shape."""
     table = {row.path: row.shape for row in parameter_table(config)}
     for path, shape in table.items():

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spec.config import LiquidNetConfig
+from spec.config import LiquidSSMConfig, ModelConfig
 from spec.reference.liquid import decay_gates, mask, scan, scan_adjoint, sigmoid
+from spec.reference.liquid_ssm import Sensed, liquid_ssm, liquid_ssm_adjoint
 
 Weights = Mapping[str, np.ndarray]
 
@@ -40,7 +41,7 @@ class Visited(NamedTuple):
     """What a block's adjoint needs: of its two norms and of its two layers."""
 
     mixer_norm: Any
-    mixer: Mixed
+    mixer: Mixed | Sensed
     mlp_norm: Any
     mlp: Gated
 
@@ -194,39 +195,46 @@ def within(params: Weights, prefix: str) -> dict[str, np.ndarray]:
 def block(
     x_btd: np.ndarray,
     weights: Weights,
-    config: LiquidNetConfig,
+    config: ModelConfig,
     state_bd: np.ndarray | None = None,
     resets_bt: np.ndarray | None = None,
     padding_bt: np.ndarray | None = None,
+    noise_btn: np.ndarray | None = None,
+    gaps_bt: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], Visited]:
-    """x += s Mixer(RMSNorm(x)); x += s SwiGLU(RMSNorm(x)), s = 1 / sqrt(2 l).
+    """x += s Mixer(RMSNorm(x)); x += s SwiGLU(RMSNorm(x)), s = 1 / sqrt(2 l); noise and gaps are a Liquid SSM's.
 
     Returns:
         x, the last state, the output of each module by its path inside the block, and what the adjoint needs.
     """
     scale = x_btd.dtype.type(config.residual_scale)
     z_btd, of_norm = rms_norm(x_btd, weights["mixer_norm.weight"], config.norm_eps)
-    y_btd, last_bd, of_mixer = mixer(
-        z_btd, within(weights, "mixer."), config.delta_min, state_bd, resets_bt, padding_bt
-    )
+    of_mixing, masks = within(weights, "mixer."), (resets_bt, padding_bt)
+    if isinstance(config, LiquidSSMConfig):
+        y_btd, last_bd, of_mixer = liquid_ssm(z_btd, of_mixing, config, state_bd, *masks, noise_btn, gaps_bt)
+        inside = {"mixer.states": of_mixer.states, "mixer.output": of_mixer.read}
+    else:
+        y_btd, last_bd, of_mixer = mixer(z_btd, of_mixing, config.delta_min, state_bd, *masks)
+        inside = {"mixer.gated": of_mixer.gated, "mixer.output": y_btd}
     x_btd = x_btd + scale * y_btd
     r_btd, of_mlp_norm = rms_norm(x_btd, weights["mlp_norm.weight"], config.norm_eps)
     u_btd, of_mlp = swiglu(r_btd, within(weights, "mlp."))
     x_btd = x_btd + scale * u_btd
-    outputs = {"mixer_norm": z_btd, "mixer.input": of_mixer.pre, "mixer.gated": of_mixer.gated, "mixer.state": last_bd}
-    outputs |= {"mixer.output": y_btd, "mlp_norm": r_btd, "mlp.input": of_mlp.pre, "mlp.product": of_mlp.product}
+    outputs = {"mixer_norm": z_btd, "mixer.input": of_mixer.pre, **inside, "mixer.state": last_bd}
+    outputs |= {"mlp_norm": r_btd, "mlp.input": of_mlp.pre, "mlp.product": of_mlp.product}
     return x_btd, last_bd, {**outputs, "mlp.output": u_btd}, Visited(of_norm, of_mixer, of_mlp_norm, of_mlp)
 
 
 def block_adjoint(
-    saved: Visited, config: LiquidNetConfig, gradient_btd: np.ndarray, final_gradient_bd: np.ndarray | None = None
+    saved: Visited, config: ModelConfig, gradient_btd: np.ndarray, final_gradient_bd: np.ndarray | None = None
 ) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
     """Gradients of the block's input, of its weights and of its initial state."""
     scale = gradient_btd.dtype.type(config.residual_scale)
     r_gradient, of_mlp = swiglu_adjoint(saved.mlp, scale * gradient_btd)
     residual, of_mlp_norm = rms_norm_adjoint(saved.mlp_norm, r_gradient)
     gradient_btd = gradient_btd + residual
-    z_gradient, of_mixer, of_state = mixer_adjoint(saved.mixer, scale * gradient_btd, final_gradient_bd)
+    adjoint: Any = liquid_ssm_adjoint if isinstance(saved.mixer, Sensed) else mixer_adjoint
+    z_gradient, of_mixer, of_state = adjoint(saved.mixer, scale * gradient_btd, final_gradient_bd)
     residual, of_norm = rms_norm_adjoint(saved.mixer_norm, z_gradient)
     gradients = {f"mixer.{name}": array for name, array in of_mixer.items()}
     gradients |= {f"mlp.{name}": array for name, array in of_mlp.items()}

@@ -1,4 +1,4 @@
-"""LiquidNet in plain NumPy: the forward pass, the loss and every gradient, by hand.
+"""Both families in plain NumPy: the forward pass, the loss and every gradient, by hand.
 
     x      = E[tokens]
     x     += s Mixer(RMSNorm(x));  x += s SwiGLU(RMSNorm(x))        s = 1 / sqrt(2 l), l blocks
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from spec.config import LiquidNetConfig
+from spec.config import ModelConfig
 from spec.data import IGNORED_LABEL
 from spec.parameters import check_parameters
 from spec.reference.blocks import block, block_adjoint, rms_norm, rms_norm_adjoint, within
@@ -24,14 +24,15 @@ Parameters = Mapping[str, np.ndarray]
 
 def forward(
     params: Parameters,
-    config: LiquidNetConfig,
+    config: ModelConfig,
     tokens: np.ndarray,
     states: np.ndarray | None = None,
     resets: np.ndarray | None = None,
     padding: np.ndarray | None = None,
     dtype: Any = np.float64,
+    **of_ssm: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and final states of a LiquidNet.
+    """Logits and final states.
 
     Args:
         params: every parameter by path.
@@ -41,6 +42,7 @@ def forward(
         resets: true clears the state before token t is absorbed, [b, t].
         padding: true at positions that change nothing, [b, t].
         dtype: of the computation; float64 is the truth.
+        of_ssm: `noise` [l, b, t, n] and `gaps` [b, t] of a Liquid SSM, see `liquid_ssm.liquid_states`.
 
     Returns:
         logits [b, t, v], states [l, b, d].
@@ -48,33 +50,34 @@ def forward(
     Raises:
         ValueError: a parameter or token that does not fit the configuration.
     """
-    logits_btv, states_lbd, *_ = _forward(params, config, tokens, states, resets, padding, dtype)
+    logits_btv, states_lbd, *_ = _forward(params, config, tokens, states, resets, padding, dtype, **of_ssm)
     return logits_btv, states_lbd
 
 
 def activations(
     params: Parameters,
-    config: LiquidNetConfig,
+    config: ModelConfig,
     tokens: np.ndarray,
     states: np.ndarray | None = None,
     resets: np.ndarray | None = None,
     padding: np.ndarray | None = None,
     dtype: Any = np.float64,
+    **of_ssm: np.ndarray | None,
 ) -> dict[str, np.ndarray]:
-    """What each module of a LiquidNet gives, in the order of the forward pass.
+    """What each module gives, in the order of the forward pass.
 
-    The key is the module's path (`blocks.0.mixer.input`, `blocks.0`), and besides: `mixer.gated`, the input of
-    `mixer.output`; `mixer.state`, the last state; `mlp.product`, the input of `mlp.output`; `logits`.
+    The key is the module's path (`blocks.0.mixer.input`, `blocks.0`), and besides: `mixer.gated` or `mixer.states`, the
+    input of `mixer.output`; `mixer.state`, the last state; `mlp.product`, the input of `mlp.output`; `logits`.
 
     Args:
-        params, config, tokens, states, resets, padding, dtype: as in `forward`.
+        params, config, tokens, states, resets, padding, dtype, of_ssm: as in `forward`.
     """
-    return _forward(params, config, tokens, states, resets, padding, dtype)[2]
+    return _forward(params, config, tokens, states, resets, padding, dtype, **of_ssm)[2]
 
 
 def loss_and_gradients(
     params: Parameters,
-    config: LiquidNetConfig,
+    config: ModelConfig,
     tokens: np.ndarray,
     labels: np.ndarray,
     states: np.ndarray | None = None,
@@ -82,18 +85,19 @@ def loss_and_gradients(
     padding: np.ndarray | None = None,
     final_state_gradient: np.ndarray | None = None,
     dtype: Any = np.float64,
+    **of_ssm: np.ndarray | None,
 ) -> tuple[float, dict[str, np.ndarray], np.ndarray]:
     """Mean cross-entropy in nats and its gradient to every parameter and to the initial states.
 
     Args:
         labels: target of each position, [b, t]; -100 is ignored; all ignored gives loss 0.
         final_state_gradient: [l, b, d], added at the final states, for a loss that also depends on them.
-        params, config, tokens, states, resets, padding, dtype: as in `forward`.
+        params, config, tokens, states, resets, padding, dtype, of_ssm: as in `forward`.
 
     Returns:
         loss, gradients by path, gradient of the initial states [l, b, d].
     """
-    logits_btv, _, _, saved = _forward(params, config, tokens, states, resets, padding, dtype)
+    logits_btv, _, _, saved = _forward(params, config, tokens, states, resets, padding, dtype, **of_ssm)
     loss, logits_gradient = cross_entropy(logits_btv, labels)
     return loss, *_adjoint(params, config, tokens, saved, logits_gradient, final_state_gradient)
 
@@ -115,7 +119,15 @@ def cross_entropy(logits_btv: np.ndarray, labels_bt: np.ndarray) -> tuple[float,
 
 
 def _forward(
-    params: Parameters, config: LiquidNetConfig, tokens: np.ndarray, states: Any, resets: Any, padding: Any, dtype: Any
+    params: Parameters,
+    config: ModelConfig,
+    tokens: np.ndarray,
+    states: Any,
+    resets: Any,
+    padding: Any,
+    dtype: Any,
+    noise: np.ndarray | None = None,
+    gaps: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], Any]:
     check_parameters(config, params)
     if tokens.ndim != 2 or 0 in tokens.shape:
@@ -128,7 +140,8 @@ def _forward(
     for i in range(config.n_layers):
         weights = within(params, f"blocks.{i}.")
         state_bd = None if states is None else np.asanyarray(states[i], dtype)
-        x_btd, last_bd, of_block, visited = block(x_btd, weights, config, state_bd, resets, padding)
+        noise_btn = None if noise is None else noise[i]
+        x_btd, last_bd, of_block, visited = block(x_btd, weights, config, state_bd, resets, padding, noise_btn, gaps)
         outputs |= {f"blocks.{i}.{name}": array for name, array in of_block.items()} | {f"blocks.{i}": x_btd}
         last_states.append(last_bd)
         saved.append(visited)
@@ -140,7 +153,7 @@ def _forward(
 
 def _adjoint(
     params: Parameters,
-    config: LiquidNetConfig,
+    config: ModelConfig,
     tokens: np.ndarray,
     saved: Any,
     logits_gradient: np.ndarray,
