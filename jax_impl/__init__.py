@@ -1,7 +1,7 @@
-"""LiquidNet in JAX and Flax NNX. Twin: torch_impl/__init__.py. Truth: spec/."""
+"""Both families in JAX and Flax NNX. Twin: torch_impl/__init__.py. Truth: spec/."""
 
 from jax_impl.checkpoint import dump_parameters, load_parameters
-from jax_impl.model import LiquidNet
+from jax_impl.model import LiquidNet, LiquidSSMLanguageModel
 from jax_impl.scan import scan
 
-__all__ = ["LiquidNet", "dump_parameters", "load_parameters", "scan"]
+__all__ = ["LiquidNet", "LiquidSSMLanguageModel", "dump_parameters", "load_parameters", "scan"]

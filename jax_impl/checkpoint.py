@@ -20,7 +20,7 @@ from spec.parameters import check_parameters
 from spec.tree import from_tree, to_tree
 
 if TYPE_CHECKING:
-    from jax_impl.model import LiquidNet
+    from jax_impl.model import LanguageModel
 
 # What Flax, fed damaged bytes, was seen to fail with.
 _DAMAGE = (
@@ -29,7 +29,7 @@ _DAMAGE = (
 )  # fmt: skip
 
 
-def load_parameters(model: LiquidNet, arrays: Mapping[str, np.ndarray]) -> None:
+def load_parameters(model: LanguageModel, arrays: Mapping[str, np.ndarray]) -> None:
     """Copy every parameter from NumPy, by path.
 
     Raises:
@@ -40,12 +40,12 @@ def load_parameters(model: LiquidNet, arrays: Mapping[str, np.ndarray]) -> None:
         parameter[...] = jnp.array(arrays[path], parameter[...].dtype)
 
 
-def dump_parameters(model: LiquidNet) -> dict[str, np.ndarray]:
+def dump_parameters(model: LanguageModel) -> dict[str, np.ndarray]:
     """A copy of every parameter as NumPy, by path."""
     return {path: to_numpy(parameter[...]) for path, parameter in named_parameters(model).items()}
 
 
-def named_parameters(model: LiquidNet) -> dict[str, nnx.Param]:
+def named_parameters(model: LanguageModel) -> dict[str, nnx.Param]:
     """Every parameter of the model by path, as PyTorch's method of that name."""
     return {".".join(map(str, path)): parameter for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 

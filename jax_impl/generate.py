@@ -16,10 +16,10 @@ from spec.config import require_known
 from spec.sampling import Sampling, Step, check_tokens, complete
 
 if TYPE_CHECKING:
-    from jax_impl.model import LiquidNet
+    from jax_impl.model import LanguageModel
 
 
-def _jit(model: LiquidNet) -> Step:
+def _jit(model: LanguageModel) -> Step:
     """One compiled program for a prompt's length and one for a token; the parameters are those of this moment."""
     graph, parameters = nnx.split(model, nnx.Param)
 
@@ -42,12 +42,12 @@ def _advance(graph, parameters, tokens_bt, states):
 METHODS = {"jit": _jit}
 
 
-def choose_method(model: LiquidNet) -> str:
+def choose_method(model: LanguageModel) -> str:
     """The method that `auto` takes to generate from a model where it is now."""
     return "jit"
 
 
-def make_step(model: LiquidNet, method: str = "auto") -> Step:
+def make_step(model: LanguageModel, method: str = "auto") -> Step:
     """(tokens [b, t], states or None) -> (logits of the last position [b, v], states), NumPy outside.
 
     The logits of the positions before the last are never made. Rows are independent streams.
@@ -65,7 +65,7 @@ def make_step(model: LiquidNet, method: str = "auto") -> Step:
 
 
 def generate(
-    model: LiquidNet, prompt_bt: np.ndarray, max_length: int, sampling: Sampling, method: str = "auto"
+    model: LanguageModel, prompt_bt: np.ndarray, max_length: int, sampling: Sampling, method: str = "auto"
 ) -> np.ndarray:
     """The prompt and what follows it, [b, max_length]."""
     return complete(make_step(model, method), prompt_bt, max_length, sampling)

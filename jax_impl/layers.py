@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from spec.axes import BT, BTD, BTI, BTO
-from spec.config import LiquidNetConfig, require_known
+from spec.config import ModelConfig, require_known
 
 COMPUTE = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
@@ -66,7 +66,7 @@ class RMSNorm(nnx.Module):
 class SwiGLU(nnx.Module):
     """u = W_d (silu(W_g r) * (W_a r)), the rows of `input` = gate | up."""
 
-    def __init__(self, config: LiquidNetConfig, compute_dtype: str = "float32"):
+    def __init__(self, config: ModelConfig, compute_dtype: str = "float32"):
         self.input = Linear(config.d_model, 2 * config.d_ff, compute_dtype)
         self.output = Linear(config.d_ff, config.d_model, compute_dtype)
 

@@ -1,6 +1,9 @@
-"""LiquidNet. Twin: torch_impl/model.py. Truth: spec/reference/model.py."""
+"""The language models. Twin: torch_impl/model.py. Truth: spec/reference/model.py."""
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +11,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_impl import liquid_ssm, scan
 from jax_impl.checkpoint import load_parameters
 from jax_impl.generate import generate
 from jax_impl.layers import COMPUTE, Embedding, RMSNorm, SwiGLU, accumulate_dtype
+from jax_impl.liquid_ssm import LiquidSSM
 from jax_impl.loss import cross_entropy, read_out
 from jax_impl.mixer import LiquidMixer
-from spec.axes import BD, BT, BTD, BTV, LBD, SCALAR
-from spec.config import LiquidNetConfig
+from spec.axes import BN, BT, BTD, BTV, LBN, LBTN, SCALAR
+from spec.config import LiquidSSMConfig, ModelConfig, swiglu_width
 from spec.init import initial_parameters
 from spec.sampling import Sampling
 
@@ -22,33 +27,37 @@ from spec.sampling import Sampling
 class Block(nnx.Module):
     """x += s Mixer(RMSNorm(x)); x += s SwiGLU(RMSNorm(x)), s = 1 / sqrt(2 l)."""
 
-    def __init__(self, config: LiquidNetConfig, compute_dtype: str = "float32", method: str = "auto"):
+    def __init__(self, config: ModelConfig, compute_dtype: str = "float32", method: str = "auto"):
         self.scale = config.residual_scale
         self.mixer_norm = RMSNorm(config.d_model, config.norm_eps, compute_dtype)
-        self.mixer = LiquidMixer(config, compute_dtype, method)
+        if isinstance(config, LiquidSSMConfig):
+            self.mixer = LiquidSSM(config, compute_dtype, method)
+        else:
+            self.mixer = LiquidMixer(config, compute_dtype, method)
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps, compute_dtype)
         self.mlp = SwiGLU(config, compute_dtype)
 
     def __call__(
         self,
         x: Float[Array, BTD],
-        state: Float[Array, BD] | None = None,
+        state: Float[Array, BN] | None = None,
         resets: Bool[Array, BT] | None = None,
         padding: Bool[Array, BT] | None = None,
-    ) -> tuple[Float[Array, BTD], Float[Array, BD]]:
-        y_btd, state_bd = self.mixer(self.mixer_norm(x), state, resets, padding)
+        *of_ssm: Array | None,
+    ) -> tuple[Float[Array, BTD], Float[Array, BN]]:
+        y_btd, state_bn = self.mixer(self.mixer_norm(x), state, resets, padding, *of_ssm)
         x = x + self.scale * y_btd
-        return x + self.scale * self.mlp(self.mlp_norm(x)), state_bd
+        return x + self.scale * self.mlp(self.mlp_norm(x)), state_bn
 
 
-class LiquidNet(nnx.Module):
-    """A language model with linear-time mixing and a state of l * d numbers, whatever the length of the text.
+class LanguageModel(nnx.Module):
+    """What the families share: blocks between a tied embedding and a norm, a state of l * n numbers for any text.
 
     Args:
         config: the model.
         seed: of the initial weights, `spec.initial_parameters(config, seed)`.
         compute_dtype: of the dense products: `float32`, `bfloat16` or `float64`.
-        method: a key of `mixer.METHODS`.
+        method: a key of `mixer.METHODS` or `trajectory.METHODS`, or `auto`.
         remat: make each block's activations again in the backward pass instead of keeping them.
         loss_method: a key of `loss.METHODS`, or `auto`.
 
@@ -58,7 +67,7 @@ class LiquidNet(nnx.Module):
 
     def __init__(
         self,
-        config: LiquidNetConfig,
+        config: ModelConfig,
         seed: int = 0,
         compute_dtype: str = "float32",
         method: str = "auto",
@@ -74,71 +83,86 @@ class LiquidNet(nnx.Module):
         self.final_norm = RMSNorm(config.d_model, config.norm_eps, compute_dtype)
         load_parameters(self, initial_parameters(config, seed))
 
-    def __call__(
+    def logits(
         self,
         tokens: Int[Array, BT],
-        states: Float[Array, LBD] | None = None,
+        states: Float[Array, LBN] | None = None,
         resets: Bool[Array, BT] | None = None,
         padding: Bool[Array, BT] | None = None,
-    ) -> tuple[Float[Array, BTV], Float[Array, LBD]]:
+        noise: Float[Array, LBTN] | None = None,
+        gaps: Float[Array, BT] | None = None,
+    ) -> tuple[Float[Array, BTV], Float[Array, LBN]]:
         """Logits of the next token at every position, and the final states.
 
         Args:
             tokens: token ids, [b, t].
-            states: initial states, [l, b, d]; None is zero.
+            states: initial states, [l, b, n]; None is zero.
             resets: true clears the state before token t is absorbed, [b, t].
             padding: true at positions that change nothing, [b, t].
+            noise: of a Liquid SSM in training, [l, b, t, n]; None is zero.
+            gaps: of a Liquid SSM, time since the token before in units of its usual distance, [b, t]; None is 1.
 
         Returns:
-            logits float32 [b, t, v], states float32 [l, b, d]; float64 where the compute dtype is.
+            logits float32 [b, t, v], states float32 [l, b, n]; float64 where the compute dtype is.
         """
-        hidden_btd, states = self.hidden(tokens, states, resets, padding)
+        hidden_btd, states = self.hidden(tokens, states, resets, padding, noise, gaps)
         return read_out(hidden_btd, self.embedding.weight[...], COMPUTE[self.compute_dtype]), states
 
     def hidden(
         self,
         tokens: Int[Array, BT],
-        states: Float[Array, LBD] | None = None,
+        states: Float[Array, LBN] | None = None,
         resets: Bool[Array, BT] | None = None,
         padding: Bool[Array, BT] | None = None,
-    ) -> tuple[Float[Array, BTD], Float[Array, LBD]]:
+        noise: Float[Array, LBTN] | None = None,
+        gaps: Float[Array, BT] | None = None,
+    ) -> tuple[Float[Array, BTD], Float[Array, LBN]]:
         """The normalised hidden states that the embedding reads out, and the final states."""
         if tokens.ndim != 2 or 0 in tokens.shape:
             raise ValueError(f"tokens must have shape [b, t] with b, t >= 1, got {tuple(tokens.shape)}")
+        if (noise is not None or gaps is not None) and not isinstance(self.config, LiquidSSMConfig):
+            raise ValueError("noise and gaps are a Liquid SSM's; leave them out")
         if states is None:
-            shape = (self.config.n_layers, tokens.shape[0], self.config.d_model)
+            shape = (self.config.n_layers, tokens.shape[0], self.config.d_state)
             states = jnp.zeros(shape, accumulate_dtype(self.compute_dtype))
         x_btd = self.embedding(tokens)
         last_states = []
-        for block, state in zip(self.blocks, states, strict=True):
-            if self.remat:
-                x_btd, last = nnx.remat(Block.__call__)(block, x_btd, state, resets, padding)
-            else:
-                x_btd, last = block(x_btd, state, resets, padding)
+        for i, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
+            run = partial(nnx.remat(Block.__call__), block) if self.remat else block
+            x_btd, last = run(x_btd, state, resets, padding, *self._of_ssm(i, noise, gaps))
             last_states.append(last)
         return self.final_norm(x_btd), jnp.stack(last_states)
+
+    def _of_ssm(self, layer: int, noise: Array | None, gaps: Array | None) -> tuple[Array | None, ...]:
+        return (None if noise is None else noise[layer], gaps) if isinstance(self.config, LiquidSSMConfig) else ()
 
     def loss(
         self,
         tokens: Int[Array, BT],
         labels: Int[Array, BT],
-        states: Float[Array, LBD] | None = None,
+        states: Float[Array, LBN] | None = None,
         resets: Bool[Array, BT] | None = None,
         padding: Bool[Array, BT] | None = None,
-    ) -> tuple[Float[Array, SCALAR], Float[Array, LBD]]:
+        noise: Float[Array, LBTN] | None = None,
+        gaps: Float[Array, BT] | None = None,
+    ) -> tuple[Float[Array, SCALAR], Float[Array, LBN]]:
         """Mean cross-entropy in nats a counted label, and the final states; the logits are never held whole.
 
         Args:
             tokens: token ids, [b, t].
             labels: target of each position, [b, t]; -100 is ignored; all ignored gives loss 0.
-            states: initial states, [l, b, d]; None is zero.
+            states: initial states, [l, b, n]; None is zero.
             resets: true clears the state before token t is absorbed, [b, t].
             padding: true at positions that change nothing, [b, t].
+            noise, gaps: as in `logits`.
         """
-        hidden_btd, states = self.hidden(tokens, states, resets, padding)
+        hidden_btd, states = self.hidden(tokens, states, resets, padding, noise, gaps)
+        return self._mean(hidden_btd, labels), states
+
+    def _mean(self, hidden_btd: Array, labels: Array) -> Array:
         compute = COMPUTE[self.compute_dtype]
         nats, count = cross_entropy(hidden_btd, self.embedding.weight[...], labels, compute, self.loss_method)
-        return nats / jnp.maximum(count, 1), states
+        return nats / jnp.maximum(count, 1)
 
     def num_parameters(self) -> int:
         """Number of scalars; the tied embedding counts once."""
@@ -161,3 +185,87 @@ class LiquidNet(nnx.Module):
         sampling = Sampling(temperature, top_k, top_p, seed)
         text_bt = generate(self, np.asarray(tokens), max_length, sampling)
         return jnp.asarray(text_bt, jnp.int32)
+
+
+class LiquidNet(LanguageModel):
+    """The family of h_t = alpha_t h_{t-1} + (1 - alpha_t) v_t: a linear recurrence whose decay follows its input.
+
+    Called with (tokens, states, resets, padding) it gives (logits, states), see `logits`.
+    """
+
+    def __call__(
+        self,
+        tokens: Int[Array, BT],
+        states: Float[Array, LBN] | None = None,
+        resets: Bool[Array, BT] | None = None,
+        padding: Bool[Array, BT] | None = None,
+    ) -> tuple[Float[Array, BTV], Float[Array, LBN]]:
+        return self.logits(tokens, states, resets, padding)
+
+
+class Output(NamedTuple):
+    """What a Liquid SSM gives: the loss is None without labels."""
+
+    loss: Float[Array, SCALAR] | None
+    logits: Float[Array, BTV]
+    states: Float[Array, LBN]
+
+
+class LiquidSSMLanguageModel(LanguageModel):
+    """The family of dx/dt = -x / tau + A x + B u: continuous time, its time constants set by content.
+
+    Args:
+        vocab_size: entries of the tied embedding, v.
+        d_model: width of the residual stream, d.
+        state_dim: numbers of a layer's state, n.
+        num_layers: number of blocks, l.
+        max_seq_len: training window in tokens; never a limit at inference.
+        config: all of it, instead of the five above.
+        seed, compute_dtype, method, remat, loss_method: as in LanguageModel.
+
+    Raises:
+        ValueError: a value out of range, or an unknown compute dtype or method.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 32000,
+        d_model: int = 512,
+        state_dim: int = 256,
+        num_layers: int = 6,
+        max_seq_len: int = 2048,
+        config: LiquidSSMConfig | None = None,
+        **options: Any,
+    ):
+        if config is None:
+            sizes: dict[str, Any] = {"vocab_size": vocab_size, "d_model": d_model, "n_layers": num_layers, "max_seq_len": max_seq_len}
+            config = LiquidSSMConfig(**sizes, d_ff=swiglu_width(d_model), d_state=state_dim)
+        super().__init__(config, **options)
+
+    def __call__(
+        self,
+        tokens: Int[Array, BT],
+        labels: Int[Array, BT] | None = None,
+        states: Float[Array, LBN] | None = None,
+        resets: Bool[Array, BT] | None = None,
+        padding: Bool[Array, BT] | None = None,
+        noise: Float[Array, LBTN] | None = None,
+        gaps: Float[Array, BT] | None = None,
+    ) -> Output:
+        hidden_btd, states = self.hidden(tokens, states, resets, padding, noise, gaps)
+        logits_btv = read_out(hidden_btd, self.embedding.weight[...], COMPUTE[self.compute_dtype])
+        return Output(None if labels is None else self._mean(hidden_btd, labels), logits_btv, states)
+
+
+def choose_method(config: ModelConfig, batch_size: int, seq_len: int) -> str:
+    """The method that `auto` takes where training would run by default."""
+    if isinstance(config, LiquidSSMConfig):
+        return liquid_ssm.choose_method(config, seq_len)
+    return scan.choose_method((batch_size, seq_len, config.d_model))
+
+
+def build(config: ModelConfig, **options: Any) -> LanguageModel:
+    """The model of a configuration; `options` as in LanguageModel."""
+    if isinstance(config, LiquidSSMConfig):
+        return LiquidSSMLanguageModel(config=config, **options)
+    return LiquidNet(config, **options)

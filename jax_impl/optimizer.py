@@ -11,14 +11,14 @@ import optax
 from jaxtyping import Array
 
 from jax_impl.checkpoint import to_numpy
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec.config import ModelConfig, TrainingConfig
 from spec.optimizer import MOMENTS
 from spec.parameters import parameter_table
 
 _KEYS = dict(zip(MOMENTS, ("mu", "nu"), strict=True))
 
 
-def make_optimizer(config: LiquidNetConfig, training: TrainingConfig) -> optax.GradientTransformation:
+def make_optimizer(config: ModelConfig, training: TrainingConfig) -> optax.GradientTransformation:
     """AdamW over the parameter table, without its last factor -lr: that is set at each step."""
     return optax.chain(
         optax.scale_by_adam(training.beta1, training.beta2, training.adam_eps),

@@ -21,11 +21,10 @@ from jax_impl.checkpoint import dump_parameters, load_parameters, named_paramete
 from jax_impl.data import to_device
 from jax_impl.generate import make_step
 from jax_impl.layers import accumulate_dtype
-from jax_impl.model import LiquidNet
+from jax_impl.model import LanguageModel, build, choose_method
 from jax_impl.optimizer import clip_by_global_norm, dump_moments, load_moments, make_optimizer
 from jax_impl.parallel import World
-from jax_impl.scan import choose_method
-from spec.config import LiquidNetConfig, TrainingConfig, require_integer
+from spec.config import ModelConfig, TrainingConfig, require_integer
 from spec.data import IGNORED_LABEL, Batch
 from spec.sampling import Step
 
@@ -50,7 +49,7 @@ class Engine:
 
     def __init__(
         self,
-        config: LiquidNetConfig,
+        config: ModelConfig,
         training: TrainingConfig,
         method: str = "auto",
         remat: bool = False,
@@ -63,9 +62,9 @@ class Engine:
         if micro_batch is not None:
             require_integer("micro_batch", micro_batch, 1)
         self.config, self.training, self.micro_batch, self.world = config, training, micro_batch, world or World()
-        shape = (training.batch_size, training.seq_len, config.d_model)
-        self.method = choose_method(shape) if method == "auto" else method
-        self.model = LiquidNet(config, training.seed, training.compute_dtype, method, remat)
+        self.method = choose_method(config, training.batch_size, training.seq_len) if method == "auto" else method
+        options = {"seed": training.seed, "compute_dtype": training.compute_dtype, "method": method, "remat": remat}
+        self.model = build(config, **options)
         self.optimizer = make_optimizer(config, training)
         self._take(named_parameters(self.model))
         self.optimizer_state = self.optimizer.init(self.parameters)
@@ -105,7 +104,7 @@ class Engine:
             lr: learning rate of the step.
         """
         if self.training.stream and self.states is None:
-            shape = (self.config.n_layers, len(batch.tokens), self.config.d_model)
+            shape = (self.config.n_layers, len(batch.tokens), self.config.d_state)
             self.states = jnp.zeros(shape, accumulate_dtype(self.training.compute_dtype))
         states = self.states if self.training.stream else None
         self.parameters, self.optimizer_state, self.states, loss, norm = self._update(
@@ -176,7 +175,7 @@ class Engine:
         """The step donates its parameters: they are a pure dict of the engine's own, never the model's arrays."""
         self.parameters = {path: jnp.array(variable[...], copy=True) for path, variable in variables.items()}
 
-    def _current(self) -> LiquidNet:
+    def _current(self) -> LanguageModel:
         for path, variable in named_parameters(self.model).items():
             variable[...] = jnp.array(self.parameters[path], copy=True)
         return self.model

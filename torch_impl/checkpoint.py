@@ -25,7 +25,7 @@ from spec.tree import from_tree, to_tree
 from torch_impl.parallel import own, own_part, whole
 
 if TYPE_CHECKING:
-    from torch_impl.model import LiquidNet
+    from torch_impl.model import LanguageModel
 
 # What a restricted unpickler, fed damaged bytes, was seen to fail with.
 _DAMAGE = (
@@ -37,7 +37,7 @@ _DAMAGE = (
 _PLAIN = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage")
 
 
-def load_parameters(model: LiquidNet, arrays: Mapping[str, np.ndarray]) -> None:
+def load_parameters(model: LanguageModel, arrays: Mapping[str, np.ndarray]) -> None:
     """Copy every parameter from NumPy, by path.
 
     Raises:
@@ -49,7 +49,7 @@ def load_parameters(model: LiquidNet, arrays: Mapping[str, np.ndarray]) -> None:
             own(parameter).copy_(own_part(from_numpy(arrays[path]), parameter))
 
 
-def dump_parameters(model: LiquidNet) -> dict[str, np.ndarray]:
+def dump_parameters(model: LanguageModel) -> dict[str, np.ndarray]:
     """A copy of every parameter as NumPy, by path."""
     return {path: to_numpy(parameter) for path, parameter in model.named_parameters()}
 

@@ -15,10 +15,10 @@ from torch_impl.layers import COMPUTE, accumulate_dtype
 from torch_impl.loss import read_out
 
 if TYPE_CHECKING:
-    from torch_impl.model import LiquidNet
+    from torch_impl.model import LanguageModel
 
 
-def _eager(model: LiquidNet) -> Step:
+def _eager(model: LanguageModel) -> Step:
     """Each operation on its own, for any number of tokens a row."""
 
     @torch.inference_mode()
@@ -31,12 +31,12 @@ def _eager(model: LiquidNet) -> Step:
     return step
 
 
-def _advance(model: LiquidNet, tokens_bt: Tensor, states_lbd: Tensor | None) -> tuple[Tensor, Tensor]:
+def _advance(model: LanguageModel, tokens_bt: Tensor, states_lbd: Tensor | None) -> tuple[Tensor, Tensor]:
     hidden_btd, states_lbd = model.hidden(tokens_bt, states_lbd)
     return read_out(hidden_btd[:, -1], model.embedding.weight, COMPUTE[model.compute_dtype]), states_lbd
 
 
-def _graph(model: LiquidNet) -> Step:
+def _graph(model: LanguageModel) -> Step:
     """One token a row replayed from a CUDA graph: one launch, whatever the number of layers; a prompt goes eagerly.
 
     Raises:
@@ -55,12 +55,12 @@ class _OneToken:
     ones were. It reads the parameters where they lie as well, so that training them in place is seen.
     """
 
-    def __init__(self, model: LiquidNet, b: int):
+    def __init__(self, model: LanguageModel, b: int):
         weight, c = model.embedding.weight, model.config
         place = {"device": weight.device, "dtype": accumulate_dtype(model.compute_dtype)}
         self.model = model
         self.tokens_bt = torch.zeros((b, 1), device=weight.device, dtype=torch.long)
-        self.states_lbd = torch.zeros((c.n_layers, b, c.d_model), **place)
+        self.states_lbd = torch.zeros((c.n_layers, b, c.d_state), **place)
         self.logits_bv = torch.zeros((b, c.vocab_size), **place)
 
     def __call__(self) -> None:
@@ -69,7 +69,7 @@ class _OneToken:
         self.states_lbd.copy_(states_lbd)
 
 
-def _buffered(model: LiquidNet, record: Callable[[_OneToken], Callable[[], None]]) -> Step:
+def _buffered(model: LanguageModel, record: Callable[[_OneToken], Callable[[], None]]) -> Step:
     """A step whose single tokens go through fixed buffers; `record` turns what runs on them into what is run again.
 
     What is returned as states is a copy, not to be written to: any earlier one can be gone on from. Where the newest
@@ -124,12 +124,12 @@ def _record(run: _OneToken) -> Callable[[], None]:
 METHODS = {"eager": _eager, "graph": _graph}
 
 
-def choose_method(model: LiquidNet) -> str:
+def choose_method(model: LanguageModel) -> str:
     """The method that `auto` takes to generate from a model where it is now."""
     return "graph" if model.embedding.weight.device.type == "cuda" else "eager"
 
 
-def make_step(model: LiquidNet, method: str = "auto") -> Step:
+def make_step(model: LanguageModel, method: str = "auto") -> Step:
     """(tokens [b, t], states or None) -> (logits of the last position [b, v], states), NumPy outside.
 
     The logits of the positions before the last are never made. Rows are independent streams.
@@ -148,7 +148,7 @@ def make_step(model: LiquidNet, method: str = "auto") -> Step:
 
 
 def generate(
-    model: LiquidNet, prompt_bt: np.ndarray, max_length: int, sampling: Sampling, method: str = "auto"
+    model: LanguageModel, prompt_bt: np.ndarray, max_length: int, sampling: Sampling, method: str = "auto"
 ) -> np.ndarray:
     """The prompt and what follows it, [b, max_length]."""
     return complete(make_step(model, method), prompt_bt, max_length, sampling)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spec.axes import BT, BTD, BTI, BTO
-from spec.config import LiquidNetConfig, require_known
+from spec.config import ModelConfig, require_known
 
 COMPUTE = {
     "float32": torch.float32,
@@ -68,7 +68,7 @@ class RMSNorm(nn.Module):
 class SwiGLU(nn.Module):
     """u = W_d (silu(W_g r) * (W_a r)), the rows of `input` = gate | up."""
 
-    def __init__(self, config: LiquidNetConfig, compute_dtype: str = "float32"):
+    def __init__(self, config: ModelConfig, compute_dtype: str = "float32"):
         super().__init__()
         self.input = Linear(config.d_model, 2 * config.d_ff, compute_dtype)
         self.output = Linear(config.d_ff, config.d_model, compute_dtype)

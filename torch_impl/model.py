@@ -1,6 +1,8 @@
-"""LiquidNet. Twin: jax_impl/model.py. Truth: spec/reference/model.py."""
+"""The language models. Twin: jax_impl/model.py. Truth: spec/reference/model.py."""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -8,13 +10,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from spec.axes import BD, BT, BTD, BTV, LBD, SCALAR
-from spec.config import LiquidNetConfig
+from spec.axes import BN, BT, BTD, BTV, LBN, LBTN, SCALAR
+from spec.config import LiquidSSMConfig, ModelConfig, swiglu_width
 from spec.init import initial_parameters
 from spec.sampling import Sampling
+from torch_impl import liquid_ssm, scan
 from torch_impl.checkpoint import load_parameters
 from torch_impl.generate import generate
 from torch_impl.layers import COMPUTE, Embedding, RMSNorm, SwiGLU, accumulate_dtype
+from torch_impl.liquid_ssm import LiquidSSM
 from torch_impl.loss import cross_entropy, read_out
 from torch_impl.mixer import LiquidMixer
 
@@ -22,34 +26,38 @@ from torch_impl.mixer import LiquidMixer
 class Block(nn.Module):
     """x += s Mixer(RMSNorm(x)); x += s SwiGLU(RMSNorm(x)), s = 1 / sqrt(2 l)."""
 
-    def __init__(self, config: LiquidNetConfig, compute_dtype: str = "float32", method: str = "auto"):
+    def __init__(self, config: ModelConfig, compute_dtype: str = "float32", method: str = "auto"):
         super().__init__()
         self.scale = config.residual_scale
         self.mixer_norm = RMSNorm(config.d_model, config.norm_eps, compute_dtype)
-        self.mixer = LiquidMixer(config, compute_dtype, method)
+        if isinstance(config, LiquidSSMConfig):
+            self.mixer = LiquidSSM(config, compute_dtype, method)
+        else:
+            self.mixer = LiquidMixer(config, compute_dtype, method)
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps, compute_dtype)
         self.mlp = SwiGLU(config, compute_dtype)
 
     def forward(
         self,
         x: Float[Tensor, BTD],
-        state: Float[Tensor, BD] | None = None,
+        state: Float[Tensor, BN] | None = None,
         resets: Bool[Tensor, BT] | None = None,
         padding: Bool[Tensor, BT] | None = None,
-    ) -> tuple[Float[Tensor, BTD], Float[Tensor, BD]]:
-        y_btd, state_bd = self.mixer(self.mixer_norm(x), state, resets, padding)
+        *of_ssm: Tensor | None,
+    ) -> tuple[Float[Tensor, BTD], Float[Tensor, BN]]:
+        y_btd, state_bn = self.mixer(self.mixer_norm(x), state, resets, padding, *of_ssm)
         x = x + self.scale * y_btd
-        return x + self.scale * self.mlp(self.mlp_norm(x)), state_bd
+        return x + self.scale * self.mlp(self.mlp_norm(x)), state_bn
 
 
-class LiquidNet(nn.Module):
-    """A language model with linear-time mixing and a state of l * d numbers, whatever the length of the text.
+class LanguageModel(nn.Module):
+    """What the families share: blocks between a tied embedding and a norm, a state of l * n numbers for any text.
 
     Args:
         config: the model.
         seed: of the initial weights, `spec.initial_parameters(config, seed)`.
         compute_dtype: of the dense products: `float32`, `bfloat16`, `float16` or `float64`.
-        method: a key of `mixer.METHODS`.
+        method: a key of `mixer.METHODS` or `trajectory.METHODS`, or `auto`.
         remat: make each block's activations again in the backward pass instead of keeping them.
         loss_method: a key of `loss.METHODS`, or `auto`.
 
@@ -59,7 +67,7 @@ class LiquidNet(nn.Module):
 
     def __init__(
         self,
-        config: LiquidNetConfig,
+        config: ModelConfig,
         seed: int = 0,
         compute_dtype: str = "float32",
         method: str = "auto",
@@ -76,71 +84,86 @@ class LiquidNet(nn.Module):
         self.final_norm = RMSNorm(config.d_model, config.norm_eps, compute_dtype)
         load_parameters(self, initial_parameters(config, seed))
 
-    def forward(
+    def logits(
         self,
         tokens: Int[Tensor, BT],
-        states: Float[Tensor, LBD] | None = None,
+        states: Float[Tensor, LBN] | None = None,
         resets: Bool[Tensor, BT] | None = None,
         padding: Bool[Tensor, BT] | None = None,
-    ) -> tuple[Float[Tensor, BTV], Float[Tensor, LBD]]:
+        noise: Float[Tensor, LBTN] | None = None,
+        gaps: Float[Tensor, BT] | None = None,
+    ) -> tuple[Float[Tensor, BTV], Float[Tensor, LBN]]:
         """Logits of the next token at every position, and the final states.
 
         Args:
             tokens: token ids, [b, t].
-            states: initial states, [l, b, d]; None is zero.
+            states: initial states, [l, b, n]; None is zero.
             resets: true clears the state before token t is absorbed, [b, t].
             padding: true at positions that change nothing, [b, t].
+            noise: of a Liquid SSM in training, [l, b, t, n]; None is zero.
+            gaps: of a Liquid SSM, time since the token before in units of its usual distance, [b, t]; None is 1.
 
         Returns:
-            logits float32 [b, t, v], states float32 [l, b, d]; float64 where the compute dtype is.
+            logits float32 [b, t, v], states float32 [l, b, n]; float64 where the compute dtype is.
         """
-        hidden_btd, states = self.hidden(tokens, states, resets, padding)
+        hidden_btd, states = self.hidden(tokens, states, resets, padding, noise, gaps)
         return read_out(hidden_btd, self.embedding.weight, COMPUTE[self.compute_dtype]), states
 
     def hidden(
         self,
         tokens: Int[Tensor, BT],
-        states: Float[Tensor, LBD] | None = None,
+        states: Float[Tensor, LBN] | None = None,
         resets: Bool[Tensor, BT] | None = None,
         padding: Bool[Tensor, BT] | None = None,
-    ) -> tuple[Float[Tensor, BTD], Float[Tensor, LBD]]:
+        noise: Float[Tensor, LBTN] | None = None,
+        gaps: Float[Tensor, BT] | None = None,
+    ) -> tuple[Float[Tensor, BTD], Float[Tensor, LBN]]:
         """The normalised hidden states that the embedding reads out, and the final states."""
         if tokens.ndim != 2 or 0 in tokens.shape:
             raise ValueError(f"tokens must have shape [b, t] with b, t >= 1, got {tuple(tokens.shape)}")
+        if (noise is not None or gaps is not None) and not isinstance(self.config, LiquidSSMConfig):
+            raise ValueError("noise and gaps are a Liquid SSM's; leave them out")
         if states is None:
-            shape = (self.config.n_layers, tokens.shape[0], self.config.d_model)
+            shape = (self.config.n_layers, tokens.shape[0], self.config.d_state)
             states = torch.zeros(shape, dtype=accumulate_dtype(self.compute_dtype), device=tokens.device)
         x_btd = self.embedding(tokens)
         last_states = []
-        for block, state in zip(self.blocks, states, strict=True):
-            if self.remat:
-                x_btd, last = checkpoint(block, x_btd, state, resets, padding, use_reentrant=False)
-            else:
-                x_btd, last = block(x_btd, state, resets, padding)
+        for i, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
+            given = (x_btd, state, resets, padding, *self._of_ssm(i, noise, gaps))
+            x_btd, last = checkpoint(block, *given, use_reentrant=False) if self.remat else block(*given)
             last_states.append(last)
         return self.final_norm(x_btd), torch.stack(last_states)
+
+    def _of_ssm(self, layer: int, noise: Tensor | None, gaps: Tensor | None) -> tuple[Tensor | None, ...]:
+        return (None if noise is None else noise[layer], gaps) if isinstance(self.config, LiquidSSMConfig) else ()
 
     def loss(
         self,
         tokens: Int[Tensor, BT],
         labels: Int[Tensor, BT],
-        states: Float[Tensor, LBD] | None = None,
+        states: Float[Tensor, LBN] | None = None,
         resets: Bool[Tensor, BT] | None = None,
         padding: Bool[Tensor, BT] | None = None,
-    ) -> tuple[Float[Tensor, SCALAR], Float[Tensor, LBD]]:
+        noise: Float[Tensor, LBTN] | None = None,
+        gaps: Float[Tensor, BT] | None = None,
+    ) -> tuple[Float[Tensor, SCALAR], Float[Tensor, LBN]]:
         """Mean cross-entropy in nats a counted label, and the final states; the logits are never held whole.
 
         Args:
             tokens: token ids, [b, t].
             labels: target of each position, [b, t]; -100 is ignored; all ignored gives loss 0.
-            states: initial states, [l, b, d]; None is zero.
+            states: initial states, [l, b, n]; None is zero.
             resets: true clears the state before token t is absorbed, [b, t].
             padding: true at positions that change nothing, [b, t].
+            noise, gaps: as in `logits`.
         """
-        hidden_btd, states = self.hidden(tokens, states, resets, padding)
+        hidden_btd, states = self.hidden(tokens, states, resets, padding, noise, gaps)
+        return self._mean(hidden_btd, labels), states
+
+    def _mean(self, hidden_btd: Tensor, labels: Tensor) -> Tensor:
         compute = COMPUTE[self.compute_dtype]
         nats, count = cross_entropy(hidden_btd, self.embedding.weight, labels, compute, self.loss_method)
-        return nats / count.clamp(min=1), states
+        return nats / count.clamp(min=1)
 
     def num_parameters(self) -> int:
         """Number of scalars; the tied embedding counts once."""
@@ -163,3 +186,87 @@ class LiquidNet(nn.Module):
         sampling = Sampling(temperature, top_k, top_p, seed)
         text_bt = generate(self, tokens.cpu().numpy(), max_length, sampling)
         return torch.from_numpy(text_bt.astype(np.int64)).to(tokens.device)
+
+
+class LiquidNet(LanguageModel):
+    """The family of h_t = alpha_t h_{t-1} + (1 - alpha_t) v_t: a linear recurrence whose decay follows its input.
+
+    Called with (tokens, states, resets, padding) it gives (logits, states), see `logits`.
+    """
+
+    def forward(
+        self,
+        tokens: Int[Tensor, BT],
+        states: Float[Tensor, LBN] | None = None,
+        resets: Bool[Tensor, BT] | None = None,
+        padding: Bool[Tensor, BT] | None = None,
+    ) -> tuple[Float[Tensor, BTV], Float[Tensor, LBN]]:
+        return self.logits(tokens, states, resets, padding)
+
+
+class Output(NamedTuple):
+    """What a Liquid SSM gives: the loss is None without labels."""
+
+    loss: Float[Tensor, SCALAR] | None
+    logits: Float[Tensor, BTV]
+    states: Float[Tensor, LBN]
+
+
+class LiquidSSMLanguageModel(LanguageModel):
+    """The family of dx/dt = -x / tau + A x + B u: continuous time, its time constants set by content.
+
+    Args:
+        vocab_size: entries of the tied embedding, v.
+        d_model: width of the residual stream, d.
+        state_dim: numbers of a layer's state, n.
+        num_layers: number of blocks, l.
+        max_seq_len: training window in tokens; never a limit at inference.
+        config: all of it, instead of the five above.
+        seed, compute_dtype, method, remat, loss_method: as in LanguageModel.
+
+    Raises:
+        ValueError: a value out of range, or an unknown compute dtype or method.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 32000,
+        d_model: int = 512,
+        state_dim: int = 256,
+        num_layers: int = 6,
+        max_seq_len: int = 2048,
+        config: LiquidSSMConfig | None = None,
+        **options: Any,
+    ):
+        if config is None:
+            sizes: dict[str, Any] = {"vocab_size": vocab_size, "d_model": d_model, "n_layers": num_layers, "max_seq_len": max_seq_len}
+            config = LiquidSSMConfig(**sizes, d_ff=swiglu_width(d_model), d_state=state_dim)
+        super().__init__(config, **options)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, BT],
+        labels: Int[Tensor, BT] | None = None,
+        states: Float[Tensor, LBN] | None = None,
+        resets: Bool[Tensor, BT] | None = None,
+        padding: Bool[Tensor, BT] | None = None,
+        noise: Float[Tensor, LBTN] | None = None,
+        gaps: Float[Tensor, BT] | None = None,
+    ) -> Output:
+        hidden_btd, states = self.hidden(tokens, states, resets, padding, noise, gaps)
+        logits_btv = read_out(hidden_btd, self.embedding.weight, COMPUTE[self.compute_dtype])
+        return Output(None if labels is None else self._mean(hidden_btd, labels), logits_btv, states)
+
+
+def choose_method(config: ModelConfig, batch_size: int, seq_len: int) -> str:
+    """The method that `auto` takes where training would run by default."""
+    if isinstance(config, LiquidSSMConfig):
+        return liquid_ssm.choose_method(config, seq_len)
+    return scan.choose_method((batch_size, seq_len, config.d_model))
+
+
+def build(config: ModelConfig, **options: Any) -> LanguageModel:
+    """The model of a configuration; `options` as in LanguageModel."""
+    if isinstance(config, LiquidSSMConfig):
+        return LiquidSSMLanguageModel(config=config, **options)
+    return LiquidNet(config, **options)

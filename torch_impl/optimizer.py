@@ -15,12 +15,12 @@ from torch_impl.checkpoint import from_numpy, to_numpy
 from torch_impl.parallel import own, own_part, whole
 
 if TYPE_CHECKING:
-    from torch_impl.model import LiquidNet
+    from torch_impl.model import LanguageModel
 
 _KEYS = dict(zip(MOMENTS, ("exp_avg", "exp_avg_sq"), strict=True))
 
 
-def make_optimizer(model: LiquidNet, training: TrainingConfig) -> torch.optim.AdamW:
+def make_optimizer(model: LanguageModel, training: TrainingConfig) -> torch.optim.AdamW:
     """AdamW over the parameter table: matrices decayed, norms and biases not; the rate is set at each step."""
     decayed = decayed_paths(model.config)
     groups = [
@@ -42,14 +42,14 @@ def clip_by_global_norm(gradients: Iterable[Tensor], grad_clip: float) -> Tensor
     return norm
 
 
-def dump_moments(model: LiquidNet, optimizer: torch.optim.AdamW) -> dict[str, dict[str, np.ndarray]]:
+def dump_moments(model: LanguageModel, optimizer: torch.optim.AdamW) -> dict[str, dict[str, np.ndarray]]:
     """Both moments by path; zero before the first step."""
     moments = named_moments(model, optimizer)
     return {name: {path: to_numpy(tensor) for path, tensor in tensors.items()} for name, tensors in moments.items()}
 
 
 def load_moments(
-    model: LiquidNet, optimizer: torch.optim.AdamW, moments: Mapping[str, Mapping[str, np.ndarray]], step: int
+    model: LanguageModel, optimizer: torch.optim.AdamW, moments: Mapping[str, Mapping[str, np.ndarray]], step: int
 ) -> None:
     """Set both moments, and the number of steps taken, which the bias correction counts."""
     for name, tensors in named_moments(model, optimizer).items():
@@ -58,7 +58,7 @@ def load_moments(
     set_steps(optimizer, step)
 
 
-def named_moments(model: LiquidNet, optimizer: torch.optim.AdamW) -> dict[str, dict[str, Tensor]]:
+def named_moments(model: LanguageModel, optimizer: torch.optim.AdamW) -> dict[str, dict[str, Tensor]]:
     """Both moments by path, as the optimizer holds them; made, of zeros, where it has not taken a step."""
     moments: dict[str, dict[str, Tensor]] = {name: {} for name in MOMENTS}
     for path, parameter in model.named_parameters():

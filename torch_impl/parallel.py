@@ -21,7 +21,7 @@ from torch_impl.devices import default_device
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from torch_impl.model import LiquidNet
+    from torch_impl.model import LanguageModel
 
 Value = TypeVar("Value")
 
@@ -205,7 +205,7 @@ def world_of(ranks: list[int], parallel: str, context_parallel: int = 1, timeout
     return World(rank, len(ranks), share, sharded, group, host_group, saving_group, sequence_groups[row])
 
 
-def shard(model: LiquidNet, world: World) -> LiquidNet:
+def shard(model: LanguageModel, world: World) -> LanguageModel:
     """FSDP: each process keeps its part of every parameter and gathers a block's where that block needs them.
 
     Raises:
@@ -227,7 +227,7 @@ def shard(model: LiquidNet, world: World) -> LiquidNet:
     return model
 
 
-def reshard(model: LiquidNet) -> None:
+def reshard(model: LanguageModel) -> None:
     """Give back what a forward pass gathered where no backward pass does: from then on parameters are the parts."""
     module: Any
     for module in model.modules():
@@ -238,7 +238,7 @@ def reshard(model: LiquidNet) -> None:
 class _Loss(nn.Module):
     """DDP wraps a module's forward; what is trained here is the model's loss."""
 
-    def __init__(self, model: LiquidNet, loss: Callable[..., Any]):
+    def __init__(self, model: LanguageModel, loss: Callable[..., Any]):
         super().__init__()
         self.model, self.loss = model, loss
 
@@ -246,7 +246,7 @@ class _Loss(nn.Module):
         return self.loss(*inputs, **named)
 
 
-def replicate(model: LiquidNet, loss: Callable[..., Any], world: World) -> nn.Module:
+def replicate(model: LanguageModel, loss: Callable[..., Any], world: World) -> nn.Module:
     """DDP: the loss of this process's share, whose backward pass leaves the sum of all gradients with every copy."""
     from torch.nn.parallel import DistributedDataParallel
 

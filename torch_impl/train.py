@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spec.config import LiquidNetConfig, TrainingConfig, require_integer
+from spec.config import ModelConfig, TrainingConfig, require_integer
 from spec.data import IGNORED_LABEL, Batch, Share
 from spec.sampling import Step
 from spec.sharded import PARAMETERS
@@ -20,7 +20,7 @@ from torch_impl.checkpoint import dump_parameters, from_numpy, load_parameters, 
 from torch_impl.data import to_device
 from torch_impl.devices import default_device
 from torch_impl.generate import make_step
-from torch_impl.model import LiquidNet
+from torch_impl.model import build, choose_method
 from torch_impl.optimizer import (
     clip_by_global_norm,
     dump_moments,
@@ -30,7 +30,6 @@ from torch_impl.optimizer import (
     set_steps,
 )
 from torch_impl.parallel import World, accumulating, replicate, reshard, shard
-from torch_impl.scan import choose_method
 from torch_impl.scan.context_parallel import time_sharded
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class Engine:
 
     def __init__(
         self,
-        config: LiquidNetConfig,
+        config: ModelConfig,
         training: TrainingConfig,
         method: str = "auto",
         remat: bool = False,
@@ -73,9 +72,9 @@ class Engine:
         self.device, self.world, self.states = default_device(), world or World(), None
         self.training, self.compile, self.micro_batch = training, compile, micro_batch
         _require_work(training, micro_batch, self.world, compile)
-        shape = (training.batch_size, training.seq_len, config.d_model)
-        self.method = choose_method(shape) if method == "auto" else method
-        self.model = LiquidNet(config, training.seed, training.compute_dtype, method, remat)
+        self.method = choose_method(config, training.batch_size, training.seq_len) if method == "auto" else method
+        options = {"seed": training.seed, "compute_dtype": training.compute_dtype, "method": method, "remat": remat}
+        self.model = build(config, **options)
         self._loss = self._distributed()
         self.optimizer = make_optimizer(self.model, training)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.compute_dtype == "float16")
@@ -236,7 +235,7 @@ class Engine:
         if not self.world.sharded:
             return make_step(self.model)
         parameters = dump_parameters(self.model)
-        replica = LiquidNet(self.model.config, compute_dtype=self.training.compute_dtype)
+        replica = build(self.model.config, compute_dtype=self.training.compute_dtype)
         if self.world.rank == 0:
             load_parameters(replica, parameters)
         # On the host, where there may be room for all of it.

@@ -1,0 +1,145 @@
+"""One step of a liquid state. Twin: torch_impl/dynamics.py. Truth: spec/reference/liquid_ssm.py."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from spec.config import LiquidSSMConfig
+from spec.hippo import LONGEST_MEMORY, coupling, legs_factor, legs_rates
+from spec.reference.liquid_ssm import STEPS_A_TIME_CONSTANT
+
+
+class Dynamics(NamedTuple):
+    """The weights of a layer that its states depend on, besides the pre-activations."""
+
+    tau_state: Array
+    tau_output: Array
+    log_tau: Array
+    log_scale: Array
+    frequency: Array | None
+
+
+class Clock(NamedTuple):
+    """Time constants and step of some tokens, and what their adjoint needs; leading axes are the tokens'."""
+
+    hidden: Array
+    content: Array
+    tau: Array
+    dt: Array
+    fastest: Array
+
+
+class Inputs(NamedTuple):
+    """What drives the states of some tokens, and their masks; each may be None but the first two."""
+
+    drive: Array
+    pre: Array
+    gaps: Array | None
+    resets: Array | None
+    padding: Array | None
+
+    def over_time(self) -> Inputs:
+        """With time first, to scan over."""
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), self)
+
+    def forget(self, x: Array) -> Array:
+        """Zero where a document begins."""
+        return x if self.resets is None else jnp.where(self.resets[..., None], 0.0, x)
+
+    def skip(self, there: Array | float, elsewhere: Array) -> Array:
+        """Something else where a token is padding."""
+        return elsewhere if self.padding is None else jnp.where(self.padding[..., None], there, elsewhere)
+
+
+def clock(previous: Array, inputs: Inputs, of: Dynamics, config: LiquidSSMConfig) -> Clock:
+    """The time constants [..., m] and the step [..., 1] of each token from the state before it."""
+    hidden = jnp.tanh(inputs.pre + previous @ of.tau_state.T)
+    content = jnp.tanh(hidden @ of.tau_output.T)
+    tau = jnp.exp(of.log_tau) * (1.0 + config.eta * content)
+    of_content = tau.min(axis=-1, keepdims=True) / STEPS_A_TIME_CONSTANT
+    dt = jnp.minimum(of_content, config.target_dt)
+    if inputs.gaps is not None:
+        dt = dt * inputs.gaps[..., None]
+    first = jnp.arange(tau.shape[-1]) == tau.argmin(axis=-1, keepdims=True)
+    return Clock(hidden, content, tau, dt, (of_content < config.target_dt) & first)
+
+
+def clock_adjoint(
+    now: Clock, inputs: Inputs, of: Dynamics, config: LiquidSSMConfig, tau_gradient: Array, dt_gradient: Array
+) -> tuple[Array, Array, Array]:
+    """Gradients of log_tau and of both pre-activations of the network."""
+    if inputs.gaps is not None:
+        dt_gradient = dt_gradient * inputs.gaps[..., None]
+    tau_gradient = tau_gradient + jnp.where(now.fastest, dt_gradient / STEPS_A_TIME_CONSTANT, 0.0)
+    of_content = tau_gradient * jnp.exp(of.log_tau) * config.eta * (1.0 - now.content * now.content)
+    of_hidden = (of_content @ of.tau_output) * (1.0 - now.hidden * now.hidden)
+    return tau_gradient * now.tau, of_hidden, of_content
+
+
+class Dense:
+    """I + dt (diag(1 / tau) - A), lower triangular: diag(m) + dt a (lower part of q q^T)."""
+
+    def __init__(self, of: Dynamics, config: LiquidSSMConfig):
+        scale, n, dtype = jnp.exp(of.log_scale), config.d_state, of.log_scale.dtype
+        self.sign = -coupling(config.hippo)
+        self.q = scale * jnp.asarray(legs_factor(n), dtype)
+        self.p = scale * scale * jnp.asarray(legs_rates(n, config.hippo), dtype)
+        self.lower = self.sign * jnp.tril(jnp.outer(self.q, self.q), -1)
+        self.later = jnp.triu(jnp.ones((n, n), dtype), 1)
+
+    def solve(self, tau: Array, dt: Array, r: Array, transposed: bool = False) -> Array:
+        m = 1.0 + dt * (1.0 / tau + self.p)
+        matrix = m[..., None] * jnp.eye(m.shape[-1], dtype=m.dtype) + dt[..., None] * self.lower
+        return jax.lax.linalg.triangular_solve(
+            matrix, r[..., None], left_side=True, lower=True, transpose_a=transposed
+        )[..., 0]
+
+    def adjoint(self, tau: Array, dt: Array, x: Array, y: Array, drive: Array) -> tuple[Any, ...]:
+        before = (self.q * x) @ self.later
+        rate = drive - (1.0 / tau + self.p) * x - self.sign * self.q * before
+        after = (self.q * y) @ self.later.T
+        of_scale = -dt * (2.0 * self.p * (y * x) + self.sign * self.q * (y * before + x * after))
+        return dt * y * x / (tau * tau), (y * rate).sum(-1, keepdims=True), of_scale, None
+
+
+class Diagonal:
+    """1 + dt (1 / tau - s^2 (-1/2 + i w)), a complex number for each mode."""
+
+    def __init__(self, of: Dynamics, config: LiquidSSMConfig):
+        assert of.frequency is not None, "a diagonal state has frequencies"
+        square = jnp.exp(2.0 * of.log_scale)
+        self.square, self.forget, self.turn = square, LONGEST_MEMORY * square, square * of.frequency
+
+    def matrix(self, tau: Array, dt: Array) -> Array:
+        return jax.lax.complex(1.0 + dt * (1.0 / tau + self.forget), -dt * self.turn)
+
+    def solve(self, tau: Array, dt: Array, r: Array, transposed: bool = False) -> Array:
+        m = self.matrix(tau, dt)
+        return as_real(as_complex(r) / (m.conj() if transposed else m))
+
+    def adjoint(self, tau: Array, dt: Array, x: Array, y: Array, drive: Array) -> tuple[Any, ...]:
+        product = as_complex(y) * as_complex(x).conj()
+        along, across = -product.real, product.imag
+        rate = along * (1.0 / tau + self.forget) + across * self.turn
+        dt_gradient = (y * drive).sum(-1, keepdims=True) + rate.sum(-1, keepdims=True)
+        of_scale = 2.0 * dt * (along * self.forget + across * self.turn)
+        return -dt * along / (tau * tau), dt_gradient, of_scale, dt * across * self.square
+
+
+def as_complex(x: Array) -> Array:
+    """Real parts and imaginary parts, side by side, as complex numbers."""
+    return jax.lax.complex(*jnp.split(x, 2, axis=-1))
+
+
+def as_real(x: Array) -> Array:
+    """The inverse of `as_complex`."""
+    return jnp.concatenate([x.real, x.imag], axis=-1)
+
+
+def matrix_of(of: Dynamics, config: LiquidSSMConfig) -> Any:
+    """The matrix of a step."""
+    return Diagonal(of, config) if config.state == "diagonal" else Dense(of, config)

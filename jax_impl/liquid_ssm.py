@@ -1,0 +1,162 @@
+"""The liquid state space model. Twin: torch_impl/liquid_ssm.py. Truth: spec/reference/liquid_ssm.py."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from jax_impl.dynamics import Dynamics, Inputs, clock, clock_adjoint, matrix_of
+from jax_impl.layers import Linear, accumulate_dtype
+from jax_impl.trajectory import METHODS, Solved, Trajectory, shifted
+from spec.axes import BN, BT, BTD, BTN, BTX
+from spec.config import LiquidSSMConfig, require_known
+
+
+def choose_method(config: LiquidSSMConfig, length: int) -> str:
+    """The method that `auto` takes for rows of so many tokens."""
+    return "sequential"
+
+
+def _solve(config: LiquidSSMConfig, method: str, length: int, which: int, *given: Any) -> Solved:
+    """States (0) or gradients (1) by a method; only `auto` may take another one instead.
+
+    A program cannot raise: where a method that was named finds no solution, all it gives is NaN.
+    """
+    name = choose_method(config, length) if method == "auto" else method
+    solved = METHODS[name][which](*given)
+    if name == "sequential":
+        return solved
+    if method != "auto":
+        return solved._replace(values=jnp.where(solved.converged, solved.values, jnp.nan))
+
+    def instead() -> tuple[Array, Array]:
+        jax.debug.callback(_say, name, solved.iterations, solved.residual)
+        return METHODS["sequential"][which](*given)[:2]
+
+    values, carry = jax.lax.cond(solved.converged, lambda: solved[:2], instead)
+    return solved._replace(values=values, carry=carry)
+
+
+def _say(name: str, iterations: Any, residual: Any) -> None:
+    told = f"method {name!r} did not settle in {iterations} iterations, its residual is {residual:.1e}"
+    warnings.warn(f"{told}; 'sequential' goes on instead", RuntimeWarning, stacklevel=2)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _states(config: LiquidSSMConfig, method: str, state_bn: Array, inputs: Inputs, of: Dynamics) -> tuple[Array, Array]:
+    solved = _solve(config, method, inputs.drive.shape[1], 0, inputs, of, config, state_bn)
+    return solved.values, solved.carry
+
+
+def _states_forward(config, method, state_bn, inputs, of):
+    """Only the states are kept for the gradients: clock and matrices are made again."""
+    states_btn, last_bn = _states(config, method, state_bn, inputs, of)
+    return (states_btn, last_bn), (state_bn, states_btn, inputs, of)
+
+
+def _states_backward(config, method, saved, gradients):
+    state_bn, states_btn, inputs, of = saved
+    gradient_btn, final_bn = gradients
+    previous = shifted(states_btn, state_bn, inputs)
+    at = clock(previous, inputs, of, config)
+    kept = Trajectory(inputs, of, config, states_btn, previous, at)
+    solved = _solve(config, method, states_btn.shape[1], 1, kept, gradient_btn, final_bn)
+    tau_gradient, dt_gradient, of_scale, of_frequency = matrix_of(of, config).adjoint(
+        at.tau, at.dt, states_btn, solved.values, inputs.drive
+    )
+    of_tau, of_hidden, of_content = clock_adjoint(at, inputs, of, config, tau_gradient, dt_gradient)
+    of_dynamics = Dynamics(
+        jnp.einsum("bth,btn->hn", of_hidden, previous),
+        jnp.einsum("btm,bth->mh", of_content, at.hidden),
+        of_tau.sum(axis=(0, 1)),
+        of_scale.sum(axis=(0, 1)),
+        None if of_frequency is None else of_frequency.sum(axis=(0, 1)),
+    )
+    return solved.carry, Inputs(at.dt * solved.values, of_hidden, None, None, None), of_dynamics
+
+
+_states.defvjp(_states_forward, _states_backward)
+
+
+def liquid_states(
+    pre_btx: Float[Array, BTX],
+    of: Dynamics,
+    config: LiquidSSMConfig,
+    state_bn: Float[Array, BN] | None = None,
+    resets_bt: Bool[Array, BT] | None = None,
+    padding_bt: Bool[Array, BT] | None = None,
+    noise_btn: Float[Array, BTN] | None = None,
+    gaps_bt: Float[Array, BT] | None = None,
+    method: str = "auto",
+) -> tuple[Float[Array, BTN], Float[Array, BN]]:
+    """All states of the layer and the last one.
+
+    (I + dt_t (diag(1 / tau_t) - A)) x_t = x_{t-1} + dt_t (drive_t + exploration_rate xi_t), dt and tau by content.
+
+    Args:
+        pre_btx: drive B u | W_u u, [b, t, n + h].
+        of: the weights that the states depend on.
+        config: state, hippo, eta, target_dt, exploration_rate.
+        state_bn: x_{-1}, [b, n]; None is zero.
+        resets_bt: true clears the state before the token.
+        padding_bt: true at positions that change nothing.
+        noise_btn: xi; None is zero.
+        gaps_bt: time since the token before, in units of its usual distance; None is 1.
+        method: a key of METHODS, or `auto`.
+
+    Raises:
+        ValueError: an unknown method.
+        NotImplementedError: the method does not take this kind of state.
+    """
+    require_known("liquid_ssm method", method, ("auto", *METHODS))
+    pre_btx = pre_btx.astype(of.log_tau.dtype)
+    drive, pre = pre_btx[..., : config.d_state], pre_btx[..., config.d_state :]
+    if noise_btn is not None:
+        drive = drive + config.exploration_rate * noise_btn
+    state_bn = jnp.zeros_like(drive[:, 0]) if state_bn is None else state_bn
+    return _states(config, method, state_bn, Inputs(drive, pre, gaps_bt, resets_bt, padding_bt), of)
+
+
+class LiquidSSM(nnx.Module):
+    """y = C x + D u over the states x, the rows of `input` = drive | time constants."""
+
+    def __init__(self, config: LiquidSSMConfig, compute_dtype: str = "float32", method: str = "auto"):
+        require_known("liquid_ssm method", method, ("auto", *METHODS))
+        self.config, self.method = config, method
+        n, m, h, wide = config.d_state, config.modes, config.d_tau, accumulate_dtype(compute_dtype)
+        self.input = Linear(config.d_model, n + h, compute_dtype)
+        self.tau_state = Linear(n, h, compute_dtype)
+        self.tau_output = Linear(h, m, compute_dtype)
+        self.log_tau = nnx.Param(jnp.zeros(m, wide))
+        self.log_scale = nnx.Param(jnp.zeros(m, wide))
+        if config.state == "diagonal":
+            self.frequency = nnx.Param(jnp.zeros(m, wide))
+        self.output = Linear(n, config.d_model, compute_dtype)
+        self.skip = nnx.Param(jnp.zeros(config.d_model, wide))
+
+    def __call__(
+        self,
+        x: Float[Array, BTD],
+        state: Float[Array, BN] | None = None,
+        resets: Bool[Array, BT] | None = None,
+        padding: Bool[Array, BT] | None = None,
+        noise: Float[Array, BTN] | None = None,
+        gaps: Float[Array, BT] | None = None,
+    ) -> tuple[Float[Array, BTD], Float[Array, BN]]:
+        states_btn, state = liquid_states(
+            self.input(x), self.dynamics(), self.config, state, resets, padding, noise, gaps, self.method
+        )
+        return self.output(states_btn) + self.skip[...] * x, state
+
+    def dynamics(self) -> Dynamics:
+        """The weights that the states depend on."""
+        frequency = self.frequency[...] if self.config.state == "diagonal" else None
+        return Dynamics(
+            self.tau_state.weight[...], self.tau_output.weight[...], self.log_tau[...], self.log_scale[...], frequency
+        )

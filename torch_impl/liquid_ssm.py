@@ -1,0 +1,155 @@
+"""The liquid state space model. Twin: jax_impl/liquid_ssm.py. Truth: spec/reference/liquid_ssm.py."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from spec.axes import BN, BT, BTD, BTN, BTX
+from spec.config import LiquidSSMConfig, require_known
+from torch_impl.dynamics import Dynamics, Inputs, clock, clock_adjoint, matrix_of
+from torch_impl.layers import Linear, accumulate_dtype
+from torch_impl.trajectory import METHODS, Solved, Trajectory, shifted
+
+
+def choose_method(config: LiquidSSMConfig, length: int) -> str:
+    """The method that `auto` takes for rows of so many tokens."""
+    return "parallel" if config.state == "diagonal" and length >= 16 else "sequential"
+
+
+def _solve(config: LiquidSSMConfig, method: str, which: int, *given: Any) -> Solved:
+    """States (0) or gradients (1) by a method; only `auto` may take another one instead.
+
+    Raises:
+        ArithmeticError: the method was named and found no solution.
+    """
+    name = (
+        choose_method(config, given[-1].shape[1] if which else given[0].drive.shape[1]) if method == "auto" else method
+    )
+    solved = METHODS[name][which](*given)
+    if not solved.converged:
+        told = (
+            f"method {name!r} did not settle in {solved.iterations} iterations, its residual is {solved.residual:.1e}"
+        )
+        if method != "auto":
+            raise ArithmeticError(f"{told}; use 'sequential'")
+        warnings.warn(f"{told}; 'sequential' goes on instead", RuntimeWarning, stacklevel=2)
+        solved = METHODS["sequential"][which](*given)
+    return solved
+
+
+class _States(torch.autograd.Function):
+    """Only the states are kept for the gradients: clock and matrices are made again."""
+
+    @staticmethod
+    def forward(ctx, config, method, state_bn, drive, pre, gaps, resets, padding, *of):
+        inputs, dynamics = Inputs(drive, pre, gaps, resets, padding), Dynamics(*of)
+        solved = _solve(config, method, 0, inputs, dynamics, config, state_bn)
+        ctx.save_for_backward(state_bn, solved.values, *inputs, *dynamics)
+        ctx.config, ctx.method = config, method
+        return solved.values, solved.carry.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient_btn, final_bn):
+        state_bn, states_btn, *rest = ctx.saved_tensors
+        inputs, of, config = Inputs(*rest[:5]), Dynamics(*rest[5:]), ctx.config
+        previous = shifted(states_btn, state_bn, inputs)
+        at = clock(previous, inputs, of, config)
+        kept = Trajectory(inputs, of, config, states_btn, previous, at)
+        solved = _solve(config, ctx.method, 1, kept, gradient_btn, final_bn)
+        tau_gradient, dt_gradient, of_scale, of_frequency = matrix_of(of, config).adjoint(
+            at.tau, at.dt, states_btn, solved.values, inputs.drive
+        )
+        of_tau, of_hidden, of_content = clock_adjoint(at, inputs, of, config, tau_gradient, dt_gradient)
+        gradients = (
+            torch.einsum("bth,btn->hn", of_hidden, previous),
+            torch.einsum("btm,bth->mh", of_content, at.hidden),
+            of_tau.sum(dim=(0, 1)),
+            of_scale.sum(dim=(0, 1)),
+            None if of_frequency is None else of_frequency.sum(dim=(0, 1)),
+        )
+        return None, None, solved.carry, at.dt * solved.values, of_hidden, None, None, None, *gradients
+
+
+def liquid_states(
+    pre_btx: Float[Tensor, BTX],
+    of: Dynamics,
+    config: LiquidSSMConfig,
+    state_bn: Float[Tensor, BN] | None = None,
+    resets_bt: Bool[Tensor, BT] | None = None,
+    padding_bt: Bool[Tensor, BT] | None = None,
+    noise_btn: Float[Tensor, BTN] | None = None,
+    gaps_bt: Float[Tensor, BT] | None = None,
+    method: str = "auto",
+) -> tuple[Float[Tensor, BTN], Float[Tensor, BN]]:
+    """All states of the layer and the last one.
+
+    (I + dt_t (diag(1 / tau_t) - A)) x_t = x_{t-1} + dt_t (drive_t + exploration_rate xi_t), dt and tau by content.
+
+    Args:
+        pre_btx: drive B u | W_u u, [b, t, n + h].
+        of: the weights that the states depend on.
+        config: state, hippo, eta, target_dt, exploration_rate.
+        state_bn: x_{-1}, [b, n]; None is zero.
+        resets_bt: true clears the state before the token.
+        padding_bt: true at positions that change nothing.
+        noise_btn: xi; None is zero.
+        gaps_bt: time since the token before, in units of its usual distance; None is 1.
+        method: a key of METHODS, or `auto`.
+
+    Raises:
+        ValueError: an unknown method.
+        NotImplementedError: the method does not take this kind of state.
+        ArithmeticError: the method was named and found no solution.
+    """
+    require_known("liquid_ssm method", method, ("auto", *METHODS))
+    pre_btx = pre_btx.to(of.log_tau.dtype)
+    drive, pre = pre_btx[..., : config.d_state], pre_btx[..., config.d_state :]
+    if noise_btn is not None:
+        drive = drive + config.exploration_rate * noise_btn
+    state_bn = torch.zeros_like(drive[:, 0]) if state_bn is None else state_bn
+    return _States.apply(config, method, state_bn, drive, pre, gaps_bt, resets_bt, padding_bt, *of)
+
+
+class LiquidSSM(nn.Module):
+    """y = C x + D u over the states x, the rows of `input` = drive | time constants."""
+
+    def __init__(self, config: LiquidSSMConfig, compute_dtype: str = "float32", method: str = "auto"):
+        super().__init__()
+        require_known("liquid_ssm method", method, ("auto", *METHODS))
+        self.config, self.method = config, method
+        n, m, h, wide = config.d_state, config.modes, config.d_tau, accumulate_dtype(compute_dtype)
+        self.input = Linear(config.d_model, n + h, compute_dtype)
+        self.tau_state = Linear(n, h, compute_dtype)
+        self.tau_output = Linear(h, m, compute_dtype)
+        self.log_tau = nn.Parameter(torch.zeros(m, dtype=wide))
+        self.log_scale = nn.Parameter(torch.zeros(m, dtype=wide))
+        if config.state == "diagonal":
+            self.frequency = nn.Parameter(torch.zeros(m, dtype=wide))
+        self.output = Linear(n, config.d_model, compute_dtype)
+        self.skip = nn.Parameter(torch.zeros(config.d_model, dtype=wide))
+
+    def forward(
+        self,
+        x: Float[Tensor, BTD],
+        state: Float[Tensor, BN] | None = None,
+        resets: Bool[Tensor, BT] | None = None,
+        padding: Bool[Tensor, BT] | None = None,
+        noise: Float[Tensor, BTN] | None = None,
+        gaps: Float[Tensor, BT] | None = None,
+    ) -> tuple[Float[Tensor, BTD], Float[Tensor, BN]]:
+        states_btn, state = liquid_states(
+            self.input(x), self.dynamics(), self.config, state, resets, padding, noise, gaps, self.method
+        )
+        return self.output(states_btn) + self.skip * x, state
+
+    def dynamics(self) -> Dynamics:
+        """The weights that the states depend on."""
+        frequency = self.frequency if self.config.state == "diagonal" else None
+        return Dynamics(self.tau_state.weight, self.tau_output.weight, self.log_tau, self.log_scale, frequency)
