@@ -53,7 +53,7 @@ def open_model(path: Path, backend: str) -> tuple[Step, Tokenizer]:
     checkpoint = convert.read(path)
     if checkpoint.tokenizer is None:
         raise ValueError(f"{path} holds no tokenizer; generate from a checkpoint that `liquidnet train` wrote")
-    model = backends.load(backend, "model").LiquidNet(checkpoint.config)
+    model = backends.load(backend, "model").build(checkpoint.config)
     if backend == "torch":  # JAX places arrays itself
         model.to(backends.load(backend, "devices").default_device())
     backends.load(backend, "checkpoint").load_parameters(model, checkpoint.parameters)

@@ -14,7 +14,7 @@ from typing import Any
 
 from spec.checkpoint import Checkpoint, list_checkpoints, read_beside, read_checkpoint, write_checkpoint
 from spec.config import (
-    LiquidNetConfig,
+    ModelConfig,
     TrainingConfig,
     config_from_json,
     config_to_json,
@@ -63,7 +63,7 @@ class Habits:
 class Settings:
     """What a run is: kept in RUN/config.json, so that a later leg needs only --data, --out and --resume."""
 
-    model: LiquidNetConfig
+    model: ModelConfig
     training: TrainingConfig
     habits: Habits
     data: dict[str, str]

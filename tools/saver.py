@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from spec.checkpoint import Checkpoint, files_beside
 from spec.checksums import checksums, file_sha256, sha256
-from spec.config import LiquidNetConfig
+from spec.config import ModelConfig
 from spec.files import new_directory
 from tools.run import Run
 
@@ -30,7 +30,7 @@ class Saver:
         self.run, self.engine, self.world, self.keep = run, engine, engine.world, keep
         self.first_process = self.world.rank == 0
 
-    def save(self, config: LiquidNetConfig, state: dict[str, Any], tokenizer: str) -> None:
+    def save(self, config: ModelConfig, state: dict[str, Any], tokenizer: str) -> None:
         """Write a checkpoint of the engine as it is now.
 
         Raises:
@@ -55,7 +55,7 @@ class ShardedSaver(Saver):
         super().__init__(run, engine, keep)
         self.writing: Any = None
 
-    def save(self, config: LiquidNetConfig, state: dict[str, Any], tokenizer: str) -> None:
+    def save(self, config: ModelConfig, state: dict[str, Any], tokenizer: str) -> None:
         """Begin to write a checkpoint of the engine as it is now; errors of writing it come with `finish`."""
         self.finish()
         self.state, self.unfinished = state, ExitStack()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.environment import ROOT, devices, processor, version
+from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig
 from spec.files import new_file
 from tools import backends
 
@@ -71,7 +72,9 @@ def probe(backend: str, operation: str, method: str) -> Verdict:
     return Verdict(True, worst)
 
 
-def trusted_method(backend: str, method: str, shape: tuple[int, int, int], say: Callable[[str], None]) -> str:
+def trusted_method(
+    backend: str, method: str, model: ModelConfig, training: TrainingConfig, say: Callable[[str], None]
+) -> str:
     """The mixer method to train with: `method`, unless it is `auto` and what `auto` takes here fails its self-test.
 
     A method that is named runs or raises; it is never replaced.
@@ -79,16 +82,17 @@ def trusted_method(backend: str, method: str, shape: tuple[int, int, int], say: 
     Args:
         backend: `torch` or `jax`.
         method: as the user asked for.
-        shape: [b, t, d] of the scans.
+        model, training: what is trained.
         say: told, loudly, what failed and what is used instead.
 
     Raises:
         ValueError: every method of the backend fails.
     """
-    if method != "auto":
+    # A Liquid SSM falls back by itself where its method finds no solution, and runs no kernels.
+    if method != "auto" or isinstance(model, LiquidSSMConfig):
         return method
     scan = backends.load(backend, "scan")
-    choice = scan.choose_method(shape)
+    choice = scan.choose_method((training.batch_size, training.seq_len, model.d_model))
     verdict = cached_self_test(backend, choice)
     if verdict.passed:
         return method

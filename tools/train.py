@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from spec.checkpoint import Checkpoint, list_checkpoints
-from spec.config import TrainingConfig, require_integer
+from spec.config import ModelConfig, TrainingConfig, require_integer
 from spec.data import Dataset, next_batch, open_data, validation_batches
 from spec.parameters import num_parameters
 from spec.presets import RECIPES, preset
@@ -44,13 +44,19 @@ class Train:
     out: Path
     """Directory of the run."""
     preset: str | None = None
-    """Size and recipe: nano, tiny, small or base (default: nano)."""
+    """Size and recipe: nano, tiny, small, base, ssm-nano or ssm-small (default: nano)."""
     d_model: int | None = None
     """Width, over the preset's."""
     d_ff: int | None = None
     """Width of the MLP, over the preset's."""
     n_layers: int | None = None
     """Number of blocks, over the preset's."""
+    d_state: int | None = None
+    """Numbers of a layer's state, over the preset's; a Liquid SSM's alone, as the next two are."""
+    state: Literal["dense", "diagonal"] | None = None
+    """Whether the numbers of a state are coupled, over the preset's."""
+    exploration_rate: float | None = None
+    """Size of the noise in training, over the preset's."""
     steps: int | None = None
     """Length of the learning-rate schedule in steps."""
     total_tokens: float | None = None
@@ -159,9 +165,8 @@ class Train:
 
     def _engine(self, settings: Settings, world: Any) -> Any:
         model, training, habits = settings.model, settings.training, settings.habits
-        shape = (training.batch_size, training.seq_len, model.d_model)
         # The first process tries the methods out; were each to decide, they might differ.
-        method = world.tell(lambda: trusted_method(self.backend, habits.method, shape, _say_loudly))
+        method = world.tell(lambda: trusted_method(self.backend, habits.method, model, training, _say_loudly))
         compiled = _compiles(self.backend, habits.compile, self.context_parallel)
         if world.rank == 0:
             _warn_of_bfloat16(self.backend, training.compute_dtype)
@@ -178,7 +183,7 @@ class Train:
             model, training, habits = stored.model, stored.training, stored.habits
             if self.preset is not None:
                 model = replace(preset(self.preset), max_seq_len=model.max_seq_len)
-        model = replace(model, vocab_size=data.vocab_size, **_given(self, ("d_model", "d_ff", "n_layers")))
+        model = self._resized(replace(model, vocab_size=data.vocab_size))
         names = ("steps", "batch_size", "seq_len", "warmup_steps", "weight_decay", "grad_clip", "seed")
         training = replace(training, **_given(self, names))
         renamed = {"peak_lr": self.lr, "compute_dtype": self.dtype, "stream": self.stream or None}
@@ -202,6 +207,14 @@ class Train:
         next_batch(data, 0, training if training.stream else replace(training, batch_size=1))
         next(validation_batches(data, training.seq_len, 1, 1))
         return settings
+
+    def _resized(self, model: ModelConfig) -> ModelConfig:
+        sizes = _given(self, ("d_model", "d_ff", "n_layers", "d_state", "state", "exploration_rate"))
+        for name in sizes:
+            if name not in {field.name for field in fields(model)}:
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{flag} is a Liquid SSM's; leave it out, or choose --preset ssm-nano")
+        return replace(model, **sizes)
 
     def _asked_to_compile(self, stored: bool | None) -> bool | None:
         if self.compile and self.no_compile:
