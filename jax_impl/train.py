@@ -71,17 +71,19 @@ class Engine:
         self.states: Array | None = None
         graph, variables = nnx.split(self.model, nnx.Param)
 
-        def loss_of(parameters, tokens, labels, resets, states):
+        def loss_of(parameters, batch, states):
             state = nnx.map_state(
                 lambda path, variable: variable.replace(parameters[".".join(map(str, path))]), variables
             )
-            return nnx.merge(graph, state).loss(tokens, labels, states, resets)
+            noise_btln = batch["noise"]
+            noise = None if noise_btln is None else noise_btln.transpose(2, 0, 1, 3)
+            return nnx.merge(graph, state).loss(**{**batch, "noise": noise}, states=states)
 
         gradients_of = _in_micro_batches(jax.value_and_grad(loss_of, has_aux=True), micro_batch)
 
         @partial(jax.jit, donate_argnums=(0, 1))
-        def update(parameters, optimizer_state, states, tokens, labels, resets, lr):
-            (loss, last), gradients = gradients_of(parameters, tokens, labels, resets, states)
+        def update(parameters, optimizer_state, states, batch, lr):
+            (loss, last), gradients = gradients_of(parameters, batch, states)
             gradients, norm = clip_by_global_norm(gradients, training.grad_clip)
             steps, new_state = self.optimizer.update(gradients, optimizer_state, parameters)
             new_parameters = jax.tree.map(lambda parameter, step: parameter - lr * step, parameters, steps)
@@ -108,7 +110,7 @@ class Engine:
             self.states = jnp.zeros(shape, accumulate_dtype(self.training.compute_dtype))
         states = self.states if self.training.stream else None
         self.parameters, self.optimizer_state, self.states, loss, norm = self._update(
-            self.parameters, self.optimizer_state, states, *to_device(batch), lr
+            self.parameters, self.optimizer_state, states, to_device(batch), lr
         )
         return float(loss), float(norm)
 
@@ -119,7 +121,7 @@ class Engine:
             batch: tokens, labels and resets.
             states: [l, b, d], as an evaluation before gave them; None is zero.
         """
-        loss, last = self._loss(self.parameters, *to_device(batch), states)
+        loss, last = self._loss(self.parameters, to_device(batch), states)
         return float(loss), last
 
     def load(self, parameters: dict[str, np.ndarray], moments: dict[str, dict[str, np.ndarray]], step: int) -> None:
@@ -181,6 +183,9 @@ class Engine:
         return self.model
 
 
+_FILL = {"labels": IGNORED_LABEL}
+
+
 def _in_micro_batches(gradients_of: Callable[..., Any], size: int | None) -> Callable[..., Any]:
     """`gradients_of` for `size` rows at a time, as if for all of them; a batch of no more rows than that stays whole.
 
@@ -189,29 +194,29 @@ def _in_micro_batches(gradients_of: Callable[..., Any], size: int | None) -> Cal
     if size is None:
         return gradients_of
 
-    def of_all(parameters, tokens, labels, resets, states):
-        rows = len(tokens)
+    def of_all(parameters, batch, states):
+        rows = len(batch["tokens"])
         if rows <= size:
-            return gradients_of(parameters, tokens, labels, resets, states)
-        count = jnp.maximum((labels != IGNORED_LABEL).sum(), 1)
+            return gradients_of(parameters, batch, states)
+        count = jnp.maximum((batch["labels"] != IGNORED_LABEL).sum(), 1)
 
         def cut(array, fill=0):
             widths = ((0, -rows % size), *((0, 0) for _ in array.shape[1:]))
             return jnp.pad(array, widths, constant_values=fill).reshape(-1, size, *array.shape[1:])
 
         def add(total, part):
-            tokens, labels, resets, states_bld = part
-            of_part = None if states_bld is None else states_bld.swapaxes(0, 1)
-            (loss, last), gradients = gradients_of(parameters, tokens, labels, resets, of_part)
-            weight = (labels != IGNORED_LABEL).sum().astype(loss.dtype) / count
+            of_part, states_bld = part
+            states_lbd = None if states_bld is None else states_bld.swapaxes(0, 1)
+            (loss, last), gradients = gradients_of(parameters, of_part, states_lbd)
+            weight = (of_part["labels"] != IGNORED_LABEL).sum().astype(loss.dtype) / count
             total = jax.tree.map(lambda so_far, more: so_far + weight * more, total, (loss, gradients))
             return total, last.swapaxes(0, 1)
 
         zero = jax.tree.map(jnp.zeros_like, parameters)
-        parts = cut(tokens), cut(labels, IGNORED_LABEL), cut(resets)
+        parts = {name: None if x is None else cut(x, _FILL.get(name, 0)) for name, x in batch.items()}
         states_bld = None if states is None else cut(states.swapaxes(0, 1))
         total = jnp.zeros((), next(iter(zero.values())).dtype), zero
-        (loss, gradients), last = jax.lax.scan(add, total, (*parts, states_bld))
+        (loss, gradients), last = jax.lax.scan(add, total, (parts, states_bld))
         return (loss, last.reshape(-1, *last.shape[2:])[:rows].swapaxes(0, 1)), gradients
 
     return of_all

@@ -72,11 +72,13 @@ class Batch:
     tokens: np.ndarray
     labels: np.ndarray
     resets: np.ndarray
+    noise: np.ndarray | None = None  # [b, t, l, n], see spec/noise.py
 
     def part(self, share: Share) -> Batch:
         """What one process has of the batch."""
         cut = share.of_rows(self.tokens.shape[0]), share.of_columns(self.tokens.shape[1])
-        return Batch(self.tokens[cut], self.labels[cut], self.resets[cut])
+        noise = None if self.noise is None else self.noise[cut]
+        return Batch(self.tokens[cut], self.labels[cut], self.resets[cut], noise)
 
 
 @dataclass(frozen=True)

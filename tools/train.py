@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from spec.checkpoint import Checkpoint, list_checkpoints
-from spec.config import ModelConfig, TrainingConfig, require_integer
+from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig, require_integer
 from spec.data import Dataset, next_batch, open_data, validation_batches
 from spec.parameters import num_parameters
 from spec.presets import RECIPES, preset
@@ -167,7 +167,8 @@ class Train:
         model, training, habits = settings.model, settings.training, settings.habits
         # The first process tries the methods out; were each to decide, they might differ.
         method = world.tell(lambda: trusted_method(self.backend, habits.method, model, training, _say_loudly))
-        compiled = _compiles(self.backend, habits.compile, self.context_parallel)
+        plain = self.context_parallel > 1 or isinstance(model, LiquidSSMConfig)
+        compiled = _compiles(self.backend, habits.compile, plain)
         if world.rank == 0:
             _warn_of_bfloat16(self.backend, training.compute_dtype)
         engine = backends.load(self.backend, "train").Engine
@@ -232,12 +233,12 @@ class Train:
         return int(tokens // a_step)
 
 
-def _compiles(backend: str, asked: bool | None, context_parallel: int = 1) -> bool:
-    """Whether the engine compiles: JAX in any case, torch where asked to or, without a word, on CUDA with Triton."""
+def _compiles(backend: str, asked: bool | None, plain: bool = False) -> bool:
+    """Whether the engine compiles: JAX always, torch where asked to or, where it can, by itself on CUDA with Triton."""
     if backend == "jax" or asked is not None:
         return backend == "jax" or bool(asked)
     devices = backends.load(backend, "devices")
-    return devices.default_device().type == "cuda" and devices.HAS_TRITON and context_parallel == 1
+    return devices.default_device().type == "cuda" and devices.HAS_TRITON and not plain
 
 
 def _warn_of_bfloat16(backend: str, dtype: str) -> None:

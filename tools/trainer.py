@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from parity.environment import processor
 from spec.checkpoint import Checkpoint
 from spec.data import Dataset, next_batch, validation_batches, validation_stream
+from spec.noise import with_noise
 from spec.sampling import Sampling, Step
 from spec.schedule import learning_rate
 from tools.evaluate import mean_loss
@@ -120,6 +121,7 @@ class Trainer:
     def _one_step(self) -> None:
         training, started = self.settings.training, time.perf_counter()
         batch = next_batch(self.data, self.samples_consumed, training, self.world.share)
+        batch = with_noise(batch, self.settings.model, training, self.samples_consumed, self.world.share)
         lr = learning_rate(self.step, training)
         with self._profiler():
             loss, norm = self.engine.train_step(batch, lr)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spec.config import ModelConfig, TrainingConfig, require_integer
+from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig, require_integer
 from spec.data import IGNORED_LABEL, Batch, Share
 from spec.sampling import Step
 from spec.sharded import PARAMETERS
@@ -54,7 +54,8 @@ class Engine:
         world: the processes of the run; None is this one alone.
 
     Raises:
-        ValueError: a process would be left without work, or `compile` where processes share a row.
+        ValueError: a process would be left without work, or `compile` where processes share a row; either of the two
+            with a Liquid SSM.
     """
 
     name = "torch"
@@ -71,7 +72,7 @@ class Engine:
     ):
         self.device, self.world, self.states = default_device(), world or World(), None
         self.training, self.compile, self.micro_batch = training, compile, micro_batch
-        _require_work(training, micro_batch, self.world, compile)
+        _require_work(config, training, micro_batch, self.world, compile)
         self.method = choose_method(config, training.batch_size, training.seq_len) if method == "auto" else method
         options = {"seed": training.seed, "compute_dtype": training.compute_dtype, "method": method, "remat": remat}
         self.model = build(config, **options)
@@ -139,9 +140,8 @@ class Engine:
         states = [None if self.states is None else self.states[:, cut.of_rows(rows)] for cut in cuts]
         with time_sharded(self.world.sequence_group):
             for part, state in zip(parts, states, strict=True):
-                tokens, labels, resets = to_device(part, self.device)
                 with accumulating(self.model, self._loss, last=part is parts[-1]):
-                    mean, last = self._loss(tokens, labels, states=state, resets=resets)
+                    mean, last = self._loss(**to_device(part, self.device), states=state)
                     nats = mean * (_counted(part) / counted)
                     self.scaler.scale(nats).backward()
                 loss, last_states = loss + nats.detach(), [*last_states, last.detach()]
@@ -161,9 +161,8 @@ class Engine:
             batch: this process's share.
             states: [l, b, d]; None is zero.
         """
-        tokens, labels, resets = to_device(batch, self.device)
         with time_sharded(self.world.sequence_group):
-            loss, states = self.model.loss(tokens, labels, states=states, resets=resets)
+            loss, states = self.model.loss(**to_device(batch, self.device), states=states)
         reshard(self.model)
         return loss.item(), states
 
@@ -274,7 +273,11 @@ def _counted(batch: Batch) -> int:
     return int((batch.labels != IGNORED_LABEL).sum())
 
 
-def _require_work(training: TrainingConfig, micro_batch: int | None, world: World, compile: bool) -> None:
+def _require_work(
+    config: ModelConfig, training: TrainingConfig, micro_batch: int | None, world: World, compile: bool
+) -> None:
+    if isinstance(config, LiquidSSMConfig) and (compile or world.share.columns > 1):
+        raise ValueError("a Liquid SSM is neither compiled nor cut in time; leave out --compile and --context-parallel")
     if micro_batch is not None:
         require_integer("micro_batch", micro_batch, 1)
     for name, count in (("batch_size", world.share.rows), ("seq_len", world.share.columns)):
