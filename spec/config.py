@@ -42,8 +42,19 @@ def _require_number(owner: object, name: str, low: float, high: float, *, low_op
         raise ValueError(f"{name} must be a number in {bracket}{low:g}, {high:g}], got {value!r}")
 
 
+class _Blocks:
+    """What follows from the number of blocks, whatever is in them."""
+
+    n_layers: int
+
+    @property
+    def residual_scale(self) -> float:
+        """s = 1 / sqrt(2 l): keeps the residual stream's variance independent of depth."""
+        return 1.0 / math.sqrt(2 * self.n_layers)
+
+
 @dataclass(frozen=True)
-class LiquidNetConfig:
+class LiquidNetConfig(_Blocks):
     """Shape and constants of a LiquidNet.
 
     Args:
@@ -80,11 +91,6 @@ class LiquidNetConfig:
         """Width of a layer's state."""
         return self.d_model
 
-    @property
-    def residual_scale(self) -> float:
-        """s = 1 / sqrt(2 l): keeps the residual stream's variance independent of depth."""
-        return 1.0 / math.sqrt(2 * self.n_layers)
-
 
 STATES = ("dense", "diagonal")
 HIPPOS = ("legs", "as_printed")
@@ -92,7 +98,7 @@ MOST_AS_PRINTED = 16
 
 
 @dataclass(frozen=True)
-class LiquidSSMConfig:
+class LiquidSSMConfig(_Blocks):
     """Shape and constants of a Liquid SSM.
 
     Args:
@@ -104,7 +110,7 @@ class LiquidSSMConfig:
         d_state: numbers of a layer's state, n; a diagonal state takes them as n / 2 complex ones.
         d_tau: hidden width of the network that sets the time constants, h.
         state: `dense`, all of the state coupled by HiPPO-LegS, or `diagonal`, each mode on its own.
-        hippo: `legs`, or `as_printed`, which is not stable and is held to a dense state of at most 16.
+        hippo: `legs`, or `as_printed`, whose response grows as 2^n and is held to a dense state of at most 16.
         eta: how far content moves a time constant, as a fraction of it.
         target_dt: longest step a token, in units of time.
         tau_min, tau_max: time constants at the start, log-spaced between them, in units of time.
@@ -144,7 +150,7 @@ class LiquidSSMConfig:
             )
         if self.hippo == "as_printed" and self.d_state > MOST_AS_PRINTED:
             raise ValueError(
-                f"hippo 'as_printed' is unstable and held to d_state <= {MOST_AS_PRINTED}, got {self.d_state}; "
+                f"hippo 'as_printed' grows as 2^n and is held to d_state <= {MOST_AS_PRINTED}, got {self.d_state}; "
                 "use 'legs'"
             )
         _require_number(self, "eta", 0.0, 0.999, low_open=True)
@@ -159,11 +165,6 @@ class LiquidSSMConfig:
     def modes(self) -> int:
         """Parts of a layer's state that have a time constant of their own, m: its numbers, or pairs of them."""
         return self.d_state // 2 if self.state == "diagonal" else self.d_state
-
-    @property
-    def residual_scale(self) -> float:
-        """s = 1 / sqrt(2 l): keeps the residual stream's variance independent of depth."""
-        return 1.0 / math.sqrt(2 * self.n_layers)
 
 
 ModelConfig = LiquidNetConfig | LiquidSSMConfig

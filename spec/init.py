@@ -19,8 +19,9 @@ def initial_parameters(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarr
     """The initial value of every parameter, float32, by path.
 
     Linear and embedding weights are N(0, 0.02), output projections zero, norms one, and
-    `b_delta = softplus^-1(ln 2 / tau)` with tau log-spaced over [1, 4096] across channels; the time constants of a
-    Liquid SSM are log-spaced over [tau_min, tau_max] across modes, its frequencies those of LegS.
+    `b_delta = softplus^-1(ln 2 / tau)` with tau log-spaced over [1, 4096] across channels. In a Liquid SSM B is
+    N(0, 1 / sqrt(d)), for a drive of variance 1, time constants are log-spaced over [tau_min, tau_max] across modes,
+    and frequencies those of LegS.
     Each parameter draws from a Philox stream of its own, keyed by the seed and the SHA-256 of its
     path, so its bits depend on neither order, backend, device count nor sharding.
 
@@ -66,4 +67,8 @@ def _draw(row: Parameter, config: ModelConfig, seed: int) -> np.ndarray:
         return log_time_constants(config)
     if isinstance(config, LiquidSSMConfig) and row.init == "legs_frequency":
         return legs_frequencies(config.d_state)
-    return stream(seed, row.path).standard_normal(row.shape, dtype=np.float32) * np.float32(STANDARD_DEVIATION)
+    drawn = stream(seed, row.path).standard_normal(row.shape, dtype=np.float32)
+    deviation = np.full((row.shape[0], 1), STANDARD_DEVIATION, np.float32)
+    if isinstance(config, LiquidSSMConfig) and row.init == "drive":
+        deviation[: config.d_state] = 1.0 / math.sqrt(config.d_model)
+    return drawn * deviation

@@ -14,7 +14,7 @@ import numpy as np
 
 from spec.config import LiquidNetConfig, LiquidSSMConfig, ModelConfig
 
-Init = Literal["normal", "zero", "one", "half_life", "time_constant", "legs_frequency"]
+Init = Literal["normal", "zero", "one", "half_life", "drive", "time_constant", "legs_frequency"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Parameter:
         path: attribute path, `blocks.0.mixer.input.weight`.
         shape: sizes of the axes.
         axes: names of the axes (see spec/axes.py); a fused axis names its parts.
-        init: `normal` N(0, 0.02), `zero`, `one`, `half_life`, `time_constant` or `legs_frequency` (see spec/init.py).
+        init: `normal` N(0, 0.02), `zero`, `one`, or what spec/init.py says of the name.
         weight_decay: whether AdamW decays it: matrices yes, norms and biases no.
     """
 
@@ -67,7 +67,7 @@ def _liquid_ssm(config: LiquidSSMConfig) -> tuple[Parameter, ...]:
     d, n, m, h = config.d_model, config.d_state, config.modes, config.d_tau
     frequency = (Parameter("frequency", (m,), ("m",), "legs_frequency", False),)
     return (
-        Parameter("input.weight", (n + h, d), ("drive | tau", "d"), "normal", True),
+        Parameter("input.weight", (n + h, d), ("drive | tau", "d"), "drive", True),
         Parameter("tau_state.weight", (h, n), ("h", "n"), "normal", True),
         Parameter("tau_output.weight", (m, h), ("m", "h"), "normal", True),
         Parameter("log_tau", (m,), ("m",), "time_constant", False),
@@ -76,6 +76,13 @@ def _liquid_ssm(config: LiquidSSMConfig) -> tuple[Parameter, ...]:
         Parameter("output.weight", (d, n), ("d", "n"), "zero", True),
         Parameter("skip", (d,), ("d",), "zero", False),
     )
+
+
+def fused_parts(row: Parameter, config: ModelConfig) -> dict[str, int]:
+    """How many rows each part of a fused matrix has, by name and in order; a tensor that is not fused is one part."""
+    names = row.axes[0].split(" | ")
+    own = {"drive": config.d_state, "tau": config.d_tau} if isinstance(config, LiquidSSMConfig) else {}
+    return {name: own.get(name, row.shape[0] // len(names)) for name in names}
 
 
 def num_parameters(config: ModelConfig) -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from spec.config import LiquidNetConfig, LiquidSSMConfig, ModelConfig, TrainingConfig, require_known
 
-PRESETS: dict[str, ModelConfig] = {
+LIQUIDNETS = {
     "nano": LiquidNetConfig(d_model=128, d_ff=344, n_layers=4, max_seq_len=64),
     "tiny": LiquidNetConfig(d_model=192, d_ff=576, n_layers=4, max_seq_len=256),
     "small": LiquidNetConfig(d_model=384, d_ff=1024, n_layers=6, max_seq_len=512),
     "base": LiquidNetConfig(d_model=768, d_ff=2560, n_layers=8, max_seq_len=8192),
+}
+
+LIQUID_SSMS = {
     "ssm-nano": LiquidSSMConfig(
         50257, d_model=128, d_ff=344, n_layers=4, max_seq_len=64, d_state=128, state="diagonal"
     ),
@@ -16,6 +19,8 @@ PRESETS: dict[str, ModelConfig] = {
         50257, d_model=384, d_ff=1024, n_layers=6, max_seq_len=512, d_state=384, state="diagonal"
     ),
 }
+
+PRESETS: dict[str, ModelConfig] = {**LIQUIDNETS, **LIQUID_SSMS}
 
 RECIPES = {
     "nano": TrainingConfig(steps=2000, batch_size=12, seq_len=64, peak_lr=3e-3, warmup_steps=100),
