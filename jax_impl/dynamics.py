@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_impl.scan.chunked import chunked
 from spec.config import LiquidSSMConfig
 from spec.hippo import LONGEST_MEMORY, coupling, legs_factor, legs_rates
 from spec.reference.liquid_ssm import STEPS_A_TIME_CONSTANT
@@ -81,29 +82,43 @@ def clock_adjoint(
 
 
 class Dense:
-    """I + dt (diag(1 / tau) - A), lower triangular: diag(m) + dt a (lower part of q q^T)."""
+    """I + dt (diag(1 / tau) - A), lower triangular: diag(m) + dt a (lower part of q q^T), never made as a matrix.
+
+    x_i = (r_i - dt a q_i c_i) / m_i, where c_{i + 1} = (1 - dt a q_i^2 / m_i) c_i + q_i r_i / m_i is the sum of all
+    q_j x_j before i: a linear recurrence over the index of the state.
+    """
 
     def __init__(self, of: Dynamics, config: LiquidSSMConfig):
         scale, n, dtype = jnp.exp(of.log_scale), config.d_state, of.log_scale.dtype
         self.sign = -coupling(config.hippo)
         self.q = scale * jnp.asarray(legs_factor(n), dtype)
         self.p = scale * scale * jnp.asarray(legs_rates(n, config.hippo), dtype)
-        self.lower = self.sign * jnp.tril(jnp.outer(self.q, self.q), -1)
-        self.later = jnp.triu(jnp.ones((n, n), dtype), 1)
 
     def solve(self, tau: Array, dt: Array, r: Array, transposed: bool = False) -> Array:
-        m = 1.0 + dt * (1.0 / tau + self.p)
-        matrix = m[..., None] * jnp.eye(m.shape[-1], dtype=m.dtype) + dt[..., None] * self.lower
-        return jax.lax.linalg.triangular_solve(
-            matrix, r[..., None], left_side=True, lower=True, transpose_a=transposed
-        )[..., 0]
+        m, step = 1.0 + dt * (1.0 / tau + self.p), self.sign * dt * self.q
+        decay, drive = 1.0 - step * self.q / m, self.q * r / m
+        if transposed:
+            decay, drive = jnp.flip(decay, -1), jnp.flip(drive, -1)
+        sums = chunked(decay[..., None], drive[..., None], jnp.zeros_like(r[..., :1]))[..., 0]
+        before = _later(sums)
+        return (r - step * (jnp.flip(before, -1) if transposed else before)) / m
 
-    def adjoint(self, tau: Array, dt: Array, x: Array, y: Array, drive: Array) -> tuple[Any, ...]:
-        before = (self.q * x) @ self.later
+    def of_clock(self, tau: Array, dt: Array, x: Array, y: Array, drive: Array) -> tuple[Array, Array]:
+        """Gradients of tau and dt."""
+        before = _later(jnp.cumsum(self.q * x, axis=-1))
         rate = drive - (1.0 / tau + self.p) * x - self.sign * self.q * before
-        after = (self.q * y) @ self.later.T
-        of_scale = -dt * (2.0 * self.p * (y * x) + self.sign * self.q * (y * before + x * after))
-        return dt * y * x / (tau * tau), (y * rate).sum(-1, keepdims=True), of_scale, None
+        return dt * y * x / (tau * tau), (y * rate).sum(-1, keepdims=True)
+
+    def of_weights(self, dt: Array, x: Array, y: Array) -> tuple[Array, None]:
+        """Gradients of log_scale and frequency, at each token."""
+        before = _later(jnp.cumsum(self.q * x, axis=-1))
+        after = jnp.flip(_later(jnp.cumsum(jnp.flip(self.q * y, -1), axis=-1)), -1)
+        return -dt * (2.0 * self.p * (y * x) + self.sign * self.q * (y * before + x * after)), None
+
+
+def _later(sums: Array) -> Array:
+    """Sums over all before an index, from those that end with it."""
+    return jnp.concatenate([jnp.zeros_like(sums[..., :1]), sums[..., :-1]], axis=-1)
 
 
 class Diagonal:
@@ -121,13 +136,18 @@ class Diagonal:
         m = self.matrix(tau, dt)
         return as_real(as_complex(r) / (m.conj() if transposed else m))
 
-    def adjoint(self, tau: Array, dt: Array, x: Array, y: Array, drive: Array) -> tuple[Any, ...]:
+    def of_clock(self, tau: Array, dt: Array, x: Array, y: Array, drive: Array) -> tuple[Array, Array]:
+        """Gradients of tau and dt."""
         product = as_complex(y) * as_complex(x).conj()
-        along, across = -product.real, product.imag
-        rate = along * (1.0 / tau + self.forget) + across * self.turn
+        rate = product.imag * self.turn - product.real * (1.0 / tau + self.forget)
         dt_gradient = (y * drive).sum(-1, keepdims=True) + rate.sum(-1, keepdims=True)
-        of_scale = 2.0 * dt * (along * self.forget + across * self.turn)
-        return -dt * along / (tau * tau), dt_gradient, of_scale, dt * across * self.square
+        return dt * product.real / (tau * tau), dt_gradient
+
+    def of_weights(self, dt: Array, x: Array, y: Array) -> tuple[Array, Array]:
+        """Gradients of log_scale and frequency, at each token."""
+        product = as_complex(y) * as_complex(x).conj()
+        of_scale = 2.0 * dt * (product.imag * self.turn - product.real * self.forget)
+        return of_scale, dt * product.imag * self.square
 
 
 def as_complex(x: Array) -> Array:

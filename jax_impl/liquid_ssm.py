@@ -33,7 +33,8 @@ def _solve(config: LiquidSSMConfig, method: str, length: int, which: int, *given
     if name == "sequential":
         return solved
     if method != "auto":
-        return solved._replace(values=jnp.where(solved.converged, solved.values, jnp.nan))
+        found = jax.tree.map(lambda x: jnp.where(solved.converged, x, jnp.nan), solved[:2])
+        return solved._replace(values=found[0], carry=found[1])
 
     def instead() -> tuple[Array, Array]:
         jax.debug.callback(_say, name, solved.iterations, solved.residual)
@@ -56,8 +57,8 @@ def _states(config: LiquidSSMConfig, method: str, state_bn: Array, inputs: Input
 
 def _states_forward(config, method, state_bn, inputs, of):
     """Only the states are kept for the gradients: clock and matrices are made again."""
-    states_btn, last_bn = _states(config, method, state_bn, inputs, of)
-    return (states_btn, last_bn), (state_bn, states_btn, inputs, of)
+    results: Any = _states(config, method, state_bn, inputs, of)
+    return results, (state_bn, results[0], inputs, of)
 
 
 def _states_backward(config, method, saved, gradients):
@@ -67,10 +68,10 @@ def _states_backward(config, method, saved, gradients):
     at = clock(previous, inputs, of, config)
     kept = Trajectory(inputs, of, config, states_btn, previous, at)
     solved = _solve(config, method, states_btn.shape[1], 1, kept, gradient_btn, final_bn)
-    tau_gradient, dt_gradient, of_scale, of_frequency = matrix_of(of, config).adjoint(
-        at.tau, at.dt, states_btn, solved.values, inputs.drive
-    )
-    of_tau, of_hidden, of_content = clock_adjoint(at, inputs, of, config, tau_gradient, dt_gradient)
+    matrix, y_btn = matrix_of(of, config), solved.values
+    of_clock = matrix.of_clock(at.tau, at.dt, states_btn, y_btn, inputs.drive)
+    of_scale, of_frequency = matrix.of_weights(at.dt, states_btn, y_btn)
+    of_tau, of_hidden, of_content = clock_adjoint(at, inputs, of, config, *of_clock)
     of_dynamics = Dynamics(
         jnp.einsum("bth,btn->hn", of_hidden, previous),
         jnp.einsum("btm,bth->mh", of_content, at.hidden),
@@ -78,7 +79,7 @@ def _states_backward(config, method, saved, gradients):
         of_scale.sum(axis=(0, 1)),
         None if of_frequency is None else of_frequency.sum(axis=(0, 1)),
     )
-    return solved.carry, Inputs(at.dt * solved.values, of_hidden, None, None, None), of_dynamics
+    return solved.carry, Inputs(at.dt * y_btn, of_hidden, None, None, None), of_dynamics
 
 
 _states.defvjp(_states_forward, _states_backward)

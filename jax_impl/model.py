@@ -238,7 +238,12 @@ class LiquidSSMLanguageModel(LanguageModel):
         **options: Any,
     ):
         if config is None:
-            sizes: dict[str, Any] = {"vocab_size": vocab_size, "d_model": d_model, "n_layers": num_layers, "max_seq_len": max_seq_len}
+            sizes: dict[str, Any] = {
+                "vocab_size": vocab_size,
+                "d_model": d_model,
+                "n_layers": num_layers,
+                "max_seq_len": max_seq_len,
+            }
             config = LiquidSSMConfig(**sizes, d_ff=swiglu_width(d_model), d_state=state_dim)
         super().__init__(config, **options)
 

@@ -57,8 +57,8 @@ class Trajectory(NamedTuple):
 
     def through_clock(self, at: Clock, inputs: Inputs, x: Array, y: Array) -> Array:
         """What y passes on by the clock to the state before it."""
-        tau_gradient, dt_gradient, *_ = matrix_of(self.of, self.config).adjoint(at.tau, at.dt, x, y, inputs.drive)
-        of_hidden = clock_adjoint(at, inputs, self.of, self.config, tau_gradient, dt_gradient)[1]
+        of_clock = matrix_of(self.of, self.config).of_clock(at.tau, at.dt, x, y, inputs.drive)
+        of_hidden = clock_adjoint(at, inputs, self.of, self.config, *of_clock)[1]
         return of_hidden @ self.of.tau_state
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from spec.config import LiquidSSMConfig
 from spec.hippo import LONGEST_MEMORY, coupling, legs_factor, legs_rates
 from spec.reference.liquid_ssm import STEPS_A_TIME_CONSTANT
+from torch_impl.scan.chunked import chunked
 
 
 class Dynamics(NamedTuple):
@@ -85,7 +87,11 @@ def clock_adjoint(
 
 
 class Dense:
-    """I + dt (diag(1 / tau) - A), lower triangular: diag(m) + dt a (lower part of q q^T)."""
+    """I + dt (diag(1 / tau) - A), lower triangular: diag(m) + dt a (lower part of q q^T), never made as a matrix.
+
+    x_i = (r_i - dt a q_i c_i) / m_i, where c_{i + 1} = (1 - dt a q_i^2 / m_i) c_i + q_i r_i / m_i is the sum of all
+    q_j x_j before i: a linear recurrence over the index of the state.
+    """
 
     def __init__(self, of: Dynamics, config: LiquidSSMConfig):
         place = {"device": of.log_scale.device, "dtype": of.log_scale.dtype}
@@ -93,20 +99,32 @@ class Dense:
         self.sign = -coupling(config.hippo)
         self.q = scale * torch.as_tensor(legs_factor(n), **place)
         self.p = scale * scale * torch.as_tensor(legs_rates(n, config.hippo), **place)
-        self.lower = self.sign * torch.outer(self.q, self.q).tril(-1)
-        self.later = torch.ones(n, n, **place).triu(1)
 
     def solve(self, tau: Tensor, dt: Tensor, r: Tensor, transposed: bool = False) -> Tensor:
-        matrix = torch.diag_embed(1.0 + dt * (1.0 / tau + self.p)) + dt[..., None] * self.lower
-        matrix = matrix.mT if transposed else matrix
-        return torch.linalg.solve_triangular(matrix, r[..., None], upper=transposed)[..., 0]
+        m, step = 1.0 + dt * (1.0 / tau + self.p), self.sign * dt * self.q
+        decay, drive = 1.0 - step * self.q / m, self.q * r / m
+        if transposed:
+            decay, drive = decay.flip(-1), drive.flip(-1)
+        sums = chunked(decay[..., None], drive[..., None], torch.zeros_like(r[..., :1]))[..., 0]
+        before = _later(sums)
+        return (r - step * (before.flip(-1) if transposed else before)) / m
 
-    def adjoint(self, tau: Tensor, dt: Tensor, x: Tensor, y: Tensor, drive: Tensor) -> tuple[Any, ...]:
-        before = (self.q * x) @ self.later
+    def of_clock(self, tau: Tensor, dt: Tensor, x: Tensor, y: Tensor, drive: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of tau and dt."""
+        before = _later((self.q * x).cumsum(-1))
         rate = drive - (1.0 / tau + self.p) * x - self.sign * self.q * before
-        after = (self.q * y) @ self.later.T
-        of_scale = -dt * (2.0 * self.p * (y * x) + self.sign * self.q * (y * before + x * after))
-        return dt * y * x / (tau * tau), (y * rate).sum(-1, keepdim=True), of_scale, None
+        return dt * y * x / (tau * tau), (y * rate).sum(-1, keepdim=True)
+
+    def of_weights(self, dt: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, None]:
+        """Gradients of log_scale and frequency, at each token."""
+        before = _later((self.q * x).cumsum(-1))
+        after = _later((self.q * y).flip(-1).cumsum(-1)).flip(-1)
+        return -dt * (2.0 * self.p * (y * x) + self.sign * self.q * (y * before + x * after)), None
+
+
+def _later(sums: Tensor) -> Tensor:
+    """Sums over all before an index, from those that end with it."""
+    return F.pad(sums[..., :-1], (1, 0))
 
 
 class Diagonal:
@@ -124,13 +142,18 @@ class Diagonal:
         m = self.matrix(tau, dt)
         return as_real(as_complex(r) / (m.conj() if transposed else m))
 
-    def adjoint(self, tau: Tensor, dt: Tensor, x: Tensor, y: Tensor, drive: Tensor) -> tuple[Any, ...]:
+    def of_clock(self, tau: Tensor, dt: Tensor, x: Tensor, y: Tensor, drive: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of tau and dt."""
         product = as_complex(y) * as_complex(x).conj()
-        along, across = -product.real, product.imag
-        rate = along * (1.0 / tau + self.forget) + across * self.turn
+        rate = product.imag * self.turn - product.real * (1.0 / tau + self.forget)
         dt_gradient = (y * drive).sum(-1, keepdim=True) + rate.sum(-1, keepdim=True)
-        of_scale = 2.0 * dt * (along * self.forget + across * self.turn)
-        return -dt * along / (tau * tau), dt_gradient, of_scale, dt * across * self.square
+        return dt * product.real / (tau * tau), dt_gradient
+
+    def of_weights(self, dt: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of log_scale and frequency, at each token."""
+        product = as_complex(y) * as_complex(x).conj()
+        of_scale = 2.0 * dt * (product.imag * self.turn - product.real * self.forget)
+        return of_scale, dt * product.imag * self.square
 
 
 def as_complex(x: Tensor) -> Tensor:

@@ -63,10 +63,10 @@ class _States(torch.autograd.Function):
         at = clock(previous, inputs, of, config)
         kept = Trajectory(inputs, of, config, states_btn, previous, at)
         solved = _solve(config, ctx.method, 1, kept, gradient_btn, final_bn)
-        tau_gradient, dt_gradient, of_scale, of_frequency = matrix_of(of, config).adjoint(
-            at.tau, at.dt, states_btn, solved.values, inputs.drive
-        )
-        of_tau, of_hidden, of_content = clock_adjoint(at, inputs, of, config, tau_gradient, dt_gradient)
+        matrix, y_btn = matrix_of(of, config), solved.values
+        of_clock = matrix.of_clock(at.tau, at.dt, states_btn, y_btn, inputs.drive)
+        of_scale, of_frequency = matrix.of_weights(at.dt, states_btn, y_btn)
+        of_tau, of_hidden, of_content = clock_adjoint(at, inputs, of, config, *of_clock)
         gradients = (
             torch.einsum("bth,btn->hn", of_hidden, previous),
             torch.einsum("btm,bth->mh", of_content, at.hidden),
@@ -74,7 +74,7 @@ class _States(torch.autograd.Function):
             of_scale.sum(dim=(0, 1)),
             None if of_frequency is None else of_frequency.sum(dim=(0, 1)),
         )
-        return None, None, solved.carry, at.dt * solved.values, of_hidden, None, None, None, *gradients
+        return None, None, solved.carry, at.dt * y_btn, of_hidden, None, None, None, *gradients
 
 
 def liquid_states(
