@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec.config import LiquidNetConfig, LiquidSSMConfig, ModelConfig, TrainingConfig
 from spec.data import IGNORED_LABEL
 from spec.init import initial_parameters
 
@@ -20,6 +20,11 @@ CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=2, max_seq_
 # The widths of nano, over bytes.
 NANO = LiquidNetConfig(vocab_size=257, d_model=128, d_ff=344, n_layers=4, max_seq_len=64)
 NANO_BLOCK = replace(NANO, n_layers=1)
+
+# The content sets the step of about half of the tokens.
+DENSE = LiquidSSMConfig(13, d_model=8, d_ff=12, n_layers=2, max_seq_len=8, d_state=4, d_tau=3, exploration_rate=0.5)
+DIAGONAL = replace(DENSE, state="diagonal")
+AS_PRINTED = replace(DENSE, hippo="as_printed")
 
 ALMOST_ONE = 1.0 - 2.0**-24
 DECAYS = ("uniform", "zero", "one", "almost one", "slow", "tiny", "mixture")
@@ -109,7 +114,7 @@ def draw_ignored(random: np.random.Generator, kind: str, shape: tuple[int, int])
 
 
 @lru_cache(maxsize=64)
-def perturbed_parameters(config: LiquidNetConfig, seed: int, scale: float = 0.3) -> dict[str, np.ndarray]:
+def perturbed_parameters(config: ModelConfig, seed: int, scale: float = 0.3) -> dict[str, np.ndarray]:
     """Initial parameters with noise on every one: outputs that begin at zero would hide what stands before them."""
     random = np.random.default_rng(seed)
     initial = initial_parameters(config, seed)
@@ -138,7 +143,7 @@ class ModelCase:
     fresh: bool
     seed: int
     batch: int = BATCH
-    config: LiquidNetConfig = CONFIG
+    config: ModelConfig = CONFIG
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
@@ -149,7 +154,7 @@ class ModelCase:
         shape, c = (self.batch, self.length), self.config
         tokens, labels = random.integers(0, c.vocab_size, size=(2, *shape)).astype(np.int32)
         hidden = draw_ignored(random, self.ignored, shape)
-        states = random.standard_normal((2, c.n_layers, self.batch, c.d_model)).astype(np.float32)
+        states = random.standard_normal((2, c.n_layers, self.batch, c.d_state)).astype(np.float32)
         masks = draw_resets(random, self.resets, shape), draw_padding(random, self.padding, shape)
         start = np.zeros_like(states[0]) if self.fresh else states[0]
         return ModelArrays(tokens, np.where(hidden, IGNORED_LABEL, labels).astype(np.int32), start, *masks, states[1])
@@ -181,7 +186,7 @@ class LayerCase:
     shape: tuple[int, int]
     values: str
     seed: int
-    config: LiquidNetConfig = CONFIG
+    config: ModelConfig = CONFIG
     resets: str = "none"
     padding: str = "none"
     ignored: str = "none"
@@ -215,7 +220,7 @@ class AdamWCase:
     kind: str
     steps: int
     seed: int
-    config: LiquidNetConfig = CONFIG
+    config: ModelConfig = CONFIG
 
     @property
     def training(self) -> TrainingConfig:

@@ -12,20 +12,21 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from jax_impl import LiquidNet, load_parameters
+from jax_impl.checkpoint import load_parameters
+from jax_impl.model import LanguageModel, build
 from parity.trace import in_order, keep
-from spec.config import LiquidNetConfig
+from spec.config import ModelConfig
 
 
-def load(config: LiquidNetConfig, parameters: Mapping[str, np.ndarray]) -> LiquidNet:
+def load(config: ModelConfig, parameters: Mapping[str, np.ndarray]) -> LanguageModel:
     """A model of these parameters in float32, on the device that this backend trains on."""
-    model = LiquidNet(config)
+    model = build(config)
     load_parameters(model, parameters)
     return model
 
 
-def activations(model: LiquidNet, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """What each module of a LiquidNet gives in its own forward pass, as `spec.reference.activations` names it.
+def activations(model: LanguageModel, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """What each module of a model gives in its own forward pass, as `spec.reference.activations` names it.
 
     Args:
         model: on any device.
@@ -34,18 +35,18 @@ def activations(model: LiquidNet, tokens: np.ndarray) -> dict[str, np.ndarray]:
 
     # Jitted, as the model is used, and anew each time: a program kept from an earlier call would hide later changes.
     @nnx.jit
-    def run(model: LiquidNet, tokens: Array) -> dict[str, Array]:
+    def run(model: LanguageModel, tokens: Array) -> dict[str, Array]:
         found: dict[str, Any] = {}
-        with recording(model, partial(keep, found)):
+        with recording(model, partial(keep, model.config, found)):
             model(tokens)
         return found
 
     found = {name: np.asarray(x) for name, x in run(model, jnp.asarray(tokens, jnp.int32)).items()}
-    return in_order(found, model.config.n_layers)
+    return in_order(found, model.config)
 
 
 @contextmanager
-def recording(model: LiquidNet, tell: Callable[[str, Any, Any], None]) -> Iterator[None]:
+def recording(model: LanguageModel, tell: Callable[[str, Any, Any], None]) -> Iterator[None]:
     """Calls `tell` with path, first input and output of each module of the model that is called in the block."""
     modules = [(path, module) for path, module in nnx.iter_graph(model) if isinstance(module, nnx.Module)]
     paths = {id(module): ".".join(map(str, path)) for path, module in modules}

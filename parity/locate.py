@@ -14,10 +14,12 @@ import numpy as np
 
 from parity.bounds import in_units, unit
 from parity.perturbed import estimate
-from spec.config import LiquidNetConfig
+from parity.trace import RECURRENCE
+from spec.config import LiquidSSMConfig, ModelConfig
 from spec.reference import activations
 from spec.reference.blocks import gated_states, rms_norm, within
 from spec.reference.liquid import sigmoid
+from spec.reference.liquid_ssm import liquid_states
 
 RUNS, MANY, CLOSE = 4, 32, 10.0
 """Perturbed runs an estimate, and those before a tensor is called outside by less than CLOSE: on a few dozen entries
@@ -59,7 +61,7 @@ class Row(NamedTuple):
         return alone if alone.units > 1.0 else max(alone, self.whole[model])
 
 
-def locate(params: Arrays, config: LiquidNetConfig, tokens: np.ndarray, traces: Sequence[Arrays]) -> list[Row]:
+def locate(params: Arrays, config: ModelConfig, tokens: np.ndarray, traces: Sequence[Arrays]) -> list[Row]:
     """Every tensor in the order of the forward pass, each model's beside the reference of one set of weights.
 
     Args:
@@ -80,9 +82,7 @@ def first_outside(rows: Sequence[Row]) -> Row | None:
     return next((row for row in rows if row.outside), None)
 
 
-def judge(
-    params: Arrays, config: LiquidNetConfig, tokens: np.ndarray, traces: Sequence[Arrays], runs: int
-) -> list[Row]:
+def judge(params: Arrays, config: ModelConfig, tokens: np.ndarray, traces: Sequence[Arrays], runs: int) -> list[Row]:
     """The same by estimates of so many perturbed runs."""
     params = {path: _double(x) for path, x in params.items()}
 
@@ -106,7 +106,7 @@ def judge(
     return [Row(n, tuple(e[n] for e in whole), tuple(e[n] for e in alone), apart[n]) for n in truth]
 
 
-def layers_alone(params: Arrays, config: LiquidNetConfig, tokens: np.ndarray, given: Arrays) -> dict[str, np.ndarray]:
+def layers_alone(params: Arrays, config: ModelConfig, tokens: np.ndarray, given: Arrays) -> dict[str, np.ndarray]:
     """Each tensor of a trace by one step of the reference, from the tensors before it in `given`."""
     x_btd, found = given["embedding"], {"embedding": params["embedding.weight"][tokens]}
     for i in range(config.n_layers):
@@ -118,24 +118,33 @@ def layers_alone(params: Arrays, config: LiquidNetConfig, tokens: np.ndarray, gi
     return found | {"logits": given["final_norm"] @ params["embedding.weight"].T}
 
 
-def _block_alone(x_btd: np.ndarray, weights: Arrays, config: LiquidNetConfig, given: Arrays) -> dict[str, np.ndarray]:
-    scale = config.residual_scale
-    middle_btd = x_btd + scale * given["mixer.output"]
-    gated_btd, state_bd, _ = gated_states(given["mixer.input"], weights["mixer.decay_bias"], config.delta_min)
-    f = config.d_ff
+def _block_alone(x_btd: np.ndarray, weights: Arrays, config: ModelConfig, given: Arrays) -> dict[str, np.ndarray]:
+    scale, f, recurrence = config.residual_scale, config.d_ff, RECURRENCE[config.family]
+    all_btn, last_bn = _recurrence_alone(weights, config, given)
+    y_btd = given["mixer.output"]
+    if isinstance(config, LiquidSSMConfig):
+        y_btd = y_btd + weights["mixer.skip"] * given["mixer_norm"]
+    middle_btd = x_btd + scale * y_btd
     gate_btf, up_btf = given["mlp.input"][..., :f], given["mlp.input"][..., f:]
     return {
         ".mixer_norm": rms_norm(x_btd, weights["mixer_norm.weight"], config.norm_eps)[0],
         ".mixer.input": given["mixer_norm"] @ weights["mixer.input.weight"].T,
-        ".mixer.gated": gated_btd,
-        ".mixer.state": state_bd,
-        ".mixer.output": given["mixer.gated"] @ weights["mixer.output.weight"].T,
+        f".{recurrence}": all_btn,
+        ".mixer.output": given[recurrence] @ weights["mixer.output.weight"].T,
+        ".mixer.state": last_bn,
         ".mlp_norm": rms_norm(middle_btd, weights["mlp_norm.weight"], config.norm_eps)[0],
         ".mlp.input": given["mlp_norm"] @ weights["mlp.input.weight"].T,
         ".mlp.product": gate_btf * sigmoid(gate_btf) * up_btf,
         ".mlp.output": given["mlp.product"] @ weights["mlp.output.weight"].T,
         "": middle_btd + scale * given["mlp.output"],
     }
+
+
+def _recurrence_alone(weights: Arrays, config: ModelConfig, given: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    """What the last matrix of the mixer takes, and the last state."""
+    if isinstance(config, LiquidSSMConfig):
+        return liquid_states(given["mixer.input"], within(weights, "mixer."), config)[:2]
+    return gated_states(given["mixer.input"], weights["mixer.decay_bias"], config.delta_min)[:2]
 
 
 def _errors(trace: Arrays, truth: Arrays, bounds: Arrays, given: Arrays | None = None) -> dict[str, Error]:

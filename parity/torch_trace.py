@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from parity.trace import in_order, keep
-from spec.config import LiquidNetConfig
-from torch_impl import LiquidNet, load_parameters
-from torch_impl.checkpoint import to_numpy
+from spec.config import ModelConfig
+from torch_impl.checkpoint import load_parameters, to_numpy
+from torch_impl.model import LanguageModel, build
 
 
-def load(config: LiquidNetConfig, parameters: Mapping[str, np.ndarray]) -> LiquidNet:
+def load(config: ModelConfig, parameters: Mapping[str, np.ndarray]) -> LanguageModel:
     """A model of these parameters in float32, on the device that this backend trains on."""
-    model = LiquidNet(config).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = build(config).to("cuda" if torch.cuda.is_available() else "cpu")
     load_parameters(model, parameters)
     return model
 
 
-def activations(model: LiquidNet, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """What each module of a LiquidNet gives in its own forward pass, as `spec.reference.activations` names it.
+def activations(model: LanguageModel, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """What each module of a model gives in its own forward pass, as `spec.reference.activations` names it.
 
     Args:
         model: on any device.
@@ -33,13 +33,13 @@ def activations(model: LiquidNet, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """
     found: dict[str, Any] = {}
     placed = torch.from_numpy(np.asarray(tokens, np.int64)).to(model.embedding.weight.device)
-    with torch.no_grad(), recording(model, partial(keep, found)):
+    with torch.no_grad(), recording(model, partial(keep, model.config, found)):
         model(placed)
-    return in_order(found, model.config.n_layers)
+    return in_order(found, model.config)
 
 
 @contextmanager
-def recording(model: LiquidNet, tell: Callable[[str, Any, Any], None]) -> Iterator[None]:
+def recording(model: LanguageModel, tell: Callable[[str, Any, Any], None]) -> Iterator[None]:
     """Calls `tell` with path, first input and output of each module of the model that is called in the block."""
 
     def hook(path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -51,6 +51,6 @@ def recording(model: LiquidNet, tell: Callable[[str, Any, Any], None]) -> Iterat
         yield
 
 
-def _copy(value: Tensor | tuple[Tensor, ...]) -> Any:
-    """As NumPy at once: a later operation may work in place."""
-    return tuple(to_numpy(part) for part in value) if isinstance(value, tuple) else to_numpy(value)
+def _copy(value: Tensor | tuple[Tensor | None, ...]) -> Any:
+    """As NumPy at once: a later operation may work in place; without what is None."""
+    return tuple(to_numpy(part) for part in value if part is not None) if isinstance(value, tuple) else to_numpy(value)

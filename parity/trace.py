@@ -5,35 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-INSIDE = (
-    "mixer_norm", "mixer.input", "mixer.gated", "mixer.state", "mixer.output",
-    "mlp_norm", "mlp.input", "mlp.product", "mlp.output",
-)  # fmt: skip
-"""What each block gives before its own output, in the order of the forward pass."""
-INPUTS = {"mixer.output": "mixer.gated", "mlp.output": "mlp.product"}
-"""Modules whose input is kept too, and its name: no module gives it."""
+from spec.config import ModelConfig
+
+RECURRENCE = {"liquidnet": "mixer.gated", "liquid_ssm": "mixer.states"}
+"""What a family's recurrence gives to the last matrix of its mixer."""
 
 
-def names(n_layers: int) -> list[str]:
+def names(config: ModelConfig) -> list[str]:
     """Every tensor of a trace, in the order of the forward pass."""
-    blocks = [name for i in range(n_layers) for name in (*(f"blocks.{i}.{inner}" for inner in INSIDE), f"blocks.{i}")]
-    return ["embedding", *blocks, "final_norm", "logits"]
+    mixer = ("mixer_norm", "mixer.input", RECURRENCE[config.family], "mixer.output", "mixer.state")
+    inside = (*mixer, "mlp_norm", "mlp.input", "mlp.product", "mlp.output")
+    found = ["embedding"]
+    for i in range(config.n_layers):
+        found += [*(f"blocks.{i}.{inner}" for inner in inside), f"blocks.{i}"]
+    return [*found, "final_norm", "logits"]
 
 
-def keep(found: dict[str, Any], path: str, first_input: Any, output: Any) -> None:
+def keep(config: ModelConfig, found: dict[str, Any], path: str, first_input: Any, output: Any) -> None:
     """Put what a trace shows of one call of the module at `path` into `found`; the model's own path is empty."""
     block, inner = split(path)
-    if inner in INPUTS:
-        found[f"{block}.{INPUTS[inner]}"] = first_input
+    # No module gives these: they are what one takes.
+    inputs = {"mixer.output": RECURRENCE[config.family], "mlp.output": "mlp.product"}
+    if inner in inputs:
+        found[f"{block}.{inputs[inner]}"] = first_input
     if inner == "mixer":
-        found[f"{path}.state"] = output[1]
-    elif inner != "mlp":  # as with the mixer, its output is that of its last matrix
-        found[path or "logits"] = output[0] if isinstance(output, tuple) else output
+        found[f"{path}.state"] = output[-1]
+    elif inner != "mlp":  # its output is that of its last matrix
+        # States come last; a Liquid SSM has a loss, or None, before its logits.
+        found[path or "logits"] = output[-2] if isinstance(output, tuple) else output
 
 
-def in_order(found: Mapping[str, Any], n_layers: int) -> dict[str, Any]:
+def in_order(found: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
     """The tensors of a whole forward pass in their order; each must have been met, and no other."""
-    expected = names(n_layers)
+    expected = names(config)
     assert set(found) == set(expected), set(found) ^ set(expected)
     return {name: found[name] for name in expected}
 

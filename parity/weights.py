@@ -7,65 +7,82 @@ from itertools import permutations
 
 import numpy as np
 
-from spec.config import LiquidNetConfig
-from spec.parameters import Parameter, parameter_table
+from parity.trace import split
+from spec.config import ModelConfig
+from spec.parameters import fused_parts, parameter_table
 
 Arrays = Mapping[str, np.ndarray]
+Parts = Mapping[str, int]
+
+# Parameters that no module of their own multiplies by: where they show first. The sum after the mixer has no name, and
+# is met in the norm that it enters.
+_ENTERS = {
+    "mixer.decay_bias": "mixer.gated",
+    "mixer.tau_state.weight": "mixer.states",
+    "mixer.tau_output.weight": "mixer.states",
+    "mixer.log_tau": "mixer.states",
+    "mixer.log_scale": "mixer.states",
+    "mixer.frequency": "mixer.states",
+    "mixer.skip": "mlp_norm",
+}
 
 
-def differences(config: LiquidNetConfig, a: Arrays, b: Arrays) -> dict[str, str]:
+def differences(config: ModelConfig, a: Arrays, b: Arrays) -> dict[str, str]:
     """Each parameter whose float32 values differ, in the order of the forward pass, and how B's came from A's."""
     plain = {name: {path: x.astype(np.float32) for path, x in arrays.items()} for name, arrays in (("a", a), ("b", b))}
     found = {}
     for row in parameter_table(config):
         if plain["a"][row.path].tobytes() != plain["b"][row.path].tobytes():
-            found[row.path] = _relation(row, a, b, plain["a"], plain["b"])
+            found[row.path] = _relation(row.path, fused_parts(row, config), a, b, plain["a"], plain["b"])
     return found
 
 
 def tensor_of(path: str) -> str:
     """The first tensor of a forward pass that a parameter enters."""
-    return path.replace(".mixer.decay_bias", ".mixer.gated").removesuffix(".weight")
+    block, inner = split(path)
+    return f"{block}.{_ENTERS[inner]}" if inner in _ENTERS else path.removesuffix(".weight")
 
 
-def _relation(row: Parameter, stored_a: Arrays, stored_b: Arrays, all_a: Arrays, all_b: Arrays) -> str:
+def _relation(path: str, parts: Parts, stored_a: Arrays, stored_b: Arrays, all_a: Arrays, all_b: Arrays) -> str:
     """What follows "<path> of B": the first relation that holds."""
-    a, b = all_a[row.path], all_b[row.path]
-    dtypes = stored_a[row.path].dtype, stored_b[row.path].dtype
+    a, b = all_a[path], all_b[path]
+    dtypes = stored_a[path].dtype, stored_b[path].dtype
     if dtypes[0] != dtypes[1]:
-        if np.array_equal(stored_a[row.path].astype(dtypes[1]), stored_b[row.path]):
+        if np.array_equal(stored_a[path].astype(dtypes[1]), stored_b[path]):
             return f"is A's rounded to {dtypes[1]}"
-        if np.array_equal(stored_b[row.path].astype(dtypes[0]), stored_a[row.path]):
+        if np.array_equal(stored_b[path].astype(dtypes[0]), stored_a[path]):
             return f"is what A's, {dtypes[0]}, was rounded from"
     for words, holds in _RELATIONS:
-        found = holds(row, a, b)
+        found = holds(parts, a, b)
         if found:
             return words.format(found)
-    for path, other in all_a.items():
-        if path != row.path and other.shape == b.shape and np.array_equal(other, b):
-            return f"is A's {path}"
+    for name, other in all_a.items():
+        if name != path and other.shape == b.shape and np.array_equal(other, b):
+            return f"is A's {name}"
     unequal = a != b
     return f"differs in {unequal.sum()} of {a.size} values, by up to {np.abs(a - b).max():.3g}"
 
 
-def _transposed(row: Parameter, a: np.ndarray, b: np.ndarray) -> bool:
+def _transposed(parts: Parts, a: np.ndarray, b: np.ndarray) -> bool:
     return a.ndim == 2 and a.shape[0] == a.shape[1] and np.array_equal(a.T, b)
 
 
-def _reordered(row: Parameter, a: np.ndarray, b: np.ndarray) -> str:
+def _reordered(parts: Parts, a: np.ndarray, b: np.ndarray) -> str:
     """The order of the parts of a fused matrix, where only that differs."""
-    parts = row.axes[0].split(" | ")
     if len(parts) == 1:
         return ""
-    blocks = dict(zip(parts, np.split(a, len(parts)), strict=True))
+    usual, ends = " | ".join(parts), np.cumsum(list(parts.values()))
+    blocks = dict(zip(parts, np.split(a, ends[:-1]), strict=True))
     for order in permutations(parts):
         if np.array_equal(np.concatenate([blocks[part] for part in order]), b):
-            return f"{' | '.join(order)} in place of {row.axes[0]}"
+            return f"{' | '.join(order)} in place of {usual}"
+    if len(set(parts.values())) > 1:
+        return ""
     rows = np.stack(list(blocks.values()), axis=1).reshape(b.shape)
-    return f"{', '.join(parts)} in turn in place of {row.axes[0]}" if np.array_equal(rows, b) else ""
+    return f"{', '.join(parts)} in turn in place of {usual}" if np.array_equal(rows, b) else ""
 
 
-def _factor(row: Parameter, a: np.ndarray, b: np.ndarray) -> str:
+def _factor(parts: Parts, a: np.ndarray, b: np.ndarray) -> str:
     """The number that A's is multiplied by, to a few roundings."""
     most = np.unravel_index(np.abs(a).argmax(), a.shape)
     factor = float(b[most]) / float(a[most]) if a[most] else 0.0
@@ -73,11 +90,11 @@ def _factor(row: Parameter, a: np.ndarray, b: np.ndarray) -> str:
     return f"{factor:.7g}" if same else ""
 
 
-def _zero(row: Parameter, a: np.ndarray, b: np.ndarray) -> bool:
+def _zero(parts: Parts, a: np.ndarray, b: np.ndarray) -> bool:
     return not b.any()
 
 
-_RELATIONS: tuple[tuple[str, Callable[[Parameter, np.ndarray, np.ndarray], str | bool]], ...] = (
+_RELATIONS: tuple[tuple[str, Callable[[Parts, np.ndarray, np.ndarray], str | bool]], ...] = (
     ("is zero", _zero),
     ("is A's transposed", _transposed),
     ("is A's with its rows as {}", _reordered),

@@ -25,7 +25,7 @@ TEXT = (
     "Once upon a time, a little fox lived beside a river. One day she found a red ball in the grass, "
     'and she asked her friends: "Who has lost it?"'
 )
-SHAPE = ("vocab_size", "d_model", "d_ff", "n_layers")
+SHAPE = ("vocab_size", "d_model", "d_ff", "n_layers", "d_state", "d_tau", "state")
 MOST_TOKENS = 4096
 CHARACTERS_A_TOKEN = 64
 _PREFIX = re.compile(r"(\w+):(.+)", re.DOTALL)
@@ -116,7 +116,10 @@ def other(backend: backends.Backend) -> backends.Backend:
 
 
 def compare_configurations(a: Side, b: Side) -> dict[str, tuple[object, object]]:
-    """The constants of both models where they differ, by name; raises ValueError where their shapes do."""
+    """The constants of both models where they differ, by name; raises ValueError where their families or shapes do."""
+    families = [side.checkpoint.config.family for side in (a, b)]
+    if families[0] != families[1]:
+        raise ValueError(f"{a.path} and {b.path} are models of different families: {' and '.join(families)}")
     first, second = asdict(a.checkpoint.config), asdict(b.checkpoint.config)
     unequal = {name: (value, second[name]) for name, value in first.items() if value != second[name]}
     shapes = [f"{name} {unequal[name][0]} and {unequal[name][1]}" for name in SHAPE if name in unequal]

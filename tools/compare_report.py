@@ -16,6 +16,7 @@ from rich.table import Table
 from parity.locate import Error, Row, first_outside
 from parity.weights import tensor_of
 from spec.checkpoint import Checkpoint
+from spec.config import LiquidSSMConfig
 from spec.files import new_file
 from tools.backends import Backend
 from tools.tokenizer import Tokenizer
@@ -36,7 +37,14 @@ FORMULAS = {
     "final_norm": "RMSNorm(x)",
     "logits": "RMSNorm(x) E^T",
 }
-CONSTANTS = {"norm_eps": ("norm",), "delta_min": ("mixer.gated", "mixer.state")}
+OF_SSM = FORMULAS | {
+    "mixer.input": "drive | tau = W z",
+    "mixer.states": "linearly implicit Euler steps: all h",
+    "mixer.output": "C h",
+    "mlp_norm": "RMSNorm(x + s y), y = C h + D z",
+}
+RECURRENT = ("mixer.gated", "mixer.states", "mixer.state")
+CONSTANTS = {"norm_eps": ("norm",), **dict.fromkeys(("delta_min", "eta", "target_dt", "hippo"), RECURRENT)}
 
 
 @dataclass(frozen=True)
@@ -178,7 +186,7 @@ def _verdict(found: Comparison) -> list[str]:
     return [
         f"{first.tensor} of {names} is the first tensor outside its bound: off by {worst.units:.3g} bounds",
         f"  {_place(found, first, worst)}: got {worst.got:.9g}, expected {worst.expected:.9g}, bound {worst.bound:.2g}",
-        f"  {first.tensor}: {_formula(first.tensor)}{before}",
+        f"  {first.tensor}: {_formula(found, first.tensor)}{before}",
         f"  {_cause(found, first)}",
         *_others(found, first),
     ]
@@ -199,8 +207,9 @@ def _piece(found: Comparison, token: int) -> str:
     return repr(found.tokenizer.decode([token]))
 
 
-def _formula(tensor: str) -> str:
-    return FORMULAS[tensor] if tensor in FORMULAS else FORMULAS[".".join(tensor.split(".")[2:])]
+def _formula(found: Comparison, tensor: str) -> str:
+    formulas = OF_SSM if isinstance(found.sides[0].checkpoint.config, LiquidSSMConfig) else FORMULAS
+    return formulas[tensor] if tensor in formulas else formulas[".".join(tensor.split(".")[2:])]
 
 
 def _cause(found: Comparison, first: Row) -> str:

@@ -95,7 +95,7 @@ def refused(capsys):
 def test_a_trace_is_the_references(backend):
     truth = activations(PARAMETERS, CONFIG, TOKENS)
     trace = sound(backend)
-    assert list(trace) == list(truth) == names(CONFIG.n_layers)
+    assert list(trace) == list(truth) == names(CONFIG)
     assert {name: x.shape for name, x in trace.items()} == {name: x.shape for name, x in truth.items()}
     assert {x.dtype for x in trace.values()} == {np.dtype(np.float32)}
     rows = locate(PARAMETERS, CONFIG, TOKENS, [trace])
@@ -232,10 +232,10 @@ def test_eps_moved_in_one_backend_names_backend_and_layer(backend, checkpoint, c
 def test_one_checkpoint_in_both_backends_agrees(checkpoint, compare, tmp_path):
     code, told = compare(checkpoint(), "--json", tmp_path / "found.json", "--all")
     assert code == 0 and "every tensor is within its bound" in told
-    assert all(name in told for name in names(CONFIG.n_layers))
+    assert all(name in told for name in names(CONFIG))
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["within"] and found["first"] is None and not found["weights"]
-    assert [row["tensor"] for row in found["rows"]] == names(CONFIG.n_layers)
+    assert [row["tensor"] for row in found["rows"]] == names(CONFIG)
     assert {letter: side["backend"] for letter, side in found["sides"].items()} == {"A": "torch", "B": "jax"}
     assert found["tokens"] == list(TEXT[1].encode())
 

@@ -8,6 +8,7 @@ import pytest
 
 from parity import backends as proved
 from parity import bounds
+from spec.config import LiquidNetConfig, TrainingConfig
 from tools import backends, doctor, selftest
 from tools.cli import main
 from tools.selftest import Verdict
@@ -17,7 +18,7 @@ scans = backends.load("torch", "scan")
 
 pytestmark = pytest.mark.usefixtures("native_methods")
 TRAIN = ("--d-model", "16", "--d-ff", "24", "--n-layers", "1", "--eval-windows", "2", "--batch-size", "2")
-SHAPE = (2, 64, 16)
+SIZES = (LiquidNetConfig(d_model=16), TrainingConfig(batch_size=2, seq_len=64))
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +70,7 @@ def test_every_method_passes_its_self_test(backend):
 
 def test_a_method_that_passes_leaves_auto_alone_and_is_tested_once(counted):
     for _ in range(2):
-        assert selftest.trusted_method("torch", "auto", SHAPE, pytest.fail) == "auto"
+        assert selftest.trusted_method("torch", "auto", *SIZES, pytest.fail) == "auto"
     assert counted == ["chunked"]
 
 
@@ -95,7 +96,7 @@ def test_a_named_method_is_used_as_it_is(faulty_chunked, counted, small_data, tm
 def test_where_nothing_passes_training_is_refused(monkeypatch):
     monkeypatch.setattr(selftest, "self_test", lambda *_: Verdict(False, 7.0, "off"))
     with pytest.raises(ValueError, match=r"no scan method of torch on cpu.* by 7 times its rounding bound"):
-        selftest.trusted_method("torch", "auto", SHAPE, print)
+        selftest.trusted_method("torch", "auto", *SIZES, print)
 
 
 def test_a_method_that_does_not_run_here_is_told_in_its_own_words(monkeypatch):
@@ -107,7 +108,7 @@ def test_a_method_that_does_not_run_here_is_told_in_its_own_words(monkeypatch):
     assert not verdict.passed and not verdict.runs
     assert verdict.message == "does not run here: needs a GPU of another make"
     told = []
-    assert selftest.trusted_method("torch", "auto", SHAPE, told.append) == "sequential"
+    assert selftest.trusted_method("torch", "auto", *SIZES, told.append) == "sequential"
     assert "needs a GPU of another make" in told[0]
 
 
@@ -121,7 +122,7 @@ def test_a_cache_that_cannot_be_read_or_written_is_no_error(content, counted):
     else:
         path.write_text(content)
     for _ in range(2):
-        assert selftest.trusted_method("torch", "auto", SHAPE, pytest.fail) == "auto"
+        assert selftest.trusted_method("torch", "auto", *SIZES, pytest.fail) == "auto"
     assert counted == ["chunked"] * (2 if content is None else 1)
 
 
@@ -235,6 +236,6 @@ def test_a_method_that_crashes_is_not_used_and_is_tried_again(monkeypatch, count
     monkeypatch.setitem(scans.METHODS, "chunked", crash)
     told = []
     for _ in range(2):
-        assert selftest.trusted_method("torch", "auto", SHAPE, told.append) == "sequential"
+        assert selftest.trusted_method("torch", "auto", *SIZES, told.append) == "sequential"
     assert "WARNING" in told[0] and counted.count("chunked") == 2
     assert "crashes: RuntimeError: out of registers" in selftest.self_test("torch", "chunked").message
