@@ -13,13 +13,14 @@ from flax import nnx
 
 import jax_impl
 from jax_impl import generate as generation
-from jax_impl import layers, mixer
+from jax_impl import layers, liquid_ssm, mixer, trajectory
 from jax_impl import loss as losses
 from jax_impl import model as models
 from jax_impl import optimizer as optimizers
 from jax_impl.scan import METHODS as SCANS
 from parity.backends import (
     GATES_RESULTS,
+    LIQUID_RESULTS,
     LOSS_RESULTS,
     MIXER_RESULTS,
     SCAN_RESULTS,
@@ -27,12 +28,13 @@ from parity.backends import (
     float64_elsewhere,
     real,
 )
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec.config import ModelConfig, TrainingConfig
 
 NAME = "jax"
 METHODS = {
     "scan": tuple(SCANS),
     "mixer": tuple(mixer.METHODS),
+    "liquid_ssm": tuple(trajectory.METHODS),
     "loss": tuple(losses.METHODS),
     "decode": tuple(generation.METHODS),
 }
@@ -47,6 +49,7 @@ LAYERS = {
     "rms_norm": lambda config, dtype, _: layers.RMSNorm(config.d_model, config.norm_eps, dtype),
     "swiglu": lambda config, dtype, _: layers.SwiGLU(config, dtype),
     "block": lambda config, dtype, method: models.Block(config, dtype, method),
+    "ssm_block": lambda config, dtype, method: models.Block(config, dtype, method),
 }
 
 
@@ -85,6 +88,15 @@ def mixer_vjp(pre, bias, delta_min, state, method, resets, padding, *gradients):
     """MIXER_RESULTS: gated states and last state, and the gradients of pre-activations, bias and initial state."""
     results = _mixer_vjp((pre, bias, state), delta_min, method, resets, padding, gradients)
     return dict(zip(MIXER_RESULTS, _arrays(*results), strict=True))
+
+
+@float64_elsewhere
+def liquid_states_vjp(config, pre, state, weights, method, masks, gradients):
+    """LIQUID_RESULTS and the gradients of the weights by field of Dynamics; masks: resets, padding, noise, gaps."""
+    dynamics = liquid_ssm.Dynamics(**{"frequency": None, **weights})
+    outputs, (of_pre, of_state, of) = _liquid_states_vjp(config, method, (pre, state, dynamics), masks, gradients)
+    found = dict(zip(LIQUID_RESULTS, _arrays(*outputs, of_pre, of_state), strict=True))
+    return found | {name: np.asarray(getattr(of, name)) for name in weights}
 
 
 @float64_elsewhere
@@ -156,12 +168,12 @@ def adamw_steps(config, training, parameters, moments, steps_taken, gradients, r
 
 def fresh(config, seed=0):
     """(parameters, num_parameters) of a new model."""
-    net = jax_impl.LiquidNet(config, seed)
+    net = models.build(config, seed=seed)
     return jax_impl.dump_parameters(net), net.num_parameters()
 
 
 def generate(params, config, prompt, max_length, **sampling):
-    """The prompt and what follows it, by `LiquidNet.generate`."""
+    """The prompt and what follows it, by `LanguageModel.generate`."""
     return np.asarray(_model(params, config).generate(jnp.asarray(prompt), max_length, **sampling))
 
 
@@ -199,6 +211,15 @@ def _mixer_vjp(inputs, delta_min, method, resets, padding, output_gradients):
     return *outputs, *pull_back(output_gradients)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
+def _liquid_states_vjp(config, method, inputs, masks, output_gradients):
+    def run(pre, state, dynamics):
+        return liquid_ssm.liquid_states(pre, dynamics, config, state, *masks, method)
+
+    outputs, pull_back = jax.vjp(run, *inputs)
+    return outputs, pull_back(tuple(output_gradients))
+
+
 @partial(jax.jit, static_argnums=(2, 3))
 def _loss_vjp(inputs, labels, method, chunk):
     def run(hidden, embedding):
@@ -210,7 +231,7 @@ def _loss_vjp(inputs, labels, method, chunk):
 
 
 @cache
-def _layer_vjp(name: str, config: LiquidNetConfig, method: str, compute_dtype: str) -> Callable:
+def _layer_vjp(name: str, config: ModelConfig, method: str, compute_dtype: str) -> Callable:
     graph, variables = nnx.split(LAYERS[name](config, compute_dtype, method), nnx.Param)
 
     @jax.jit
@@ -228,9 +249,9 @@ def _layer_vjp(name: str, config: LiquidNetConfig, method: str, compute_dtype: s
 
 
 @cache
-def _functions(config: LiquidNetConfig, chunk: int | None = None, **options: Any) -> tuple[Callable, Callable]:
+def _functions(config: ModelConfig, chunk: int | None = None, **options: Any) -> tuple[Callable, Callable]:
     """The forward pass and the gradients of one model, as jitted functions of its parameters by path."""
-    graph, variables = nnx.split(jax_impl.LiquidNet(config, **options), nnx.Param)
+    graph, variables = nnx.split(models.build(config, **options), nnx.Param)
 
     def merge(parameters):
         state = nnx.map_state(lambda path, variable: variable.replace(parameters[".".join(map(str, path))]), variables)
@@ -238,7 +259,7 @@ def _functions(config: LiquidNetConfig, chunk: int | None = None, **options: Any
 
     @jax.jit
     def forward(parameters, *inputs):
-        return merge(parameters)(*inputs)
+        return merge(parameters).logits(*inputs)
 
     @jax.jit
     @partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
@@ -251,7 +272,7 @@ def _functions(config: LiquidNetConfig, chunk: int | None = None, **options: Any
 
 
 @cache
-def _optimizer(config: LiquidNetConfig, training: TrainingConfig) -> tuple[Any, Callable]:
+def _optimizer(config: ModelConfig, training: TrainingConfig) -> tuple[Any, Callable]:
     optimizer = optimizers.make_optimizer(config, training)
 
     @jax.jit
@@ -272,7 +293,7 @@ def _arrays(*arrays: jax.Array) -> tuple[np.ndarray, ...]:
     return tuple(np.asarray(x) for x in arrays)
 
 
-def _model(params: Mapping[str, np.ndarray], config: LiquidNetConfig) -> jax_impl.LiquidNet:
-    net = jax_impl.LiquidNet(config)
+def _model(params: Mapping[str, np.ndarray], config: ModelConfig) -> models.LanguageModel:
+    net = models.build(config)
     jax_impl.load_parameters(net, params)
     return net

@@ -10,8 +10,9 @@ import numpy as np
 from parity.cases import perturbed_parameters
 from parity.perturbed import FACTOR, Rounding
 from parity.trajectories import REORDERINGS, TRAINING, Leg, Order
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec.config import LiquidNetConfig, ModelConfig, TrainingConfig
 from spec.data import Dataset, next_batch
+from spec.noise import with_noise
 from spec.optimizer import decayed_paths
 from spec.reference import adamw_step, clip_by_global_norm, forward, loss_and_gradients
 from spec.schedule import learning_rate
@@ -94,32 +95,42 @@ def estimated_run(
 
 
 def bounded_run(
-    data: Dataset, steps: int, training: TrainingConfig, told: Progress = lambda name: None
+    data: Dataset,
+    steps: int,
+    training: TrainingConfig,
+    told: Progress = lambda name: None,
+    model: ModelConfig = SMALL,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The loss at each step of the float64 reference, and the estimate of how far a float32 run may lie from it."""
     told("float64 reference")
-    truth = reference_run(data, steps, training, lambda x: np.asarray(x, np.float64))
+    truth = reference_run(data, steps, training, lambda x: np.asarray(x, np.float64), model)
     changes = []
     for run in range(4):
         told(f"float64 that rounds at random, {run + 1} of 4")
-        changes.append(np.abs(reference_run(data, steps, training, Rounding(run, 2.0**-24)) - truth))
+        changes.append(np.abs(reference_run(data, steps, training, Rounding(run, 2.0**-24), model) - truth))
     # The loss is stored in float32: where no run has moved it, it is still off by its own rounding.
     return truth, FACTOR * np.maximum.accumulate(np.maximum(np.max(changes, axis=0), 2.0**-24 * truth))
 
 
 def reference_run(
-    data: Dataset, steps: int, training: TrainingConfig, lift: Callable[[np.ndarray], np.ndarray]
+    data: Dataset,
+    steps: int,
+    training: TrainingConfig,
+    lift: Callable[[np.ndarray], np.ndarray],
+    model: ModelConfig = SMALL,
 ) -> np.ndarray:
     """The loss at each step of the reference, on the kind of array that `lift` makes."""
-    t, decayed = training, decayed_paths(SMALL)
-    params = {path: lift(x) for path, x in perturbed_parameters(SMALL, t.seed, NOISE).items()}
+    t, decayed = training, decayed_paths(model)
+    params = {path: lift(x) for path, x in perturbed_parameters(model, t.seed, NOISE).items()}
     moments = [{path: lift(np.zeros(x.shape)) for path, x in params.items()} for _ in range(2)]
     losses, states = [], None
     for step in range(steps):
-        batch = next_batch(data, step * t.batch_size, t)
-        loss, gradients, _ = loss_and_gradients(params, SMALL, batch.tokens, batch.labels, states, batch.resets)
+        batch = with_noise(next_batch(data, step * t.batch_size, t), model, t, step * t.batch_size)
+        of_ssm = {} if batch.noise is None else {"noise": lift(batch.noise.transpose(2, 0, 1, 3))}
+        inputs = states, batch.resets
+        loss, gradients, _ = loss_and_gradients(params, model, batch.tokens, batch.labels, *inputs, **of_ssm)
         if t.stream:
-            states = forward(params, SMALL, batch.tokens, states, batch.resets)[1]
+            states = forward(params, model, batch.tokens, *inputs, **of_ssm)[1]
         gradients, _ = clip_by_global_norm(gradients, t.grad_clip)
         params, *moments = adamw_step(params, gradients, *moments, step + 1, learning_rate(step, t), t, decayed)
         losses.append(float(loss))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from parity.cases import (
     ADAMW,
+    AS_PRINTED,
     CONFIG,
     DECAYS,
+    DENSE,
+    DIAGONAL,
     DRIVES,
     IGNORED,
     LENGTHS,
@@ -22,7 +27,9 @@ from parity.cases import (
     ModelCase,
     ScanCase,
 )
-from spec.config import LiquidNetConfig
+from parity.operations import OPERATIONS
+from parity.operations.liquid import clear_of_ties
+from spec.config import ModelConfig
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -42,7 +49,7 @@ def model_cases(
     resets: tuple[str, ...] = RESETS,
     padding: tuple[str, ...] = PADDINGS,
     ignored: tuple[str, ...] = IGNORED,
-    config: LiquidNetConfig = CONFIG,
+    config: ModelConfig = CONFIG,
 ) -> st.SearchStrategy[ModelCase]:
     """Problems for a model, masks and ignored labels of the kinds named, from a zero or a random state."""
     kinds = (st.sampled_from(kinds) for kinds in (lengths, resets, padding, ignored))
@@ -52,7 +59,7 @@ def model_cases(
 def layer_cases(
     values: tuple[str, ...],
     shapes: tuple[tuple[int, int], ...] = ((1, 1), (2, 31)),
-    configs: tuple[LiquidNetConfig, ...] = (CONFIG, NANO),
+    configs: tuple[ModelConfig, ...] = (CONFIG, NANO),
     masked: bool = False,
     ignored: tuple[str, ...] = ("none",),
 ) -> st.SearchStrategy[LayerCase]:
@@ -64,6 +71,15 @@ def layer_cases(
 
 GATES = ("normal", "wide", "mixture", "small")
 HIDDEN = ("normal", "mixture", "small", "absorbed")
+
+SHORT = ((1, 1), (2, 31))
+WIDER, WIDER_DIAGONAL = (replace(config, d_state=16) for config in (DENSE, DIAGONAL))
+
+
+def _clear(name: str, cases: st.SearchStrategy) -> st.SearchStrategy:
+    """Without those where rounding decides which time constant sets the step."""
+    return cases.filter(lambda case: clear_of_ties(OPERATIONS[name], case))
+
 
 CASES: dict[str, st.SearchStrategy] = {
     "scan": scan_cases((*SHAPES, (2, NANO.max_seq_len, NANO.d_model))),
@@ -77,5 +93,11 @@ CASES: dict[str, st.SearchStrategy] = {
     "mixer": layer_cases(GATES, masked=True),
     "block": layer_cases(("normal", "small"), ((2, 31),), masked=True),
     "model": model_cases(lengths=(31,)),
+    "dense_states": _clear("dense_states", layer_cases(GATES, SHORT, (DENSE, AS_PRINTED, WIDER), masked=True)),
+    "diagonal_states": _clear("diagonal_states", layer_cases(GATES, SHORT, (DIAGONAL, WIDER_DIAGONAL), masked=True)),
+    "ssm_block": _clear("ssm_block", layer_cases(("normal", "small"), ((2, 31),), (DENSE, DIAGONAL), masked=True)),
+    "ssm_model": _clear(
+        "ssm_model", st.sampled_from((DENSE, DIAGONAL)).flatmap(lambda c: model_cases(lengths=(31,), config=c))
+    ),
 }
 """Problems for each of parity.operations.OPERATIONS."""

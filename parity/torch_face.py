@@ -11,10 +11,18 @@ import torch
 from torch import Tensor
 
 import torch_impl
-from parity.backends import GATES_RESULTS, LOSS_RESULTS, MIXER_RESULTS, SCAN_RESULTS, chunk_logits, real
-from spec.config import LiquidNetConfig
+from parity.backends import (
+    GATES_RESULTS,
+    LIQUID_RESULTS,
+    LOSS_RESULTS,
+    MIXER_RESULTS,
+    SCAN_RESULTS,
+    chunk_logits,
+    real,
+)
+from spec.config import ModelConfig
 from torch_impl import generate as generation
-from torch_impl import layers, mixer
+from torch_impl import layers, liquid_ssm, mixer, trajectory
 from torch_impl import loss as losses
 from torch_impl import model as models
 from torch_impl import optimizer as optimizers
@@ -25,6 +33,7 @@ NAME = "torch"
 METHODS = {
     "scan": tuple(SCANS),
     "mixer": tuple(mixer.METHODS),
+    "liquid_ssm": tuple(trajectory.METHODS),
     "loss": tuple(losses.METHODS),
     "decode": tuple(generation.METHODS),
 }
@@ -40,6 +49,7 @@ LAYERS = {
     "rms_norm": lambda config, dtype, _: layers.RMSNorm(config.d_model, config.norm_eps, dtype),
     "swiglu": lambda config, dtype, _: layers.SwiGLU(config, dtype),
     "block": lambda config, dtype, method: models.Block(config, dtype, method),
+    "ssm_block": lambda config, dtype, method: models.Block(config, dtype, method),
 }
 
 
@@ -81,6 +91,18 @@ def mixer_vjp(pre, bias, delta_min, state, method, resets, padding, *gradients):
     return dict(zip(MIXER_RESULTS, _vjp(run, (pre, bias, state), gradients), strict=True))
 
 
+def liquid_states_vjp(config, pre, state, weights, method, masks, gradients):
+    """LIQUID_RESULTS and the gradients of the weights by field of Dynamics; masks: resets, padding, noise, gaps."""
+    given = _tensors(*masks)
+
+    def run(pre, state, *of):
+        dynamics = liquid_ssm.Dynamics(**{"frequency": None, **dict(zip(weights, of, strict=True))})
+        return liquid_ssm.liquid_states(pre, dynamics, config, state, *given, method)
+
+    results = _vjp(run, (pre, state, *weights.values()), gradients)
+    return dict(zip((*LIQUID_RESULTS, *weights), results, strict=True))
+
+
 def loss_vjp(hidden, embedding, labels, method="auto", chunk=None):
     """LOSS_RESULTS: the sum of nats, and the gradients of hidden and embedding. `chunk` is the most logits a chunk."""
     (targets,) = _tensors(labels)
@@ -112,7 +134,7 @@ def model(params, config, tokens, states=None, resets=None, padding=None, method
     """(logits, final states)."""
     net = _model(params, config, compute_dtype=compute_dtype, method=method)
     with torch.no_grad():
-        return _arrays(*net(*_tensors(tokens, real(states, compute_dtype), resets, padding)))
+        return _arrays(*net.logits(*_tensors(tokens, real(states, compute_dtype), resets, padding)))
 
 
 def loss_and_gradients(
@@ -163,12 +185,12 @@ def adamw_steps(config, training, parameters, moments, steps_taken, gradients, r
 
 def fresh(config, seed=0):
     """(parameters, num_parameters) of a new model."""
-    net = torch_impl.LiquidNet(config, seed)
+    net = models.build(config, seed=seed)
     return torch_impl.dump_parameters(net), net.num_parameters()
 
 
 def generate(params, config, prompt, max_length, **sampling):
-    """The prompt and what follows it, by `LiquidNet.generate`."""
+    """The prompt and what follows it, by `LanguageModel.generate`."""
     return _model(params, config).generate(*_tensors(prompt), max_length, **sampling).cpu().numpy()
 
 
@@ -193,11 +215,11 @@ def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
 
 
 @cache
-def _cached(config: LiquidNetConfig, **options: Any) -> torch_impl.LiquidNet:
-    return torch_impl.LiquidNet(config, **options).to(DEVICE)
+def _cached(config: ModelConfig, **options: Any) -> models.LanguageModel:
+    return models.build(config, **options).to(DEVICE)
 
 
-def _model(params: Mapping[str, np.ndarray], config: LiquidNetConfig, **options: Any) -> torch_impl.LiquidNet:
+def _model(params: Mapping[str, np.ndarray], config: ModelConfig, **options: Any) -> models.LanguageModel:
     net = _cached(config, **options)
     torch_impl.load_parameters(net, params)
     return net

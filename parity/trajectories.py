@@ -10,8 +10,9 @@ import numpy as np
 
 from parity.cases import perturbed_parameters
 from spec.checkpoint import Checkpoint
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec.config import LiquidNetConfig, LiquidSSMConfig, ModelConfig, TrainingConfig
 from spec.data import Batch, Dataset, training_batch
+from spec.noise import with_noise
 from spec.presets import PRESETS
 from tools import backends, convert
 
@@ -53,12 +54,14 @@ class Leg:
     data: Dataset
     training: TrainingConfig = TRAINING
     order: Order = Order()
-    model: LiquidNetConfig = MODEL
+    model: ModelConfig = MODEL
     noise: float = 0.0
 
     def __post_init__(self) -> None:
         engine = backends.load(self.backend, "train").Engine
-        self.engine = engine(self.model, self.training, self.order.method)
+        # Orders of summation are those of a linear scan.
+        method = "auto" if isinstance(self.model, LiquidSSMConfig) else self.order.method
+        self.engine = engine(self.model, self.training, method)
         if self.noise:
             self.engine.load(perturbed_parameters(self.model, self.training.seed, self.noise), {}, 0)
         self.step = 0
@@ -69,7 +72,8 @@ class Leg:
         for _ in range(steps):
             t = self.training
             batch = training_batch(self.data, self.step * t.batch_size, t.batch_size, t.seq_len, t.seed)
-            losses.append(self.engine.train_step(self.order.batch(batch), t.peak_lr)[0])
+            batch = with_noise(self.order.batch(batch), self.model, t, self.step * t.batch_size)
+            losses.append(self.engine.train_step(batch, t.peak_lr)[0])
             self.step += 1
         return np.array(losses)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,12 +18,14 @@ from rich.table import Table
 
 from spec.config import LiquidNetConfig, TrainingConfig, require_integer
 from spec.files import new_file
-from spec.presets import PRESETS, RECIPES, preset
-from tools import backends, bench_gpu, bench_model
+from spec.presets import RECIPES, preset
+from tools import backends, bench_gpu, bench_model, bench_states
+from tools.bench_clock import medians
 from tools.bench_sections import Sizes
 from tools.bench_training import random_batch
 
 SHAPE = (8, 512, 384)
+STATES = bench_states.Sizes()
 NANO = LiquidNetConfig(vocab_size=257, d_model=128, d_ff=344, n_layers=4, max_seq_len=64)
 
 
@@ -36,7 +36,8 @@ class Bench:
     All candidates are timed in turn, round after round, and each is reported by its median: a busy moment of
     the machine hits all of them. Only the ratios mean something on another machine.
 
-    With --device cuda: everything there is on one GPU, in GB/s against a measured copy and in tokens a second, beside
+    With --liquid-ssm: the two methods for the states of a Liquid SSM, over the length of a row. With --device cuda:
+    everything there is on one GPU, in GB/s against a measured copy and in tokens a second, beside
     the peers that are installed; exit code 1 where something failed. With --model: nothing is timed; the least time a
     train step can take on known devices, from counted bytes and FLOPs.
     """
@@ -49,6 +50,8 @@ class Bench:
     """cpu: the quick comparison of backends; cuda: everything on the GPU."""
     model: bool = False
     """Print the modelled step time and where each number comes from; needs no backend and no GPU."""
+    liquid_ssm: bool = False
+    """Compare the methods for the states of a Liquid SSM instead: minutes."""
     preset: str | None = None
     """Of the model that --model or --device cuda is about; small by default."""
     batch_size: int | None = None
@@ -61,14 +64,19 @@ class Bench:
             raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
         if self.model and self.device != "cpu":
             raise ValueError("--model times nothing: leave out --device, or --model")
+        if self.liquid_ssm and (self.model or self.device != "cpu"):
+            raise ValueError("--liquid-ssm is a comparison of its own: leave out --model and --device")
         if not self.model:
             bench_gpu.require_device(self.device)
-        name, training = self._recipe()
+        name, config, training = self._recipe()
         if self.model:
-            result = bench_model.modelled(name, PRESETS[name], training.batch_size, training.seq_len)
+            result = bench_model.modelled(name, config, training.batch_size, training.seq_len)
             bench_model.show(result)
+        elif self.liquid_ssm:
+            result = bench_states.compare(self.rounds, STATES, lambda line: print(line, file=sys.stderr))
+            bench_states.show(result, STATES)
         elif self.device == "cuda":
-            sizes = Sizes(PRESETS[name], replace(training, compute_dtype="bfloat16"))
+            sizes = Sizes(config, replace(training, compute_dtype="bfloat16"))
             result = bench_gpu.measured("cuda", self.rounds, sizes, lambda section: print(section, file=sys.stderr))
             bench_gpu.show(result)
         else:
@@ -80,17 +88,19 @@ class Bench:
         if result.get("errors"):
             sys.exit(1)
 
-    def _recipe(self) -> tuple[str, TrainingConfig]:
-        """The preset's name, and its recipe with the batch that was asked for."""
+    def _recipe(self) -> tuple[str, LiquidNetConfig, TrainingConfig]:
+        """The preset, and its recipe with the batch that was asked for."""
         asked = {"batch_size": self.batch_size, "seq_len": self.seq_len}
         given = {name: value for name, value in asked.items() if value is not None}
         if not self.model and self.device == "cpu" and (given or self.preset is not None):
             raise ValueError("--preset, --batch-size and --seq-len go with --model or --device cuda")
         name = "small" if self.preset is None else self.preset
-        preset(name)
+        config = preset(name)
+        if not isinstance(config, LiquidNetConfig):
+            raise ValueError(f"preset {name} is a Liquid SSM, of which --liquid-ssm tells; choose one of a LiquidNet")
         for flag, value in given.items():
             require_integer(flag, value, 1)
-        return name, replace(RECIPES[name], **given)
+        return name, config, replace(RECIPES[name], **given)
 
     def _compare(self) -> dict[str, Any]:
         """The backends installed, side by side."""
@@ -99,7 +109,7 @@ class Bench:
             scans |= _SCANS[name]()
             steps[f"{name} train step"] = _train_step(name)
         scans, refused = _running(scans)
-        scan_seconds, step_seconds = _medians(scans, self.rounds), _medians(steps, self.rounds)
+        scan_seconds, step_seconds = medians(scans, self.rounds), medians(steps, self.rounds)
         tokens = TrainingConfig().batch_size * TrainingConfig().seq_len
         return {
             "machine": {"processor": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0))},
@@ -116,18 +126,6 @@ class Bench:
             },
             "not_run": refused,
         }
-
-
-def _medians(candidates: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each candidate, interleaved, after two calls that compile and warm up."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for measured in range(-2, rounds):
-        for name, call in candidates.items():
-            started = time.perf_counter()
-            call()
-            if measured >= 0:
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def _running(candidates: dict[str, Callable[[], None]]) -> tuple[dict[str, Callable[[], None]], dict[str, str]]:

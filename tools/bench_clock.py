@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Call = Callable[[], Any]
@@ -108,6 +108,20 @@ class Clock:
         call()
         self.wait()
         return time.perf_counter() - started
+
+
+def medians(candidates: Mapping[str, Call], rounds: int) -> dict[str, float]:
+    """Median seconds of each candidate, interleaved, after two calls that compile and warm up."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for measured in range(-2, rounds):
+        for name, call in candidates.items():
+            if len(times[name]) >= 3 and sum(times[name]) > ENOUGH_SECONDS:
+                continue
+            started = time.perf_counter()
+            call()
+            if measured >= 0:
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def bandwidth(rows: Iterable[Row], copy: Row) -> None:

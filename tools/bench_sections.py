@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from spec.config import LiquidNetConfig, TrainingConfig
-from spec.presets import PRESETS, RECIPES
+from spec.presets import LIQUIDNETS, RECIPES
 from tools import bench_peers
 from tools.bench_clock import Call, Clock, Row, bandwidth, guarded
 from tools.bench_peers import Job, Shape
@@ -36,7 +36,7 @@ class Sizes:
         compiled: whether train steps run eagerly, compiled, or one after the other.
     """
 
-    config: LiquidNetConfig = PRESETS["small"]
+    config: LiquidNetConfig = LIQUIDNETS["small"]
     training: TrainingConfig = RECIPE
     shapes: tuple[Shape, ...] = ((48, 512, 384), (1, 16384, 384))
     copied: int = 2**29

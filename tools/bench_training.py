@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from spec.config import LiquidNetConfig
+from spec.config import ModelConfig
 from spec.data import Batch
 from spec.parameters import num_parameters
 from tools import bench_peers, roofline
@@ -62,7 +62,7 @@ def _liquidnet(row: Row, sizes: Sizes, device: Any, compiled: bool) -> Call:
     return lambda: engine.train_step(batch, sizes.training.peak_lr)
 
 
-def random_batch(config: LiquidNetConfig, rows: int, length: int) -> Batch:
+def random_batch(config: ModelConfig, rows: int, length: int) -> Batch:
     """Uniform tokens, each the label of the one before it, no document boundaries."""
     text = np.random.default_rng(0).integers(config.vocab_size, size=(rows, length + 1), dtype=np.int32)
     return Batch(text[:, :-1].copy(), text[:, 1:].copy(), np.zeros((rows, length), bool))

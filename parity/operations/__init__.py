@@ -17,13 +17,14 @@ from parity import backends
 from parity.bounds import assert_within
 from parity.operations.base import Arrays, Operation
 from parity.operations.layers import AdamW, CrossEntropy, Gates, RMSNorm, Scan, SwiGLU
+from parity.operations.liquid import DenseStates, DiagonalStates, SSMBlock, SSMModel
 from parity.operations.models import Block, Mixer, Model
 
 __all__ = ["OPERATIONS", "Operation", "check", "expected"]
 
-OPERATIONS: dict[str, Operation] = {
-    kind.name: kind() for kind in (Scan, Gates, RMSNorm, SwiGLU, CrossEntropy, AdamW, Mixer, Block, Model)
-}
+KINDS = (Scan, Gates, RMSNorm, SwiGLU, CrossEntropy, AdamW, Mixer, Block, Model)
+KINDS_OF_SSM = (DenseStates, DiagonalStates, SSMBlock, SSMModel)
+OPERATIONS: dict[str, Operation] = {kind.name: kind() for kind in (*KINDS, *KINDS_OF_SSM)}
 
 
 @lru_cache(maxsize=256)

@@ -50,10 +50,11 @@ class Block(Estimated):
 
     def arrays(self, case: LayerCase) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, ...]]:
         """Weights by path; input, initial state, and the gradients of both outputs."""
-        random, d, b = case.random, case.config.d_model, case.shape[0]
+        random, c, b = case.random, case.config, case.shape[0]
         weights = blocks.within(perturbed_parameters(case.config, case.seed % 8), "blocks.0.")
-        x, of_x = draw_values(random, case.values, (*case.shape, d)), random.standard_normal((*case.shape, d))
-        return weights, float32(x, random.standard_normal((b, d)), of_x, random.standard_normal((b, d)))
+        x = draw_values(random, case.values, (*case.shape, c.d_model))
+        of_x, state = random.standard_normal(x.shape), random.standard_normal((b, c.d_state))
+        return weights, float32(x, state, of_x, random.standard_normal(state.shape))
 
     def compute(self, case: LayerCase) -> Compute:
         def run(lift):

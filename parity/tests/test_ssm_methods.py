@@ -1,0 +1,108 @@
+"""The methods for the states of a Liquid SSM: what they report, what where they find nothing, large problems."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from parity import backends
+from parity.cases import DENSE, DIAGONAL, LayerCase
+from parity.operations import OPERATIONS, check
+from parity.operations.liquid import clear_of_ties
+
+NAMES = {"dense": "dense_states", "diagonal": "diagonal_states"}
+CASE = LayerCase((2, 31), "normal", 3, DIAGONAL, resets="some", padding="right")
+
+
+def given(face, case):
+    """The modules of a backend that compute states, and the inputs of `liquid_states` in it."""
+    modules = [backends.load_module(face.NAME, name) for name in ("liquid_ssm", "trajectory")]
+    weights, (pre, state, *_) = OPERATIONS["diagonal_states"].arrays(case)
+    own = face._tensors if face.NAME == "torch" else lambda *arrays: arrays
+    of = dict(zip((path.removesuffix(".weight") for path in weights), own(*weights.values()), strict=True))
+    masks = own(*OPERATIONS["diagonal_states"].masks(case))
+    return *modules, *own(pre), modules[0].Dynamics(**of), *own(state), masks
+
+
+def results(face, case, method):
+    """Outputs and gradients."""
+    return OPERATIONS["diagonal_states"].run(face, case, method, "float32")
+
+
+def test_parallel_reports_how_it_got_there(face):
+    """A few iterations, a residual of a few roundings."""
+    _, trajectory, pre, of, state, (resets, padding, noise, gaps) = given(face, CASE)
+    n = DIAGONAL.d_state
+    inputs = trajectory.Inputs(pre[..., :n] + DIAGONAL.exploration_rate * noise, pre[..., n:], gaps, resets, padding)
+    solved = trajectory.parallel(inputs, of, DIAGONAL, state)
+    assert bool(solved.converged) and 2 <= int(solved.iterations) <= 16
+    assert float(solved.residual) <= 4.0 * np.finfo(np.float32).eps
+    stepped = trajectory.sequential(inputs, of, DIAGONAL, state)
+    assert (int(stepped.iterations), float(stepped.residual), bool(stepped.converged)) == (1, 0.0, True)
+
+
+def test_parallel_says_where_it_did_not_converge(face, monkeypatch):
+    """By name it raises, or where nothing can raise gives NaN; `auto` steps instead and says so."""
+    liquid, trajectory, *_ = given(face, CASE)
+    stepped = results(face, CASE, "sequential")
+    monkeypatch.setattr(trajectory, "MOST_ITERATIONS", 2)
+    monkeypatch.setattr(liquid, "choose_method", lambda config, length: "parallel")
+    fresh = replace(DIAGONAL, norm_eps=2e-6)  # another configuration, another compiled program
+    case = replace(CASE, config=fresh)
+    if face.NAME == "torch":
+        with pytest.raises(ArithmeticError, match=r"'parallel' did not settle in 2 iterations, its residual is .*'se"):
+            results(face, case, "parallel")
+    else:
+        assert all(np.isnan(results(face, case, "parallel")[name]).all() for name in ("states", "last", "pre gradient"))
+    with pytest.warns(RuntimeWarning, match=r"did not settle in 2 iterations.*'sequential' goes on instead"):
+        fallen_back = results(face, case, "auto")
+    for name, expected in stepped.items():
+        # The same method in another program: XLA may fuse otherwise.
+        np.testing.assert_allclose(fallen_back[name], expected, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_clock_that_hangs_on_every_bit_of_the_state_is_no_trap(face):
+    """Weights of the clock a thousand times as large: each guess is right for one step more, and `auto` is right."""
+    liquid, _, pre, of, state, masks = given(face, CASE)
+    wild = of._replace(tau_state=of.tau_state * 1000.0)
+    found = [liquid.liquid_states(pre, wild, DIAGONAL, state, *masks, method)[0] for method in ("auto", "sequential")]
+    np.testing.assert_allclose(np.asarray(found[0]), np.asarray(found[1]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_dense_state_is_stepped(face):
+    """The named method refuses, `auto` does not take it."""
+    with pytest.raises(NotImplementedError, match="needs a diagonal state, this one is dense"):
+        results(face, replace(CASE, config=DENSE), "parallel")
+    choose = backends.load_module(face.NAME, "liquid_ssm").choose_method
+    assert choose(DENSE, 1024) == choose(DIAGONAL, 1) == "sequential"
+    # Measured by `liquidnet bench --liquid-ssm`: torch steps through Python, XLA in a compiled loop.
+    assert choose(DIAGONAL, 1024) == {"torch": "parallel", "jax": "sequential"}[face.NAME]
+
+
+def test_unknown_methods_get_the_nearest_name(face):
+    model = backends.load_module(face.NAME, "model")
+    with pytest.raises(ValueError, match=r"unknown liquid_ssm method 'paralel'.*did you mean 'parallel'"):
+        model.build(DIAGONAL, method="paralel")
+
+
+@pytest.mark.parametrize("n", [64, 256])
+@pytest.mark.parametrize("config", [DENSE, DIAGONAL], ids=lambda config: config.state)
+def test_large_states(face, config, n):
+    """Two tokens of the reference take as long as its loop over a dense state."""
+    case = LayerCase((1, 7), "normal", 6, replace(config, d_state=n), resets="none")
+    assert clear_of_ties(OPERATIONS[NAMES[config.state]], case)
+    for method in face.METHODS["liquid_ssm"][: 1 if config is DENSE else None]:
+        check(NAMES[config.state], face.NAME, method, "float32", case)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("config, n", [(DENSE, 4), (DIAGONAL, 4), (DENSE, 16), (DIAGONAL, 64)], ids=str)
+def test_a_thousand_tokens(config, n, report):
+    case = LayerCase((1, 1000), "normal", 7, replace(config, d_state=n), resets="some", padding="left")
+    assert clear_of_ties(OPERATIONS[NAMES[config.state]], case)
+    for backend in backends.FRAMEWORKS:
+        for method in backends.load(backend).METHODS["liquid_ssm"][: 1 if config is DENSE else None]:
+            units = check(NAMES[config.state], backend, method, "float32", case)
+            report(f"{config.state}, n {n}, 1000 tokens: {backend} {method} at {units:.2f} of the bound")

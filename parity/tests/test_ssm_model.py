@@ -1,0 +1,149 @@
+"""Whole Liquid SSMs, dense and diagonal, in either backend: in pieces, token by token, over a hand-over, with noise."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from parity import backends
+from parity.bounds import assert_within, double_bound
+from parity.cases import DENSE, DIAGONAL, ModelCase, perturbed_parameters
+from parity.operations import expected
+from parity.races import NOISE, SMALL_TRAINING, bounded_run, story_data
+from parity.trajectories import Leg, hand_over
+from spec.config import LiquidSSMConfig
+from spec.data import Share, next_batch
+from spec.noise import with_noise
+from spec.reference import forward
+from spec.sampling import Sampling, generate
+
+CONFIGS = pytest.mark.parametrize("config", [DENSE, DIAGONAL], ids=lambda config: config.state)
+# As small as parity.races.SMALL.
+TRAINED = LiquidSSMConfig(257, 16, 24, 2, 16, d_state=6, d_tau=3, state="diagonal", exploration_rate=0.5)
+STEPS = 8
+
+
+def run(face, case, start=0, stop=None, states=None, **options):
+    """(logits, last states) of some tokens of a case."""
+    arrays = case.arrays()
+    parts = (x[:, start:stop] for x in (arrays.tokens, arrays.resets, arrays.padding))
+    tokens, resets, padding = parts
+    states = arrays.states if states is None else states
+    return face.model(case.parameters, case.config, tokens, states, resets, padding, **options)
+
+
+@CONFIGS
+@pytest.mark.parametrize("cuts", [(17,), (1, 2, 20), tuple(range(1, 31))], ids=["two parts", "four", "token by token"])
+def test_the_parts_of_a_text_are_the_text(face, config, cuts):
+    """Whatever is read at a time, and so decode is prefill: within the bound of the whole text in float64."""
+    case = ModelCase(31, "some", "left", "none", False, 5, config=config)
+    states, logits = None, []
+    for start, stop in zip((0, *cuts), (*cuts, 31), strict=True):
+        some, states = run(face, case, start, stop, states, compute_dtype="float64")
+        logits.append(some)
+    truth, bounds = expected("ssm_model", case, "float64")
+    found = {"logits": np.concatenate(logits, axis=1), "last": states}
+    assert_within(found, {name: truth[name] for name in found}, bounds, f"in parts, {face.NAME}")
+
+
+@CONFIGS
+def test_a_reset_starts_a_fresh_document(face, config):
+    """No bit of what stands before it gets through, the initial state included."""
+    case, at = ModelCase(31, "none", "none", "none", False, 6, config=config), 12
+    arrays, before = case.arrays(), ModelCase(31, "some", "none", "none", False, 7, config=config).arrays()
+    resets = np.broadcast_to(np.arange(31) == at, arrays.resets.shape)
+    tokens = np.where(np.arange(31) < at, before.tokens, arrays.tokens)
+    # By the stepping method: how often `parallel` goes over a row depends on all of it.
+    options = {"method": "sequential"}
+    one, last = face.model(case.parameters, config, arrays.tokens, arrays.states, resets, arrays.padding, **options)
+    two, last_too = face.model(case.parameters, config, tokens, before.states, resets, arrays.padding, **options)
+    np.testing.assert_array_equal(one[:, at:], two[:, at:])
+    np.testing.assert_array_equal(last, last_too)
+    logits, last = face.model(
+        case.parameters, config, tokens, before.states, resets, arrays.padding, compute_dtype="float64"
+    )
+    truth = dict(zip(("logits", "last"), forward(case.parameters, config, arrays.tokens[:, at:]), strict=True))
+    limits = {name: double_bound(x) for name, x in truth.items()}
+    assert_within({"logits": logits[:, at:], "last": last}, truth, limits, f"fresh document, {face.NAME}")
+
+
+@CONFIGS
+def test_padding_changes_nothing(face, config):
+    """Whatever stands there, neither logits of other tokens nor states differ by a bit."""
+    case = ModelCase(31, "none", "left", "none", False, 8, config=config)
+    arrays = case.arrays()
+    other = np.where(arrays.padding, (arrays.tokens + 1) % config.vocab_size, arrays.tokens).astype(np.int32)
+    found = [
+        face.model(case.parameters, config, tokens, arrays.states, arrays.resets, arrays.padding, method="sequential")
+        for tokens in (arrays.tokens, other)
+    ]
+    np.testing.assert_array_equal(*(logits[~arrays.padding] for logits, _ in found))
+    np.testing.assert_array_equal(*(last for _, last in found))
+
+
+@CONFIGS
+def test_a_sentence_goes_on_in_the_other_backend(config):
+    """Ten tokens in one backend, ten in the other: the text of either alone."""
+    for name in backends.FRAMEWORKS:
+        pytest.importorskip(name, reason="hands a state over between both backends")
+    params, prompt = perturbed_parameters(config, 5), np.array([[1, 2, 3]])
+
+    def text(*order: str) -> list[int]:
+        calls = iter(range(100))
+
+        def step(tokens, states):
+            face = backends.load(order[next(calls) // 10 % len(order)])
+            logits, states = face.model(params, config, tokens.astype(np.int32), states)
+            return logits[:, -1], states
+
+        return [int(tokens[0]) for tokens, _ in zip(generate(step, prompt, Sampling(seed=3)), range(20), strict=False)]
+
+    assert text("jax") == text("torch", "jax") == text("jax", "torch") == text("torch")
+    assert len(set(text("torch"))) > 3
+
+
+@pytest.mark.parametrize("state", ["dense", "diagonal"])
+def test_a_run_goes_over_to_the_other_backend(state, tmp_path, report):
+    """Through a native and a neutral checkpoint, with noise, within the bound of the float64 reference."""
+    for name in backends.FRAMEWORKS:
+        pytest.importorskip(name, reason="hands a run over between both backends")
+    model, data = replace(TRAINED, state=state), story_data()
+    truth, bound = bounded_run(data, STEPS, SMALL_TRAINING, model=model)
+    for order in (("torch", "jax"), ("jax", "torch")):
+        legs = [Leg(name, data, SMALL_TRAINING, model=model, noise=NOISE) for name in order]
+        (tmp_path / order[0]).mkdir()
+        losses = hand_over(*legs, STEPS // 2, tmp_path / order[0])
+        units = float((np.abs(losses - truth) / bound).max())
+        report(f"{state}, {' -> '.join(order)}: {STEPS} steps with noise at {units:.2f} of the bound")
+        assert units <= 1.0
+    silent = bounded_run(data, STEPS, SMALL_TRAINING, model=replace(model, exploration_rate=0.0))[0]
+    assert np.abs(silent - truth).max() > 10.0 * bound.max()
+
+
+def test_noise_is_that_of_the_sample():
+    """Whoever has a row, in whatever step it comes; and every sample has its own, as every layer and token."""
+    data, training = story_data(), SMALL_TRAINING
+    whole = with_noise(next_batch(data, 8, training), TRAINED, training, 8).noise
+    parts = [
+        with_noise(next_batch(data, 8, training, share), TRAINED, training, 8, share).noise
+        for share in (Share(0, 3), Share(1, 3), Share(2, 3))
+    ]
+    assert whole is not None and whole.shape == (4, 16, 2, 6) and whole.dtype == np.float32
+    np.testing.assert_array_equal(np.concatenate([part for part in parts if part is not None]), whole)
+    assert len(np.unique(whole)) == whole.size
+    assert abs(whole.mean()) < 5.0 / np.sqrt(whole.size) and abs(whole.std() - 1.0) < 5.0 / np.sqrt(whole.size)
+    assert with_noise(next_batch(data, 8, training), replace(TRAINED, exploration_rate=0.0), training, 8).noise is None
+
+
+def test_noise_is_for_training_alone(face):
+    """Evaluation of the same weights is the same whatever the rate."""
+    engine = backends.load_module(face.NAME, "train").Engine
+    batch = next_batch(story_data(), 0, SMALL_TRAINING)
+    told = []
+    for rate in (0.0, 0.5):
+        one = engine(replace(TRAINED, exploration_rate=rate), SMALL_TRAINING)
+        one.load(perturbed_parameters(TRAINED, 1), {}, 0)
+        told.append(one.evaluate(batch)[0])
+    assert told[0] == told[1]

@@ -1,0 +1,148 @@
+"""The states of a Liquid SSM one after another against all at once, forward and backward, over the length of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from parity.cases import perturbed_parameters
+from spec.config import LiquidSSMConfig, TrainingConfig
+from spec.init import initial_parameters
+from tools import backends
+from tools.bench_clock import medians
+from tools.bench_training import random_batch
+
+METHODS = ("sequential", "parallel")
+MODEL = LiquidSSMConfig(257, 128, 344, 4, 1024, d_state=16, state="diagonal")
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is: rows, tokens a row, and the layer, whose state is diagonal."""
+
+    rows: int = 12
+    lengths: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
+    model: LiquidSSMConfig = MODEL
+
+
+def compare(rounds: int, sizes: Sizes, tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Medians of both methods in turn, their ratio, and the iterations of `parallel`; then of a whole train step.
+
+    Weights as they are at the start, and `perturbed` by normal noise of 0.3 on each: the more the clock depends on the
+    state, the more iterations.
+    """
+    found: dict[str, Any] = {"states": [], "train": []}
+    for backend in backends.installed():
+        for weights in ("initial", "perturbed"):
+            for length in sizes.lengths:
+                tell(f"{backend}, {weights} weights, T {length}")
+                calls, told = _CALLS[backend](*_problem(sizes, length, weights))
+                row = _row(medians(calls, rounds))
+                found["states"].append({"backend": backend, "weights": weights, "length": length, **row, **told})
+        tell(f"{backend}, train step, T {sizes.model.max_seq_len}")
+        steps = {method: _train_step(backend, method, sizes) for method in METHODS}
+        found["train"].append({"backend": backend, **_row(medians(steps, rounds))})
+    return found
+
+
+def show(result: dict[str, Any], sizes: Sizes) -> None:
+    """The result as two tables."""
+    columns = ("ms, sequential", "ms, parallel", "ratio")
+    title = f"states of a Liquid SSM, forward + backward, b {sizes.rows}, n {sizes.model.d_state}, diagonal, float32"
+    states = Table("backend", "weights", "T", *columns, "iterations", title=title)
+    for row in result["states"]:
+        iterations = f"{row['forward_iterations']} + {row['backward_iterations']}"
+        states.add_row(row["backend"], row["weights"], str(row["length"]), *_numbers(row), iterations)
+    model = sizes.model
+    title = f"train step, {sizes.rows} x {model.max_seq_len} tokens, d {model.d_model}, {model.n_layers} layers"
+    steps = Table("backend", *columns, title=title)
+    for row in result["train"]:
+        steps.add_row(row["backend"], *_numbers(row))
+    for table in (states, steps):
+        Console().print(table)
+
+
+def _row(seconds: dict[str, float]) -> dict[str, float]:
+    found = {f"{method}_milliseconds": 1e3 * seconds[method] for method in METHODS}
+    return {**found, "ratio": seconds["sequential"] / seconds["parallel"]}
+
+
+def _numbers(row: dict[str, Any]) -> tuple[str, ...]:
+    return *(f"{row[f'{method}_milliseconds']:.1f}" for method in METHODS), f"{row['ratio']:.2f}"
+
+
+def _problem(sizes: Sizes, length: int, weights: str) -> tuple[LiquidSSMConfig, Arrays, np.ndarray, np.ndarray]:
+    """Configuration, weights of the first layer by their names in Dynamics, pre-activations, gradient of the states."""
+    config, random = replace(sizes.model, n_layers=1, max_seq_len=length), np.random.default_rng(0)
+    params = initial_parameters(config) if weights == "initial" else perturbed_parameters(config, 0)
+    prefix = "blocks.0.mixer."
+    layer = {path.removeprefix(prefix).removesuffix(".weight"): x for path, x in params.items() if prefix in path}
+    u = random.standard_normal((sizes.rows, length, config.d_model), dtype=np.float32)
+    gradient = random.standard_normal((sizes.rows, length, config.d_state), dtype=np.float32)
+    return config, layer, u @ layer["input"].T, gradient
+
+
+def _of_torch(config: LiquidSSMConfig, layer: Arrays, pre: np.ndarray, gradient: np.ndarray) -> tuple[Any, Any]:
+    import torch
+
+    from torch_impl import liquid_ssm
+
+    of = liquid_ssm.Dynamics(*(torch.from_numpy(layer[name]) for name in liquid_ssm.Dynamics._fields))
+    given, back = torch.from_numpy(pre).requires_grad_(), torch.from_numpy(gradient)
+
+    def run(method: str) -> None:
+        torch.autograd.grad(liquid_ssm.liquid_states(given, of, config, method=method)[0], given, back)
+
+    with torch.no_grad():
+        told = _iterations(liquid_ssm, config, of, given.detach(), back, torch.zeros_like(back[:, 0]))
+    return {method: partial(run, method) for method in METHODS}, told
+
+
+def _of_jax(config: LiquidSSMConfig, layer: Arrays, pre: np.ndarray, gradient: np.ndarray) -> tuple[Any, Any]:
+    import jax
+    import jax.numpy as jnp
+
+    from jax_impl import liquid_ssm
+
+    of = liquid_ssm.Dynamics(*(jnp.asarray(layer[name]) for name in liquid_ssm.Dynamics._fields))
+
+    @partial(jax.jit, static_argnums=0)
+    def both(method: str, pre: Any) -> Any:
+        states, pull_back = jax.vjp(lambda x: liquid_ssm.liquid_states(x, of, config, method=method)[0], pre)
+        return states, pull_back(jnp.asarray(gradient))
+
+    def run(method: str) -> None:
+        jax.block_until_ready(both(method, pre))
+
+    count = jax.jit(lambda pre, back: _iterations(liquid_ssm, config, of, pre, back, jnp.zeros_like(back[:, 0])))
+    told = {name: int(number) for name, number in count(pre, gradient).items()}
+    return {method: partial(run, method) for method in METHODS}, told
+
+
+def _iterations(module: Any, config: LiquidSSMConfig, of: Any, pre: Any, gradient: Any, zero: Any) -> dict[str, Any]:
+    """How often `parallel` goes over all of time, in either direction; for a module liquid_ssm of either backend."""
+    n = config.d_state
+    inputs = module.Inputs(pre[..., :n], pre[..., n:], None, None, None)
+    forward, backward = module.METHODS["parallel"]
+    solved = forward(inputs, of, config, zero)
+    previous = module.shifted(solved.values, zero, inputs)
+    at = module.clock(previous, inputs, of, config)
+    kept = module.Trajectory(inputs, of, config, solved.values, previous, at)
+    return {"forward_iterations": solved.iterations, "backward_iterations": backward(kept, gradient, zero).iterations}
+
+
+def _train_step(backend: str, method: str, sizes: Sizes) -> Callable[[], None]:
+    training = TrainingConfig(batch_size=sizes.rows, seq_len=sizes.model.max_seq_len)
+    engine = backends.load(backend, "train").Engine(sizes.model, training, method)
+    batch = random_batch(sizes.model, sizes.rows, training.seq_len)
+    return lambda: engine.train_step(batch, training.peak_lr)
+
+
+_CALLS = {"torch": _of_torch, "jax": _of_jax}
