@@ -9,6 +9,7 @@ MUTANTS_ARGS ?=
 WORKERS ?= 2
 DEMO ?= demo
 REPORT ?= parity-report
+REPORT_ARGS ?=
 MINUTES ?= 30
 KILLS ?= 50
 
@@ -45,7 +46,7 @@ proofs: setup
 
 # On whatever devices are present.
 report: setup
-	$(BIN)/liquidnet parity --report $(REPORT)
+	$(BIN)/liquidnet parity --report $(REPORT) $(REPORT_ARGS)
 
 mutants: setup  ## planted faults, one by one: which test catches each, by how many bounds
 	$(BIN)/python -m parity.mutants $(MUTANTS_ARGS)

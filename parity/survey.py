@@ -26,6 +26,7 @@ from parity.strategies import CASES
 DRAWS = 150
 # Of the draws that were asked for: what one problem costs differs this much.
 SHARES = {"gates": 3.0, "rms_norm": 3.0, "adamw": 0.5, "mixer": 0.1, "block": 0.1, "model": 0.1}
+SHARES |= dict.fromkeys(("dense_states", "diagonal_states", "ssm_block", "ssm_model"), 0.04)
 TIGHT = 1 / 30
 MOST_SHRUNK = 3
 QUIET = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}

@@ -6,7 +6,6 @@ A row alternates two tokens: `see` holds the value just observed and lasts MOMEN
 observation, and the forecast is read there. The next value only enters at the next `see`.
 """
 
-# ruff: noqa: TID251  a recipe may see a backend, as tools may
 from __future__ import annotations
 
 import json
@@ -205,7 +204,11 @@ def plot(models: dict[str, Forecaster], test: Series, result: dict[str, Any], ta
         )
     right.axvspan(LONGEST_GAP, result["gaps"][-1], color="lightgrey", alpha=0.4, linewidth=0)
     right.annotate("not in training", (LONGEST_GAP, 0.0), xytext=(3, 3), textcoords="offset points", fontsize=8)
-    right.set(xlabel="gap until the value asked for", ylabel="test error / signal", title="(all gaps of the test)")
+    right.set(
+        xlabel="gap until the value asked for",
+        ylabel="test error / signal",
+        title="the error by gap (and over the test)",
+    )
     right.set(ylim=(0.0, None), xlim=(0.0, result["gaps"][-1]))
     for axes in (left, right):
         axes.grid(alpha=0.25)

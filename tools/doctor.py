@@ -16,7 +16,7 @@ from rich.table import Table
 from parity.environment import UNUSABLE, environment
 from spec.config import LiquidNetConfig, TrainingConfig
 from spec.files import new_file
-from spec.presets import PRESETS
+from spec.presets import LIQUID_SSMS, LIQUIDNETS
 from tools import backends
 from tools.selftest import OPERATIONS, Verdict, known_verdict, probe, remember, self_test
 
@@ -95,12 +95,13 @@ def placement(backend: str) -> dict[str, Any]:
 
 
 def automatic(backend: str) -> dict[str, str]:
-    """What `auto` takes for the shapes of nano's recipe."""
-    shape = (TrainingConfig().batch_size, TrainingConfig().seq_len, PRESETS["nano"].d_model)
+    """What `auto` takes for the shapes of the recipes of nano and ssm-nano."""
+    shape = (TrainingConfig().batch_size, TrainingConfig().seq_len, LIQUIDNETS["nano"].d_model)
     scan = backends.load(backend, "scan").choose_method(shape)
+    of_ssm = backends.load(backend, "liquid_ssm").choose_method(LIQUID_SSMS["ssm-nano"], TrainingConfig().seq_len)
     losses = backends.load(backend, "loss")
     where = (backends.load(backend, "devices").default_device(),) if backend == "torch" else ()
-    return {"scan": scan, "mixer": scan, "loss": losses.choose_method(*where)}
+    return {"scan": scan, "mixer": scan, "liquid_ssm": of_ssm, "loss": losses.choose_method(*where)}
 
 
 def _cache(backend: str, method: str) -> str:

@@ -20,7 +20,7 @@ from tools import backends
 # recurrence as it is written.
 TRUST = ("chunked", "associative", "sequential")
 SHAPE = (3, 67, 2)
-OPERATIONS = {"scan": "scan", "mixer": "mixer", "loss": "cross_entropy"}
+OPERATIONS = {"scan": "scan", "mixer": "mixer", "liquid_ssm": "diagonal_states", "loss": "cross_entropy"}
 FRAMEWORKS = {"torch": ("torch", "triton"), "jax": ("jax", "jaxlib", "flax")}
 
 
@@ -165,12 +165,14 @@ def _read_cache() -> dict[str, Any]:
 
 def _cases(operation: str) -> list[Any]:
     """Few shapes, since each is compiled; several chunks and a rest."""
-    from parity.cases import CONFIG, NANO, LayerCase, ScanCase
+    from parity.cases import CONFIG, DIAGONAL, NANO, LayerCase, ScanCase
 
     b, t, _ = SHAPE
     if operation == "scan":
         kinds = ("mixture", "slow", "one", "zero")
         return [ScanCase(SHAPE, kind, "normal", "some", "left", seed) for seed, kind in enumerate(kinds)]
+    if operation == "liquid_ssm":
+        return [LayerCase((b, 31), "normal", seed, DIAGONAL, "some", "left") for seed in (3, 4)]
     return [
         LayerCase((b, t), "normal", seed, config, "some", "left", "some") for seed, config in enumerate((CONFIG, NANO))
     ]

@@ -5,12 +5,13 @@ from parity.mutants.of_gpu import GPU
 from parity.mutants.of_jax import JAX
 from parity.mutants.of_shards import SHARDS
 from parity.mutants.of_spec import SPEC
+from parity.mutants.of_ssm import LIQUID_SSM
 from parity.mutants.of_streams import STREAMS
 from parity.mutants.of_tools import TOOLS
 from parity.mutants.of_torch import TORCH
 from parity.mutants.of_worlds import WORLDS
 from parity.mutants.record import load_score, sources_digest
 
-MUTANTS = (*SPEC, *TORCH, *STREAMS, *JAX, *GPU, *TOOLS, *SHARDS, *WORLDS)
+MUTANTS = (*SPEC, *TORCH, *STREAMS, *JAX, *GPU, *TOOLS, *SHARDS, *WORLDS, *LIQUID_SSM)
 
 __all__ = ["MUTANTS", "Mutant", "load_score", "sources_digest"]

@@ -21,8 +21,10 @@ DIGESTS = {
     ("tiny", 0): "91a06f7f17128ad4059b74249ef57250d588c69c0de8f86d82511de0c2415bd3",
     ("small", 0): "1316c3f7144892085cb41a854e20db9368f357ec9775af243b433674a46c0348",
     ("base", 0): "fb1009913cf1d999f10db4685da1d903c8d7352f677e3753814f2b43618035e3",
+    ("ssm-nano", 0): "f3d3171afcd653180500b5bda710a74728b9639ff423445350b360decbfe6db9",
+    ("ssm-small", 0): "4686391d310ba911c6a013c08f60927b61216f3ddb7a6b7dfaed607eddc11ba0",
 }
-PARAMETERS = {"tiny": 11_568_768, "small": 29_922_816, "base": 104_676_864}
+PARAMETERS = {"tiny": 11_568_768, "small": 29_922_816, "base": 104_676_864, "ssm-small": 28_341_120}
 
 
 def digest(arrays) -> str:

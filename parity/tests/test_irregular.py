@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "irregular.py"
-STEPS = 80
+STEPS = 90
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,7 @@ def test_the_models_start_from_the_same_weights(recipe):
     assert all(torch.equal(other[name], first[name]) for other in others for name in first)
 
 
+@pytest.mark.long
 def test_times_lower_the_error_and_the_figure_appears(recipe, tmp_path: Path):
     run = recipe.Irregular(out=tmp_path / "out", steps=STEPS, rows=8, observations=14, tests=128)
     run.run()

@@ -6,8 +6,8 @@
     y_t   = C x_t + D u_t
 
 which is one linearly implicit Euler step of dx/dt = -x / tau + A x + B u + exploration_rate xi. An explicit step is
-unstable as soon as dt |A| exceeds 2, and |A| grows as n^2. Of this one the matrix is I plus one whose symmetric part
-is positive definite: |x_t| <= |right-hand side|, whatever dt, and whatever s below.
+unstable as soon as dt n exceeds 2, LegS having the eigenvalues -1 to -n. Of this one the matrix is I plus one whose
+symmetric part is positive definite: |x_t| <= |right-hand side|, whatever dt, and whatever s below.
 
 A `dense` state has A = diag(s) (HiPPO-LegS) diag(s): with q_i = s_i sqrt(2 i + 1) and p_i = s_i^2 (i + 1) it is
 -diag(p) - strictly lower part of q q^T, so that a solve takes O(n). A `diagonal` state is n / 2 complex numbers, the
