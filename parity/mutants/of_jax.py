@@ -130,15 +130,16 @@ JAX = (
     Mutant(
         "jax: every layer begins from the first layer's state",
         "jax_impl/model.py",
-        "for block, state in zip(self.blocks, states, strict=True):",
-        "for block, state in zip(self.blocks, [states[0]] * len(states), strict=True):",
+        "enumerate(zip(self.blocks, states, strict=True)):",
+        "enumerate(zip(self.blocks, [states[0]] * len(states), strict=True)):",
         MODEL,
     ),
     Mutant(
         "jax: recomputed blocks see no masks",
         "jax_impl/model.py",
-        "nnx.remat(Block.__call__)(block, x_btd, state, resets, padding)",
-        "nnx.remat(Block.__call__)(block, x_btd, state, None, None)",
+        "partial(nnx.remat(Block.__call__), block) if self.remat else block",
+        "partial(lambda b, x, s, r, p, *o: nnx.remat(Block.__call__)(b, x, s, None, None, *o), block) "
+        "if self.remat else block",
         REMAT,
     ),
     Mutant(
@@ -210,8 +211,8 @@ JAX = (
     Mutant(
         "jax: training ignores where documents begin",
         "jax_impl/train.py",
-        "nnx.merge(graph, state).loss(tokens, labels, states, resets)",
-        "nnx.merge(graph, state).loss(tokens, labels, states)",
+        '.loss(**{**batch, "noise": noise}, states=states)',
+        '.loss(**{**batch, "noise": noise, "resets": None}, states=states)',
         ENGINE,
     ),
     Mutant(

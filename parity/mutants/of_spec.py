@@ -159,8 +159,8 @@ SPEC = (
     Mutant(
         "initial weights drawn in float64, then rounded",
         "spec/init.py",
-        "standard_normal(row.shape, dtype=np.float32) *",
-        "standard_normal(row.shape).astype(np.float32) *",
+        "stream(seed, row.path).standard_normal(row.shape, dtype=np.float32)",
+        "stream(seed, row.path).standard_normal(row.shape).astype(np.float32)",
         INIT,
     ),
     Mutant(

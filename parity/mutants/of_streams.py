@@ -77,15 +77,15 @@ STREAMS = (
     Mutant(
         "torch: a step starts from zero instead of the carried states",
         "torch_impl/train.py",
-        "self._loss(tokens, labels, states=state, resets=resets)",
-        "self._loss(tokens, labels, states=None, resets=resets)",
+        "self._loss(**to_device(part, self.device), states=state)",
+        "self._loss(**to_device(part, self.device), states=None)",
         CARRIED["torch"],
     ),
     Mutant(
         "jax: a step starts from zero instead of the carried states",
         "jax_impl/train.py",
-        "nnx.merge(graph, state).loss(tokens, labels, states, resets)",
-        "nnx.merge(graph, state).loss(tokens, labels, None, resets)",
+        '.loss(**{**batch, "noise": noise}, states=states)',
+        '.loss(**{**batch, "noise": noise}, states=None)',
         CARRIED["jax"],
     ),
     Mutant(
@@ -134,7 +134,7 @@ STREAMS = (
     Mutant(
         "jax: micro-batches weigh alike, whatever labels they count",
         "jax_impl/train.py",
-        "weight = (labels != IGNORED_LABEL).sum().astype(loss.dtype) / count",
+        'weight = (of_part["labels"] != IGNORED_LABEL).sum().astype(loss.dtype) / count',
         "weight = jnp.asarray(size / rows, loss.dtype)",
         MICRO["jax"],
     ),

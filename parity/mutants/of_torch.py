@@ -122,8 +122,8 @@ TORCH = (
     Mutant(
         "torch: the MLP without the residual scale",
         "torch_impl/model.py",
-        "return x + self.scale * self.mlp(self.mlp_norm(x)), state_bd",
-        "return x + self.mlp(self.mlp_norm(x)), state_bd",
+        "return x + self.scale * self.mlp(self.mlp_norm(x)), state_bn",
+        "return x + self.mlp(self.mlp_norm(x)), state_bn",
         MODEL,
     ),
     Mutant(
@@ -136,8 +136,8 @@ TORCH = (
     Mutant(
         "torch: recomputed blocks see no masks",
         "torch_impl/model.py",
-        "checkpoint(block, x_btd, state, resets, padding, use_reentrant=False)",
-        "checkpoint(block, x_btd, state, None, None, use_reentrant=False)",
+        "checkpoint(block, *given, use_reentrant=False)",
+        "checkpoint(block, *given[:2], None, None, *given[4:], use_reentrant=False)",
         REMAT,
     ),
     Mutant(
@@ -214,8 +214,8 @@ TORCH = (
     Mutant(
         "torch: training ignores where documents begin",
         "torch_impl/train.py",
-        "self._loss(tokens, labels, states=state, resets=resets)",
-        "self._loss(tokens, labels, states=state)",
+        "self._loss(**to_device(part, self.device), states=state)",
+        'self._loss(**{**to_device(part, self.device), "resets": None}, states=state)',
         ENGINE,
     ),
     Mutant(

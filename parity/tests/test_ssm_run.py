@@ -25,9 +25,9 @@ CONFIG = LiquidSSMConfig(50, d_model=16, d_ff=48, n_layers=1, max_seq_len=16, d_
 TOKENS, LABELS = np.random.default_rng(0).integers(0, 50, (2, 2, 12)).astype(np.int32)
 
 MODEL = ("--preset", "ssm-nano", "--d-model", "16", "--d-ff", "24", "--n-layers", "1", "--d-state", "4")
-SHAPE = ("--batch-size", "2", "--seq-len", "16", "--eval-windows", "4")
 # Rate and noise are so large that six steps without the noise come to another loss.
-LEARN = ("--steps", "6", "--lr", "0.03", "--warmup-steps", "1", "--exploration-rate", "20")
+SMALL = ("--batch-size", "2", "--seq-len", "16", "--eval-windows", "4", "--checkpoint-every", "3")
+LEARN = (*MODEL, *SMALL, "--steps", "6", "--lr", "0.03", "--warmup-steps", "1", "--exploration-rate", "20")
 TRAINED = LiquidSSMConfig(257, 16, 24, 1, 16, d_state=4, state="diagonal", exploration_rate=20.0)
 
 
@@ -73,15 +73,21 @@ def losses(run):
     return [line["loss"] for line in told]
 
 
+def carry_back(run, to):
+    """A copy of the run as it was after step 3."""
+    shutil.copytree(run, to)
+    shutil.rmtree(to / "checkpoints" / "step_00000006")
+    return to
+
+
 def assert_same(one, other):
     """Two checkpoints have the same configuration, weights, moments and states, bit for bit."""
-    assert one.config == other.config and (one.states is None) == (other.states is None)
+    assert one.config == other.config
     found, expected = ({"": x.parameters, **x.moments, "states": {"": x.states}} for x in (one, other))
     found, expected = ({(kind, path): y for kind in x for path, y in x[kind].items()} for x in (found, expected))
     assert found.keys() == expected.keys()
     for path in expected:
-        assert np.asarray(found[path]).dtype == np.asarray(expected[path]).dtype, path
-        np.testing.assert_array_equal(found[path], expected[path], err_msg=str(path))
+        np.testing.assert_array_equal(found[path], expected[path], err_msg=str(path), strict=True)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +95,7 @@ def run(small_data, tmp_path_factory):
     """A finished run of torch with exploration noise."""
     pytest.importorskip("torch", reason="the run is PyTorch's")
     out = tmp_path_factory.mktemp("ssm") / "run"
-    train("torch", small_data, out, *MODEL, *SHAPE, *LEARN, "--checkpoint-every", 3)
+    train("torch", small_data, out, *LEARN)
     return out
 
 
@@ -142,6 +148,7 @@ def test_the_published_defaults(face, monkeypatch):
 
 
 def test_a_configuration_stands_for_the_sizes(face):
+    """Also for what the published sizes do not tell."""
     config = replace(CONFIG, d_ff=8, d_tau=3, state="diagonal", eta=0.25)
     model = backends.load_module(face.NAME, "model").LiquidSSMLanguageModel(config=config, seed=3)
     assert model.config == config and model.num_parameters() == num_parameters(config)
@@ -169,23 +176,22 @@ def test_a_wrong_argument_is_named(face, given, told):
 )
 def test_a_run_with_noise_resumes_to_the_same_bits(backend, more, small_data, tmp_path):
     """Losses, weights, moments, and the states of a stream."""
-    if backends.missing(backend):
-        pytest.skip(backends.missing(backend))
+    pytest.importorskip(backend, reason=f"{backend} is not installed")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    expected = train(backend, small_data, whole, *MODEL, *SHAPE, *LEARN, *more)
-    assert train(backend, small_data, parts, *MODEL, *SHAPE, *LEARN, *more, "--stop-at", 3) == expected[:3]
+    expected = train(backend, small_data, whole, *LEARN, *more)
+    if backend == "torch":
+        assert train(backend, small_data, parts, *LEARN, *more, "--stop-at", 3) == expected[:3]
+    else:  # what a kill after step 3 leaves is a compilation less
+        carry_back(whole, parts)
     assert train(backend, small_data, parts, "--resume") == expected
-    last = read_checkpoint(parts)
-    assert_same(last, read_checkpoint(whole))
-    assert (last.states is None) != ("--stream" in more)
+    assert_same(read_checkpoint(parts), read_checkpoint(whole))
+    assert (read_checkpoint(whole).states is None) != ("--stream" in more)
 
 
 def test_another_backend_carries_a_run_on(run, small_data, tmp_path):
     """The checkpoint says what the model is, to the last field; JAX, a row at a time, takes the steps of torch."""
     pytest.importorskip("jax", reason="hands over between both backends")
-    out = tmp_path / "run"
-    shutil.copytree(run, out)
-    shutil.rmtree(out / "checkpoints" / "step_00000006")
+    out = carry_back(run, tmp_path / "run")
     stored = json.loads((out / "checkpoints" / "step_00000003" / "config.json").read_text())
     assert stored == {"family": "liquid_ssm", **asdict(TRAINED)}
     found = train("jax", small_data, out, "--resume", "--micro-batch-size", 1)
@@ -218,9 +224,9 @@ def test_a_run_is_evaluated_and_writes_text(face, run, small_data, capsys):
 
 def test_micro_batches_get_the_noise_of_their_rows(run, small_data, tmp_path):
     """A row at a time is the whole batch but for rounding; without noise it is another run."""
-    found = train("torch", small_data, tmp_path / "cut", *MODEL, *SHAPE, *LEARN, "--micro-batch-size", 1)
+    found = train("torch", small_data, tmp_path / "cut", *LEARN, "--micro-batch-size", 1)
     np.testing.assert_allclose(found, losses(run), rtol=1e-5)
-    silent = train("torch", small_data, tmp_path / "silent", *MODEL, *SHAPE, *LEARN[:-1], 0)
+    silent = train("torch", small_data, tmp_path / "silent", *LEARN[:-1], 0)
     assert np.abs(np.subtract(silent, losses(run))).max() > 1e-2
 
 
@@ -231,7 +237,6 @@ def test_micro_batches_get_the_noise_of_their_rows(run, small_data, tmp_path):
         ("torch", ("--d-state", "3", "--state", "diagonal"), ("diagonal", "pairs", "d_state 3")),
         ("torch", ("--compile",), ("a Liquid SSM is neither compiled", "leave out --compile")),
         ("torch", ("--method", "chunked"), ("method 'chunked'", "choose one of auto, sequential, parallel")),
-        ("jax", ("--method", "chunked"), ("method 'chunked'", "choose one of auto, sequential, parallel")),
         ("torch", ("--method", "parallel", "--state", "dense"), ("'parallel'", "dense", "'sequential'")),
         ("jax", ("--method", "parallel", "--state", "dense"), ("'parallel'", "dense", "'sequential'")),
         ("torch", ("--exploration-rate", "-1"), ("exploration_rate must be a number in [0, 1000], got -1",)),
@@ -239,8 +244,7 @@ def test_micro_batches_get_the_noise_of_their_rows(run, small_data, tmp_path):
     ids=lambda value: " ".join(value) if isinstance(value, tuple) and value[0].startswith("--") else None,
 )
 def test_what_cannot_be_trained_leaves_nothing(backend, flags, told, refused, small_data, tmp_path):
-    if backends.missing(backend):
-        pytest.skip(backends.missing(backend))
+    pytest.importorskip(backend, reason=f"{backend} is not installed")
     message = refused("train", backend, "--data", str(small_data), "--out", str(tmp_path / "out"), *MODEL, *flags)
     assert all(part in message for part in told), message
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("*"))
