@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float
 
 from jax_impl.dynamics import Dynamics, Inputs, clock, clock_adjoint, matrix_of
 from jax_impl.layers import Linear, accumulate_dtype
-from jax_impl.trajectory import METHODS, Solved, Trajectory, shifted
+from jax_impl.trajectory import METHODS, Solved, Trajectory, require_takes, shifted
 from spec.axes import BN, BT, BTD, BTN, BTX
-from spec.config import LiquidSSMConfig, require_known
+from spec.config import LiquidSSMConfig
 
 
 def choose_method(config: LiquidSSMConfig, length: int) -> str:
@@ -115,7 +115,7 @@ def liquid_states(
         ValueError: an unknown method.
         NotImplementedError: the method does not take this kind of state.
     """
-    require_known("liquid_ssm method", method, ("auto", *METHODS))
+    require_takes(method, config)
     pre_btx = pre_btx.astype(of.log_tau.dtype)
     drive, pre = pre_btx[..., : config.d_state], pre_btx[..., config.d_state :]
     if noise_btn is not None:
@@ -128,7 +128,7 @@ class LiquidSSM(nnx.Module):
     """y = C x + D u over the states x, the rows of `input` = drive | time constants."""
 
     def __init__(self, config: LiquidSSMConfig, compute_dtype: str = "float32", method: str = "auto"):
-        require_known("liquid_ssm method", method, ("auto", *METHODS))
+        require_takes(method, config)
         self.config, self.method = config, method
         n, m, h, wide = config.d_state, config.modes, config.d_tau, accumulate_dtype(compute_dtype)
         self.input = Linear(config.d_model, n + h, compute_dtype)

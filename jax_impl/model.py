@@ -19,7 +19,7 @@ from jax_impl.liquid_ssm import LiquidSSM
 from jax_impl.loss import cross_entropy, read_out
 from jax_impl.mixer import LiquidMixer
 from spec.axes import BN, BT, BTD, BTV, LBN, LBTN, SCALAR
-from spec.config import LiquidSSMConfig, ModelConfig, swiglu_width
+from spec.config import LiquidSSMConfig, ModelConfig, require_integer, swiglu_width
 from spec.init import initial_parameters
 from spec.sampling import Sampling
 
@@ -122,8 +122,10 @@ class LanguageModel(nnx.Module):
             raise ValueError(f"tokens must have shape [b, t] with b, t >= 1, got {tuple(tokens.shape)}")
         if (noise is not None or gaps is not None) and not isinstance(self.config, LiquidSSMConfig):
             raise ValueError("noise and gaps are a Liquid SSM's; leave them out")
+        shape = (self.config.n_layers, tokens.shape[0], self.config.d_state)
+        if states is not None and tuple(states.shape) != shape:
+            raise ValueError(f"states must have shape [l, b, n] = {shape}, got {tuple(states.shape)}")
         if states is None:
-            shape = (self.config.n_layers, tokens.shape[0], self.config.d_state)
             states = jnp.zeros(shape, accumulate_dtype(self.compute_dtype))
         x_btd = self.embedding(tokens)
         last_states = []
@@ -238,6 +240,7 @@ class LiquidSSMLanguageModel(LanguageModel):
         **options: Any,
     ):
         if config is None:
+            require_integer("d_model", d_model, 1)
             sizes: dict[str, Any] = {
                 "vocab_size": vocab_size,
                 "d_model": d_model,
@@ -245,6 +248,8 @@ class LiquidSSMLanguageModel(LanguageModel):
                 "max_seq_len": max_seq_len,
             }
             config = LiquidSSMConfig(**sizes, d_ff=swiglu_width(d_model), d_state=state_dim)
+        if not isinstance(config, LiquidSSMConfig):
+            raise ValueError(f"config must be a LiquidSSMConfig, got {config!r}")
         super().__init__(config, **options)
 
     def __call__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -117,10 +117,13 @@ def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", co
 
 
 @float64_elsewhere
-def model(params, config, tokens, states=None, resets=None, padding=None, method="auto", compute_dtype="float32"):
-    """(logits, final states)."""
+def model(
+    params, config, tokens, states=None, resets=None, padding=None, method="auto", compute_dtype="float32", of_ssm=()
+):
+    """(logits, final states); `of_ssm` are noise and gaps."""
     forward, _ = _functions(config, compute_dtype=compute_dtype, method=method)
-    return _arrays(*forward(_in(params, compute_dtype), tokens, real(states, compute_dtype), resets, padding))
+    more = _real(of_ssm, compute_dtype)
+    return _arrays(*forward(_in(params, compute_dtype), tokens, real(states, compute_dtype), resets, padding, *more))
 
 
 @float64_elsewhere
@@ -138,6 +141,7 @@ def loss_and_gradients(
     remat=False,
     loss_method="auto",
     chunk=None,
+    of_ssm=(),
 ):
     """(loss, gradients by path, gradient of the initial states, final states).
 
@@ -147,7 +151,12 @@ def loss_and_gradients(
     _, gradients_of = _functions(config, chunk, **options)
     parameters, initial, final_gradient = _in(params, compute_dtype), states, final_state_gradient
     (_, (loss, last)), (gradients, state_gradient) = gradients_of(
-        parameters, real(initial, compute_dtype), tokens, labels, resets, padding, real(final_gradient, compute_dtype)
+        parameters,
+        real(initial, compute_dtype),
+        tokens,
+        labels,
+        (resets, padding, *_real(of_ssm, compute_dtype)),
+        real(final_gradient, compute_dtype),
     )
     return float(loss), {path: np.asarray(gradients[path]) for path in params}, *_arrays(state_gradient, last)
 
@@ -263,9 +272,9 @@ def _functions(config: ModelConfig, chunk: int | None = None, **options: Any) ->
 
     @jax.jit
     @partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
-    def gradients_of(parameters, states, tokens, labels, resets, padding, final_gradient):
+    def gradients_of(parameters, states, tokens, labels, more, final_gradient):
         with chunk_logits(losses, chunk):
-            loss, last = merge(parameters).loss(tokens, labels, states, resets, padding)
+            loss, last = merge(parameters).loss(tokens, labels, states, *more)
         return loss + (0.0 if final_gradient is None else (final_gradient * last).sum()), (loss, last)
 
     return forward, gradients_of
@@ -283,6 +292,10 @@ def _optimizer(config: ModelConfig, training: TrainingConfig) -> tuple[Any, Call
         return jax.tree.map(lambda parameter, step: parameter - rate * step, parameters, steps), state, norm
 
     return optimizer, advance
+
+
+def _real(arrays: Sequence[np.ndarray], compute_dtype: str) -> list[np.ndarray | None]:
+    return [real(x, compute_dtype) for x in arrays]
 
 
 def _in(params: Mapping[str, np.ndarray], compute_dtype: str) -> dict[str, Any]:

@@ -130,11 +130,15 @@ def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", co
     return outputs, found[: len(inputs)], dict(zip(weights, found[len(inputs) :], strict=True))
 
 
-def model(params, config, tokens, states=None, resets=None, padding=None, method="auto", compute_dtype="float32"):
-    """(logits, final states)."""
+def model(
+    params, config, tokens, states=None, resets=None, padding=None, method="auto", compute_dtype="float32", of_ssm=()
+):
+    """(logits, final states); `of_ssm` are noise and gaps."""
     net = _model(params, config, compute_dtype=compute_dtype, method=method)
     with torch.no_grad():
-        return _arrays(*net.logits(*_tensors(tokens, real(states, compute_dtype), resets, padding)))
+        return _arrays(
+            *net.logits(*_tensors(tokens, real(states, compute_dtype), resets, padding, *_real(of_ssm, compute_dtype)))
+        )
 
 
 def loss_and_gradients(
@@ -151,6 +155,7 @@ def loss_and_gradients(
     remat=False,
     loss_method="auto",
     chunk=None,
+    of_ssm=(),
 ):
     """(loss, gradients by path, gradient of the initial states, final states).
 
@@ -160,7 +165,8 @@ def loss_and_gradients(
     initial, final_gradient = _tensors(real(states, compute_dtype), real(final_state_gradient, compute_dtype))
     named = {**dict(net.named_parameters()), "": initial.requires_grad_()}
     with chunk_logits(losses, chunk):
-        loss, last = net.loss(*_tensors(tokens, labels), initial, *_tensors(resets, padding))
+        more = _tensors(resets, padding, *_real(of_ssm, compute_dtype))
+        loss, last = net.loss(*_tensors(tokens, labels), initial, *more)
         total = loss if final_gradient is None else loss + (final_gradient * last).sum()
         gradients = dict(zip(named, _arrays(*torch.autograd.grad(total, list(named.values()))), strict=True))
     return loss.item(), gradients, gradients.pop(""), *_arrays(last)
@@ -197,6 +203,10 @@ def generate(params, config, prompt, max_length, **sampling):
 def make_step(params, config, method="auto"):
     """The model as a step of generation."""
     return generation.make_step(_model(params, config), method)
+
+
+def _real(arrays: Sequence[np.ndarray], compute_dtype: str) -> list[np.ndarray | None]:
+    return [real(x, compute_dtype) for x in arrays]
 
 
 def _tensors(*arrays: np.ndarray | None) -> list[Tensor | None]:

@@ -146,7 +146,8 @@ class LiquidSSMConfig(_Blocks):
         require_known("hippo", self.hippo, HIPPOS)
         if self.state == "diagonal" and (self.d_state % 2 or self.hippo != "legs"):
             raise ValueError(
-                f"a diagonal state is made of pairs and of hippo 'legs', got d_state {self.d_state} and {self.hippo!r}"
+                f"a diagonal state is made of pairs and of 'legs', got d_state {self.d_state} and {self.hippo!r}; "
+                "give an even d_state, or state 'dense'"
             )
         if self.hippo == "as_printed" and self.d_state > MOST_AS_PRINTED:
             raise ValueError(

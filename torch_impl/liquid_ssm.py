@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from spec.axes import BN, BT, BTD, BTN, BTX
-from spec.config import LiquidSSMConfig, require_known
+from spec.config import LiquidSSMConfig
 from torch_impl.dynamics import Dynamics, Inputs, clock, clock_adjoint, matrix_of
 from torch_impl.layers import Linear, accumulate_dtype
-from torch_impl.trajectory import METHODS, Solved, Trajectory, shifted
+from torch_impl.trajectory import METHODS, Solved, Trajectory, require_takes, shifted
 
 
 def choose_method(config: LiquidSSMConfig, length: int) -> str:
@@ -26,7 +26,7 @@ def _solve(config: LiquidSSMConfig, method: str, which: int, *given: Any) -> Sol
     """States (0) or gradients (1) by a method; only `auto` may take another one instead.
 
     Raises:
-        ArithmeticError: the method was named and found no solution.
+        FloatingPointError: the method was named and found no solution.
     """
     name = (
         choose_method(config, given[-1].shape[1] if which else given[0].drive.shape[1]) if method == "auto" else method
@@ -37,7 +37,7 @@ def _solve(config: LiquidSSMConfig, method: str, which: int, *given: Any) -> Sol
             f"method {name!r} did not settle in {solved.iterations} iterations, its residual is {solved.residual:.1e}"
         )
         if method != "auto":
-            raise ArithmeticError(f"{told}; use 'sequential'")
+            raise FloatingPointError(f"{told}; use 'sequential'")
         warnings.warn(f"{told}; 'sequential' goes on instead", RuntimeWarning, stacklevel=2)
         solved = METHODS["sequential"][which](*given)
     return solved
@@ -106,9 +106,9 @@ def liquid_states(
     Raises:
         ValueError: an unknown method.
         NotImplementedError: the method does not take this kind of state.
-        ArithmeticError: the method was named and found no solution.
+        FloatingPointError: the method was named and found no solution.
     """
-    require_known("liquid_ssm method", method, ("auto", *METHODS))
+    require_takes(method, config)
     pre_btx = pre_btx.to(of.log_tau.dtype)
     drive, pre = pre_btx[..., : config.d_state], pre_btx[..., config.d_state :]
     if noise_btn is not None:
@@ -122,7 +122,7 @@ class LiquidSSM(nn.Module):
 
     def __init__(self, config: LiquidSSMConfig, compute_dtype: str = "float32", method: str = "auto"):
         super().__init__()
-        require_known("liquid_ssm method", method, ("auto", *METHODS))
+        require_takes(method, config)
         self.config, self.method = config, method
         n, m, h, wide = config.d_state, config.modes, config.d_tau, accumulate_dtype(compute_dtype)
         self.input = Linear(config.d_model, n + h, compute_dtype)

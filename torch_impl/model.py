@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from spec.axes import BN, BT, BTD, BTV, LBN, LBTN, SCALAR
-from spec.config import LiquidSSMConfig, ModelConfig, swiglu_width
+from spec.config import LiquidSSMConfig, ModelConfig, require_integer, swiglu_width
 from spec.init import initial_parameters
 from spec.sampling import Sampling
 from torch_impl import liquid_ssm, scan
@@ -123,8 +123,10 @@ class LanguageModel(nn.Module):
             raise ValueError(f"tokens must have shape [b, t] with b, t >= 1, got {tuple(tokens.shape)}")
         if (noise is not None or gaps is not None) and not isinstance(self.config, LiquidSSMConfig):
             raise ValueError("noise and gaps are a Liquid SSM's; leave them out")
+        shape = (self.config.n_layers, tokens.shape[0], self.config.d_state)
+        if states is not None and tuple(states.shape) != shape:
+            raise ValueError(f"states must have shape [l, b, n] = {shape}, got {tuple(states.shape)}")
         if states is None:
-            shape = (self.config.n_layers, tokens.shape[0], self.config.d_state)
             states = torch.zeros(shape, dtype=accumulate_dtype(self.compute_dtype), device=tokens.device)
         x_btd = self.embedding(tokens)
         last_states = []
@@ -239,6 +241,7 @@ class LiquidSSMLanguageModel(LanguageModel):
         **options: Any,
     ):
         if config is None:
+            require_integer("d_model", d_model, 1)
             sizes: dict[str, Any] = {
                 "vocab_size": vocab_size,
                 "d_model": d_model,
@@ -246,6 +249,8 @@ class LiquidSSMLanguageModel(LanguageModel):
                 "max_seq_len": max_seq_len,
             }
             config = LiquidSSMConfig(**sizes, d_ff=swiglu_width(d_model), d_state=state_dim)
+        if not isinstance(config, LiquidSSMConfig):
+            raise ValueError(f"config must be a LiquidSSMConfig, got {config!r}")
         super().__init__(config, **options)
 
     def forward(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spec.config import LiquidSSMConfig
+from spec.config import LiquidSSMConfig, require_known
 from torch_impl.dynamics import (
     Clock,
     Diagonal,
@@ -146,9 +146,17 @@ def _settled(improve: Callable[[Tensor], Tensor], guess: Tensor) -> tuple[Any, .
 
 
 def _diagonal(of: Dynamics, config: LiquidSSMConfig) -> Diagonal:
-    if config.state != "diagonal":
-        raise NotImplementedError(f"method 'parallel' needs a diagonal state, this one is {config.state}: 'sequential'")
+    require_takes("parallel", config)
     return Diagonal(of, config)
+
+
+def require_takes(method: str, config: LiquidSSMConfig) -> None:
+    """Raises ValueError for an unknown method, NotImplementedError for one that does not take this kind of state."""
+    require_known("liquid_ssm method", method, ("auto", *METHODS))
+    if method == "parallel" and config.state != "diagonal":
+        raise NotImplementedError(
+            f"method 'parallel' needs a diagonal state, this one is {config.state}; use 'sequential'"
+        )
 
 
 METHODS = {"sequential": (sequential, sequential_adjoint), "parallel": (parallel, parallel_adjoint)}

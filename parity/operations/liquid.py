@@ -97,14 +97,21 @@ class SSMModel(Model):
     def methods(self, face: Any) -> tuple[str, ...]:
         return ("auto",)
 
+    def of_ssm(self, case: ModelCase) -> tuple[np.ndarray, ...]:
+        """Noise of every layer; gaps up to ten, the same for all."""
+        random, c, shape = np.random.default_rng((case.seed, 1)), case.config, (case.batch, case.length)
+        return float32(random.standard_normal((c.n_layers, *shape, c.d_state)), 10.0 ** random.uniform(-1, 1, shape))
+
     def clocks(self, case: ModelCase) -> list[Clock]:
         """The true clock of each layer."""
-        params, arrays = case.parameters, case.arrays()
+        params, arrays, (noise, gaps) = case.parameters, case.arrays(), self.of_ssm(case)
         masks = arrays.resets, arrays.padding
-        given, found = activations(params, case.config, arrays.tokens, arrays.states, *masks), []
+        given = activations(params, case.config, arrays.tokens, arrays.states, *masks, noise=noise, gaps=gaps)
+        found = []
         for i, (state,) in enumerate(map(_doubles, arrays.states)):
             weights = blocks.within(params, f"blocks.{i}.mixer.")
-            found.append(liquid_states(given[f"blocks.{i}.mixer.input"], weights, case.config, state, *masks)[2].clock)
+            inputs = given[f"blocks.{i}.mixer.input"], weights, case.config, state, *masks, noise[i], gaps
+            found.append(liquid_states(*inputs)[2].clock)
         return found
 
 

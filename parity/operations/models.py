@@ -81,14 +81,21 @@ class Model(Estimated):
 
     name, choice = "model", "mixer"
 
+    def of_ssm(self, case: ModelCase) -> tuple[np.ndarray, ...]:
+        """Noise and gaps, where the model takes them."""
+        return ()
+
     def compute(self, case: ModelCase) -> Compute:
         def run(lift):
             arrays = case.arrays()
             params = {path: lift(x) for path, x in case.parameters.items()}
             states = lift(arrays.states)
             inputs = arrays.tokens, states, arrays.resets, arrays.padding
-            outputs = dict(zip(("logits", "last"), forward(params, case.config, *inputs), strict=True))
-            loss, gradients, of_states = loss_and_gradients(params, case.config, *arrays._replace(states=states))
+            more = dict(zip(("noise", "gaps"), map(lift, self.of_ssm(case)), strict=False))
+            outputs = dict(zip(("logits", "last"), forward(params, case.config, *inputs, **more), strict=True))
+            loss, gradients, of_states = loss_and_gradients(
+                params, case.config, *arrays._replace(states=states), **more
+            )
             results = {**outputs, "last beside the loss": outputs["last"], "loss": np.asarray(loss)}
             return {**results, "state gradient": of_states, **gradients}
 
@@ -96,7 +103,7 @@ class Model(Estimated):
 
     def run(self, face: Any, case: ModelCase, method: str, dtype: str, **options: Any) -> Arrays:
         """`options` go to the loss."""
-        arrays, chosen = case.arrays(), {"method": method, "compute_dtype": dtype}
+        arrays, chosen = case.arrays(), {"method": method, "compute_dtype": dtype, "of_ssm": self.of_ssm(case)}
         inputs = arrays.tokens, arrays.states, arrays.resets, arrays.padding
         logits, last = face.model(case.parameters, case.config, *inputs, **chosen)
         loss, gradients, of_states, last_too = face.loss_and_gradients(

@@ -184,6 +184,16 @@ def test_a_gap_is_a_factor_of_the_step(kind, sets_dt):
     np.testing.assert_array_equal(still, np.repeat(of.state[:, None], ones.shape[1], axis=1))
 
 
+@pytest.mark.parametrize("sets_dt", TARGETS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_step_is_a_tenth_of_the_least_time_constant_or_the_target(kind, sets_dt):
+    """gap min(target_dt, min tau / 10), in numbers: every implementation takes the tenth from one constant."""
+    of = problem(kind, sets_dt=sets_dt)
+    at = liquid_states(of.pre, of.weights, of.config, of.state, *of.given)[2].clock
+    least = np.minimum(of.config.target_dt, at.tau.min(axis=-1, keepdims=True) / 10.0)
+    np.testing.assert_allclose(at.dt, of.gaps[..., None] * least, rtol=1e-15)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_noise_is_a_drive_times_the_exploration_rate(kind):
     """Bit for bit, and a rate of zero leaves nothing of it."""

@@ -10,7 +10,7 @@ import pytest
 from parity import backends
 from parity.bounds import assert_within, double_bound
 from parity.cases import DENSE, DIAGONAL, ModelCase, perturbed_parameters
-from parity.operations import expected
+from parity.operations import OPERATIONS, expected
 from parity.races import NOISE, SMALL_TRAINING, bounded_run, story_data
 from parity.trajectories import Leg, hand_over
 from spec.config import LiquidSSMConfig
@@ -31,7 +31,9 @@ def run(face, case, start=0, stop=None, states=None, **options):
     parts = (x[:, start:stop] for x in (arrays.tokens, arrays.resets, arrays.padding))
     tokens, resets, padding = parts
     states = arrays.states if states is None else states
-    return face.model(case.parameters, case.config, tokens, states, resets, padding, **options)
+    noise, gaps = OPERATIONS["ssm_model"].of_ssm(case)
+    of_ssm = noise[:, :, start:stop], gaps[:, start:stop]
+    return face.model(case.parameters, case.config, tokens, states, resets, padding, of_ssm=of_ssm, **options)
 
 
 @CONFIGS

@@ -81,8 +81,8 @@ def carry_back(run, to):
 
 
 def assert_same(one, other):
-    """Two checkpoints have the same configuration, weights, moments and states, bit for bit."""
-    assert one.config == other.config
+    """Two checkpoints have the same weights, moments and states, bit for bit, and all that stands beside them."""
+    assert (one.config, one.state, one.tokenizer) == (other.config, other.state, other.tokenizer)
     found, expected = ({"": x.parameters, **x.moments, "states": {"": x.states}} for x in (one, other))
     found, expected = ({(kind, path): y for kind in x for path, y in x[kind].items()} for x in (found, expected))
     assert found.keys() == expected.keys()
@@ -159,9 +159,7 @@ def test_a_configuration_stands_for_the_sizes(face):
     [
         ({"method": "chunked"}, "unknown liquid_ssm method 'chunked'; choose one of auto, sequential, parallel"),
         ({"compute_dtype": "float31"}, "unknown compute dtype 'float31'.*did you mean 'float32'"),
-        ({"vocab_size": 0}, "vocab_size must be an integer of at least 1, got 0"),
         ({"state_dim": -4}, "d_state must be an integer of at least 1, got -4"),
-        ({"num_layers": 1.5}, "n_layers must be an integer of at least 1, got 1.5"),
     ],
 )
 def test_a_wrong_argument_is_named(face, given, told):
@@ -197,18 +195,16 @@ def test_another_backend_carries_a_run_on(run, small_data, tmp_path):
     found = train("jax", small_data, out, "--resume", "--micro-batch-size", 1)
     assert [line["backend"] for line in lines(out) if "loss" in line] == ["torch"] * 3 + ["jax"] * 3
     np.testing.assert_allclose(found, losses(run), rtol=1e-5)
-    assert found != losses(run) and read_checkpoint(out).config == TRAINED
+    assert read_checkpoint(out).config == TRAINED
 
 
 def test_every_format_keeps_every_bit(run, tmp_path):
-    """A run, a .pt, a .msgpack and a directory of it; step and tokenizer go along."""
+    """A run, a .pt, a .msgpack and a directory of it; configuration, step and tokenizer go along."""
     pytest.importorskip("jax", reason=".msgpack files are Flax's")
     places = [run, tmp_path / "one.pt", tmp_path / "two.msgpack", tmp_path / "three"]
     for source, target in pairwise(places):
         main(["convert", str(source), str(target)])
-    found, expected = read_checkpoint(places[-1]), read_checkpoint(run)
-    assert_same(found, expected)
-    assert found.state == expected.state and found.tokenizer == expected.tokenizer and found.config == TRAINED
+    assert_same(read_checkpoint(places[-1]), read_checkpoint(run))
 
 
 def test_a_run_is_evaluated_and_writes_text(face, run, small_data, capsys):
@@ -241,15 +237,13 @@ def test_micro_batches_get_the_noise_of_their_rows(run, small_data, tmp_path):
         ("jax", ("--method", "parallel", "--state", "dense"), ("'parallel'", "dense", "'sequential'")),
         ("torch", ("--exploration-rate", "-1"), ("exploration_rate must be a number in [0, 1000], got -1",)),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) and value[0].startswith("--") else None,
 )
 def test_what_cannot_be_trained_leaves_nothing(backend, flags, told, refused, small_data, tmp_path):
     pytest.importorskip(backend, reason=f"{backend} is not installed")
     message = refused("train", backend, "--data", str(small_data), "--out", str(tmp_path / "out"), *MODEL, *flags)
     assert all(part in message for part in told), message
-    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("*"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_modelled_time_is_a_liquidnets(refused):
-    message = refused("bench", "--model", "--preset", "ssm-nano")
-    assert "preset ssm-nano is a Liquid SSM" in message and "--liquid-ssm" in message
+    assert "is a Liquid SSM, of which --liquid-ssm tells" in refused("bench", "--model", "--preset", "ssm-nano")
