@@ -92,7 +92,7 @@ def test_unknown_methods_get_the_nearest_name(face):
 @pytest.mark.parametrize("n", [64, 256])
 @pytest.mark.parametrize("config", [DENSE, DIAGONAL], ids=lambda config: config.state)
 def test_large_states(face, config, n):
-    """Two tokens of the reference take as long as its loop over a dense state."""
+    """Seven tokens: the reference goes over a dense state in a loop."""
     case = LayerCase((1, 7), "normal", 6, replace(config, d_state=n), resets="none")
     assert clear_of_ties(OPERATIONS[NAMES[config.state]], case)
     for method in face.METHODS["liquid_ssm"][: 1 if config is DENSE else None]:
