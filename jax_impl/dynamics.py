@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax import Array
 
 from jax_impl.scan.chunked import chunked
 from spec.config import LiquidSSMConfig
-from spec.hippo import LONGEST_MEMORY, coupling, legs_factor, legs_rates
+from spec.hippo import NORMAL_RATE, coupling, legs_factor, legs_rates
 from spec.reference.liquid_ssm import STEPS_A_TIME_CONSTANT
 
 
@@ -43,10 +43,6 @@ class Inputs(NamedTuple):
     resets: Array | None
     padding: Array | None
 
-    def over_time(self) -> Inputs:
-        """With time first, to scan over."""
-        return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), self)
-
     def forget(self, x: Array) -> Array:
         """Zero where a document begins."""
         return x if self.resets is None else jnp.where(self.resets[..., None], 0.0, x)
@@ -58,8 +54,8 @@ class Inputs(NamedTuple):
 
 def clock(previous: Array, inputs: Inputs, of: Dynamics, config: LiquidSSMConfig) -> Clock:
     """The time constants [..., m] and the step [..., 1] of each token from the state before it."""
-    hidden = jnp.tanh(inputs.pre + previous @ of.tau_state.T)
-    content = jnp.tanh(hidden @ of.tau_output.T)
+    hidden = jnp.tanh(inputs.pre + jnp.matmul(previous, of.tau_state.T, precision="highest"))
+    content = jnp.tanh(jnp.matmul(hidden, of.tau_output.T, precision="highest"))
     tau = jnp.exp(of.log_tau) * (1.0 + config.eta * content)
     of_content = tau.min(axis=-1, keepdims=True) / STEPS_A_TIME_CONSTANT
     dt = jnp.minimum(of_content, config.target_dt)
@@ -77,7 +73,7 @@ def clock_adjoint(
         dt_gradient = dt_gradient * inputs.gaps[..., None]
     tau_gradient = tau_gradient + jnp.where(now.fastest, dt_gradient / STEPS_A_TIME_CONSTANT, 0.0)
     of_content = tau_gradient * jnp.exp(of.log_tau) * config.eta * (1.0 - now.content * now.content)
-    of_hidden = (of_content @ of.tau_output) * (1.0 - now.hidden * now.hidden)
+    of_hidden = jnp.matmul(of_content, of.tau_output, precision="highest") * (1.0 - now.hidden * now.hidden)
     return tau_gradient * now.tau, of_hidden, of_content
 
 
@@ -127,10 +123,10 @@ class Diagonal:
     def __init__(self, of: Dynamics, config: LiquidSSMConfig):
         assert of.frequency is not None, "a diagonal state has frequencies"
         square = jnp.exp(2.0 * of.log_scale)
-        self.square, self.forget, self.turn = square, LONGEST_MEMORY * square, square * of.frequency
+        self.square, self.rate, self.turn = square, NORMAL_RATE * square, square * of.frequency
 
     def matrix(self, tau: Array, dt: Array) -> Array:
-        return jax.lax.complex(1.0 + dt * (1.0 / tau + self.forget), -dt * self.turn)
+        return jax.lax.complex(1.0 + dt * (1.0 / tau + self.rate), -dt * self.turn)
 
     def solve(self, tau: Array, dt: Array, r: Array, transposed: bool = False) -> Array:
         m = self.matrix(tau, dt)
@@ -139,14 +135,14 @@ class Diagonal:
     def of_clock(self, tau: Array, dt: Array, x: Array, y: Array, drive: Array) -> tuple[Array, Array]:
         """Gradients of tau and dt."""
         product = as_complex(y) * as_complex(x).conj()
-        rate = product.imag * self.turn - product.real * (1.0 / tau + self.forget)
-        dt_gradient = (y * drive).sum(-1, keepdims=True) + rate.sum(-1, keepdims=True)
+        of_dt = product.imag * self.turn - product.real * (1.0 / tau + self.rate)
+        dt_gradient = (y * drive).sum(-1, keepdims=True) + of_dt.sum(-1, keepdims=True)
         return dt * product.real / (tau * tau), dt_gradient
 
     def of_weights(self, dt: Array, x: Array, y: Array) -> tuple[Array, Array]:
         """Gradients of log_scale and frequency, at each token."""
         product = as_complex(y) * as_complex(x).conj()
-        of_scale = 2.0 * dt * (product.imag * self.turn - product.real * self.forget)
+        of_scale = 2.0 * dt * (product.imag * self.turn - product.real * self.rate)
         return of_scale, dt * product.imag * self.square
 
 
@@ -160,6 +156,6 @@ def as_real(x: Array) -> Array:
     return jnp.concatenate([x.real, x.imag], axis=-1)
 
 
-def matrix_of(of: Dynamics, config: LiquidSSMConfig) -> Any:
-    """The matrix of a step."""
+def matrix_of(of: Dynamics, config: LiquidSSMConfig) -> Dense | Diagonal:
+    """I + dt (diag(1 / tau) - A) of a layer, by `config.state`."""
     return Diagonal(of, config) if config.state == "diagonal" else Dense(of, config)

@@ -66,15 +66,15 @@ def _states_backward(config, method, saved, gradients):
     gradient_btn, final_bn = gradients
     previous = shifted(states_btn, state_bn, inputs)
     at = clock(previous, inputs, of, config)
-    kept = Trajectory(inputs, of, config, states_btn, previous, at)
+    kept = Trajectory(inputs, of, config, states_btn, at)
     solved = _solve(config, method, states_btn.shape[1], 1, kept, gradient_btn, final_bn)
     matrix, y_btn = matrix_of(of, config), solved.values
     of_clock = matrix.of_clock(at.tau, at.dt, states_btn, y_btn, inputs.drive)
     of_scale, of_frequency = matrix.of_weights(at.dt, states_btn, y_btn)
     of_tau, of_hidden, of_content = clock_adjoint(at, inputs, of, config, *of_clock)
     of_dynamics = Dynamics(
-        jnp.einsum("bth,btn->hn", of_hidden, previous),
-        jnp.einsum("btm,bth->mh", of_content, at.hidden),
+        jnp.einsum("bth,btn->hn", of_hidden, previous, precision="highest"),
+        jnp.einsum("btm,bth->mh", of_content, at.hidden, precision="highest"),
         of_tau.sum(axis=(0, 1)),
         of_scale.sum(axis=(0, 1)),
         None if of_frequency is None else of_frequency.sum(axis=(0, 1)),
@@ -108,7 +108,8 @@ def liquid_states(
         resets_bt: true clears the state before the token.
         padding_bt: true at positions that change nothing.
         noise_btn: xi; None is zero.
-        gaps_bt: time since the token before, in units of its usual distance; None is 1.
+        gaps_bt: time since the token before, in units of its usual distance, at least 0 (less gives NaN) and not
+            differentiated; None is 1.
         method: a key of METHODS, or `auto`.
 
     Raises:
@@ -116,11 +117,14 @@ def liquid_states(
         NotImplementedError: the method does not take this kind of state.
     """
     require_takes(method, config)
-    pre_btx = pre_btx.astype(of.log_tau.dtype)
-    drive, pre = pre_btx[..., : config.d_state], pre_btx[..., config.d_state :]
+    dtype = of.log_tau.dtype
+    drive, pre = jnp.split(pre_btx.astype(dtype), [config.d_state], axis=-1)
     if noise_btn is not None:
-        drive = drive + config.exploration_rate * noise_btn
-    state_bn = jnp.zeros_like(drive[:, 0]) if state_bn is None else state_bn
+        drive = drive + config.exploration_rate * noise_btn.astype(dtype)
+    if gaps_bt is not None:
+        # Time does not run backward: what comes of it is no number.
+        gaps_bt = jnp.where(gaps_bt >= 0, gaps_bt, jnp.nan).astype(dtype)
+    state_bn = jnp.zeros_like(drive[:, 0]) if state_bn is None else state_bn.astype(dtype)
     return _states(config, method, state_bn, Inputs(drive, pre, gaps_bt, resets_bt, padding_bt), of)
 
 

@@ -119,7 +119,7 @@ class Engine:
 
         Args:
             batch: tokens, labels and resets.
-            states: [l, b, d], as an evaluation before gave them; None is zero.
+            states: [l, b, n], as an evaluation before gave them; None is zero.
         """
         loss, last = self._loss(self.parameters, to_device(batch), states)
         return float(loss), last
@@ -136,11 +136,11 @@ class Engine:
         return dump_parameters(self._current()), dump_moments(self.optimizer_state)
 
     def dump_states(self) -> np.ndarray | None:
-        """The carried states [l, b, d], or None where there are none."""
+        """The carried states [l, b, n], or None where there are none."""
         return None if self.states is None else to_numpy(self.states)
 
     def load_states(self, states: np.ndarray | None) -> None:
-        """Go on from carried states [l, b, d]; None is zero."""
+        """Go on from carried states [l, b, n]; None is zero."""
         dtype = accumulate_dtype(self.training.compute_dtype)
         self.states = None if states is None else jnp.array(states, dtype)
 

@@ -52,14 +52,13 @@ class Trajectory(NamedTuple):
     of: Dynamics
     config: LiquidSSMConfig
     states: Array
-    previous: Array
     clock: Clock
 
     def through_clock(self, at: Clock, inputs: Inputs, x: Array, y: Array) -> Array:
         """What y passes on by the clock to the state before it."""
         of_clock = matrix_of(self.of, self.config).of_clock(at.tau, at.dt, x, y, inputs.drive)
         of_hidden = clock_adjoint(at, inputs, self.of, self.config, *of_clock)[1]
-        return of_hidden @ self.of.tau_state
+        return jnp.matmul(of_hidden, self.of.tau_state, precision="highest")
 
 
 def shifted(states_btn: Array, state_bn: Array, inputs: Inputs) -> Array:
@@ -77,7 +76,7 @@ def sequential(inputs: Inputs, of: Dynamics, config: LiquidSSMConfig, state_bn: 
         state_bn = now.skip(state_bn, matrix.solve(at.tau, at.dt, previous + at.dt * now.drive))
         return state_bn, state_bn
 
-    last_bn, states_tbn = jax.lax.scan(step, state_bn, inputs.over_time())
+    last_bn, states_tbn = jax.lax.scan(step, state_bn, _over_time(inputs))
     return Solved(jnp.moveaxis(states_tbn, 0, 1), last_bn)
 
 
@@ -92,7 +91,7 @@ def sequential_adjoint(kept: Trajectory, gradient_btn: Array, final_bn: Array) -
         return now.skip(g_bn, now.forget(y_bn + kept.through_clock(at, now, x_bn, y_bn))), y_bn
 
     at, x, gradient = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), (kept.clock, kept.states, gradient_btn))
-    given = (kept.inputs.over_time(), at, x, gradient)
+    given = (_over_time(kept.inputs), at, x, gradient)
     of_state, y_tbn = jax.lax.scan(step, final_bn, given, reverse=True)
     return Solved(jnp.moveaxis(y_tbn, 0, 1), of_state)
 
@@ -100,10 +99,10 @@ def sequential_adjoint(kept: Trajectory, gradient_btn: Array, final_bn: Array) -
 def parallel(inputs: Inputs, of: Dynamics, config: LiquidSSMConfig, state_bn: Array) -> Solved:
     """All states of a diagonal state together, by going over all of time until nothing changes but roundings.
 
-    With the clock of the last guess x_t = a_t (x_{t-1} + dt_t drive_t), a = 1 / m, is one scan. That is Newton's method
-    on all equations x_t = f(x_{t-1}) at once with the Jacobian of a fixed clock: |a| < 1, so that no guess is larger
-    than the inputs allow, and each is exact for one step more than the last. Source: Lim et al. 2024 (DEER), Gonzalez
-    et al. 2024 (quasi-DEER).
+    With the clock of the last guess x_t = a_t (x_{t-1} + dt_t drive_t), a = 1 / m, is one scan: a quasi-Newton step on
+    all equations x_t = f(x_{t-1}) that leaves out the derivative of the clock. |a| < 1, so that no guess is larger than
+    the inputs allow, and up to rounding each is exact for one step more than the last. Source: Lim et al. 2024 (DEER),
+    Gonzalez et al. 2024 (quasi-DEER).
     """
     matrix = _diagonal(of, config)
 
@@ -139,14 +138,24 @@ def parallel_adjoint(kept: Trajectory, gradient_btn: Array, final_bn: Array) -> 
     return Solved(y_btn, of_state, *told)
 
 
+def _over_time(inputs: Inputs) -> Inputs:
+    """With time first, to scan over."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), inputs)
+
+
 def _settled(improve: Callable[[Array], Array], guess: Array) -> tuple[Any, ...]:
-    """Improve a guess until it changes by a few roundings of the largest value of its row."""
+    """Improve a guess until it changes by a few roundings of the largest value of its row.
+
+    Where the first one is not finite the inputs are not: no method mends them, and they are left to flow on.
+    """
     kind = jnp.finfo(guess.dtype)
     enough = _ROUNDINGS * float(kind.eps)
 
+    def settled(iteration: Array, residual: Array) -> Array:
+        return (residual <= enough) | ((iteration == 1) & ~jnp.isfinite(residual))
+
     def going_on(state: Any) -> Array:
-        _, iteration, residual = state
-        return (iteration < MOST_ITERATIONS) & ~(residual <= enough)
+        return (state[1] < MOST_ITERATIONS) & ~settled(*state[1:])
 
     def once(state: Any) -> Any:
         guess, iteration, _ = state
@@ -156,7 +165,7 @@ def _settled(improve: Callable[[Array], Array], guess: Array) -> tuple[Any, ...]
 
     start = (guess, jnp.int32(0), jnp.asarray(jnp.inf, guess.dtype))
     guess, iterations, residual = jax.lax.while_loop(going_on, once, start)
-    return guess, iterations, residual, residual <= enough
+    return guess, iterations, residual, settled(iterations, residual)
 
 
 def _diagonal(of: Dynamics, config: LiquidSSMConfig) -> Diagonal:

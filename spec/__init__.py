@@ -1,4 +1,4 @@
-"""What is true of a LiquidNet, without a framework: configuration, parameters, data order, checkpoints, reference."""
+"""What is true of both families, without a framework: configuration, parameters, data order, checkpoints, reference."""
 
 from spec.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from spec.config import LiquidNetConfig, LiquidSSMConfig, TrainingConfig

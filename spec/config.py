@@ -14,7 +14,7 @@ COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 def nearest(value: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or nothing where no known name is near: the tail of an error message."""
-    match = difflib.get_close_matches(value, list(known), n=1)
+    match = difflib.get_close_matches(str(value), list(known), n=1)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 

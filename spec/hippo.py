@@ -6,7 +6,7 @@ LegS, of Gu et al. 2020 (HiPPO: Recurrent Memory with Optimal Polynomial Project
 
 A + A^T = -(I + q q^T), q = B: negative definite, so that dx/dt = A x forgets, and diag(s) A diag(s) does for any s.
 With the signs that were printed for the Liquid SSM, A_ij = +sqrt(2 i + 1) sqrt(2 j + 1) and A_ii = -(2 i + 1), the
-symmetric part is indefinite from n = 4 on: norms grow before they shrink, and more with every number. At rest under a
+symmetric part is indefinite from n = 4 on: norms can grow before they decay, the more so the larger n. At rest under a
 constant input x_i = 2^i / sqrt(2 i + 1).
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-LONGEST_MEMORY = 0.5
+NORMAL_RATE = 0.5
 """Minus the real part of every eigenvalue of LegS' normal part."""
 
 

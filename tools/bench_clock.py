@@ -111,7 +111,10 @@ class Clock:
 
 
 def medians(candidates: Mapping[str, Call], rounds: int) -> dict[str, float]:
-    """Median seconds of each candidate, interleaved, after two calls that compile and warm up."""
+    """Median seconds of each candidate, interleaved, after two calls that compile and warm up.
+
+    One that has been measured for ENOUGH_SECONDS, and three times, sits out the remaining rounds.
+    """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for measured in range(-2, rounds):
         for name, call in candidates.items():

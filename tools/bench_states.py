@@ -132,9 +132,8 @@ def _iterations(module: Any, config: LiquidSSMConfig, of: Any, pre: Any, gradien
     inputs = module.Inputs(pre[..., :n], pre[..., n:], None, None, None)
     forward, backward = module.METHODS["parallel"]
     solved = forward(inputs, of, config, zero)
-    previous = module.shifted(solved.values, zero, inputs)
-    at = module.clock(previous, inputs, of, config)
-    kept = module.Trajectory(inputs, of, config, solved.values, previous, at)
+    at = module.clock(module.shifted(solved.values, zero, inputs), inputs, of, config)
+    kept = module.Trajectory(inputs, of, config, solved.values, at)
     return {"forward_iterations": solved.iterations, "backward_iterations": backward(kept, gradient, zero).iterations}
 
 

@@ -233,7 +233,7 @@ class Trainer:
     def _not_finite(self, loss: float, norm: float) -> str:
         first, count = self.samples_consumed, self.settings.training.batch_size
         # In JAX a method that finds no states cannot say so itself.
-        settle = ", or leave out --method parallel" if self.engine.method == "parallel" else ""
+        settle = ", or leave out --method parallel" if self.settings.habits.method == "parallel" else ""
         return (
             f"loss {loss}, gradient norm {norm} at step {self.step + 1}, samples {first} to {first + count - 1}: "
             f"stopped; {self.run.last_good()}; lower --lr or --grad-clip and --resume{settle}"

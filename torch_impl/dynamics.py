@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from spec.config import LiquidSSMConfig
-from spec.hippo import LONGEST_MEMORY, coupling, legs_factor, legs_rates
+from spec.hippo import NORMAL_RATE, coupling, legs_factor, legs_rates
 from spec.reference.liquid_ssm import STEPS_A_TIME_CONSTANT
 from torch_impl.scan.chunked import chunked
 
@@ -42,11 +43,6 @@ class Inputs(NamedTuple):
     gaps: Tensor | None
     resets: Tensor | None
     padding: Tensor | None
-
-    def at(self, t: int) -> Inputs:
-        """Those of one step."""
-        masks = (None if x is None else x[:, t] for x in self[2:])
-        return Inputs(self.drive[:, t], self.pre[:, t], *masks)
 
     def forget(self, x: Tensor) -> Tensor:
         """Zero where a document begins."""
@@ -94,11 +90,9 @@ class Dense:
     """
 
     def __init__(self, of: Dynamics, config: LiquidSSMConfig):
-        place = {"device": of.log_scale.device, "dtype": of.log_scale.dtype}
-        scale, n = of.log_scale.exp(), config.d_state
-        self.sign = -coupling(config.hippo)
-        self.q = scale * torch.as_tensor(legs_factor(n), **place)
-        self.p = scale * scale * torch.as_tensor(legs_rates(n, config.hippo), **place)
+        scale = of.log_scale.exp()
+        factor, rates = _legs(config.d_state, config.hippo, scale.device, scale.dtype)
+        self.sign, self.q, self.p = -coupling(config.hippo), scale * factor, scale * scale * rates
 
     def solve(self, tau: Tensor, dt: Tensor, r: Tensor, transposed: bool = False) -> Tensor:
         m, step = 1.0 + dt * (1.0 / tau + self.p), self.sign * dt * self.q
@@ -122,6 +116,15 @@ class Dense:
         return -dt * (2.0 * self.p * (y * x) + self.sign * self.q * (y * before + x * after)), None
 
 
+@cache
+def _legs(n: int, hippo: str, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The constants of LegS where they are needed, copied there once: a CUDA graph allows no copy from the host."""
+    # Not inference tensors, should generation ask first: training saves what is made of them.
+    with torch.inference_mode(False):
+        place: Any = {"device": device, "dtype": dtype}
+        return torch.as_tensor(legs_factor(n), **place), torch.as_tensor(legs_rates(n, hippo), **place)
+
+
 def _later(sums: Tensor) -> Tensor:
     """Sums over all before an index, from those that end with it."""
     return F.pad(sums[..., :-1], (1, 0))
@@ -133,10 +136,10 @@ class Diagonal:
     def __init__(self, of: Dynamics, config: LiquidSSMConfig):
         assert of.frequency is not None, "a diagonal state has frequencies"
         square = (2.0 * of.log_scale).exp()
-        self.square, self.forget, self.turn = square, LONGEST_MEMORY * square, square * of.frequency
+        self.square, self.rate, self.turn = square, NORMAL_RATE * square, square * of.frequency
 
     def matrix(self, tau: Tensor, dt: Tensor) -> Tensor:
-        return torch.complex(1.0 + dt * (1.0 / tau + self.forget), -dt * self.turn)
+        return torch.complex(1.0 + dt * (1.0 / tau + self.rate), -dt * self.turn)
 
     def solve(self, tau: Tensor, dt: Tensor, r: Tensor, transposed: bool = False) -> Tensor:
         m = self.matrix(tau, dt)
@@ -145,14 +148,14 @@ class Diagonal:
     def of_clock(self, tau: Tensor, dt: Tensor, x: Tensor, y: Tensor, drive: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of tau and dt."""
         product = as_complex(y) * as_complex(x).conj()
-        rate = product.imag * self.turn - product.real * (1.0 / tau + self.forget)
-        dt_gradient = (y * drive).sum(-1, keepdim=True) + rate.sum(-1, keepdim=True)
+        of_dt = product.imag * self.turn - product.real * (1.0 / tau + self.rate)
+        dt_gradient = (y * drive).sum(-1, keepdim=True) + of_dt.sum(-1, keepdim=True)
         return dt * product.real / (tau * tau), dt_gradient
 
     def of_weights(self, dt: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of log_scale and frequency, at each token."""
         product = as_complex(y) * as_complex(x).conj()
-        of_scale = 2.0 * dt * (product.imag * self.turn - product.real * self.forget)
+        of_scale = 2.0 * dt * (product.imag * self.turn - product.real * self.rate)
         return of_scale, dt * product.imag * self.square
 
 
@@ -168,5 +171,5 @@ def as_real(x: Tensor) -> Tensor:
 
 
 def matrix_of(of: Dynamics, config: LiquidSSMConfig) -> Dense | Diagonal:
-    """The matrix of a step."""
+    """I + dt (diag(1 / tau) - A) of a layer, by `config.state`."""
     return Diagonal(of, config) if config.state == "diagonal" else Dense(of, config)

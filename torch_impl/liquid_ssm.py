@@ -22,15 +22,13 @@ def choose_method(config: LiquidSSMConfig, length: int) -> str:
     return "parallel" if config.state == "diagonal" and length >= 16 else "sequential"
 
 
-def _solve(config: LiquidSSMConfig, method: str, which: int, *given: Any) -> Solved:
+def _solve(config: LiquidSSMConfig, method: str, length: int, which: int, *given: Any) -> Solved:
     """States (0) or gradients (1) by a method; only `auto` may take another one instead.
 
     Raises:
         FloatingPointError: the method was named and found no solution.
     """
-    name = (
-        choose_method(config, given[-1].shape[1] if which else given[0].drive.shape[1]) if method == "auto" else method
-    )
+    name = choose_method(config, length) if method == "auto" else method
     solved = METHODS[name][which](*given)
     if not solved.converged:
         told = (
@@ -49,7 +47,7 @@ class _States(torch.autograd.Function):
     @staticmethod
     def forward(ctx, config, method, state_bn, drive, pre, gaps, resets, padding, *of):
         inputs, dynamics = Inputs(drive, pre, gaps, resets, padding), Dynamics(*of)
-        solved = _solve(config, method, 0, inputs, dynamics, config, state_bn)
+        solved = _solve(config, method, drive.shape[1], 0, inputs, dynamics, config, state_bn)
         ctx.save_for_backward(state_bn, solved.values, *inputs, *dynamics)
         ctx.config, ctx.method = config, method
         return solved.values, solved.carry.clone()
@@ -61,8 +59,8 @@ class _States(torch.autograd.Function):
         inputs, of, config = Inputs(*rest[:5]), Dynamics(*rest[5:]), ctx.config
         previous = shifted(states_btn, state_bn, inputs)
         at = clock(previous, inputs, of, config)
-        kept = Trajectory(inputs, of, config, states_btn, previous, at)
-        solved = _solve(config, ctx.method, 1, kept, gradient_btn, final_bn)
+        kept = Trajectory(inputs, of, config, states_btn, at)
+        solved = _solve(config, ctx.method, states_btn.shape[1], 1, kept, gradient_btn, final_bn)
         matrix, y_btn = matrix_of(of, config), solved.values
         of_clock = matrix.of_clock(at.tau, at.dt, states_btn, y_btn, inputs.drive)
         of_scale, of_frequency = matrix.of_weights(at.dt, states_btn, y_btn)
@@ -100,7 +98,8 @@ def liquid_states(
         resets_bt: true clears the state before the token.
         padding_bt: true at positions that change nothing.
         noise_btn: xi; None is zero.
-        gaps_bt: time since the token before, in units of its usual distance; None is 1.
+        gaps_bt: time since the token before, in units of its usual distance, at least 0 (less gives NaN) and not
+            differentiated; None is 1.
         method: a key of METHODS, or `auto`.
 
     Raises:
@@ -109,11 +108,14 @@ def liquid_states(
         FloatingPointError: the method was named and found no solution.
     """
     require_takes(method, config)
-    pre_btx = pre_btx.to(of.log_tau.dtype)
-    drive, pre = pre_btx[..., : config.d_state], pre_btx[..., config.d_state :]
+    dtype = of.log_tau.dtype
+    drive, pre = pre_btx.to(dtype).split([config.d_state, config.d_tau], dim=-1)
     if noise_btn is not None:
-        drive = drive + config.exploration_rate * noise_btn
-    state_bn = torch.zeros_like(drive[:, 0]) if state_bn is None else state_bn
+        drive = drive + config.exploration_rate * noise_btn.to(dtype)
+    if gaps_bt is not None:
+        # Time does not run backward: what comes of it is no number.
+        gaps_bt = torch.where(gaps_bt >= 0, gaps_bt, torch.nan).to(dtype)
+    state_bn = torch.zeros_like(drive[:, 0]) if state_bn is None else state_bn.to(dtype)
     return _States.apply(config, method, state_bn, drive, pre, gaps_bt, resets_bt, padding_bt, *of)
 
 

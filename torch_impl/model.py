@@ -123,9 +123,10 @@ class LanguageModel(nn.Module):
             raise ValueError(f"tokens must have shape [b, t] with b, t >= 1, got {tuple(tokens.shape)}")
         if (noise is not None or gaps is not None) and not isinstance(self.config, LiquidSSMConfig):
             raise ValueError("noise and gaps are a Liquid SSM's; leave them out")
-        shape = (self.config.n_layers, tokens.shape[0], self.config.d_state)
-        if states is not None and tuple(states.shape) != shape:
-            raise ValueError(f"states must have shape [l, b, n] = {shape}, got {tuple(states.shape)}")
+        (b, t), shape = tokens.shape, (self.config.n_layers, tokens.shape[0], self.config.d_state)
+        _require_shape("states [l, b, n]", states, shape)
+        _require_shape("noise [l, b, t, n]", noise, (*shape[:2], t, shape[2]))
+        _require_shape("gaps [b, t]", gaps, (b, t))
         if states is None:
             states = torch.zeros(shape, dtype=accumulate_dtype(self.compute_dtype), device=tokens.device)
         x_btd = self.embedding(tokens)
@@ -204,6 +205,11 @@ class LiquidNet(LanguageModel):
         padding: Bool[Tensor, BT] | None = None,
     ) -> tuple[Float[Tensor, BTV], Float[Tensor, LBN]]:
         return self.logits(tokens, states, resets, padding)
+
+
+def _require_shape(name: str, array: Tensor | None, shape: tuple[int, ...]) -> None:
+    if array is not None and tuple(array.shape) != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(array.shape)}")
 
 
 class Output(NamedTuple):

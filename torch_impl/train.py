@@ -159,7 +159,7 @@ class Engine:
 
         Args:
             batch: this process's share.
-            states: [l, b, d]; None is zero.
+            states: [l, b, n]; None is zero.
         """
         with time_sharded(self.world.sequence_group):
             loss, states = self.model.loss(**to_device(batch, self.device), states=states)
@@ -177,7 +177,7 @@ class Engine:
         return dump_parameters(self.model), dump_moments(self.model, self.optimizer)
 
     def dump_states(self) -> np.ndarray | None:
-        """The carried states [l, b, d], or None where there are none."""
+        """The carried states [l, b, n], or None where there are none."""
         if self.states is None:
             return None
         rows = self.world.gather(self.states.cpu())
@@ -185,7 +185,7 @@ class Engine:
         return to_numpy(torch.cat(rows[:: self.world.share.columns], dim=1))
 
     def load_states(self, states: np.ndarray | None) -> None:
-        """Go on from carried states [l, b, d]; None is zero."""
+        """Go on from carried states [l, b, n]; None is zero."""
         rows = self.world.share.of_rows(self.training.batch_size)
         self.states = None if states is None else from_numpy(states[:, rows]).to(self.device)
 

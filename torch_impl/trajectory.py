@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -51,7 +52,6 @@ class Trajectory(NamedTuple):
     of: Dynamics
     config: LiquidSSMConfig
     states: Tensor
-    previous: Tensor
     clock: Clock
 
     def through_clock(self, at: Clock, inputs: Inputs, x: Tensor, y: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def sequential(inputs: Inputs, of: Dynamics, config: LiquidSSMConfig, state_bn: 
     """One state after another."""
     matrix, states = matrix_of(of, config), []
     for t in range(inputs.drive.shape[1]):
-        now = inputs.at(t)
+        now = _at(inputs, t)
         previous = now.forget(state_bn)
         at = clock(previous, now, of, config)
         state_bn = now.skip(state_bn, matrix.solve(at.tau, at.dt, previous + at.dt * now.drive))
@@ -82,7 +82,7 @@ def sequential_adjoint(kept: Trajectory, gradient_btn: Tensor, final_bn: Tensor)
     """One y after another, from the last back."""
     matrix, g_bn, found = matrix_of(kept.of, kept.config), final_bn, []
     for t in reversed(range(gradient_btn.shape[1])):
-        at, now = Clock(*(part[:, t] for part in kept.clock)), kept.inputs.at(t)
+        at, now = Clock(*(part[:, t] for part in kept.clock)), _at(kept.inputs, t)
         g_bn = g_bn + gradient_btn[:, t]
         y_bn = matrix.solve(at.tau, at.dt, now.skip(0.0, g_bn), transposed=True)
         g_bn = now.skip(g_bn, now.forget(y_bn + kept.through_clock(at, now, kept.states[:, t], y_bn)))
@@ -93,10 +93,10 @@ def sequential_adjoint(kept: Trajectory, gradient_btn: Tensor, final_bn: Tensor)
 def parallel(inputs: Inputs, of: Dynamics, config: LiquidSSMConfig, state_bn: Tensor) -> Solved:
     """All states of a diagonal state together, by going over all of time until nothing changes but roundings.
 
-    With the clock of the last guess x_t = a_t (x_{t-1} + dt_t drive_t), a = 1 / m, is one scan. That is Newton's method
-    on all equations x_t = f(x_{t-1}) at once with the Jacobian of a fixed clock: |a| < 1, so that no guess is larger
-    than the inputs allow, and each is exact for one step more than the last. Source: Lim et al. 2024 (DEER), Gonzalez
-    et al. 2024 (quasi-DEER).
+    With the clock of the last guess x_t = a_t (x_{t-1} + dt_t drive_t), a = 1 / m, is one scan: a quasi-Newton step on
+    all equations x_t = f(x_{t-1}) that leaves out the derivative of the clock. |a| < 1, so that no guess is larger than
+    the inputs allow, and up to rounding each is exact for one step more than the last. Source: Lim et al. 2024 (DEER),
+    Gonzalez et al. 2024 (quasi-DEER).
     """
     matrix = _diagonal(of, config)
 
@@ -132,15 +132,24 @@ def parallel_adjoint(kept: Trajectory, gradient_btn: Tensor, final_bn: Tensor) -
     return Solved(y_btn, of_state, *told)
 
 
+def _at(inputs: Inputs, t: int) -> Inputs:
+    """Those of one step."""
+    masks = (None if x is None else x[:, t] for x in inputs[2:])
+    return Inputs(inputs.drive[:, t], inputs.pre[:, t], *masks)
+
+
 def _settled(improve: Callable[[Tensor], Tensor], guess: Tensor) -> tuple[Any, ...]:
-    """Improve a guess until it changes by a few roundings of the largest value of its row."""
+    """Improve a guess until it changes by a few roundings of the largest value of its row.
+
+    Where the first one is not finite the inputs are not: no method mends them, and they are left to flow on.
+    """
     kind = torch.finfo(guess.dtype)
     for iteration in range(1, MOST_ITERATIONS + 1):
         better = improve(guess)
         change_b, scale_b = (better - guess).abs().amax(dim=(1, 2)), better.abs().amax(dim=(1, 2))
         residual = (change_b / scale_b.clamp(min=kind.tiny)).max().item()
         guess = better
-        if residual <= _ROUNDINGS * kind.eps:
+        if residual <= _ROUNDINGS * kind.eps or (iteration == 1 and not math.isfinite(residual)):
             return guess, iteration, residual, True
     return guess, MOST_ITERATIONS, residual, False
 

@@ -244,6 +244,8 @@ BAD = [
     ({"state": "sparse"}, "state 'sparse'"),
     ({"hippo": "legt"}, "hippo 'legt'"),
     ({"state": "diagonal", "d_state": 5}, "d_state 5"),
+    ({"state": None}, "unknown state None"),
+    ({"hippo": 5}, "unknown hippo 5"),
     ({"state": "diagonal", "d_state": 4, "hippo": "as_printed"}, "'as_printed'"),
     ({"hippo": "as_printed", "d_state": 17}, "d_state <= 16, got 17"),
     *(({"eta": value}, f"eta .* got {value!r}") for value in (0.0, -0.1, 1.0, math.nan, "0.5", True, None)),

@@ -250,7 +250,7 @@ def test_bad_token_shapes_raise(face, shape):
 
 @pytest.mark.parametrize("shape", [(1, 2, 8), (3, 2, 8), (2, 1, 8), (2, 2, 7)])
 def test_bad_state_shapes_raise(face, shape):
-    with pytest.raises(ValueError, match=r"states must have shape \[l, b, n\] = \(2, 2, 8\), got"):
+    with pytest.raises(ValueError, match=r"states \[l, b, n\] must have shape \(2, 2, 8\), got"):
         face.model(perturbed_parameters(CONFIG, 0), CONFIG, np.zeros((2, 3), np.int32), np.zeros(shape, np.float32))
 
 

@@ -57,7 +57,8 @@ def test_parallel_says_where_it_did_not_converge(face, monkeypatch):
         ):
             results(face, case, "parallel")
     else:
-        assert all(np.isnan(results(face, case, "parallel")[name]).all() for name in ("states", "last", "pre gradient"))
+        found = results(face, case, "parallel")
+        assert np.isnan(found["states"]).all() and np.isnan(found["last"]).all() and np.isnan(found["log_tau"]).any()
     with pytest.warns(RuntimeWarning, match=r"did not settle in 2 iterations.*'sequential' goes on instead"):
         fallen_back = results(face, case, "auto")
     for name, expected in stepped.items():
@@ -66,11 +67,58 @@ def test_parallel_says_where_it_did_not_converge(face, monkeypatch):
 
 
 def test_a_clock_that_hangs_on_every_bit_of_the_state_is_no_trap(face):
-    """Weights of the clock a thousand times as large: each guess is right for one step more, and `auto` is right."""
-    liquid, _, pre, of, state, masks = given(face, CASE)
+    """Weights of the clock a thousand times as large, over more steps than there are iterations."""
+    liquid, trajectory, pre, of, state, masks = given(face, replace(CASE, shape=(2, 100)))
+    assert trajectory.MOST_ITERATIONS < 100
     wild = of._replace(tau_state=of.tau_state * 1000.0)
-    found = [liquid.liquid_states(pre, wild, DIAGONAL, state, *masks, method)[0] for method in ("auto", "sequential")]
+    methods = ("parallel", "sequential")
+    found = [liquid.liquid_states(pre, wild, DIAGONAL, state, *masks, method)[0] for method in methods]
     np.testing.assert_allclose(np.asarray(found[0]), np.asarray(found[1]), rtol=1e-4, atol=1e-5)
+
+
+def test_either_direction_goes_by_the_length_of_the_row(monkeypatch):
+    """In torch, where the choice depends on it: 20 tokens are many, 4 numbers of a state are not tokens."""
+    torch = pytest.importorskip("torch", reason="JAX chooses without looking at the length")
+    module = backends.load_module("torch", "liquid_ssm")
+    usual, asked = module.choose_method, []
+    monkeypatch.setattr(module, "choose_method", lambda config, length: asked.append(length) or usual(config, length))
+    model = backends.load_module("torch", "model").build(DIAGONAL)
+    tokens = torch.zeros((1, 20), dtype=torch.long)
+    model.loss(tokens, tokens)[0].backward()
+    assert asked == [20] * 2 * DIAGONAL.n_layers
+
+
+def test_what_is_not_finite_is_no_fault_of_the_method(face):
+    """It flows on, as from the stepping method, and nobody goes over it sixty-four times."""
+    _, trajectory, pre, of, state, _ = given(face, CASE)
+    n = DIAGONAL.d_state
+    inputs = trajectory.Inputs(pre[..., :n] * np.inf, pre[..., n:], None, None, None)
+    solved = trajectory.parallel(inputs, of, DIAGONAL, state)
+    assert bool(solved.converged) and int(solved.iterations) == 1
+    assert not np.isfinite(np.asarray(solved.values)).any()
+
+
+def test_time_does_not_run_backward(face):
+    """A negative gap gives no number from there on, and no other row has anything of it."""
+    liquid, _, pre, of, state, (resets, padding, noise, gaps) = given(
+        face, replace(CASE, resets="none", padding="none")
+    )
+    for method in face.METHODS["liquid_ssm"]:
+        backward = face._tensors(np.where(np.arange(31) == 9, -1.0, np.asarray(gaps)))[0] if face.NAME == "torch" else (
+            np.where(np.arange(31) == 9, -1.0, gaps)
+        )  # fmt: skip
+        states = np.asarray(liquid.liquid_states(pre, of, DIAGONAL, state, resets, padding, noise, backward, method)[0])
+        assert np.isfinite(states[:, :9]).all() and np.isnan(states[0, 9:]).all()
+
+
+def test_noise_and_gaps_have_their_shapes(face):
+    """Nothing is spread over what it was not given for."""
+    model = backends.load_module(face.NAME, "model").build(DIAGONAL)
+    (tokens,) = face._tensors(np.zeros((2, 5), np.int64)) if face.NAME == "torch" else (np.zeros((2, 5), np.int32),)
+    for name, shape in (("gaps", (1, 5)), ("gaps", (5,)), ("noise", (2, 2, 1, 4)), ("noise", (3, 2, 5, 4))):
+        (array,) = face._tensors(np.ones(shape, np.float32)) if face.NAME == "torch" else (np.ones(shape, np.float32),)
+        with pytest.raises(ValueError, match=rf"{name} \[.*must have shape"):
+            model.logits(tokens, **{name: array})
 
 
 def test_a_dense_state_is_stepped(face):

@@ -10,7 +10,7 @@ import pytest
 from parity import backends
 from parity.bounds import assert_within, double_bound
 from parity.cases import DENSE, DIAGONAL, ModelCase, perturbed_parameters
-from parity.operations import OPERATIONS, expected
+from parity.operations import OPERATIONS, check, expected
 from parity.races import NOISE, SMALL_TRAINING, bounded_run, story_data
 from parity.trajectories import Leg, hand_over
 from spec.config import LiquidSSMConfig
@@ -122,6 +122,25 @@ def test_a_run_goes_over_to_the_other_backend(state, tmp_path, report):
         assert units <= 1.0
     silent = bounded_run(data, STEPS, SMALL_TRAINING, model=replace(model, exploration_rate=0.0))[0]
     assert np.abs(silent - truth).max() > 10.0 * bound.max()
+
+
+@CONFIGS
+def test_half_a_precision_keeps_states_whole(face, config):
+    """Products of eight bits: states in float32, a loss near that of float32, gradients of everything."""
+    case = ModelCase(20, "none", "none", "none", False, 9, config=config)
+    arrays = case.arrays()
+    exact = face.loss_and_gradients(case.parameters, config, *arrays)
+    found = face.loss_and_gradients(case.parameters, config, *arrays, compute_dtype="bfloat16")
+    assert found[3].dtype == found[2].dtype == np.float32
+    assert found[0] != exact[0] and abs(found[0] - exact[0]) < 2.0**-5
+    assert all(np.isfinite(x).all() and x.any() for x in found[1].values())
+
+
+@CONFIGS
+def test_what_is_made_again_is_the_same(face, config):
+    """Gradients with recomputed blocks, noise and gaps included."""
+    case = ModelCase(31, "some", "left", "some", False, 5, config=config)
+    check("ssm_model", face.NAME, "auto", "float64", case, remat=True)
 
 
 def test_noise_is_that_of_the_sample():

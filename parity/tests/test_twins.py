@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 # These are compared name by name.
-STRICT = ["layers.py", "mixer.py", "model.py", "loss.py"]
+STRICT = ["layers.py", "mixer.py", "dynamics.py", "trajectory.py", "liquid_ssm.py", "model.py", "loss.py"]
 # These have a twin and say so on line 1; what they hold is the framework's own.
 NAMED = [
     "optimizer.py",
@@ -27,8 +27,6 @@ NAMED = [
 ]
 # Of these all that jax_impl has is compared; torch_impl has more.
 LEADING = ["parallel.py"]
-# Compared like STRICT from the day one of the twins exists.
-LATER = ["liquid_ssm.py"]
 
 PARAMETERS_OF_ONE = frozenset({"self", "cls", "device"})
 CALL = {"forward": "call", "__call__": "call"}
@@ -36,10 +34,6 @@ KINDS = ("property", "classmethod", "staticmethod")
 
 TRUTH = r"spec/(?:[\w/]+\.py)?"
 LINE_1 = re.compile(rf'"""(?P<what>.+\.) Twin: (?P<twin>\S+\.py)\. Truth: (?P<truth>{TRUTH}(?:(?:, | and ){TRUTH})*)\.')
-
-
-def existing(names: list[str]) -> list[str]:
-    return [name for name in names if any((ROOT / side / name).exists() for side in ("torch_impl", "jax_impl"))]
 
 
 def shared_files() -> list[str]:
@@ -138,7 +132,7 @@ def read_both(name: str) -> tuple[str, str]:
     return torch_source, jax_source
 
 
-@pytest.mark.parametrize("name", [*STRICT, *existing(LATER)])
+@pytest.mark.parametrize("name", STRICT)
 def test_twins_have_the_same_surface(name: str) -> None:
     torch_source, jax_source = read_both(name)
     compared = surface(ast.parse(torch_source).body)
@@ -157,7 +151,7 @@ def test_what_jax_has_of_a_leading_twin_is_the_same(name: str) -> None:
     assert [one for one in torch_side if one in jax_side] == jax_side and len(jax_side) > 8
 
 
-@pytest.mark.parametrize("name", sorted({*STRICT, *NAMED, *existing(LATER), *shared_files()}))
+@pytest.mark.parametrize("name", sorted({*STRICT, *NAMED, *shared_files()}))
 def test_line_1_names_twin_and_truth(name: str) -> None:
     lines = [source.partition("\n")[0] for source in read_both(name)]
     matches = [LINE_1.match(line) for line in lines]

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spec.config import LiquidSSMConfig
-from spec.hippo import LONGEST_MEMORY, coupling, legs_factor, legs_rates
+from spec.hippo import NORMAL_RATE, coupling, legs_factor, legs_rates
 
 Weights = Mapping[str, np.ndarray]
 
@@ -80,7 +80,7 @@ def solve(tau: Any, dt: Any, r: np.ndarray, weights: Weights, config: LiquidSSMC
     """
     scale = np.exp(weights["log_scale"])
     if config.state == "diagonal":
-        m_real = 1.0 + dt * (1.0 / tau + LONGEST_MEMORY * (scale * scale))
+        m_real = 1.0 + dt * (1.0 / tau + NORMAL_RATE * (scale * scale))
         m_imag = dt * (scale * scale * weights["frequency"]) * (1.0 if transposed else -1.0)
         size = m_real * m_real + m_imag * m_imag
         real, imag = np.split(r, 2, axis=-1)
@@ -107,11 +107,11 @@ def solve_adjoint(
     """
     scale = np.exp(weights["log_scale"])
     if config.state == "diagonal":
-        rate, turn = 1.0 / tau + LONGEST_MEMORY * (scale * scale), scale * scale * weights["frequency"]
+        rate, turn = 1.0 / tau + NORMAL_RATE * (scale * scale), scale * scale * weights["frequency"]
         (y_real, y_imag), (x_real, x_imag) = np.split(y, 2, axis=-1), np.split(x, 2, axis=-1)
         along, across = -(y_real * x_real + y_imag * x_imag), y_imag * x_real - y_real * x_imag
         dt_gradient = (y * drive).sum(-1, keepdims=True) + (along * rate + across * turn).sum(-1, keepdims=True)
-        of_scale = 2.0 * dt * (along * LONGEST_MEMORY * (scale * scale) + across * turn)
+        of_scale = 2.0 * dt * (along * NORMAL_RATE * (scale * scale) + across * turn)
         of_weights = {"log_scale": of_scale, "frequency": dt * across * (scale * scale)}
         return -dt * along / (tau * tau), dt_gradient, of_weights
     n, sign = config.d_state, -coupling(config.hippo)

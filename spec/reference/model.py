@@ -38,14 +38,14 @@ def forward(
         params: every parameter by path.
         config: the model.
         tokens: integers, [b, t].
-        states: initial states, [l, b, d]; None is zero.
+        states: initial states, [l, b, n]; None is zero.
         resets: true clears the state before token t is absorbed, [b, t].
         padding: true at positions that change nothing, [b, t].
         dtype: of the computation; float64 is the truth.
         of_ssm: `noise` [l, b, t, n] and `gaps` [b, t] of a Liquid SSM, see `liquid_ssm.liquid_states`.
 
     Returns:
-        logits [b, t, v], states [l, b, d].
+        logits [b, t, v], states [l, b, n].
 
     Raises:
         ValueError: a parameter or token that does not fit the configuration.
@@ -91,11 +91,11 @@ def loss_and_gradients(
 
     Args:
         labels: target of each position, [b, t]; -100 is ignored; all ignored gives loss 0.
-        final_state_gradient: [l, b, d], added at the final states, for a loss that also depends on them.
+        final_state_gradient: [l, b, n], added at the final states, for a loss that also depends on them.
         params, config, tokens, states, resets, padding, dtype, of_ssm: as in `forward`.
 
     Returns:
-        loss, gradients by path, gradient of the initial states [l, b, d].
+        loss, gradients by path, gradient of the initial states [l, b, n].
     """
     logits_btv, _, _, saved = _forward(params, config, tokens, states, resets, padding, dtype, **of_ssm)
     loss, logits_gradient = cross_entropy(logits_btv, labels)
