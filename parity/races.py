@@ -10,7 +10,7 @@ import numpy as np
 from parity.cases import perturbed_parameters
 from parity.perturbed import FACTOR, Rounding
 from parity.trajectories import REORDERINGS, TRAINING, Leg, Order
-from spec.config import LiquidNetConfig, ModelConfig, TrainingConfig
+from spec.config import LiquidNetConfig, LiquidSSMConfig, ModelConfig, TrainingConfig
 from spec.data import Dataset, next_batch
 from spec.noise import with_noise
 from spec.optimizer import decayed_paths
@@ -22,6 +22,7 @@ NOISE = 0.02
 LARGEST_SHARE = 5.0
 # Small enough for the reference, which rounds at random nine times over: three seconds a run.
 SMALL = LiquidNetConfig(vocab_size=257, d_model=16, d_ff=24, n_layers=2, max_seq_len=16)
+SMALL_SSM = LiquidSSMConfig(257, 16, 24, 2, 16, d_state=6, d_tau=3, state="diagonal", exploration_rate=0.5)
 SMALL_TRAINING = replace(TRAINING, batch_size=4, seq_len=16)
 
 Progress = Callable[[str], None]

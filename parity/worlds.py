@@ -20,10 +20,11 @@ import torch.distributed as dist
 
 from parity.cases import ScanCase, perturbed_parameters
 from parity.operations.base import cast
-from parity.races import NOISE, SMALL, SMALL_TRAINING, story_data
+from parity.races import NOISE, SMALL, SMALL_SSM, SMALL_TRAINING, story_data
 from parity.trajectories import MODEL
-from spec.config import TrainingConfig
+from spec.config import LiquidSSMConfig, TrainingConfig
 from spec.data import Batch, next_batch, validation_batches, validation_stream
+from spec.noise import with_noise
 from tools.evaluate import mean_loss
 from torch_impl.parallel import World, leave, world_of
 from torch_impl.scan import METHODS as SCANS
@@ -73,6 +74,7 @@ LAYOUTS = (
     Layout(2, "fsdp", 1, 4),
     Layout(1, "ddp", 1, 5),
 )
+SSM_LAYOUTS, SSM_STEPS = (Layout(2), Layout(3, "fsdp"), Layout(2, "fsdp", 1, 4)), 6
 CHAIN = (Layout(4, "fsdp"), ALONE, Layout(3), Layout(2, "ddp", 2), Layout(2, "fsdp"))
 SCAN_CASES = tuple(
     ScanCase((2, t, 3), "mixture", "normal", resets, padding, seed)
@@ -85,7 +87,9 @@ class Leg:
 
     def __init__(self, layout: Layout, world: World, training: TrainingConfig = TRAINING, model: Any = SMALL):
         self.data, self.training, self.world, self.step = story_data(), training, world, 0
-        self.engine = Engine(model, training, "chunked", micro_batch=layout.micro_batch, world=world)
+        method = "auto" if isinstance(model, LiquidSSMConfig) else "chunked"
+        self.engine = Engine(model, training, method, micro_batch=layout.micro_batch, world=world)
+        self.model = model
         self.engine.load(perturbed_parameters(model, training.seed, NOISE), {}, 0)
 
     def train(self, steps: int) -> tuple[np.ndarray, list[str]]:
@@ -94,6 +98,7 @@ class Leg:
         for _ in range(steps):
             batch = next_batch(self.data, self.step * self.training.batch_size, self.training, self.world.share)
             digests.append(digest(batch, self.world))
+            batch = with_noise(batch, self.model, self.training, self.step * self.training.batch_size, self.world.share)
             told.append(self.engine.train_step(batch, self.training.peak_lr))
             self.step += 1
         return np.array(told), digests
@@ -129,6 +134,15 @@ def curves(found: dict[str, Any]) -> None:
             if dist.get_rank() < layout.size:
                 told, digests = Leg(layout, world, training).train(STEPS)
                 found[f"{'stream ' if stream else ''}{layout.name}"] = {"told": told.tolist(), "digests": digests}
+
+
+def liquid_ssm(found: dict[str, Any]) -> None:
+    """A few steps of a Liquid SSM with noise in some layouts."""
+    for layout in (ALONE, *SSM_LAYOUTS):
+        world = layout.world()
+        if dist.get_rank() < layout.size:
+            told = Leg(layout, world, TRAINING, SMALL_SSM).train(SSM_STEPS)[0]
+            found[f"ssm {layout.name}"] = {"told": told.tolist()}
 
 
 def chain(found: dict[str, Any], stream: bool) -> None:
@@ -287,6 +301,7 @@ def main(out: Path) -> None:
     assert dist.get_world_size() == PROCESSES and set(SCANS) >= {"sequential", "chunked"}
     found: dict[str, Any] = {}
     curves(found)
+    liquid_ssm(found)
     for stream in (False, True):
         chain(found, stream)
     same_bits_after_a_restart(found)

@@ -11,17 +11,14 @@ from parity import backends
 from parity.bounds import assert_within, double_bound
 from parity.cases import DENSE, DIAGONAL, ModelCase, perturbed_parameters
 from parity.operations import OPERATIONS, check, expected
-from parity.races import NOISE, SMALL_TRAINING, bounded_run, story_data
+from parity.races import NOISE, SMALL_SSM, SMALL_TRAINING, bounded_run, story_data
 from parity.trajectories import Leg, hand_over
-from spec.config import LiquidSSMConfig
 from spec.data import Share, next_batch
 from spec.noise import with_noise
 from spec.reference import forward
 from spec.sampling import Sampling, generate
 
 CONFIGS = pytest.mark.parametrize("config", [DENSE, DIAGONAL], ids=lambda config: config.state)
-# As small as parity.races.SMALL.
-TRAINED = LiquidSSMConfig(257, 16, 24, 2, 16, d_state=6, d_tau=3, state="diagonal", exploration_rate=0.5)
 STEPS = 8
 
 
@@ -111,7 +108,7 @@ def test_a_run_goes_over_to_the_other_backend(state, tmp_path, report):
     """Through a native and a neutral checkpoint, with noise, within the bound of the float64 reference."""
     for name in backends.FRAMEWORKS:
         pytest.importorskip(name, reason="hands a run over between both backends")
-    model, data = replace(TRAINED, state=state), story_data()
+    model, data = replace(SMALL_SSM, state=state), story_data()
     truth, bound = bounded_run(data, STEPS, SMALL_TRAINING, model=model)
     for order in (("torch", "jax"), ("jax", "torch")):
         legs = [Leg(name, data, SMALL_TRAINING, model=model, noise=NOISE) for name in order]
@@ -146,16 +143,18 @@ def test_what_is_made_again_is_the_same(face, config):
 def test_noise_is_that_of_the_sample():
     """Whoever has a row, in whatever step it comes; and every sample has its own, as every layer and token."""
     data, training = story_data(), SMALL_TRAINING
-    whole = with_noise(next_batch(data, 8, training), TRAINED, training, 8).noise
+    whole = with_noise(next_batch(data, 8, training), SMALL_SSM, training, 8).noise
     parts = [
-        with_noise(next_batch(data, 8, training, share), TRAINED, training, 8, share).noise
+        with_noise(next_batch(data, 8, training, share), SMALL_SSM, training, 8, share).noise
         for share in (Share(0, 3), Share(1, 3), Share(2, 3))
     ]
     assert whole is not None and whole.shape == (4, 16, 2, 6) and whole.dtype == np.float32
     np.testing.assert_array_equal(np.concatenate([part for part in parts if part is not None]), whole)
     assert len(np.unique(whole)) == whole.size
     assert abs(whole.mean()) < 5.0 / np.sqrt(whole.size) and abs(whole.std() - 1.0) < 5.0 / np.sqrt(whole.size)
-    assert with_noise(next_batch(data, 8, training), replace(TRAINED, exploration_rate=0.0), training, 8).noise is None
+    assert (
+        with_noise(next_batch(data, 8, training), replace(SMALL_SSM, exploration_rate=0.0), training, 8).noise is None
+    )
 
 
 def test_noise_is_for_training_alone(face):
@@ -164,7 +163,7 @@ def test_noise_is_for_training_alone(face):
     batch = next_batch(story_data(), 0, SMALL_TRAINING)
     told = []
     for rate in (0.0, 0.5):
-        one = engine(replace(TRAINED, exploration_rate=rate), SMALL_TRAINING)
-        one.load(perturbed_parameters(TRAINED, 1), {}, 0)
+        one = engine(replace(SMALL_SSM, exploration_rate=rate), SMALL_TRAINING)
+        one.load(perturbed_parameters(SMALL_SSM, 1), {}, 0)
         told.append(one.evaluate(batch)[0])
     assert told[0] == told[1]

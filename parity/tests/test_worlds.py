@@ -17,8 +17,8 @@ pytest.importorskip("torch", reason="torchrun is PyTorch's")
 from parity import worlds
 from parity.bounds import assert_within
 from parity.operations import OPERATIONS
-from parity.races import bounded_run, story_data
-from parity.worlds import ALONE, CHAIN, LAYOUTS, PROCESSES, SCAN_CASES, STEPS, TRAINING
+from parity.races import SMALL_SSM, bounded_run, story_data
+from parity.worlds import ALONE, CHAIN, LAYOUTS, PROCESSES, SCAN_CASES, SSM_LAYOUTS, SSM_STEPS, STEPS, TRAINING
 from spec.data import WHOLE, next_batch
 from spec.sharded import join_shards
 
@@ -47,6 +47,11 @@ def truth(stream: bool):
     return bounded_run(story_data(), STEPS, replace(TRAINING, stream=stream))
 
 
+@cache
+def truth_of_ssm():
+    return bounded_run(story_data(), SSM_STEPS, TRAINING, model=SMALL_SSM)
+
+
 def in_units(run, stream: bool) -> float:
     exact, bound = truth(stream)
     return float((np.abs(np.array(run["told"])[:, 0] - exact) / bound).max())
@@ -59,6 +64,18 @@ def test_losses_of_every_layout_stay_within_the_bound_of_one_process(found, layo
         f"{layout.name}: 30 steps at {units:.2f} of the bound, one process at {in_units(found[ALONE.name], False):.2f}"
     )
     assert 0.0 < units <= 1.0
+
+
+@pytest.mark.parametrize("layout", SSM_LAYOUTS, ids=lambda layout: layout.name)
+def test_a_liquid_ssm_stays_within_the_bound_of_one_process(found, layout, report):
+    """With noise, which is that of each row wherever the row is."""
+    exact, bound = truth_of_ssm()
+    units = {
+        name: float((np.abs(np.array(found[f"ssm {name}"]["told"])[:, 0] - exact) / bound).max())
+        for name in (ALONE.name, layout.name)
+    }
+    report(f"Liquid SSM, {SSM_STEPS} steps: " + ", ".join(f"{name} at {u:.2f}" for name, u in units.items()))
+    assert max(units.values()) <= 1.0
 
 
 def test_the_bound_is_tight(found):
