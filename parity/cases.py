@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,11 @@ NANO_BLOCK = replace(NANO, n_layers=1)
 
 # The content sets the step of about half of the tokens.
 DENSE = LiquidSSMConfig(13, d_model=8, d_ff=12, n_layers=2, max_seq_len=8, d_state=4, d_tau=3, exploration_rate=0.5)
+SSM_KINDS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "diagonal": {"state": "diagonal"},
+    "as_printed": {"hippo": "as_printed"},
+}
 DIAGONAL = replace(DENSE, state="diagonal")
 AS_PRINTED = replace(DENSE, hippo="as_printed")
 

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from parity.cases import SSM_KINDS as KINDS
 from parity.cases import perturbed_parameters
+from parity.complex_step import complex_step
 from spec import LiquidSSMConfig, initial_parameters, parameter_table
 from spec.hippo import legs_frequencies
 from spec.reference import forward, loss_and_gradients
@@ -20,12 +22,6 @@ from spec.reference.liquid_ssm import (
 )
 from spec.reference.model import cross_entropy
 
-STEP = 1e-30
-KINDS: dict[str, dict[str, Any]] = {
-    "dense": {},
-    "diagonal": {"state": "diagonal"},
-    "as_printed": {"hippo": "as_printed"},
-}
 # What sets the step, and a target_dt for that; `problem` knows a better one for both.
 TARGETS = {"target": 1e-3, "content": 1e3, "both": 1e3}
 SMALL = LiquidSSMConfig(5, d_model=3, d_ff=4, n_layers=1, max_seq_len=8, d_state=4, d_tau=2, exploration_rate=0.3)
@@ -66,16 +62,6 @@ def problem(kind: str, n: int = 4, sets_dt: str = "both", length: int = 6) -> Pr
         at = liquid_states(pre_btx, weights, config, state, resets, padding, noise, gaps)[2].clock
         config = replace(config, target_dt=float(np.median(at.dt[..., 0] / gaps)))
     return Problem(config, weights, u_btd, pre_btx, state, resets, padding, noise, gaps)
-
-
-def complex_step(function, array: np.ndarray) -> np.ndarray:
-    """d function / d array, entry by entry: Im f(x + i h) / h, exact to rounding since nothing is subtracted."""
-    gradient = np.empty(array.shape)
-    for index in np.ndindex(array.shape):
-        moved = array.astype(np.complex128)
-        moved[index] += 1j * STEP
-        gradient[index] = function(moved).imag / STEP
-    return gradient
 
 
 def check_gradients(function, arrays: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> None:

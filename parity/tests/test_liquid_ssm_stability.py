@@ -2,22 +2,18 @@
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
+from parity.cases import SSM_KINDS as KINDS
 from spec import LiquidSSMConfig
 from spec.hippo import hippo_matrix, legs_frequencies
 from spec.init import log_time_constants
 from spec.reference.liquid_ssm import clock, liquid_states, solve
 
 EPS = np.finfo(np.float64).eps
-KINDS: dict[str, dict[str, Any]] = {
-    "dense": {},
-    "diagonal": {"state": "diagonal"},
-    "as_printed": {"hippo": "as_printed"},
-}
 STABLE = ("dense", "diagonal")
 
 

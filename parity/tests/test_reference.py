@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from parity.cases import ModelArrays, ModelCase, perturbed_parameters
+from parity.complex_step import complex_step
 from parity.strategies import model_cases
 from spec import LiquidNetConfig, TrainingConfig
 from spec.reference import adamw_step, clip_by_global_norm, forward, loss_and_gradients
@@ -14,7 +15,6 @@ from spec.reference.liquid import decay_gates, scan, scan_adjoint
 from spec.reference.model import cross_entropy
 
 SMALL = LiquidNetConfig(vocab_size=5, d_model=3, d_ff=4, n_layers=2, max_seq_len=4)
-STEP = 1e-30
 very_few = settings(max_examples=max(1, settings().max_examples // 5))
 
 
@@ -24,16 +24,6 @@ def total(params, config, arrays: ModelArrays):
         params, config, arrays.tokens, arrays.states, arrays.resets, arrays.padding, dtype=np.complex128
     )
     return cross_entropy(logits, arrays.labels)[0] + (arrays.final_state_gradient * last).sum()
-
-
-def complex_step(function, array: np.ndarray) -> np.ndarray:
-    """d function / d array, entry by entry: Im f(x + i h) / h, exact to rounding since nothing is subtracted."""
-    gradient = np.empty(array.shape)
-    for index in np.ndindex(array.shape):
-        moved = array.astype(np.complex128)
-        moved[index] += 1j * STEP
-        gradient[index] = function(moved).imag / STEP
-    return gradient
 
 
 @very_few
