@@ -11,6 +11,7 @@ import numpy as np
 from spec.config import LiquidNetConfig, LiquidSSMConfig, ModelConfig, TrainingConfig
 from spec.data import IGNORED_LABEL
 from spec.init import initial_parameters
+from spec.presets import LIQUID_SSMS
 
 LENGTHS = (1, 2, 3, 31, 63, 257, 1000)
 BATCH, WIDTH = 2, 3
@@ -20,6 +21,7 @@ CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=2, max_seq_
 # The widths of nano, over bytes.
 NANO = LiquidNetConfig(vocab_size=257, d_model=128, d_ff=344, n_layers=4, max_seq_len=64)
 NANO_BLOCK = replace(NANO, n_layers=1)
+SSM_NANO_BLOCK = replace(LIQUID_SSMS["ssm-nano"], vocab_size=257, n_layers=1)
 
 # The content sets the step of about half of the tokens.
 DENSE = LiquidSSMConfig(13, d_model=8, d_ff=12, n_layers=2, max_seq_len=8, d_state=4, d_tau=3, exploration_rate=0.5)

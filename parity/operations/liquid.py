@@ -71,6 +71,10 @@ class LiquidStates(Estimated):
 class DenseStates(LiquidStates):
     name = "dense_states"
 
+    def methods(self, face: Any) -> tuple[str, ...]:
+        """All but `parallel`, which refuses."""
+        return tuple(method for method in super().methods(face) if method != "parallel")
+
 
 class DiagonalStates(LiquidStates):
     name = "diagonal_states"

@@ -103,6 +103,7 @@ def test_a_sentence_goes_on_in_the_other_backend(config):
     assert len(set(text("torch"))) > 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("state", ["dense", "diagonal"])
 def test_a_run_goes_over_to_the_other_backend(state, tmp_path, report):
     """Through a native and a neutral checkpoint, with noise, within the bound of the float64 reference."""
@@ -121,6 +122,7 @@ def test_a_run_goes_over_to_the_other_backend(state, tmp_path, report):
     assert np.abs(silent - truth).max() > 10.0 * bound.max()
 
 
+@pytest.mark.long
 @CONFIGS
 def test_half_a_precision_keeps_states_whole(face, config):
     """Products of eight bits: states in float32, a loss near that of float32, gradients of everything."""

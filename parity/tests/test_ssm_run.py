@@ -169,7 +169,11 @@ def test_a_wrong_argument_is_named(face, given, told):
 
 @pytest.mark.parametrize(
     "backend, more",
-    [("torch", ("--state", "dense")), ("torch", ("--stream",)), ("jax", ("--stream",))],
+    [
+        ("torch", ("--state", "dense")),
+        ("torch", ("--stream",)),
+        pytest.param("jax", ("--stream",), marks=pytest.mark.long),
+    ],
     ids=["torch dense", "torch stream", "jax stream"],
 )
 def test_a_run_with_noise_resumes_to_the_same_bits(backend, more, small_data, tmp_path):
