@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from typing import Any
 
@@ -20,11 +19,12 @@ from spec.config import LiquidSSMConfig
 
 def choose_method(config: LiquidSSMConfig, length: int) -> str:
     """The method that `auto` takes for rows of so many tokens."""
+    # `liquidnet bench --liquid-ssm`: on a CPU XLA's loop over time is the faster one at every length.
     return "sequential"
 
 
 def _solve(config: LiquidSSMConfig, method: str, length: int, which: int, *given: Any) -> Solved:
-    """States (0) or gradients (1) by a method; only `auto` may take another one instead.
+    """States (0) or gradients (1) by a method.
 
     A program cannot raise: where a method that was named finds no solution, all it gives is NaN.
     """
@@ -32,21 +32,8 @@ def _solve(config: LiquidSSMConfig, method: str, length: int, which: int, *given
     solved = METHODS[name][which](*given)
     if name == "sequential":
         return solved
-    if method != "auto":
-        found = jax.tree.map(lambda x: jnp.where(solved.converged, x, jnp.nan), solved[:2])
-        return solved._replace(values=found[0], carry=found[1])
-
-    def instead() -> tuple[Array, Array]:
-        jax.debug.callback(_say, name, solved.iterations, solved.residual)
-        return METHODS["sequential"][which](*given)[:2]
-
-    values, carry = jax.lax.cond(solved.converged, lambda: solved[:2], instead)
-    return solved._replace(values=values, carry=carry)
-
-
-def _say(name: str, iterations: Any, residual: Any) -> None:
-    told = f"method {name!r} did not settle in {iterations} iterations, its residual is {residual:.1e}"
-    warnings.warn(f"{told}; 'sequential' goes on instead", RuntimeWarning, stacklevel=2)
+    found = jax.tree.map(lambda x: jnp.where(solved.converged, x, jnp.nan), solved[:2])
+    return solved._replace(values=found[0], carry=found[1])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from tools.cli import main
 from tools.prepare import Prepare
 
 TOLD = "told"
+TEXT = ("--text", "The fox ran home.")
 SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -31,6 +33,21 @@ def text_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     text = SHARED / "tinyshakespeare.txt"
     Prepare(out=out, text=(text,)).run() if text.is_file() else Prepare(out=out, stories=2000).run()
     return open_data(out)
+
+
+@pytest.fixture
+def compare(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str]]:
+    """Runs `liquidnet compare` on a short text; returns its exit code and what it printed."""
+
+    def run(*arguments: object) -> tuple[Any, str]:
+        code: Any = 0
+        try:
+            main(["compare", *map(str, arguments), *(TEXT if "--text-file" not in arguments else ())])
+        except SystemExit as stop:
+            code = stop.code
+        return code, capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture

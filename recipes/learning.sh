@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What nano learns with its default flags: validation loss on a text of your own, three seeds in each backend.
-# Usage: recipes/learning.sh TEXT [DIRECTORY]
+# What nano, or another preset, learns with its default flags: validation loss on a text of your own, three seeds in
+# each backend.
+# Usage: [PRESET=ssm-nano] recipes/learning.sh TEXT [DIRECTORY]
 set -euo pipefail
 
 text=$1
@@ -9,7 +10,7 @@ out=${2:-learning}
 liquidnet prepare --text "$text" --tokenizer byte --out "$out/data"
 for backend in torch jax; do
   for seed in 0 1 2; do
-    liquidnet train "$backend" --preset nano --data "$out/data" --out "$out/$backend-$seed" --seed "$seed"
+    liquidnet train "$backend" --preset "${PRESET:-nano}" --data "$out/data" --out "$out/$backend-$seed" --seed "$seed"
     printf '%s, seed %s: ' "$backend" "$seed"
     liquidnet evaluate --backend "$backend" --checkpoint "$out/$backend-$seed" --data "$out/data"
   done

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from parity import backends, bounds, interpreted
-from parity.fixtures import TOLD, refused, report, small_data, text_data  # noqa: F401  fixtures are found by being here
+from parity.fixtures import TOLD, compare, refused, report, small_data, text_data  # noqa: F401  fixtures are found by being here
 
 interpreted.unless_there_is_a_gpu()
 

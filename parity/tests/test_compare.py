@@ -14,6 +14,7 @@ import pytest
 from parity import backends
 from parity import locate as finder
 from parity.cases import perturbed_parameters
+from parity.fixtures import TEXT
 from parity.locate import first_outside, judge, locate
 from parity.trace import names
 from parity.weights import differences
@@ -27,7 +28,6 @@ from tools.compare import open_sides, parse_source
 CONFIG = LiquidNetConfig(vocab_size=257, d_model=16, d_ff=24, n_layers=2, max_seq_len=8)
 PARAMETERS = perturbed_parameters(CONFIG, seed=1)
 BYTES = byte_backend().to_str()
-TEXT = ("--text", "The fox ran home.")
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(bool(backends.missing(name)), reason=str(backends.missing(name))))
     for name in backends.FRAMEWORKS
@@ -59,21 +59,6 @@ def checkpoint(tmp_path):
         return path
 
     return write
-
-
-@pytest.fixture
-def compare(capsys):
-    """Runs the command; returns its exit code and what it printed."""
-
-    def run(*arguments):
-        code = 0
-        try:
-            main(["compare", *map(str, arguments), *(TEXT if "--text-file" not in arguments else ())])
-        except SystemExit as stop:
-            code = stop.code
-        return code, capsys.readouterr().out
-
-    return run
 
 
 @pytest.fixture

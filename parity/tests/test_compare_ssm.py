@@ -21,7 +21,6 @@ from spec.reference import activations
 from tools.cli import main
 
 # As long as `auto` needs to take the parallel method of torch.
-TEXT = ("--text", "The fox ran home.")
 TOKENS = np.random.default_rng(0).integers(0, DENSE.vocab_size, size=(2, 17))
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(bool(backends.missing(name)), reason=str(backends.missing(name))))
@@ -54,21 +53,6 @@ def checkpoint(tmp_path):
         return tmp_path / name
 
     return write
-
-
-@pytest.fixture
-def compare(capsys):
-    """Runs the command; returns its exit code and what it printed."""
-
-    def run(*arguments):
-        code = 0
-        try:
-            main(["compare", *map(str, arguments), *TEXT])
-        except SystemExit as stop:
-            code = stop.code
-        return code, capsys.readouterr().out
-
-    return run
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

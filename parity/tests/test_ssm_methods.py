@@ -44,26 +44,22 @@ def test_parallel_reports_how_it_got_there(face):
 
 
 def test_parallel_says_where_it_did_not_converge(face, monkeypatch):
-    """By name it raises, or where nothing can raise gives NaN; `auto` steps instead and says so."""
-    liquid, trajectory, *_ = given(face, CASE)
+    """By name it raises, or where nothing can raise gives NaN; `auto`, in torch, steps instead and says so."""
+    trajectory = backends.load_module(face.NAME, "trajectory")
     stepped = results(face, CASE, "sequential")
     monkeypatch.setattr(trajectory, "MOST_ITERATIONS", 2)
-    monkeypatch.setattr(liquid, "choose_method", lambda config, length: "parallel")
     fresh = replace(DIAGONAL, norm_eps=2e-6)  # another configuration, another compiled program
     case = replace(CASE, config=fresh)
-    if face.NAME == "torch":
-        with pytest.raises(
-            FloatingPointError, match=r"'parallel' did not settle in 2 iterations, its residual is .*'se"
-        ):
-            results(face, case, "parallel")
-    else:
+    if face.NAME == "jax":
         found = results(face, case, "parallel")
         assert np.isnan(found["states"]).all() and np.isnan(found["last"]).all() and np.isnan(found["log_tau"]).any()
+        return
+    with pytest.raises(FloatingPointError, match=r"'parallel' did not settle in 2 iterations, its residual is .*'seq"):
+        results(face, case, "parallel")
     with pytest.warns(RuntimeWarning, match=r"did not settle in 2 iterations.*'sequential' goes on instead"):
         fallen_back = results(face, case, "auto")
     for name, expected in stepped.items():
-        # The same method in another program: XLA may fuse otherwise.
-        np.testing.assert_allclose(fallen_back[name], expected, rtol=1e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_array_equal(fallen_back[name], expected, err_msg=name)
 
 
 def test_a_clock_that_hangs_on_every_bit_of_the_state_is_no_trap(face):
@@ -73,7 +69,9 @@ def test_a_clock_that_hangs_on_every_bit_of_the_state_is_no_trap(face):
     wild = of._replace(tau_state=of.tau_state * 1000.0)
     methods = ("parallel", "sequential")
     found = [liquid.liquid_states(pre, wild, DIAGONAL, state, *masks, method)[0] for method in methods]
-    np.testing.assert_allclose(np.asarray(found[0]), np.asarray(found[1]), rtol=1e-4, atol=1e-5)
+    # A rounding of the state reaches the clock a thousand times as large.
+    far = 1000.0 * float(np.finfo(np.float32).eps) * float(np.abs(np.asarray(found[1])).max())
+    np.testing.assert_allclose(np.asarray(found[0]), np.asarray(found[1]), rtol=0, atol=far)
 
 
 def test_either_direction_goes_by_the_length_of_the_row(monkeypatch):
