@@ -7,7 +7,6 @@ Four processes are started once; the smaller worlds are made of the first of the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -18,14 +17,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from parity.cases import ScanCase, perturbed_parameters
+from parity.cases import ScanCase
+from parity.legs import SCAN_CASES, TRAINING, Leg, evaluated, same
 from parity.operations.base import cast
-from parity.races import NOISE, SMALL, SMALL_SSM, SMALL_TRAINING, story_data
+from parity.races import SMALL, SMALL_SSM
 from parity.trajectories import MODEL
 from spec.config import LiquidSSMConfig, TrainingConfig
-from spec.data import Batch, next_batch, validation_batches, validation_stream
-from spec.noise import with_noise
-from tools.evaluate import mean_loss
 from torch_impl.parallel import World, leave, world_of
 from torch_impl.scan import METHODS as SCANS
 from torch_impl.scan.context_parallel import time_sharded
@@ -33,8 +30,6 @@ from torch_impl.train import Engine
 
 PROCESSES = 4
 STEPS = 30
-# Twelve rows: 1, 2, 3 and 4 processes have equal shares, so do 8 but for one row.
-TRAINING = replace(SMALL_TRAINING, batch_size=12)
 HUGE = 2.0**30
 
 
@@ -76,53 +71,12 @@ LAYOUTS = (
 )
 SSM_LAYOUTS, SSM_STEPS = (Layout(2), Layout(3, "fsdp"), Layout(2, "fsdp", 1, 4)), 6
 CHAIN = (Layout(4, "fsdp"), ALONE, Layout(3), Layout(2, "ddp", 2), Layout(2, "fsdp"))
-SCAN_CASES = tuple(
-    ScanCase((2, t, 3), "mixture", "normal", resets, padding, seed)
-    for seed, (t, resets, padding) in enumerate([(5, "none", "none"), (31, "some", "some"), (63, "last", "left")])
-)
 
 
-class Leg:
-    """Steps of one layout on the stories, from perturbed weights."""
-
-    def __init__(self, layout: Layout, world: World, training: TrainingConfig = TRAINING, model: Any = SMALL):
-        self.data, self.training, self.world, self.step = story_data(), training, world, 0
-        method = "auto" if isinstance(model, LiquidSSMConfig) else "chunked"
-        self.engine = Engine(model, training, method, micro_batch=layout.micro_batch, world=world)
-        self.model = model
-        self.engine.load(perturbed_parameters(model, training.seed, NOISE), {}, 0)
-
-    def train(self, steps: int) -> tuple[np.ndarray, list[str]]:
-        """Loss and norm of each step, [steps, 2], and the digest of the tokens that all processes took together."""
-        told, digests = [], []
-        for _ in range(steps):
-            batch = next_batch(self.data, self.step * self.training.batch_size, self.training, self.world.share)
-            digests.append(digest(batch, self.world))
-            batch = with_noise(batch, self.model, self.training, self.step * self.training.batch_size, self.world.share)
-            told.append(self.engine.train_step(batch, self.training.peak_lr))
-            self.step += 1
-        return np.array(told), digests
-
-    def take(self, other: dict[str, Any]) -> None:
-        self.engine.load(other["parameters"], other["moments"], other["step"])
-        self.engine.load_states(other["states"])
-        self.step = other["step"]
-
-    def give(self) -> dict[str, Any]:
-        parameters, moments = self.engine.dump()
-        states = self.engine.dump_states()
-        return {"parameters": parameters, "moments": moments, "states": states, "step": self.step}
-
-
-def digest(batch: Batch, world: World) -> str:
-    """SHA-256 of tokens, labels and resets of the global batch, put together from what each process has."""
-    parts, columns = world.gather(batch), world.share.columns
-    whole = hashlib.sha256()
-    for name in ("tokens", "labels", "resets"):
-        arrays = [getattr(part, name) for part in parts]
-        rows = [np.concatenate(arrays[i : i + columns], axis=1) for i in range(0, len(arrays), columns)]
-        whole.update(np.ascontiguousarray(np.concatenate(rows)).tobytes())
-    return whole.hexdigest()
+def leg(layout: Layout, world: World, training: TrainingConfig = TRAINING, model: Any = SMALL) -> Leg:
+    """The engine of a layout, from perturbed weights."""
+    method = "auto" if isinstance(model, LiquidSSMConfig) else "chunked"
+    return Leg(Engine(model, training, method, micro_batch=layout.micro_batch, world=world), model)
 
 
 def curves(found: dict[str, Any]) -> None:
@@ -132,7 +86,7 @@ def curves(found: dict[str, Any]) -> None:
         for layout in (ALONE, *(LAYOUTS if not stream else CHAIN)):
             world = layout.world()
             if dist.get_rank() < layout.size:
-                told, digests = Leg(layout, world, training).train(STEPS)
+                told, digests = leg(layout, world, training).train(STEPS)
                 found[f"{'stream ' if stream else ''}{layout.name}"] = {"told": told.tolist(), "digests": digests}
 
 
@@ -141,7 +95,7 @@ def liquid_ssm(found: dict[str, Any]) -> None:
     for layout in (ALONE, *SSM_LAYOUTS):
         world = layout.world()
         if dist.get_rank() < layout.size:
-            told = Leg(layout, world, TRAINING, SMALL_SSM).train(SSM_STEPS)[0]
+            told = leg(layout, world, TRAINING, SMALL_SSM).train(SSM_STEPS)[0]
             found[f"ssm {layout.name}"] = {"told": told.tolist()}
 
 
@@ -151,11 +105,11 @@ def chain(found: dict[str, Any], stream: bool) -> None:
     for layout in CHAIN:
         world = layout.world()
         if dist.get_rank() < layout.size:
-            leg = Leg(layout, world, replace(TRAINING, stream=stream))
+            one = leg(layout, world, replace(TRAINING, stream=stream))
             if given is not None:
-                leg.take(given)
-            losses, seen = leg.train(STEPS // len(CHAIN))
-            told, digests, given = [*told, *losses.tolist()], [*digests, *seen], leg.give()
+                one.take(given)
+            losses, seen = one.train(STEPS // len(CHAIN))
+            told, digests, given = [*told, *losses.tolist()], [*digests, *seen], one.give()
         # Those who wait have an older state: the next layout may need them.
         box = [given]
         dist.broadcast_object_list(box, src=0)
@@ -170,7 +124,7 @@ def same_bits_after_a_restart(found: dict[str, Any]) -> None:
         if dist.get_rank() >= layout.size:
             continue
         training = replace(TRAINING, seq_len=64 if model is MODEL else 16)
-        whole, first, second = (Leg(layout, world, training, model) for _ in range(3))
+        whole, first, second = (leg(layout, world, training, model) for _ in range(3))
         whole.train(4)
         first.train(2)
         second.take(first.give())
@@ -181,23 +135,23 @@ def same_bits_after_a_restart(found: dict[str, Any]) -> None:
 def shards(found: dict[str, Any], out: Path) -> None:
     """Shards of four processes that keep training meanwhile, read by three, by two with copies, and by one."""
     writers = Layout(4, "fsdp")
-    leg = Leg(writers, writers.world())
-    leg.train(3)
-    given = leg.give()
-    if leg.world.rank == 0:
+    writer = leg(writers, writers.world())
+    writer.train(3)
+    given = writer.give()
+    if writer.world.rank == 0:
         (out / "shards").mkdir()
     dist.barrier()
-    writing = leg.engine.save_shards(out / "shards")
-    leg.train(2)
+    writing = writer.engine.save_shards(out / "shards")
+    writer.train(2)
     writing.result()
-    if leg.world.rank == 0:
+    if writer.world.rank == 0:
         flat = {f"parameters.{path}": x for path, x in given["parameters"].items()}
         flat |= {f"{kind}.{path}": x for kind, group in given["moments"].items() for path, x in group.items()}
         np.savez(out / "whole.npz", **flat)
     for layout in (Layout(3, "fsdp"), Layout(2), ALONE):
         world = layout.world()
         if dist.get_rank() < layout.size:
-            reader = Leg(layout, world)
+            reader = leg(layout, world)
             reader.engine.load_shards(out / "shards", 3)
             reader.step = 3
             found.setdefault("shards", {})[layout.name] = same(reader.give(), given)
@@ -246,12 +200,10 @@ def validation(found: dict[str, Any]) -> None:
         world = layout.world()
         if dist.get_rank() >= layout.size:
             continue
-        leg = Leg(layout, world)
-        data = replace(leg.data, val=leg.data.train[:1000])
-        windows = mean_loss(leg.engine, validation_batches(data, 16, 5, 62))
-        stream = mean_loss(leg.engine, validation_stream(data, 70, 1000), carry=True)
+        one = leg(layout, world)
         # After an evaluation the parameters must be the parts again that the optimizer knows.
-        told = leg.train(1)[0].tolist()
+        windows, stream = evaluated(one)
+        told = one.train(1)[0].tolist()
         found.setdefault("validation", {})[layout.name] = [windows, stream, *told[0]]
 
 
@@ -262,10 +214,10 @@ def half_precision(found: dict[str, Any]) -> None:
             world = layout.world()
             if dist.get_rank() >= layout.size:
                 continue
-            leg = Leg(layout, world, replace(TRAINING, compute_dtype=dtype))
-            leg.engine.load_extra_state({"grad_scaler": {**leg.engine.scaler.state_dict(), "scale": HUGE}})
-            told = leg.train(3)[0].tolist()
-            found.setdefault(dtype, {})[layout.name] = {"told": told, **leg.engine.extra_state()}
+            one = leg(layout, world, replace(TRAINING, compute_dtype=dtype))
+            one.engine.load_extra_state({"grad_scaler": {**one.engine.scaler.state_dict(), "scale": HUGE}})
+            told = one.train(3)[0].tolist()
+            found.setdefault(dtype, {})[layout.name] = {"told": told, **one.engine.extra_state()}
 
 
 def saved_bytes(found: dict[str, Any]) -> None:
@@ -274,7 +226,7 @@ def saved_bytes(found: dict[str, Any]) -> None:
     model = replace(SMALL, d_model=32, d_ff=48, vocab_size=257)
     for layout in (ALONE, Layout(4, "ddp", 4)):
         world = layout.world()
-        leg = Leg(layout, world, training, model)
+        one = leg(layout, world, training, model)
         kept = 0
 
         def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -283,15 +235,8 @@ def saved_bytes(found: dict[str, Any]) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            leg.train(1)
+            one.train(1)
         found.setdefault("saved bytes", {})[layout.name] = kept
-
-
-def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two states are equal in every bit."""
-    groups = [(a["parameters"], b["parameters"]), *((a["moments"][kind], b["moments"][kind]) for kind in a["moments"])]
-    equal = all(x[path].tobytes() == y[path].tobytes() for x, y in groups for path in x)
-    return equal and a["step"] == b["step"] and all(len(x) == len(y) > 0 for x, y in groups)
 
 
 def main(out: Path) -> None:

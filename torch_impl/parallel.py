@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from spec.data import WHOLE, Share
+from spec.data import Share
+from spec.processes import Processes, Value
 from torch_impl.devices import default_device
 
 if TYPE_CHECKING:
@@ -23,20 +24,16 @@ if TYPE_CHECKING:
 
     from torch_impl.model import LanguageModel
 
-Value = TypeVar("Value")
-
 MOST_TIMEOUT = 1e6
 _LOSS = ("gloo", "Timed out waiting", "ncclRemoteError", "remote process exited")
 
 
 @dataclass(frozen=True)
-class World:
+class World(Processes):
     """The processes that train one model together.
 
     Args:
-        rank: number of this process.
-        size: how many there are.
-        share: this process's part of every global batch.
+        rank, size, share: as in Processes.
         sharded: each process keeps a part of the parameters (FSDP) instead of a copy (DDP).
         group: all of them, between their devices; None where this process is alone.
         host_group: all of them, between their hosts.
@@ -44,60 +41,10 @@ class World:
         sequence_group: those that share each row; None where rows are not cut.
     """
 
-    rank: int = 0
-    size: int = 1
-    share: Share = WHOLE
-    sharded: bool = False
     group: ProcessGroup | None = None
     host_group: ProcessGroup | None = None
     saving_group: ProcessGroup | None = None
     sequence_group: ProcessGroup | None = None
-
-    def agree(self, flag: bool) -> bool:
-        """Whether the flag is true in any process."""
-        return flag if self.group is None else self.total(float(flag)) > 0.0
-
-    def tell(self, make: Callable[[], Value]) -> Value:
-        """What `make` returns in the first process, in every process; its errors too."""
-        if self.group is None:
-            return make()
-        told: list[Any] = [None]
-        with self.together():
-            if self.rank == 0:
-                told = [make()]
-        dist.broadcast_object_list(told, group=self.host_group, group_src=0)
-        return told[0]
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """What fails inside in one process fails in all of them; the first one says why.
-
-        Raises:
-            ValueError: another process failed; else, in the first one, its own error.
-        """
-        if self.group is None:
-            yield
-            return
-        error: Exception | None = None
-        try:
-            yield
-        except Exception as caught:  # whatever it is: the others must not wait for this process for ever
-            error = caught
-        told = self.gather(None if error is None else str(error) or type(error).__name__)
-        failed = [f"process {rank} of {self.size}: {told[rank]}" for rank in range(self.size) if told[rank] is not None]
-        if failed:
-            self.leave_it_to_the_first(2)
-            raise ValueError(failed[0]) if error is None else error
-
-    def leave_it_to_the_first(self, code: int) -> None:
-        """In every process but the first: exit with the code, once the first one has ended.
-
-        torchrun ends whoever is left as soon as one process has gone; the first one has something to say before.
-        """
-        if self.rank > 0:
-            with suppress(RuntimeError):  # of the connection, which ends with the first process
-                self.gather(None)
-            sys.exit(code)
 
     def lost(self, error: BaseException) -> bool:
         """Whether the error says that another process is gone."""
@@ -129,7 +76,7 @@ class World:
         return value
 
 
-def join(parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.0) -> World:
+def join(parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.0, mesh: str | None = None) -> World:
     """Join the processes that were started together.
 
     torchrun tells by environment variables who they are; without it, this process is alone.
@@ -138,12 +85,15 @@ def join(parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.
         parallel: `ddp`, each process has a copy of the parameters, or `fsdp`, a part of them.
         context_parallel: processes that cut each row in time between them.
         timeout: seconds to wait for another process before it counts as lost.
+        mesh: devices of each axis, which is JAX's way to say all of this.
 
     Raises:
-        ValueError: the number of processes is no multiple of `context_parallel`, a timeout that is no time, fewer
-            GPUs than processes, or a device that cannot send to another.
+        ValueError: a mesh, the number of processes is no multiple of `context_parallel`, a timeout that is no time,
+            fewer GPUs than processes, or a device that cannot send to another.
         ConnectionError: the others were not found.
     """
+    if mesh is not None:
+        raise ValueError(f"--mesh {mesh} is JAX's; with torch use torchrun, --parallel and --context-parallel")
     size, local_rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     if not 1.0 <= timeout <= MOST_TIMEOUT:
         raise ValueError(f"--rank-timeout must be from 1 to {MOST_TIMEOUT:g} seconds, got {timeout:g}")
@@ -169,9 +119,14 @@ def join(parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.
         raise ConnectionError(f"process {os.environ['RANK']} of {size} did not find the others: {error}") from error
 
 
+def has_joined() -> bool:
+    """Whether this process has joined others."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def leave(code: int) -> None:
     """End a process that has joined others at once, before its interpreter is taken down; any other one goes on."""
-    if dist.is_available() and dist.is_initialized():
+    if has_joined():
         # A thread of gloo's that lets go of a tensor wants the GIL. An interpreter that is being taken down ends such a
         # thread where C++ allows no end, and the process aborts: now and then -6 for an exit code.
         sys.stdout.flush()

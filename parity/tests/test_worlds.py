@@ -16,10 +16,12 @@ pytest.importorskip("torch", reason="torchrun is PyTorch's")
 
 from parity import worlds
 from parity.bounds import assert_within
+from parity.legs import SCAN_CASES, TRAINING, digest
 from parity.operations import OPERATIONS
 from parity.races import SMALL_SSM, bounded_run, story_data
-from parity.worlds import ALONE, CHAIN, LAYOUTS, PROCESSES, SCAN_CASES, SSM_LAYOUTS, SSM_STEPS, STEPS, TRAINING
-from spec.data import WHOLE, next_batch
+from parity.worlds import ALONE, CHAIN, LAYOUTS, PROCESSES, SSM_LAYOUTS, SSM_STEPS, STEPS
+from spec.data import next_batch
+from spec.processes import Processes
 from spec.sharded import join_shards
 
 pytestmark = pytest.mark.long
@@ -89,7 +91,7 @@ def test_every_layout_sees_the_same_tokens(found, stream):
     alone = found[prefix + ALONE.name]["digests"]
     # What one process saw is what the specification says.
     batches = (next_batch(story_data(), step * TRAINING.batch_size, training) for step in range(STEPS))
-    assert alone == [worlds.digest(batch, worlds.World(share=WHOLE)) for batch in batches]
+    assert alone == [digest(batch, Processes()) for batch in batches]
     assert len(set(alone)) == STEPS
     for name in [prefix + layout.name for layout in (CHAIN if stream else LAYOUTS)] + [f"{prefix}chain"]:
         assert found[name]["digests"] == alone, name

@@ -1,0 +1,85 @@
+"""Steps of a small run in some layout of processes or devices: what parity/worlds.py and parity/meshes.py share."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from parity.cases import ScanCase, perturbed_parameters
+from parity.races import NOISE, SMALL_TRAINING, story_data
+from spec.data import Batch, next_batch, validation_batches, validation_stream
+from spec.noise import with_noise
+from spec.processes import Processes
+from tools.evaluate import mean_loss
+
+# Twelve rows: 1, 2, 3 and 4 processes have equal shares, 8 have not.
+TRAINING = replace(SMALL_TRAINING, batch_size=12)
+SCAN_CASES = tuple(
+    ScanCase((2, t, 3), "mixture", "normal", resets, padding, seed)
+    for seed, (t, resets, padding) in enumerate([(5, "none", "none"), (31, "some", "some"), (63, "last", "left")])
+)
+
+
+STREAMED = 72
+"""Tokens at a time of the text as one sequence: of 2, 4 and 8 devices that share a row."""
+
+
+class Leg:
+    """Steps of one engine on the stories, from perturbed weights."""
+
+    def __init__(self, engine: Any, model: Any):
+        self.data, self.engine, self.model, self.step = story_data(), engine, model, 0
+        self.training, self.world = engine.training, engine.world
+        engine.load(perturbed_parameters(model, self.training.seed, NOISE), {}, 0)
+
+    def train(self, steps: int) -> tuple[np.ndarray, list[str]]:
+        """Loss and norm of each step, [steps, 2], and the digest of the tokens that all processes took together."""
+        told, digests = [], []
+        for _ in range(steps):
+            consumed = self.step * self.training.batch_size
+            batch = next_batch(self.data, consumed, self.training, self.world.share)
+            digests.append(digest(batch, self.world))
+            batch = with_noise(batch, self.model, self.training, consumed, self.world.share)
+            told.append(self.engine.train_step(batch, self.training.peak_lr))
+            self.step += 1
+        return np.array(told), digests
+
+    def take(self, other: dict[str, Any]) -> None:
+        """Go on from what another leg gave."""
+        self.engine.load(other["parameters"], other["moments"], other["step"])
+        self.engine.load_states(other["states"])
+        self.step = other["step"]
+
+    def give(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        parameters, moments = self.engine.dump()
+        states = self.engine.dump_states()
+        return {"parameters": parameters, "moments": moments, "states": states, "step": self.step}
+
+
+def evaluated(leg: Leg) -> tuple[float, float]:
+    """The mean loss over a text in windows, and as one sequence, in batches that do not divide between processes."""
+    data = replace(leg.data, val=leg.data.train[:1000])
+    windows = mean_loss(leg.engine, validation_batches(data, 16, 5, 62))
+    return windows, mean_loss(leg.engine, validation_stream(data, STREAMED, 1000), carry=True)
+
+
+def digest(batch: Batch, world: Processes) -> str:
+    """SHA-256 of tokens, labels and resets of the global batch, put together from what each process has."""
+    parts, columns = world.gather(batch), world.share.columns
+    whole = hashlib.sha256()
+    for name in ("tokens", "labels", "resets"):
+        arrays = [getattr(part, name) for part in parts]
+        rows = [np.concatenate(arrays[i : i + columns], axis=1) for i in range(0, len(arrays), columns)]
+        whole.update(np.ascontiguousarray(np.concatenate(rows)).tobytes())
+    return whole.hexdigest()
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two states are equal in every bit."""
+    groups = [(a["parameters"], b["parameters"]), *((a["moments"][kind], b["moments"][kind]) for kind in a["moments"])]
+    equal = all(x[path].tobytes() == y[path].tobytes() for x, y in groups for path in x)
+    return equal and a["step"] == b["step"] and all(len(x) == len(y) > 0 for x, y in groups)
