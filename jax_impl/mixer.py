@@ -12,6 +12,9 @@ from jaxtyping import Array, Bool, Float
 
 from jax_impl import scan as scans
 from jax_impl.layers import Linear, accumulate_dtype
+from jax_impl.pallas_mixer import fused_mixer
+from jax_impl.platforms import by_platform
+from jax_impl.scan.context_parallel import sharing
 from spec.axes import BD, BT, BT3D, BTD, D
 from spec.config import LiquidNetConfig, require_known
 
@@ -58,7 +61,30 @@ def unfused_mixer(
     return (gate_btd * states_btd).astype(pre_btx.dtype), last_bd
 
 
-METHODS = {name: partial(unfused_mixer, scan_method=name) for name in ("auto", *scans.METHODS)}
+def _automatic(
+    pre_btx: Float[Array, BT3D],
+    decay_bias_d: Float[Array, D],
+    delta_min: float,
+    *rest: Float[Array, BD] | Bool[Array, BT] | None,
+) -> tuple[Float[Array, BTD], Float[Array, BD]]:
+    """One kernel where the program is lowered for a TPU; parts elsewhere, for a few tokens, or where time is shared."""
+
+    def fused(pre_btx, decay_bias_d, *rest):
+        return fused_mixer(pre_btx, decay_bias_d, delta_min, *rest, only_tpu=True)
+
+    def unfused(pre_btx, decay_bias_d, *rest):
+        return unfused_mixer(pre_btx, decay_bias_d, delta_min, *rest, scan_method="auto")
+
+    if pre_btx.shape[1] <= scans.FEW or sharing() is not None:
+        return unfused(pre_btx, decay_bias_d, *rest)
+    return by_platform(pre_btx, decay_bias_d, *rest, tpu=fused, default=unfused)
+
+
+METHODS = {
+    "auto": _automatic,
+    **{name: partial(unfused_mixer, scan_method=name) for name in scans.METHODS},
+    "pallas": fused_mixer,
+}
 
 
 def mixer(

@@ -1,4 +1,4 @@
-"""Lets the Triton kernels run interpreted in this process, where there is no GPU to run them."""
+"""Lets the Triton kernels run interpreted in this process, where there is no GPU to run them; Pallas always may."""
 
 from __future__ import annotations
 
@@ -10,6 +10,18 @@ from pathlib import Path
 
 METHODS: set[str] = set()
 """Methods of torch_impl that run interpreted in this process; empty on a GPU."""
+PALLAS = "pallas"
+"""The method of jax_impl that is interpreted wherever there is no TPU."""
+WHY_NOT = "interpreted here, seconds a problem: parity/tests/test_pallas.py has it"
+
+
+def is_slow(backend: str, method: str) -> bool:
+    """Whether the backend's method is interpreted here."""
+    if backend == "torch":
+        return method in METHODS
+    import jax
+
+    return method == PALLAS and jax.default_backend() != "tpu"
 
 
 def unless_there_is_a_gpu() -> None:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import seed as seeded
 from hypothesis.errors import NoSuchExample
 
-from parity import backends
+from parity import backends, interpreted
 from parity.bounds import in_units
 from parity.cases import NANO
 from parity.operations import OPERATIONS, Operation, check, expected
@@ -147,7 +147,9 @@ def rows_of(operation: Operation, names: Iterable[str]) -> list[Row]:
         methods = operation.methods(backends.load(name))
         # Where there is a choice, `auto` is one of the others.
         for method in [method for method in methods if method != "auto"] or methods:
-            rows += [Row(operation.name, name, method, dtype, operation.theorem) for dtype in operation.dtypes]
+            reason = interpreted.WHY_NOT if interpreted.is_slow(name, method) else None
+            for dtype in operation.dtypes:
+                rows.append(Row(operation.name, name, method, dtype, operation.theorem, skipped=reason))
     return rows
 
 

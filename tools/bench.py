@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from parity.interpreted import is_slow
 from spec.config import LiquidNetConfig, TrainingConfig, require_integer
 from spec.files import new_file
 from spec.presets import RECIPES, preset
@@ -187,12 +188,13 @@ def _jax_scans() -> dict[str, Callable[[], None]]:
     both = jax.jit(
         jax.grad(lambda decay, drive, method: scan(decay, drive, method=method)[0].sum(), (0, 1)), static_argnums=2
     )
-    return _named(
-        "jax",
-        METHODS,
-        lambda method: jax.block_until_ready(forward(decay, drive, method)),
-        lambda method: jax.block_until_ready(both(decay, drive, method)),
-    )
+
+    def run(program: Any, method: str) -> None:
+        if is_slow("jax", method):
+            raise NotImplementedError("interpreted here, which says nothing of a TPU")
+        jax.block_until_ready(program(decay, drive, method))
+
+    return _named("jax", METHODS, partial(run, forward), partial(run, both))
 
 
 _SCANS = {"torch": _torch_scans, "jax": _jax_scans}

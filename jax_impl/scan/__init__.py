@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jax_impl.platforms import by_platform
 from jax_impl.scan.associative import associative
-from jax_impl.scan.chunked import chunked
+from jax_impl.scan.chunked import chunked, chunked_adjoint
+from jax_impl.scan.context_parallel import context_parallel_scan, sharing
+from jax_impl.scan.pallas_scan import pallas_adjoint, pallas_scan
 from jax_impl.scan.sequential import sequential
 from spec.axes import BD, BT, BTD
 from spec.config import require_known
 
-METHODS = {"sequential": sequential, "associative": associative, "chunked": chunked}
+METHODS = {"sequential": sequential, "associative": associative, "chunked": chunked, "pallas": pallas_scan}
+# The gradients of a method that has a form of its own for them; of any other one, `_reversed`.
+ADJOINTS: dict[str, Callable[..., tuple[Array, Array, Array]]] = {"chunked": chunked_adjoint, "pallas": pallas_adjoint}
+FEW = 16
+"""So few tokens are taken one after another everywhere."""
 
 
 def choose_method(shape: tuple[int, ...]) -> str:
-    """The method that `auto` takes for a scan of shape [b, t, d]."""
-    return "sequential" if shape[1] <= 16 else "chunked"
+    """The method that `auto` takes for a scan of shape [b, t, d].
+
+    In a program for the devices that are here; one that is lowered for others takes theirs.
+    """
+    if shape[1] <= FEW:
+        return "sequential"
+    return "pallas" if jax.default_backend() == "tpu" else "chunked"
 
 
 def scan(
@@ -53,34 +66,64 @@ def scan(
     state_bd = jnp.zeros((b, d), drive_btd.dtype) if state_bd is None else state_bd
     if tuple(state_bd.shape) != (b, d):
         raise ValueError(f"the state needs shape {(b, d)}, got {tuple(state_bd.shape)}")
-    method = choose_method(decay_btd.shape) if method == "auto" else method
-    require_known("scan method", method, METHODS)
+    if method != "auto":
+        require_known("scan method", method, METHODS)
     if resets_bt is not None:
         decay_btd = jnp.where(resets_bt[..., None], 0.0, decay_btd)
     if padding_bt is not None:
         decay_btd = jnp.where(padding_bt[..., None], 1.0, decay_btd)
         drive_btd = jnp.where(padding_bt[..., None], 0.0, drive_btd)
-    states_btd: Array = _scan(decay_btd, drive_btd, state_bd, method)
-    return states_btd, states_btd[:, -1]
+    group = sharing()
+    if group is not None:
+        run = _states(method), _adjoint(method)
+        return context_parallel_scan(decay_btd, drive_btd, state_bd, *run, group)
+    return _scan(decay_btd, drive_btd, state_bd, method)
+
+
+def _states(method: str) -> Callable[[Array, Array, Array], Array]:
+    return _automatic if method == "auto" else METHODS[method]
+
+
+def _adjoint(method: str) -> Callable[..., tuple[Array, Array, Array]]:
+    if method == "auto":
+        return _automatic_adjoint
+    return ADJOINTS.get(method) or partial(_reversed, METHODS[method])
+
+
+def _automatic(decay_btd, drive_btd, state_bd):
+    if decay_btd.shape[1] <= FEW:
+        return sequential(decay_btd, drive_btd, state_bd)
+    return by_platform(decay_btd, drive_btd, state_bd, tpu=partial(pallas_scan, only_tpu=True), default=chunked)
+
+
+def _automatic_adjoint(decay_btd, *saved_and_gradients):
+    if decay_btd.shape[1] <= FEW:
+        return _adjoint("sequential")(decay_btd, *saved_and_gradients)
+    kernel = partial(pallas_adjoint, only_tpu=True)
+    return by_platform(decay_btd, *saved_and_gradients, tpu=kernel, default=chunked_adjoint)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _scan(decay_btd, drive_btd, state_bd, method):
-    """The adjoint of any method is the same method in reversed time; only decay, states and h_{-1} are kept."""
-    return METHODS[method](decay_btd, drive_btd, state_bd)
+    """Only decay, states and h_{-1} are kept for the gradients."""
+    return _forward(decay_btd, drive_btd, state_bd, method)[0]
 
 
 def _forward(decay_btd, drive_btd, state_bd, method):
-    states_btd = METHODS[method](decay_btd, drive_btd, state_bd)
-    return states_btd, (decay_btd, states_btd, state_bd)
+    states_btd = _states(method)(decay_btd, drive_btd, state_bd)
+    return (states_btd, states_btd[:, -1]), (decay_btd, states_btd, state_bd)
 
 
-def _backward(method, saved, states_gradient_btd):
-    decay_btd, states_btd, state_bd = saved
-    following_btd = jnp.concatenate([jnp.ones_like(state_bd)[:, None], jnp.flip(decay_btd[:, 1:], 1)], axis=1)
-    g_btd = jnp.flip(METHODS[method](following_btd, jnp.flip(states_gradient_btd, 1), jnp.zeros_like(state_bd)), 1)
-    previous_btd = jnp.concatenate([state_bd[:, None], states_btd[:, :-1]], axis=1)
-    return g_btd * previous_btd, g_btd, decay_btd[:, 0] * g_btd[:, 0]
+def _backward(method, saved, gradients):
+    return _adjoint(method)(*saved, *gradients)
 
 
 _scan.defvjp(_forward, _backward)
+
+
+def _reversed(method, decay_btd, states_btd, state_bd, states_gradient_btd, final_gradient_bd):
+    """Gradients of decay, drive and initial state: the adjoint of a method is the same method in reversed time."""
+    following_btd = jnp.concatenate([jnp.ones_like(state_bd)[:, None], jnp.flip(decay_btd[:, 1:], 1)], axis=1)
+    g_btd = jnp.flip(method(following_btd, jnp.flip(states_gradient_btd, 1), final_gradient_bd), 1)
+    previous_btd = jnp.concatenate([state_bd[:, None], states_btd[:, :-1]], axis=1)
+    return g_btd * previous_btd, g_btd, decay_btd[:, 0] * g_btd[:, 0]

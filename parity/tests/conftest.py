@@ -43,8 +43,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             rows.append(pytest.param(*[None] * (1 + with_method), id=name, marks=skip))
         elif with_method:
             face = backends.load(name)
-            # What is interpreted takes a second an example, and has test_operations.py and test_kernels.py.
-            methods = [method for method in face.METHODS["scan"] if method not in interpreted.METHODS]
+            # What is interpreted takes a second an example; test_operations, test_kernels and test_pallas have it.
+            methods = [method for method in face.METHODS["scan"] if not interpreted.is_slow(name, method)]
             rows += [pytest.param(face, method, id=f"{name}-{method}") for method in methods]
         else:
             rows.append(pytest.param(backends.load(name), id=name))
@@ -63,9 +63,12 @@ def method_runs_here(request: pytest.FixtureRequest) -> None:
 @pytest.fixture
 def native_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out what is interpreted here, where a test is about something else and would take minutes."""
-    if interpreted.METHODS:
-        face = backends.load("torch")
-        native = {name: tuple(m for m in every if m not in interpreted.METHODS) for name, every in face.METHODS.items()}
+    for backend in (name for name in backends.FRAMEWORKS if not backends.missing(name)):
+        face = backends.load(backend)
+        native = {
+            name: tuple(method for method in every if not interpreted.is_slow(backend, method))
+            for name, every in face.METHODS.items()
+        }
         monkeypatch.setattr(face, "METHODS", native)
 
 

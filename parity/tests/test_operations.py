@@ -46,7 +46,7 @@ class TestOperation:
     """
 
     def test_within_its_bound(self, name, backend, method, dtype):
-        slow = backend == "torch" and method in interpreted.METHODS
+        slow = interpreted.is_slow(backend, method)
         often = RARELY if slow else OFTEN if OPERATIONS[name].theorem else SELDOM
 
         @often

@@ -1,4 +1,4 @@
-"""The scan over a sequence that several processes share. Twin: none yet. Truth: spec/reference/liquid.py."""
+"""The scan of a shared sequence. Twin: jax_impl/scan/context_parallel.py. Truth: spec/reference/liquid.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _group: dist.ProcessGroup | None = None
 
 @contextmanager
 def time_sharded(group: dist.ProcessGroup | None) -> Iterator[None]:
-    """Inside, forward and backward, each process of the group holds one stretch of time, in the order of ranks.
+    """Inside, forward and backward, each member of the group holds one stretch of time, in the order of ranks.
 
     The stretches may differ in length. The initial state is that of the first process; each process is given the last
     state of the whole sequence. Gradients are those of the sum of all processes' objectives.
@@ -36,7 +36,7 @@ def time_sharded(group: dist.ProcessGroup | None) -> Iterator[None]:
 
 
 def sharing() -> dist.ProcessGroup | None:
-    """The processes that the sequence is shared with just now."""
+    """The group that the sequence is shared between just now."""
     return _group
 
 
