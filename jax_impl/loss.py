@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from jax_impl.one_pass import TPU_ROWS, TPU_WORDS, one_pass
+from jax_impl.platforms import by_platform
 from spec.axes import ANY_D, ANY_V, BT, BTD, ND, SCALAR, VD, N
 from spec.config import require_known
 from spec.data import IGNORED_LABEL
@@ -55,11 +59,32 @@ def chunked(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp
     return nats
 
 
-METHODS = {"full": full, "chunked": chunked}
+def _one_pass_on_tpu(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
+    """A tile of TPU_ROWS * TPU_WORDS logits at a time, which never leave the vector memory."""
+    return one_pass(hidden_nd, embedding_vd, labels_n, compute, TPU_ROWS * TPU_WORDS, TPU_WORDS)
+
+
+def _one_pass(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
+    """At most CHUNK_LOGITS logits live, on a TPU a tile of them; the forward pass makes the gradients too."""
+    elsewhere = partial(one_pass, compute=compute, chunk_logits=CHUNK_LOGITS)
+    on_tpu = partial(_one_pass_on_tpu, compute=compute)
+    return by_platform(hidden_nd, embedding_vd, labels_n, tpu=on_tpu, default=elsewhere)
+
+
+def _auto(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
+    """On a TPU `one_pass`, elsewhere the plain form of the same semantics."""
+    elsewhere, on_tpu = (partial(f, compute=compute) for f in (METHODS[choose_method()], _one_pass_on_tpu))
+    return by_platform(hidden_nd, embedding_vd, labels_n, tpu=on_tpu, default=elsewhere)
+
+
+METHODS = {"full": full, "chunked": chunked, "one_pass": _one_pass}
 
 
 def choose_method() -> str:
-    """What `auto` takes."""
+    """What `auto` takes.
+
+    This off the TPU; there `one_pass`, which is decided where the program is lowered.
+    """
     return "chunked"
 
 
@@ -82,8 +107,9 @@ def cross_entropy(
     Raises:
         ValueError: an unknown method.
     """
-    method = choose_method() if method == "auto" else method
-    require_known("loss method", method, METHODS)
+    if method != "auto":
+        require_known("loss method", method, METHODS)
     labels_n = labels_bt.reshape(-1)
-    nats = METHODS[method](hidden_btd.reshape(-1, hidden_btd.shape[-1]), embedding_vd, labels_n, compute)
+    run = _auto if method == "auto" else METHODS[method]
+    nats = run(hidden_btd.reshape(-1, hidden_btd.shape[-1]), embedding_vd, labels_n, compute)
     return nats, (labels_n != IGNORED_LABEL).sum()

@@ -1,4 +1,4 @@
-"""Cross-entropy with its gradients in one pass over the logits. No twin: JAX's gradients are made by a transformation.
+"""Cross-entropy with its gradients in one pass. Twin: jax_impl/one_pass.py. Truth: spec/reference/model.py.
 
 The gradient of -log softmax(logits)[label] by the logits needs nothing that comes after it but one factor, the gradient
 of the sum of nats. So each chunk of logits is turned into its gradients where it stands, and dropped; the backward pass
