@@ -4,6 +4,7 @@
 
 `optimizer.safetensors` holds `first_moment.<path>` and `second_moment.<path>`, `states.safetensors` the one tensor
 `states`; they and `tokenizer.json` are absent where the checkpoint has none. SHA256SUMS names every other file.
+Parameters and moments may lie in parts instead (`spec/sharded.py`).
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors
 
-from spec.checksums import checksums, file_sha256, listed_sums, sha256, verify
+from spec.checksums import checksums, file_sha256, files_below, listed_sums, sha256, verify
 from spec.config import ModelConfig, config_from_json, config_to_json, require_integer, training_from_json
 from spec.files import new_directory, read_file, require_file
 from spec.optimizer import MOMENTS
 from spec.parameters import check_parameters
-from spec.sharded import PARAMETERS, is_shard, join_shards, one_shard
+from spec.sharded import ORBAX, PARAMETERS, by_kind, is_part, is_shard, join_shards, named_arrays, one_shard
 from spec.tensors import DTYPES, Arrays, pack, unpack
 
 FORMAT_VERSION = 1
@@ -61,6 +62,10 @@ class Checkpoint:
 
 def validate(checkpoint: Checkpoint) -> None:
     """Raises ValueError for a tensor that is missing, misshapen, of a strange dtype or not finite, or a bad counter."""
+    layers, tensors = checkpoint.config.n_layers, len(checkpoint.parameters)
+    # A table of two billion layers would fill the memory before a tensor could be found missing.
+    if layers > tensors:
+        raise ValueError(f"config.json asks for {layers} layers, there are {tensors} tensors")
     check_parameters(checkpoint.config, checkpoint.parameters)
     if checkpoint.moments and set(checkpoint.moments) != set(MOMENTS):
         raise ValueError(f"optimizer state needs {' and '.join(MOMENTS)}, got {', '.join(checkpoint.moments)}")
@@ -110,7 +115,7 @@ def to_files(checkpoint: Checkpoint, sharded: bool = False) -> dict[str, bytes]:
     files = files_beside(checkpoint)
     flat = {f"{name}.{path}": array for name, group in checkpoint.moments.items() for path, array in group.items()}
     if sharded:
-        files |= one_shard({**{f"{PARAMETERS}.{path}": array for path, array in checkpoint.parameters.items()}, **flat})
+        files |= one_shard(named_arrays(checkpoint.parameters, checkpoint.moments))
     else:
         files["model.safetensors"] = pack(checkpoint.parameters)
         files |= {"optimizer.safetensors": pack(flat)} if flat else {}
@@ -139,9 +144,9 @@ def from_files(files: Mapping[str, bytes], where: object) -> Checkpoint:
         shards = {name: content for name, content in files.items() if is_shard(name)}
         if shards and ("model.safetensors" in files or "optimizer.safetensors" in files):
             raise ValueError("it holds the weights twice, whole and in shards")
-        groups = _by_kind(join_shards(shards)) if shards else {PARAMETERS: _unpack(files, "model.safetensors")}
+        groups = by_kind(join_shards(shards)) if shards else {PARAMETERS: _unpack(files, "model.safetensors")}
         parameters = groups.pop(PARAMETERS, {})
-        moments = _by_kind(_unpack(files, "optimizer.safetensors")) if "optimizer.safetensors" in files else groups
+        moments = by_kind(_unpack(files, "optimizer.safetensors")) if "optimizer.safetensors" in files else groups
         if "optimizer.safetensors" in files and not moments:
             raise ValueError("optimizer.safetensors holds no tensor")
         texts = {name: files[name].decode() for name in TEXTS if name in files}
@@ -163,14 +168,6 @@ def _unpack(files: Mapping[str, bytes], name: str) -> dict[str, np.ndarray]:
         return unpack(files[name])
 
 
-def _by_kind(flat: Arrays) -> dict[str, dict[str, np.ndarray]]:
-    groups: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in flat.items():
-        kind, _, path = name.partition(".")
-        groups.setdefault(kind, {})[path] = array
-    return groups
-
-
 @contextmanager
 def naming(where: str) -> Iterator[None]:
     """Whatever bad content does to a reader becomes a ValueError that names the source."""
@@ -186,10 +183,6 @@ def assemble(
 ) -> Checkpoint:
     """The valid checkpoint of these parts; what has no state.json has not been trained here, and starts counting."""
     checkpoint = _unchecked(texts, parameters, moments, states)
-    # A table of two billion layers would fill the memory before a tensor could be found missing.
-    if checkpoint.config.n_layers > len(parameters):
-        layers = checkpoint.config.n_layers
-        raise ValueError(f"config.json asks for {layers} layers, there are {len(parameters)} tensors")
     validate(checkpoint)
     return checkpoint
 
@@ -226,7 +219,10 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint, sharded: bool = Fa
 def read_checkpoint(directory: Path) -> Checkpoint:
     """Read and verify a checkpoint directory, or the newest one of a RUN directory; ValueError says what is wrong."""
     directory = find_checkpoint(Path(directory))
-    return from_files({path.name: read_file(path) for path in _files(directory)}, directory)
+    paths = _files(directory)
+    if parts_of(directory) == ORBAX:
+        raise ValueError(f"checkpoint {directory} was written by Orbax; make a neutral one of it by liquidnet convert")
+    return from_files({name: read_file(path) for name, path in paths.items()}, directory)
 
 
 def read_beside(directory: Path, rank: int, size: int) -> Checkpoint:
@@ -234,32 +230,44 @@ def read_beside(directory: Path, rank: int, size: int) -> Checkpoint:
 
     Args:
         directory: of the checkpoint.
-        rank: number of this process, which verifies every `size`-th shard.
+        rank: number of this process, which verifies every `size`-th file of the parts.
         size: how many processes read it together.
 
     Raises:
-        ValueError: as `read_checkpoint`, but for what the shards hold.
+        ValueError: as `read_checkpoint`, but for what the parts hold.
     """
     paths = _files(directory)
     with naming(f"checkpoint {directory}"):
-        files = {path.name: read_file(path) for path in paths if not is_shard(path.name)}
-        elsewhere, shards = listed_sums(files), [path for path in paths if is_shard(path.name)]
-        for path in shards:
-            require_file(path)
-        own = {path.name: file_sha256(path) for path in shards[rank::size]}
-        verify(files, {path.name: own.get(path.name, elsewhere.get(path.name, "")) for path in shards})
+        files = {name: read_file(path) for name, path in paths.items() if not is_part(name)}
+        elsewhere, parts = listed_sums(files), [name for name in paths if is_part(name)]
+        if len({is_shard(name) for name in parts}) > 1 or {"model.safetensors", "optimizer.safetensors"} & {*files}:
+            raise ValueError("it holds the weights twice, in two forms")
+        for name in parts:
+            require_file(paths[name])
+        own = {name: file_sha256(paths[name]) for name in parts[rank::size]}
+        verify(files, {name: own.get(name, elsewhere.get(name, "")) for name in parts})
         texts = {name: files[name].decode() for name in TEXTS if name in files}
         checkpoint = _unchecked(texts, {}, {}, _states(files))
         _check_beside(checkpoint)
     return checkpoint
 
 
-def _files(directory: Path) -> list[Path]:
-    paths = sorted(directory.iterdir())
-    for path in paths:
-        if path.name not in FILES and not is_shard(path.name):
-            raise ValueError(f"checkpoint {directory}: {path.name} is no part of a checkpoint")
+def _files(directory: Path) -> dict[str, Path]:
+    """Every file by its path in the checkpoint; what Orbax wrote lies deeper than the others."""
+    paths = {path.name: path for path in sorted(directory.iterdir())}
+    if parts_of(directory) == ORBAX:
+        paths |= {f"{ORBAX}/{name}": path for name, path in files_below(paths.pop(ORBAX)).items()}
+    for name in paths:
+        if name not in FILES and not is_part(name):
+            raise ValueError(f"checkpoint {directory}: {name} is no part of a checkpoint")
     return paths
+
+
+def parts_of(directory: Path) -> Literal["dcp", "orbax"] | None:
+    """Who wrote a checkpoint in parts; None where it is neutral."""
+    if (directory / ORBAX).is_dir() and not (directory / ORBAX).is_symlink():
+        return "orbax"
+    return "dcp" if any(is_shard(path.name) for path in directory.iterdir()) else None
 
 
 def list_checkpoints(run: Path) -> list[Path]:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from spec.sharded import is_shard
+from spec.sharded import is_part
 
 
 def checksums(sums: Mapping[str, str]) -> bytes:
     """The content of SHA256SUMS from each file's digest."""
     return "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
+
+
+def files_below(directory: Path) -> dict[str, Path]:
+    """Whatever lies below a directory, but for directories, by the name that SHA256SUMS gives it; links stay links."""
+    found = (path for path in sorted(directory.rglob("*")) if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(directory).as_posix(): path for path in found}
 
 
 def file_sha256(path: Path) -> str:
@@ -33,7 +39,7 @@ def verify(files: Mapping[str, bytes], elsewhere: Mapping[str, str] | None = Non
         elsewhere: digests of further files, whose content is not here.
     """
     sums, found = listed_sums(files), {name: sha256(content) for name, content in files.items()} | dict(elsewhere or {})
-    weights = () if any(map(is_shard, sums)) else ("model.safetensors",)
+    weights = () if any(map(is_part, sums)) else ("model.safetensors",)
     for name in ("config.json", "state.json", *weights, *(name for name in found if name != "SHA256SUMS")):
         if name not in sums:
             raise ValueError(f"{name} is not listed in SHA256SUMS")
@@ -52,4 +58,8 @@ def listed_sums(files: Mapping[str, bytes]) -> dict[str, str]:
     *rows, rest = files["SHA256SUMS"].decode().split("\n")
     if rest:
         raise ValueError("SHA256SUMS does not end with a line break: it was damaged or changed")
-    return {name: digest for digest, _, name in (row.partition("  ") for row in rows)}
+    sums = {name: digest for digest, _, name in (row.partition("  ") for row in rows)}
+    for name in sums:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"SHA256SUMS names {name!r}, which is no file of a checkpoint")
+    return sums

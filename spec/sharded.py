@@ -5,25 +5,53 @@
 The shards are safetensors files, not DCP's pickled metadata: what a file holds, and where in the whole tensor it
 belongs, stands in its JSON header. A tensor is named `parameters.<path>`, `first_moment.<path>` or
 `second_moment.<path>`. Any number of processes reads what any other number wrote; so does one without a framework.
+
+JAX's processes write a directory `orbax` in the place of the shards. Its files are Orbax's own, a flat tree of arrays
+under the same names; of these nothing but the checksums is known here.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 
 from spec.config import require_integer
 from spec.tensors import pack, unpack
 
+Tensor = TypeVar("Tensor")
+"""In NumPy, or on any devices."""
+
 PARAMETERS = "parameters"
+ORBAX = "orbax"
 _PLACES, _OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
 
 
 def is_shard(name: str) -> bool:
     """Whether a file of a checkpoint is a shard."""
     return name.startswith("shard-") and name.endswith(".safetensors")
+
+
+def is_part(name: str) -> bool:
+    """Whether a file, by its path in the checkpoint, holds parts of tensors: a shard, or a file of Orbax's."""
+    return is_shard(name) or name.startswith(f"{ORBAX}/")
+
+
+def named_arrays(parameters: Mapping[str, Tensor], moments: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Parameters and moments by the names that they have in parts."""
+    groups = {PARAMETERS: parameters, **moments}
+    return {f"{kind}.{path}": array for kind, group in groups.items() for path, array in group.items()}
+
+
+def by_kind(named: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The inverse of `named_arrays`, parameters among the groups."""
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, array in named.items():
+        kind, _, path = name.partition(".")
+        groups.setdefault(kind, {})[path] = array
+    return groups
 
 
 def one_shard(arrays: Mapping[str, np.ndarray]) -> dict[str, bytes]:

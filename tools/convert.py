@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Literal
 
 import tyro
 
-from spec.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from spec.checkpoint import (
+    Checkpoint,
+    files_beside,
+    find_checkpoint,
+    naming,
+    parts_of,
+    read_beside,
+    read_checkpoint,
+    validate,
+    write_checkpoint,
+)
+from spec.checksums import checksums, file_sha256, files_below
+from spec.files import new_directory
+from spec.sharded import PARAMETERS, by_kind, named_arrays
 from tools import backends
 
-Format = Literal["neutral", "pt", "msgpack", "dcp"]
+Format = Literal["neutral", "pt", "msgpack", "dcp", "orbax"]
 SUFFIXES: dict[str, Format] = {".pt": "pt", ".pth": "pt", ".msgpack": "msgpack"}
 _NATIVE = {"pt": "torch", "msgpack": "jax"}
 
 
 @dataclass(frozen=True)
 class Convert:
-    """Convert a checkpoint between the neutral directory, PyTorch's .pt and DCP shards, and Flax's .msgpack.
+    """Convert a checkpoint between the neutral directory, PyTorch's .pt and DCP shards, Flax's .msgpack and Orbax's.
 
     Nothing is renamed, transposed or rounded: every stored dtype keeps its bits.
     """
@@ -33,12 +48,13 @@ class Convert:
 
     def run(self) -> None:
         target_format = self.format or SUFFIXES.get(self.target.suffix, "neutral")
-        if SUFFIXES.get(self.target.suffix, "neutral") != ("neutral" if target_format == "dcp" else target_format):
+        directory = target_format in ("neutral", "dcp", "orbax")
+        if SUFFIXES.get(self.target.suffix, "neutral") != ("neutral" if directory else target_format):
             raise ValueError(
                 f"{self.target} does not look like format {target_format}; give it the suffix of its format"
             )
         checkpoint = read(self.source)
-        write(self.target, checkpoint, sharded=target_format == "dcp")
+        write(self.target, checkpoint, target_format)
         step = checkpoint.state["step"]
         print(f"{self.source} -> {self.target} ({target_format}, step {step}, {len(checkpoint.parameters)} tensors)")
 
@@ -48,7 +64,8 @@ def read(path: Path) -> Checkpoint:
     if not path.exists():
         raise ValueError(f"{path} does not exist; name a checkpoint directory, a run, a .pt or a .msgpack file")
     if path.is_dir():
-        return read_checkpoint(path)
+        directory = find_checkpoint(path)
+        return read_orbax(directory) if parts_of(directory) == "orbax" else read_checkpoint(directory)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is no known checkpoint format; name a directory, a .pt or a .msgpack file")
     checkpoint = backends.load(_NATIVE[SUFFIXES[path.suffix]], "checkpoint").read_native(path)
@@ -58,12 +75,53 @@ def read(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def write(path: Path, checkpoint: Checkpoint, sharded: bool = False) -> None:
-    """Write the checkpoint in the format that the suffix of `path` names, else a directory; `sharded`, in one shard."""
-    if path.suffix in SUFFIXES:
-        backends.load(_NATIVE[SUFFIXES[path.suffix]], "checkpoint").write_native(path, checkpoint)
+def read_orbax(directory: Path) -> Checkpoint:
+    """A checkpoint that Orbax wrote, read through JAX once every file of it has been verified.
+
+    Raises:
+        ValueError: it is damaged, or JAX is not installed.
+    """
+    beside = read_beside(directory, 0, 1)
+    sharded = _load_orbax(f"{directory} was written by Orbax")
+    groups = by_kind(sharded.read_whole(directory))
+    checkpoint = replace(beside, parameters=groups.pop(PARAMETERS, {}), moments=groups)
+    with naming(f"checkpoint {directory}"):
+        validate(checkpoint)
+    return checkpoint
+
+
+def _write_orbax(directory: Path, checkpoint: Checkpoint) -> None:
+    validate(checkpoint)
+    sharded, world = _load_orbax("format orbax is written through JAX"), backends.load("jax", "parallel").World()
+    with new_directory(directory) as temporary:
+        sharded.Writing(named_arrays(checkpoint.parameters, checkpoint.moments), temporary, world).result()
+        for name, content in files_beside(checkpoint).items():
+            (temporary / name).write_bytes(content)
+        sums = {name: file_sha256(path) for name, path in files_below(temporary).items()}
+        (temporary / "SHA256SUMS").write_bytes(checksums(sums))
+
+
+def _load_orbax(why: str) -> ModuleType:
+    if "torch" in sys.modules and "jax" not in sys.modules:
+        # Files are all that JAX is here for; it would reserve most of the GPU that torch computes on.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    try:
+        sharded = backends.load("jax", "sharded")
+        sharded.require_orbax()
+    except (ValueError, NotImplementedError) as error:
+        raise ValueError(f"{why}: {error}; or use liquidnet convert on a machine that has it") from error
+    return sharded
+
+
+def write(path: Path, checkpoint: Checkpoint, format: Format | None = None) -> None:
+    """Write the checkpoint; without a format, in that which the suffix of `path` names, else as a neutral directory."""
+    format = format or SUFFIXES.get(path.suffix, "neutral")
+    if format in _NATIVE:
+        backends.load(_NATIVE[format], "checkpoint").write_native(path, checkpoint)
+    elif format == "orbax":
+        _write_orbax(path, checkpoint)
     else:
-        write_checkpoint(path, checkpoint, sharded)
+        write_checkpoint(path, checkpoint, sharded=format == "dcp")
 
 
 if __name__ == "__main__":

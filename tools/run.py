@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spec.checkpoint import Checkpoint, list_checkpoints, read_beside, read_checkpoint, write_checkpoint
+from spec.checkpoint import Checkpoint, list_checkpoints, parts_of, read_beside, write_checkpoint
 from spec.config import (
     ModelConfig,
     TrainingConfig,
@@ -24,7 +24,7 @@ from spec.config import (
 )
 from spec.data import Dataset
 from spec.files import TEMPORARY_PREFIX, new_file, remove_unfinished
-from spec.sharded import is_shard
+from tools import convert
 
 
 @dataclass(frozen=True)
@@ -131,18 +131,19 @@ class Run:
         with new_file(self.path / "config.json") as temporary:
             temporary.write_text(json.dumps(settings.to_json(), indent=1) + "\n")
 
-    def newest_checkpoint(self, readers: tuple[int, int] | None = None) -> Checkpoint | None:
+    def newest_checkpoint(self, readers: tuple[int, int] | None = None, form: str = "dcp") -> Checkpoint | None:
         """The newest checkpoint; None where there is none; ValueError where it is damaged.
 
         Args:
-            readers: number of this process, and of all, where each reads its own part of what is in shards; the
+            readers: number of this process, and of all, where each reads its own part of what is in parts; the
                 checkpoint then has neither parameters nor moments.
+            form: of the parts that they can read so, dcp or orbax; anything else is read whole.
         """
         found = list_checkpoints(self.path)
         if not found:
             return None
-        sharded = readers is not None and any(is_shard(path.name) for path in found[-1].iterdir())
-        checkpoint = read_beside(found[-1], *readers) if readers and sharded else read_checkpoint(found[-1])
+        in_parts = readers is not None and parts_of(found[-1]) == form
+        checkpoint = read_beside(found[-1], *readers) if readers and in_parts else convert.read(found[-1])
         if found[-1].name != _name(checkpoint.state["step"]):
             raise ValueError(f"{found[-1]} holds step {checkpoint.state['step']}; rename it to what it holds")
         return checkpoint

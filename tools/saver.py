@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spec.checkpoint import Checkpoint, files_beside
-from spec.checksums import checksums, file_sha256, sha256
+from spec.checksums import checksums, file_sha256, files_below, sha256
 from spec.config import ModelConfig
 from spec.files import new_directory
+from tools import backends
 from tools.run import Run
 
-CheckpointFormat = Literal["neutral", "dcp"]
+CheckpointFormat = Literal["neutral", "dcp", "orbax"]
+OWN_FORMAT: dict[str, CheckpointFormat] = {"torch": "dcp", "jax": "orbax"}
+"""In which each process of a backend writes and reads its part."""
 
 
 class Saver:
@@ -49,7 +52,7 @@ class Saver:
 
 
 class ShardedSaver(Saver):
-    """Checkpoints in shards (`spec/sharded.py`): a copy is made at once, and written while the next steps are made."""
+    """Checkpoints in parts (`spec/sharded.py`): a copy is made at once, and written while the next steps are made."""
 
     def __init__(self, run: Run, engine: Any, keep: int):
         super().__init__(run, engine, keep)
@@ -83,7 +86,7 @@ class ShardedSaver(Saver):
         with self.unfinished:
             with self.world.together():
                 writing.result()
-            names = self.world.tell(lambda: sorted(path.name for path in self.directory.iterdir()))
+            names = self.world.tell(lambda: sorted(files_below(self.directory)))
             with self.world.together():
                 own = self._own_digests(names)
             sums = {name: digest for part in self.world.gather(own) for name, digest in part.items()}
@@ -93,7 +96,7 @@ class ShardedSaver(Saver):
 
     def _own_digests(self, names: list[str]) -> dict[str, str]:
         """Hashing, too, is spread over all processes."""
-        if not {path.name for path in self.directory.iterdir()} <= {*names}:
+        if not files_below(self.directory).keys() <= {*names}:
             raise ValueError(f"{self.directory} is not the same directory in every process; share a file system")
         return {name: file_sha256(self.directory / name) for name in names[self.world.rank :: self.world.size]}
 
@@ -107,6 +110,16 @@ class ShardedSaver(Saver):
         self.run.drop_old(self.state, self.keep)
 
 
+def require_format(backend: backends.Backend, format: CheckpointFormat) -> None:
+    """Raises ValueError or NotImplementedError for a format that a backend does not write, or not here."""
+    if format not in ("neutral", own := OWN_FORMAT[backend]):
+        other = {"dcp": "PyTorch's", "orbax": "JAX's"}[format]
+        raise ValueError(f"--checkpoint-format {format} is {other}; {backend} reads it, and writes neutral or {own}")
+    if format != "neutral":
+        sharded = backends.load(backend, "sharded")
+        (sharded.require_orbax if format == "orbax" else sharded.require_safetensors)()
+
+
 def make_saver(format: CheckpointFormat, run: Run, engine: Any, keep: int) -> Saver:
     """The saver of a format."""
-    return (ShardedSaver if format == "dcp" else Saver)(run, engine, keep)
+    return (Saver if format == "neutral" else ShardedSaver)(run, engine, keep)

@@ -1,4 +1,4 @@
-"""Checkpoints of which every process writes and reads its part, by DCP. No twin yet. Truth: spec/sharded.py."""
+"""Checkpoints of which every process writes and reads its part. Twin: jax_impl/sharded.py. Truth: spec/sharded.py."""
 
 from __future__ import annotations
 

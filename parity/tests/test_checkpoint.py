@@ -32,8 +32,13 @@ from tools import convert
 CONFIG = LiquidNetConfig(vocab_size=11, d_model=6, d_ff=7, n_layers=2, max_seq_len=8)
 STATE = {"step": 7, "samples_consumed": 84, "tokens": 5376, "seed": 3, "best": {"step": 4, "val_loss": 1.25}}
 DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
-SUFFIXES = ("", ".pt", ".msgpack")
+FORMATS = {"neutral": "", "dcp": "", "orbax": "", "pt": ".pt", "msgpack": ".msgpack"}
 NEEDS = {".pt": "torch", ".msgpack": "jax"}
+PAIRS = [
+    *itertools.permutations(("neutral", "pt", "msgpack"), 2),
+    *(("neutral", "dcp"), ("dcp", "orbax"), ("orbax", "neutral"), ("pt", "orbax"), ("orbax", "msgpack")),
+]
+NEEDED = {"pt": ("torch",), "msgpack": ("jax",), "orbax": ("jax", "orbax.checkpoint")}
 
 
 def checkpoint_of(dtype) -> Checkpoint:
@@ -59,25 +64,28 @@ def assert_same(a: Checkpoint, b: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
-@pytest.mark.parametrize("first, second", list(itertools.permutations(SUFFIXES, 2)))
+@pytest.mark.parametrize("first, second", PAIRS)
 def test_any_format_to_any_other_keeps_every_bit(first, second, dtype, tmp_path):
-    for suffix in {first, second} & set(NEEDS):
-        pytest.importorskip(NEEDS[suffix], reason=f"{suffix} needs {NEEDS[suffix]}")
+    _require(first, second)
     checkpoint = checkpoint_of(dtype)
-    a, b, c = tmp_path / f"a{first}", tmp_path / f"b{second}", tmp_path / f"c{first}"
-    convert.write(a, checkpoint)
-    convert.Convert(a, b).run()
-    convert.Convert(b, c).run()
+    a, b, c = (tmp_path / f"{name}{FORMATS[form]}" for name, form in (("a", first), ("b", second), ("c", first)))
+    convert.write(a, checkpoint, first)
+    convert.Convert(a, b, second).run()
+    convert.Convert(b, c, first).run()
     assert_same(convert.read(b), checkpoint)
     assert_same(convert.read(c), checkpoint)
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_weights_alone_are_a_checkpoint_too(suffix, tmp_path):
-    if suffix in NEEDS:
-        pytest.importorskip(NEEDS[suffix], reason=f"{suffix} needs {NEEDS[suffix]}")
-    convert.write(tmp_path / f"a{suffix}", Checkpoint(CONFIG, initial_parameters(CONFIG)))
-    read = convert.read(tmp_path / f"a{suffix}")
+def _require(*forms: str) -> None:
+    for package in {package for form in forms for package in NEEDED.get(form, ())}:
+        pytest.importorskip(package, reason=f"{package} is not installed")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_weights_alone_are_a_checkpoint_too(form, tmp_path):
+    _require(form)
+    convert.write(tmp_path / f"a{FORMATS[form]}", Checkpoint(CONFIG, initial_parameters(CONFIG)), form)
+    read = convert.read(tmp_path / f"a{FORMATS[form]}")
     assert not read.moments and read.tokenizer is None and read.states is None and read.state["step"] == 0
     assert read.verified
 
