@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+import jax
+import numpy as np
 from jaxtyping import Array
 
-from spec.data import Batch
+from jax_impl.parallel import ROWS, SEQUENCE, World
+from spec.data import IGNORED_LABEL, Batch
+
+FILL = {"labels": IGNORED_LABEL}
+"""What rows that fill up a batch hold, where that is not zero."""
 
 
-def to_device(batch: Batch) -> dict[str, Array | None]:
-    """tokens, labels and resets of the batch, [b, t] each, and its noise, [b, t, l, n]."""
-    arrays = {"tokens": batch.tokens, "labels": batch.labels, "resets": batch.resets, "noise": batch.noise}
-    return {name: None if array is None else jnp.asarray(array) for name, array in arrays.items()}
+def to_device(batch: Batch, world: World, rows: int) -> dict[str, Array | None]:
+    """tokens, labels and resets of the global batch, [b, t] each, and its noise, [b, t, l, n].
+
+    Each process puts its rows on its devices, filled up with rows of which no label counts.
+
+    Args:
+        batch: this process's share.
+        world: the processes of the run.
+        rows: the most that any process has.
+    """
+    count = padded_rows(rows, world)
+    cut = world.sharding(ROWS, SEQUENCE)
+
+    def put(name: str) -> Array | None:
+        array = getattr(batch, name)
+        filled = None if array is None else fill_rows(array, count, FILL.get(name, 0))
+        return None if filled is None else jax.make_array_from_process_local_data(cut, filled)
+
+    return {name: put(name) for name in ("tokens", "labels", "resets", "noise")}
+
+
+def padded_rows(rows: int, world: World) -> int:
+    """Rows of a process where each of its devices has as many."""
+    return -(-rows // world.parts_of_rows) * world.parts_of_rows
+
+
+def fill_rows(array: np.ndarray, count: int, fill: int) -> np.ndarray:
+    """The array with `count` rows, those that it lacks made of `fill`."""
+    return np.pad(array, ((0, count - len(array)), *((0, 0) for _ in array.shape[1:])), constant_values=fill)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jax_impl.parallel import cut_axis, product_of_parts
 from spec.axes import BT, BTD, BTI, BTO
 from spec.config import ModelConfig, require_known
 
@@ -34,12 +35,18 @@ class Linear(nnx.Module):
     def __init__(self, in_features: int, out_features: int, compute_dtype: str = "float32", widen: bool = True):
         self.widen = widen
         self.compute_dtype = compute_dtype
+        self.shape = out_features, in_features
         self.weight = nnx.Param(jnp.zeros((out_features, in_features), accumulate_dtype(compute_dtype)))
 
     def __call__(self, x: Float[Array, BTI]) -> Float[Array, BTO]:
         compute = COMPUTE[self.compute_dtype]
-        y = jnp.matmul(x.astype(compute), self.weight[...].astype(compute).T, precision="highest")
-        return y.astype(self.weight[...].dtype) if self.widen else y
+        weight, x = self.weight[...], x.astype(compute)
+        axis = cut_axis(weight, self.shape)
+        if axis is None:
+            y: Array = jnp.matmul(x, weight.astype(compute).T, precision="highest")
+        else:
+            y = product_of_parts(x, weight, axis, compute)
+        return y.astype(weight.dtype) if self.widen else y
 
 
 class Embedding(nnx.Module):
@@ -67,9 +74,20 @@ class SwiGLU(nnx.Module):
     """u = W_d (silu(W_g r) * (W_a r)), the rows of `input` = gate | up."""
 
     def __init__(self, config: ModelConfig, compute_dtype: str = "float32"):
-        self.input = Linear(config.d_model, 2 * config.d_ff, compute_dtype)
+        self.input = Linear(config.d_model, 2 * config.d_ff, compute_dtype, widen=False)
         self.output = Linear(config.d_ff, config.d_model, compute_dtype)
 
     def __call__(self, x: Float[Array, BTD]) -> Float[Array, BTD]:
-        gate_btf, up_btf = jnp.split(self.input(x), 2, axis=-1)
+        parts = jnp.split(_kept_narrow(self.input(x)), 2, axis=-1)
+        gate_btf, up_btf = (part.astype(x.dtype) for part in parts)
         return self.output(jax.nn.silu(gate_btf) * up_btf)
+
+
+@jax.custom_vjp
+def _kept_narrow(y: Array) -> Array:
+    """y: without a barrier a TPU's compiler keeps a product wide, twice the bytes of the largest array of a block."""
+    return jax.lax.optimization_barrier(y)
+
+
+# Not in the backward pass: there a barrier would force both halves of the gradient to be put together first.
+_kept_narrow.defvjp(lambda y: (_kept_narrow(y), None), lambda _, of_y: (of_y,))

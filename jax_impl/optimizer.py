@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from jax_impl.checkpoint import to_numpy
+from jax_impl.parallel import on_host
 from spec.config import ModelConfig, TrainingConfig
 from spec.optimizer import MOMENTS
 from spec.parameters import parameter_table
@@ -35,16 +35,25 @@ def clip_by_global_norm(gradients: Mapping[str, Array], grad_clip: float) -> tup
     return {path: gradient * scale for path, gradient in gradients.items()}, norm
 
 
+def named_moments(state: Any) -> dict[str, dict[str, Array]]:
+    """Both moments by path, where they lie."""
+    return {name: getattr(state[0], key) for name, key in _KEYS.items()}
+
+
+def with_moments(state: Any, moments: Mapping[str, Mapping[str, Any]], step: Any) -> Any:
+    """The optimizer state with these moments, after so many steps, which the bias correction counts."""
+    return (state[0]._replace(count=step, **{key: moments[name] for name, key in _KEYS.items()}), *state[1:])
+
+
 def dump_moments(state: Any) -> dict[str, dict[str, np.ndarray]]:
     """Both moments by path; zero before the first step."""
-    return {name: {p: to_numpy(a) for p, a in getattr(state[0], key).items()} for name, key in _KEYS.items()}
+    return {name: {path: on_host(x) for path, x in group.items()} for name, group in named_moments(state).items()}
 
 
 def load_moments(state: Any, moments: Mapping[str, Mapping[str, np.ndarray]], step: int) -> Any:
-    """The optimizer state with both moments and the number of steps taken, which the bias correction counts."""
-    adam: Any = state[0]
+    """The optimizer state with both moments and the number of steps taken, in NumPy."""
     arrays = {
-        key: {path: jnp.array(moments[name][path], like.dtype) for path, like in getattr(adam, key).items()}
-        for name, key in _KEYS.items()
+        name: {path: np.asarray(moments[name][path], like.dtype) for path, like in group.items()}
+        for name, group in named_moments(state).items()
     }
-    return (adam._replace(count=jnp.asarray(step, jnp.int32), **arrays), *state[1:])
+    return with_moments(state, arrays, np.asarray(step, np.int32))

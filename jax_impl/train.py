@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import jaxlib
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from jax_impl.checkpoint import dump_parameters, load_parameters, named_parameters, to_numpy
-from jax_impl.data import to_device
+from jax_impl.data import fill_rows, padded_rows, to_device
 from jax_impl.generate import make_step
 from jax_impl.layers import accumulate_dtype
 from jax_impl.model import LanguageModel, build, choose_method
-from jax_impl.optimizer import clip_by_global_norm, dump_moments, load_moments, make_optimizer
-from jax_impl.parallel import World
-from spec.config import ModelConfig, TrainingConfig, require_integer
-from spec.data import IGNORED_LABEL, Batch
+from jax_impl.optimizer import dump_moments, load_moments, make_optimizer, named_moments, with_moments
+from jax_impl.parallel import AXES, ROWS, World, on_host, placed
+from jax_impl.step import make_programs, with_parameters
+from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig, require_integer
+from spec.data import Batch, Share
+from spec.init import initial_parameters
+from spec.parameters import check_parameters
 from spec.sampling import Step
+from spec.sharded import PARAMETERS, by_kind, named_arrays
+
+if TYPE_CHECKING:
+    from jax_impl.sharded import Writing
 
 
 class Engine:
@@ -62,38 +66,17 @@ class Engine:
         if micro_batch is not None:
             require_integer("micro_batch", micro_batch, 1)
         self.config, self.training, self.micro_batch, self.world = config, training, micro_batch, world or World()
+        _require_work(config, training, self.world, method)
         self.method = choose_method(config, training.batch_size, training.seq_len) if method == "auto" else method
         options = {"seed": training.seed, "compute_dtype": training.compute_dtype, "method": method, "remat": remat}
-        self.model = build(config, **options)
+        # Its graph alone: a device has room for its part of the parameters, and perhaps for no more.
+        self.model: LanguageModel = nnx.eval_shape(lambda: build(config, **options))
         self.optimizer = make_optimizer(config, training)
-        self._take(named_parameters(self.model))
-        self.optimizer_state = self.optimizer.init(self.parameters)
+        self._programs = make_programs(self.model, self.optimizer, training, self.world, micro_batch)
+        self._take(initial_parameters(config, training.seed))
+        like = jax.eval_shape(self.optimizer.init, self.parameters)
+        self._take_moments(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like))
         self.states: Array | None = None
-        graph, variables = nnx.split(self.model, nnx.Param)
-
-        def loss_of(parameters, batch, states):
-            state = nnx.map_state(
-                lambda path, variable: variable.replace(parameters[".".join(map(str, path))]), variables
-            )
-            noise_btln = batch["noise"]
-            noise = None if noise_btln is None else noise_btln.transpose(2, 0, 1, 3)
-            return nnx.merge(graph, state).loss(**{**batch, "noise": noise}, states=states)
-
-        gradients_of = _in_micro_batches(jax.value_and_grad(loss_of, has_aux=True), micro_batch)
-
-        @partial(jax.jit, donate_argnums=(0, 1))
-        def update(parameters, optimizer_state, states, batch, lr):
-            (loss, last), gradients = gradients_of(parameters, batch, states)
-            gradients, norm = clip_by_global_norm(gradients, training.grad_clip)
-            steps, new_state = self.optimizer.update(gradients, optimizer_state, parameters)
-            new_parameters = jax.tree.map(lambda parameter, step: parameter - lr * step, parameters, steps)
-            finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-            made = new_parameters, new_state, None if states is None else last
-            kept = jax.tree.map(partial(jnp.where, finite), made, (parameters, optimizer_state, states))
-            return *kept, loss, norm
-
-        self._update = update
-        self._loss = jax.jit(loss_of)
 
     def train_step(self, batch: Batch, lr: float) -> tuple[float, float]:
         """One optimizer step; the loss before it and the gradient norm before clipping.
@@ -106,11 +89,10 @@ class Engine:
             lr: learning rate of the step.
         """
         if self.training.stream and self.states is None:
-            shape = (self.config.n_layers, len(batch.tokens), self.config.d_state)
-            self.states = jnp.zeros(shape, accumulate_dtype(self.training.compute_dtype))
+            self.load_states(np.zeros((self.config.n_layers, self.training.batch_size, self.config.d_state)))
         states = self.states if self.training.stream else None
-        self.parameters, self.optimizer_state, self.states, loss, norm = self._update(
-            self.parameters, self.optimizer_state, states, to_device(batch), lr
+        self.parameters, self.optimizer_state, self.states, loss, norm = self._programs.update(
+            self.parameters, self.optimizer_state, states, to_device(batch, self.world, self._rows()), lr
         )
         return float(loss), float(norm)
 
@@ -118,31 +100,63 @@ class Engine:
         """Mean nats a counted label, each row from `states`, and the final states.
 
         Args:
-            batch: tokens, labels and resets.
+            batch: this process's share.
             states: [l, b, n], as an evaluation before gave them; None is zero.
         """
-        loss, last = self._loss(self.parameters, to_device(batch), states)
+        rows = max(self.world.gather(len(batch.tokens)))
+        loss, last = self._programs.loss(self.parameters, to_device(batch, self.world, rows), states)
         return float(loss), last
 
     def load(self, parameters: dict[str, np.ndarray], moments: dict[str, dict[str, np.ndarray]], step: int) -> None:
         """Take over parameters and, where there are any, moments after `step` steps."""
-        load_parameters(self.model, parameters)
-        self._take(named_parameters(self.model))
+        check_parameters(self.config, parameters)
+        self._take(parameters)
         if moments:
-            self.optimizer_state = load_moments(self.optimizer_state, moments, step)
+            self._take_moments(load_moments(self.optimizer_state, moments, step))
 
     def dump(self) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
         """Parameters and moments as NumPy."""
-        return dump_parameters(self._current()), dump_moments(self.optimizer_state)
+        return {path: on_host(array) for path, array in self.parameters.items()}, dump_moments(self.optimizer_state)
 
     def dump_states(self) -> np.ndarray | None:
         """The carried states [l, b, n], or None where there are none."""
-        return None if self.states is None else to_numpy(self.states)
+        if self.states is None:
+            return None
+        count, share = self.training.batch_size, self.world.share
+        parts = np.split(on_host(self.states), share.rows, axis=1)
+        cuts = (Share(row, share.rows).of_rows(count) for row in range(share.rows))
+        return np.concatenate([part[:, : cut.stop - cut.start] for part, cut in zip(parts, cuts, strict=True)], axis=1)
 
     def load_states(self, states: np.ndarray | None) -> None:
         """Go on from carried states [l, b, n]; None is zero."""
-        dtype = accumulate_dtype(self.training.compute_dtype)
-        self.states = None if states is None else jnp.array(states, dtype)
+        if states is None:
+            self.states = None
+            return
+        count, share = self.training.batch_size, self.world.share
+        filled = [
+            fill_rows(states.swapaxes(0, 1)[Share(row, share.rows).of_rows(count)], self._rows(), 0)
+            for row in range(share.rows)
+        ]
+        array = np.concatenate(filled).swapaxes(0, 1).astype(accumulate_dtype(self.training.compute_dtype))
+        self.states = placed(array, self.world.sharding(None, ROWS))
+
+    def save_shards(self, directory: Path) -> Writing:
+        """Begin to write this process's part of parameters and moments into the directory; steps may go on."""
+        from jax_impl.sharded import Writing
+
+        return Writing(self._shards(), directory, self.world)
+
+    def load_shards(self, directory: Path, step: int) -> None:
+        """Take over parameters and moments after `step` steps, each process its part, from any number of shards."""
+        from jax_impl.sharded import read_shards
+
+        like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in self._shards().items()}
+        groups = by_kind(read_shards(like, directory, self.world))
+        self.parameters = groups.pop(PARAMETERS)
+        self.optimizer_state = with_moments(self.optimizer_state, groups, placed(np.int32(step), self.world.sharding()))
+
+    def _shards(self) -> dict[str, Array]:
+        return named_arrays(self.parameters, named_moments(self.optimizer_state))
 
     def extra_state(self) -> dict[str, Any]:
         """What else a checkpoint's state.json needs for the next step to repeat its bits."""
@@ -152,8 +166,11 @@ class Engine:
         """Take over what `extra_state` gave, from the whole of state.json; what is not there stays as it is."""
 
     def sampler(self) -> Step:
-        """The current model as a step of generation."""
-        return make_step(self._current())
+        """The current model as a step of generation; where devices have parts of it, on the host."""
+        parameters = {path: on_host(array) for path, array in self.parameters.items()}
+        place = jax.local_devices(backend="cpu" if self.world.sharded else None)[0]
+        graph, variables = nnx.split(self.model, nnx.Param)
+        return make_step(with_parameters(graph, variables, jax.device_put(parameters, place)))
 
     def environment(self) -> dict[str, Any]:
         """What bit-exact resume depends on besides the checkpoint."""
@@ -164,8 +181,11 @@ class Engine:
 
     def layout(self) -> str:
         """Who computes what: in another layout the same mathematics is summed in another order."""
-        rows = "" if self.micro_batch is None else f", {self.micro_batch} rows at a time"
-        return f"1 process{rows}"
+        size, devices = self.world.size, self.world.mesh.size
+        parts = ["1 process" if size == 1 else f"{size} processes"]
+        parts += [", ".join(f"{axis}={n}" for axis, n in zip(AXES, self.world.shape(), strict=True))] * (devices > 1)
+        parts += [f"{self.micro_batch} rows at a time"] * (self.micro_batch is not None)
+        return ", ".join(parts)
 
     @contextmanager
     def profile(self, directory: Path) -> Iterator[None]:
@@ -173,53 +193,33 @@ class Engine:
         with jax.profiler.trace(directory):
             yield
 
-    def _take(self, variables: dict[str, nnx.Param]) -> None:
-        """The step donates its parameters: they are a pure dict of the engine's own, never the model's arrays."""
-        self.parameters = {path: jnp.array(variable[...], copy=True) for path, variable in variables.items()}
+    def _rows(self) -> int:
+        """The rows that each process has in a step, filled up."""
+        return padded_rows(-(-self.training.batch_size // self.world.share.rows), self.world)
 
-    def _current(self) -> LanguageModel:
-        for path, variable in named_parameters(self.model).items():
-            variable[...] = jnp.array(self.parameters[path], copy=True)
-        return self.model
+    def _take(self, arrays: Mapping[str, np.ndarray]) -> None:
+        wide = accumulate_dtype(self.training.compute_dtype)
+        self.parameters: dict[str, Array] = {
+            path: placed(np.asarray(arrays[path], wide), place) for path, place in self._programs.parameters.items()
+        }
+
+    def _take_moments(self, state: Any) -> None:
+        self.optimizer_state = jax.tree.map(placed, state, self._programs.optimizer_state)
 
 
-_FILL = {"labels": IGNORED_LABEL}
-
-
-def _in_micro_batches(gradients_of: Callable[..., Any], size: int | None) -> Callable[..., Any]:
-    """`gradients_of` for `size` rows at a time, as if for all of them; a batch of no more rows than that stays whole.
-
-    loss = sum_m loss_m n_m / n over micro-batches m of n_m counted labels, n in all, and so are the gradients.
-    """
-    if size is None:
-        return gradients_of
-
-    def of_all(parameters, batch, states):
-        rows = len(batch["tokens"])
-        if rows <= size:
-            return gradients_of(parameters, batch, states)
-        count = jnp.maximum((batch["labels"] != IGNORED_LABEL).sum(), 1)
-
-        def cut(array, fill=0):
-            widths = ((0, -rows % size), *((0, 0) for _ in array.shape[1:]))
-            return jnp.pad(array, widths, constant_values=fill).reshape(-1, size, *array.shape[1:])
-
-        def add(total, part):
-            of_part, states_bld = part
-            states_lbd = None if states_bld is None else states_bld.swapaxes(0, 1)
-            (loss, last), gradients = gradients_of(parameters, of_part, states_lbd)
-            weight = (of_part["labels"] != IGNORED_LABEL).sum().astype(loss.dtype) / count
-            total = jax.tree.map(lambda so_far, more: so_far + weight * more, total, (loss, gradients))
-            return total, last.swapaxes(0, 1)
-
-        zero = jax.tree.map(jnp.zeros_like, parameters)
-        parts = {name: None if x is None else cut(x, _FILL.get(name, 0)) for name, x in batch.items()}
-        states_bld = None if states is None else cut(states.swapaxes(0, 1))
-        total = jnp.zeros((), next(iter(zero.values())).dtype), zero
-        (loss, gradients), last = jax.lax.scan(add, total, (parts, states_bld))
-        return (loss, last.reshape(-1, *last.shape[2:])[:rows].swapaxes(0, 1)), gradients
-
-    return of_all
+def _require_work(config: ModelConfig, training: TrainingConfig, world: World, method: str) -> None:
+    columns = world.shape()[2]
+    if isinstance(config, LiquidSSMConfig) and columns > 1:
+        raise ValueError("a Liquid SSM is not cut in time; leave out --context-parallel, or sequence in --mesh")
+    if method == "pallas" and columns > 1:
+        raise ValueError("--method pallas has each row whole; leave it out, or leave out sequence in --mesh")
+    if training.seq_len % columns:
+        raise ValueError(f"seq_len {training.seq_len} is not a multiple of the {columns} devices that share a row")
+    if training.batch_size < world.share.rows:
+        raise ValueError(
+            f"batch_size {training.batch_size} leaves some of {world.share.rows} processes without work; "
+            "raise --batch-size or start fewer"
+        )
 
 
 if __name__ == "__main__":

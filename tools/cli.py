@@ -7,6 +7,7 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from tools.doctor import Doctor
 from tools.evaluate import Evaluate
 from tools.generate import Generate
 from tools.parity_report import Parity
+from tools.plan import Plan
 from tools.plot import Plot
 from tools.prepare import Prepare
 from tools.train import Train
@@ -33,6 +35,7 @@ COMMANDS = {
     "plot": Plot,
     "parity": Parity,
     "bench": Bench,
+    "plan": Plan,
     "doctor": Doctor,
 }
 DESCRIPTION = """One language model, defined once, implemented in PyTorch and in JAX, and proved equal.
@@ -50,10 +53,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _run(arguments)
     except SystemExit as stop:
-        parallel: Any = sys.modules.get("torch_impl.parallel")
-        if parallel is not None:
-            parallel.leave(int(stop.code or 0))
+        _leave(int(stop.code or 0))
         raise
+    except BaseException:
+        # Nobody expected it. The others must not wait for this process, whose interpreter may not come to its end.
+        if any(parallel.has_joined() for parallel in _joined()):
+            traceback.print_exc()
+            _leave(1)
+        raise
+
+
+def _joined() -> list[Any]:
+    """The modules of the backends in use that know of other processes."""
+    return [sys.modules[name] for name in ("torch_impl.parallel", "jax_impl.parallel") if name in sys.modules]
+
+
+def _leave(code: int) -> None:
+    for parallel in _joined():
+        parallel.leave(code)
 
 
 def _run(arguments: Sequence[str] | None) -> None:

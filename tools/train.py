@@ -22,7 +22,7 @@ from spec.presets import RECIPES, preset
 from tools import backends, convert
 from tools.evaluate import require_same_tokenizer
 from tools.run import Habits, Run, Settings, data_identity
-from tools.saver import CheckpointFormat
+from tools.saver import CheckpointFormat, require_format
 from tools.selftest import trusted_method
 from tools.trainer import Trainer
 
@@ -34,7 +34,8 @@ class Train:
     SIGTERM saves a checkpoint and exits 75, Ctrl-C saves and exits 130; `--resume` goes on from either,
     and from a kill. A flag that is not given is the preset's or, on --resume, what the run was started with;
     --stop-at, --profile and what says who computes what (from --micro-batch-size to --checkpoint-format) are of
-    this leg alone. Under torchrun (`torchrun --nproc-per-node 4 -m torch_impl.train ...`) several processes train.
+    this leg alone. Under torchrun (`torchrun --nproc-per-node 4 -m torch_impl.train ...`) several processes train;
+    JAX takes all devices of each host, and several hosts as JAX_COORDINATOR_ADDRESS tells (see docs/tpu.md).
     """
 
     backend: Annotated[backends.Backend, tyro.conf.Positional]
@@ -92,13 +93,15 @@ class Train:
     micro_batch_size: int | None = None
     """Sequences a device takes at a time, their gradients added up (default: all of its share)."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Whether each process of torchrun has a copy of the parameters (ddp) or a part of them (fsdp)."""
+    """Whether each process of torchrun, or device of JAX, has a copy of the parameters (ddp) or a part (fsdp)."""
     context_parallel: int = 1
-    """Processes of torchrun that share each sequence, a stretch of time each."""
+    """Processes of torchrun, or devices of JAX, that share each sequence, a stretch of time each."""
+    mesh: str | None = None
+    """JAX's devices along each axis, in place of the two before: data=2,fsdp=4,sequence=2."""
     rank_timeout: float = 600.0
     """Seconds to wait for another process before the run ends."""
     checkpoint_format: CheckpointFormat = "neutral"
-    """neutral, or dcp: each process writes its part while training goes on (torch.distributed.checkpoint)."""
+    """neutral; or torch's dcp, JAX's orbax: each process writes its part while training goes on."""
     checkpoint_every: int | None = None
     """Steps between checkpoints; one is always written at the end (default: 250)."""
     keep: int | None = None
@@ -117,15 +120,12 @@ class Train:
     def run(self) -> None:
         if self.stop_at is not None:
             require_integer("stop_at", self.stop_at, 1)
-        if self.backend == "jax" and self.checkpoint_format == "dcp":
-            raise ValueError("--checkpoint-format dcp is PyTorch's; leave it out: JAX reads it, and writes neutral")
+        require_format(self.backend, self.checkpoint_format)
         parallel = backends.load(self.backend, "parallel")
-        if self.checkpoint_format == "dcp":
-            backends.load(self.backend, "sharded").require_safetensors()
-        world, run = parallel.join(self.parallel, self.context_parallel, self.rank_timeout), Run(self.out)
+        world, run = parallel.join(self.parallel, self.context_parallel, self.rank_timeout, self.mesh), Run(self.out)
         try:
             sys.exit(self._train(run, world))
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             if not world.lost(error):
                 raise
             # Without the file and line of gloo's that it comes from, and without its advice.

@@ -23,7 +23,7 @@ from tools.evaluate import mean_loss
 from tools.generate import stream_text
 from tools.plot import plot_loss
 from tools.run import Run, Settings
-from tools.saver import make_saver
+from tools.saver import OWN_FORMAT, make_saver
 from tools.tokenizer import parse_tokenizer
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ class Trainer:
     def _begin(self, initial: Checkpoint | None) -> None:
         with self.world.together():
             # Where each has a part of the model, none needs to hold all of it to read shards.
-            newest = self.run.newest_checkpoint((self.world.rank, self.world.size) if self.world.sharded else None)
+            readers = (self.world.rank, self.world.size) if self.world.sharded else None
+            newest = self.run.newest_checkpoint(readers, OWN_FORMAT.get(self.engine.name, "dcp"))
             in_parts = newest is not None and not newest.parameters
             if newest is not None:
                 self._require_same_run(newest)
@@ -144,13 +145,13 @@ class Trainer:
 
     def _evaluate(self) -> None:
         training, most = self.settings.training, self.settings.habits.eval_windows
-        # No more at a time than a process takes in a step: it may have memory for that alone.
-        processes = self.world.share.rows
-        rows = self.flags.micro_batch_size or -(-training.batch_size // processes)
+        # No more at a time than a device takes in a step: it may have memory for that alone.
+        parts = self.world.share.rows * self.world.parts_of_rows
+        rows = self.flags.micro_batch_size or -(-training.batch_size // parts)
         if training.stream:
             batches = validation_stream(self.data, rows * training.seq_len, most * training.seq_len)
         else:
-            batches = validation_batches(self.data, training.seq_len, rows * processes, most)
+            batches = validation_batches(self.data, training.seq_len, rows * parts, most)
         nats = mean_loss(self.engine, batches, carry=training.stream)
         bits = self.data.nats_to_bits_per_byte(nats)
         if self.best is None or nats < self.best["val_loss"]:

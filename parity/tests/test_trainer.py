@@ -44,7 +44,7 @@ def test_each_of_the_moments_keeps_its_name():
 class Alone:
     """The world of one process, without a backend."""
 
-    rank, size, share, sharded = 0, 1, WHOLE, False
+    rank, size, share, sharded, parts_of_rows = 0, 1, WHOLE, False, 1
 
     def agree(self, flag):
         return flag

@@ -1,0 +1,211 @@
+"""One model trained by JAX on eight devices: what each mesh of them computes, for a test to compare.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m parity.meshes OUT [short]
+
+With JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID several processes share the eight. Twin of sorts:
+parity/worlds.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_impl.parallel import SEQUENCE, World, join, leave, on_mesh
+from jax_impl.scan import METHODS as SCANS
+from jax_impl.scan import scan
+from jax_impl.scan.context_parallel import time_sharded
+from jax_impl.step import abstract_step
+from jax_impl.train import Engine
+from parity.cases import ScanCase
+from parity.legs import SCAN_CASES, TRAINING, Leg, evaluated, same
+from parity.operations.base import cast
+from parity.races import SMALL, SMALL_SSM
+from spec.config import TrainingConfig
+from tools import hlo
+from tools.hlo_count import count
+
+DEVICES, STEPS, SSM_STEPS, FEW = 8, 20, 6, 4
+UNEVEN = replace(TRAINING, batch_size=10, stream=True)
+"""Rows that neither four nor eight devices share evenly, and states that belong to them."""
+
+NAMES = ("states", "last", "decay gradient", "drive gradient", "state gradient")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Devices along each axis of a mesh, and rows that a device takes at a time."""
+
+    data: int = 1
+    fsdp: int = 1
+    sequence: int = 1
+    micro_batch: int | None = None
+
+    @property
+    def name(self) -> str:
+        micro = f", {self.micro_batch} rows at a time" if self.micro_batch else ""
+        return f"data={self.data},fsdp={self.fsdp},sequence={self.sequence}{micro}"
+
+    def world(self) -> World:
+        """The first devices, as many as it needs, those of one process side by side."""
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        return on_mesh(devices[: self.data * self.fsdp * self.sequence], self.data, self.fsdp, self.sequence)
+
+    def leg(self, training: TrainingConfig = TRAINING, model: Any = SMALL, method: str = "auto") -> Leg:
+        """The engine of this layout, from perturbed weights."""
+        return Leg(Engine(model, training, method, micro_batch=self.micro_batch, world=self.world()), model)
+
+
+ALONE = Layout()
+SHORT = (Layout(2, 2, 2), Layout(1, 4, 1, 2))
+LAYOUTS = (
+    Layout(8),
+    Layout(1, 8),
+    Layout(2, 4),
+    Layout(2, 2, 2),
+    Layout(1, 1, 8),
+    Layout(2, 1, 2),
+    Layout(1, 4, 1, 2),
+)
+TOGETHER = (Layout(8), Layout(2, 4), Layout(2, 2, 2), Layout(1, 1, 8))
+SSM_LAYOUTS = (Layout(8), Layout(2, 4, 1, 1))
+CHAIN = (Layout(2, 2, 2), ALONE, Layout(8), Layout(1, 4, 2), Layout(1, 2))
+
+
+def curves(found: dict[str, Any], layouts: tuple[Layout, ...]) -> None:
+    """Twenty steps in every layout."""
+    for layout in layouts:
+        told, digests = layout.leg().train(STEPS)
+        found[layout.name] = {"told": told.tolist(), "digests": digests}
+
+
+def liquid_ssm(found: dict[str, Any]) -> None:
+    """A few steps of a Liquid SSM with noise in some layouts."""
+    for layout in (ALONE, *SSM_LAYOUTS):
+        found[f"ssm {layout.name}"] = {"told": layout.leg(model=SMALL_SSM).train(SSM_STEPS)[0].tolist()}
+
+
+def chain(found: dict[str, Any], stream: bool) -> None:
+    """One run that changes its mesh every four steps, handing over what a checkpoint holds."""
+    told, digests, given = [], [], None
+    for layout in CHAIN:
+        leg = layout.leg(replace(TRAINING, stream=stream))
+        if given is not None:
+            leg.take(given)
+        losses, seen = leg.train(STEPS // len(CHAIN))
+        told, digests, given = [*told, *losses.tolist()], [*digests, *seen], leg.give()
+    found["stream chain" if stream else "chain"] = {"told": told, "digests": digests}
+
+
+def same_bits_after_a_restart(found: dict[str, Any], layout: Layout) -> None:
+    """Four steps in one go, and two, a new engine, two more."""
+    whole, first, second = (layout.leg() for _ in range(3))
+    whole.train(4)
+    first.train(2)
+    second.take(first.give())
+    second.train(2)
+    found.setdefault("restarts", {})[layout.name] = same(whole.give(), second.give())
+
+
+def validation(found: dict[str, Any], layouts: tuple[Layout, ...]) -> None:
+    """The mean loss over text in windows, and as one sequence, in batches that do not divide between devices."""
+    for layout in layouts:
+        found.setdefault("validation", {})[layout.name] = evaluated(layout.leg())
+
+
+def scans(out: Path) -> None:
+    """The scan and all its gradients with the time cut between two and four devices."""
+    for size in (2, 4):
+        for number, case in enumerate(SCAN_CASES):
+            for method in ("sequential", "chunked"):
+                results = cut_scan(case, method, Layout(1, 1, size).world())
+                np.savez(out / f"scan_{size}_{number}_{method}.npz", **results)
+
+
+def cut_scan(case: ScanCase, method: str, world: World) -> dict[str, np.ndarray]:
+    """States, last state and gradients of a scan between the devices of `sequence`; padding fills up the time."""
+    arrays, size = case.arrays(), world.shape()[2]
+    fill = -case.shape[1] % size
+    timed = [np.pad(x, ((0, 0), (0, fill), (0, 0))) for x in (arrays.decay, arrays.drive, arrays.states_gradient)]
+    resets = None if arrays.resets is None else np.pad(arrays.resets, ((0, 0), (0, fill)))
+    padding = np.zeros(case.shape[:2], bool) if arrays.padding is None else arrays.padding
+    padding = np.pad(padding, ((0, 0), (0, fill)), constant_values=True)
+    decay, drive, of_states = (cast(x, "float32") for x in timed)
+    # The objective is the sum of all devices'; a power of two divides without rounding.
+    state, of_last = cast(arrays.state, "float32"), cast(arrays.final_gradient, "float32") / size
+    cut, all_of_it = jax.P(None, SEQUENCE), jax.P()
+
+    def local(decay, drive, state, resets, padding, of_states, of_last):
+        def run(decay, drive, state):
+            return scan(decay, drive, state, method, resets, padding)
+
+        with time_sharded(SEQUENCE):
+            outputs, pull_back = jax.vjp(run, decay, drive, state)
+            *of_time, of_state = pull_back((of_states, of_last))
+        return *outputs, *of_time, jax.lax.psum(of_state, SEQUENCE)
+
+    specs = cut, cut, all_of_it, cut, cut, cut, all_of_it
+    run = jax.shard_map(
+        local, mesh=world.mesh, in_specs=specs, out_specs=(cut, all_of_it, cut, cut, all_of_it), check_vma=False
+    )
+    found = jax.jit(run)(decay, drive, state, resets, padding, of_states, of_last)
+    results = dict(zip(NAMES, (np.asarray(x) for x in found), strict=True))
+    return {name: x[:, : case.shape[1]] if x.ndim == 3 else x for name, x in results.items()}
+
+
+def collectives(found: dict[str, Any]) -> None:
+    """What the compiled step sends, by kind: of parts of the parameters, and of a sequence that devices share."""
+    for layout in (Layout(1, 8), Layout(2, 1, 4)):
+        training = replace(TRAINING, batch_size=16)
+        update, arguments = abstract_step(SMALL, training, layout.world(), "chunked")
+        rows = count(hlo.parse(update.lower(*arguments).compile().as_text())).collectives()
+        found.setdefault("collectives", {})[layout.name] = rows
+
+
+def few_steps(found: dict[str, Any], out: Path) -> None:
+    """What takes seconds: a few steps of two meshes, in two legs, and one scan."""
+    for layout in (ALONE, *SHORT):
+        first, second = layout.leg(UNEVEN), layout.leg(UNEVEN)
+        told, digests = first.train(FEW // 2)
+        given = first.give()
+        second.take(given)
+        more, seen = second.train(FEW // 2)
+        found[layout.name] = {"told": [*told.tolist(), *more.tolist()], "digests": [*digests, *seen]}
+        found[layout.name]["evaluated"] = evaluated(second)
+        np.savez(out / f"states {layout.name}.npz", states=given["states"])
+    np.savez(out / "scan.npz", **cut_scan(SCAN_CASES[1], "sequential", Layout(1, 1, 4).world()))
+
+
+def main(out: Path, short: bool) -> None:
+    """Write what was found into `out`: results.json, and arrays beside it."""
+    world = join()
+    assert len(jax.devices()) == DEVICES and set(SCANS) >= {"sequential", "chunked"}
+    found: dict[str, Any] = {}
+    if short:
+        few_steps(found, out)
+    elif world.size > 1:
+        curves(found, TOGETHER)
+        validation(found, (Layout(2, 4), Layout(1, 1, 8)))
+        same_bits_after_a_restart(found, Layout(2, 4))
+    else:
+        curves(found, (ALONE, *LAYOUTS))
+        liquid_ssm(found)
+        for stream in (False, True):
+            chain(found, stream)
+        same_bits_after_a_restart(found, Layout(2, 2, 2))
+        validation(found, (ALONE, Layout(8), Layout(2, 2, 2)))
+        scans(out)
+        collectives(found)
+    if world.rank == 0:
+        (out / f"results_{world.size}.json").write_text(json.dumps(found))
+    leave(0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), "short" in sys.argv[2:])

@@ -1,0 +1,96 @@
+"""A few steps on meshes of eight devices, in seconds; parity/tests/test_meshes.py has the whole runs."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jax", reason="meshes are JAX's")
+
+from jax_impl.parallel import mesh_sizes
+from parity.bounds import assert_within
+from parity.cases import perturbed_parameters
+from parity.hosts import finish, start
+from parity.legs import SCAN_CASES
+from parity.meshes import ALONE, DEVICES, FEW, SHORT, UNEVEN
+from parity.operations import OPERATIONS
+from parity.perturbed import FACTOR, Rounding
+from parity.races import NOISE, SMALL, bounded_run, story_data
+from spec.data import next_batch
+from spec.reference import clip_by_global_norm, loss_and_gradients
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    place = tmp_path_factory.mktemp("mesh")
+    finish(start(DEVICES, 1, "-m", "parity.meshes", str(place), "short"))
+    return place
+
+
+@pytest.fixture(scope="module")
+def found(out):
+    return json.loads((out / "results_1.json").read_text())
+
+
+@cache
+def truth():
+    return bounded_run(story_data(), FEW, UNEVEN)
+
+
+@pytest.mark.parametrize("layout", SHORT, ids=lambda layout: layout.name)
+def test_uneven_streams_stay_within_the_bound(found, layout):
+    """Two legs: the second takes states over, of rows that were filled up."""
+    exact, bound = truth()
+    for name in (ALONE.name, layout.name):
+        units = np.abs(np.array(found[name]["told"])[:, 0] - exact) / bound
+        assert units.max() <= 1.0, f"{name}: {units}"
+    assert found[layout.name]["digests"] == found[ALONE.name]["digests"]
+
+
+@cache
+def first_norm() -> tuple[float, float]:
+    """The norm of the first step's gradients before clipping, and the estimate of how far a float32 run may lie off."""
+    batch = next_batch(story_data(), 0, UNEVEN)
+    found = []
+    for lift in (lambda x: np.asarray(x, np.float64), *(Rounding(run, 2.0**-24) for run in range(4))):
+        params = {path: lift(x) for path, x in perturbed_parameters(SMALL, UNEVEN.seed, NOISE).items()}
+        _, gradients, _ = loss_and_gradients(params, SMALL, batch.tokens, batch.labels, None, batch.resets)
+        found.append(float(clip_by_global_norm(gradients, UNEVEN.grad_clip)[1]))
+    return found[0], FACTOR * max(abs(norm - found[0]) for norm in found[1:])
+
+
+@pytest.mark.parametrize("layout", [ALONE, *SHORT], ids=lambda layout: layout.name)
+def test_the_gradients_are_those_of_all_rows(found, layout):
+    """By their norm: the optimizer would forgive a factor."""
+    exact, bound = first_norm()
+    assert abs(found[layout.name]["told"][0][1] - exact) <= bound
+
+
+@pytest.mark.parametrize("layout", SHORT, ids=lambda layout: layout.name)
+def test_states_have_the_rows_of_the_batch(found, out, layout):
+    """And an evaluation is that of one device: as far off as rounding has moved the losses by then, for each."""
+    states = np.load(out / f"states {layout.name}.npz")["states"]
+    assert states.shape == (2, UNEVEN.batch_size, 16) and states.any(axis=(0, 2)).all()
+    evaluated, alone = (np.array(found[name]["evaluated"]) for name in (layout.name, ALONE.name))
+    assert (np.abs(evaluated - alone) <= 2 * truth()[1][-1]).all()
+
+
+def test_a_scan_cut_in_time_stays_within_the_bound(out):
+    scan, case = OPERATIONS["scan"], SCAN_CASES[1]
+    assert_within(np.load(out / "scan.npz"), scan.truth(case), scan.bounds_in(case, "float32"), "scan cut in time")
+
+
+def test_a_mesh_is_as_large_as_there_are_devices():
+    assert mesh_sizes(8, "ddp", 1, None) == (8, 1, 1)
+    assert mesh_sizes(8, "fsdp", 2, None) == (1, 4, 2)
+    assert mesh_sizes(8, "ddp", 1, "sequence=4,data=2") == (2, 1, 4)
+    for mesh in ("data=3", "data=4", "data=2,data=4", "rows=8", "", "data=8,fsdp", "data=16"):
+        with pytest.raises(ValueError, match="must read as"):
+            mesh_sizes(8, "ddp", 1, mesh)
+    with pytest.raises(ValueError, match="needs a multiple"):
+        mesh_sizes(8, "ddp", 3, None)
+    with pytest.raises(ValueError, match="says it all"):
+        mesh_sizes(8, "fsdp", 1, "data=8")

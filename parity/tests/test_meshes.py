@@ -1,0 +1,126 @@
+"""JAX on eight devices trains what it trains on one: the same tokens, losses within the bound of one, the same bits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+pytest.importorskip("jax", reason="meshes are JAX's")
+
+from parity.bounds import assert_within
+from parity.hosts import finish, start
+from parity.legs import SCAN_CASES, TRAINING, digest
+from parity.meshes import ALONE, CHAIN, DEVICES, LAYOUTS, SSM_LAYOUTS, SSM_STEPS, STEPS, TOGETHER
+from parity.operations import OPERATIONS
+from parity.races import SMALL, SMALL_SSM, bounded_run, story_data
+from spec.data import next_batch
+from spec.processes import Processes
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """What one process with eight devices wrote."""
+    place = tmp_path_factory.mktemp("meshes")
+    finish(start(DEVICES, 1, "-m", "parity.meshes", str(place)))
+    return place
+
+
+@pytest.fixture(scope="module")
+def found(out):
+    return json.loads((out / "results_1.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def found_by_two(tmp_path_factory):
+    """What two processes with four devices each found."""
+    place = tmp_path_factory.mktemp("two")
+    finish(start(DEVICES, 2, "-m", "parity.meshes", str(place)))
+    return json.loads((place / "results_2.json").read_text())
+
+
+@cache
+def truth(stream: bool):
+    return bounded_run(story_data(), STEPS, replace(TRAINING, stream=stream))
+
+
+def in_units(run, stream: bool = False) -> float:
+    exact, bound = truth(stream)
+    return float((np.abs(np.array(run["told"])[:, 0] - exact) / bound).max())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_losses_of_every_mesh_stay_within_the_bound_of_one_device(found, layout, report):
+    units = in_units(found[layout.name])
+    report(f"{layout.name}: {STEPS} steps at {units:.2f} of the bound, one device at {in_units(found[ALONE.name]):.2f}")
+    assert 0.0 < units <= 1.0
+    # Another order of summation, which a mesh that computed nothing of its own would not have.
+    assert found[layout.name]["told"] != found[ALONE.name]["told"]
+
+
+@pytest.mark.parametrize("layout", TOGETHER, ids=lambda layout: layout.name)
+def test_two_processes_stay_within_the_bound_of_one_device(found, found_by_two, layout, report):
+    units = in_units(found_by_two[layout.name])
+    report(f"two processes, {layout.name}: {STEPS} steps at {units:.2f} of the bound")
+    assert 0.0 < units <= 1.0
+    assert found_by_two[layout.name]["digests"] == found[ALONE.name]["digests"]
+
+
+@pytest.mark.parametrize("layout", SSM_LAYOUTS, ids=lambda layout: layout.name)
+def test_a_liquid_ssm_stays_within_the_bound_of_one_device(found, layout):
+    exact, bound = bounded_run(story_data(), SSM_STEPS, TRAINING, model=SMALL_SSM)
+    for name in (ALONE.name, layout.name):
+        assert (np.abs(np.array(found[f"ssm {name}"]["told"])[:, 0] - exact) <= bound).all(), name
+
+
+def test_every_mesh_sees_the_same_tokens(found):
+    batches = (next_batch(story_data(), step * TRAINING.batch_size, TRAINING) for step in range(STEPS))
+    alone = [digest(batch, Processes()) for batch in batches]
+    assert len(set(alone)) == STEPS
+    for name in (ALONE.name, *(layout.name for layout in LAYOUTS), "chain"):
+        assert found[name]["digests"] == alone, name
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["windows", "stream"])
+def test_a_run_that_changes_its_mesh_four_times_stays_within_the_bound(found, stream, report):
+    units = in_units(found["stream chain" if stream else "chain"], stream)
+    report(f"{' -> '.join(layout.name for layout in CHAIN)}{', stream' if stream else ''}: {units:.2f} of the bound")
+    assert 0.0 < units <= 1.0
+
+
+def test_a_restart_repeats_the_bits(found, found_by_two):
+    restarts = {**found["restarts"], **found_by_two["restarts"]}
+    assert len(restarts) == 2 and all(restarts.values()), restarts
+
+
+@pytest.mark.parametrize("method", ["sequential", "chunked"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_scan_cut_in_time_stays_within_the_bound(out, size, method):
+    scan = OPERATIONS["scan"]
+    for number, case in enumerate(SCAN_CASES):
+        results = np.load(out / f"scan_{size}_{number}_{method}.npz")
+        assert_within(results, scan.truth(case), scan.bounds_in(case, "float32"), f"scan between {size} devices")
+
+
+def test_validation_is_the_same_on_every_mesh(found, found_by_two):
+    """Of weights that nothing has moved: an estimate, how far rounding moves the first loss, for each of the two."""
+    alone, *others = [*found["validation"].values(), *found_by_two["validation"].values()]
+    _, bound = truth(False)
+    assert len(others) == 4
+    for other in others:
+        assert (np.abs(np.array(other) - alone) <= 2 * bound[0]).all(), (other, alone)
+
+
+def test_a_step_sends_what_it_must_and_no_more(found):
+    """Parts of parameters by three kinds of collectives; of a shared sequence, 2 b d numbers a layer and direction."""
+    of_parts, of_time = found["collectives"].values()
+    assert {row["kind"] for row in of_parts} == {"all-gather", "reduce-scatter", "all-reduce"}
+    (gathered,) = [row for row in of_time if row["kind"] == "all-gather"]
+    rows = 16 // 2
+    assert gathered["count"] == 2 * SMALL.n_layers and gathered["largest"] == 2 * rows * SMALL.d_model * 4
+    assert {row["kind"] for row in of_time} == {"all-gather", "all-reduce"}
