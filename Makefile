@@ -1,6 +1,7 @@
 # PIP_ARGS passes through to pip (a CPU wheel index, a proxy). CONSTRAINTS= installs the newest releases in range.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_TPU ?= .venv-tpu
 EXTRAS ?= torch,jax,dev
 CONSTRAINTS ?= constraints.txt
 PIP_ARGS ?=
@@ -15,13 +16,15 @@ KILLS ?= 50
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+BIN_TPU := $(VENV_TPU)/bin
+READY_TPU := $(VENV_TPU)/.installed
 
 # One thread a worker: two workers on two cores, and sums in the same order on every machine.
 test proofs kills: export JAX_PLATFORMS ?= cpu
 test proofs kills: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test parity proofs report mutants soak kills check kernels bench gpu-check clean
+.PHONY: help setup demo test parity proofs report mutants soak kills check kernels tpu bench gpu-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +70,16 @@ check: setup  ## lint, format, import fences, types
 kernels: setup  ## the Triton kernels: compiled for five GPUs, their bytes counted, against the budget
 	$(BIN)/python -m parity.kernels --check
 
+# libtpu makes every `import jax` look for a TPU, so it has an environment of its own.
+tpu: $(READY_TPU)  ## the TPU kernels and train steps: compiled by libtpu, no TPU needed, against the budget
+	$(BIN_TPU)/python -m pytest -q parity/tests/test_hlo.py parity/tests/test_plan.py
+	$(BIN_TPU)/python -m parity.tpu --check
+
+$(READY_TPU): pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV_TPU)
+	$(BIN_TPU)/python -m pip install $(PIP_ARGS) $(addprefix -c ,$(CONSTRAINTS)) -e '.[tpu,parity]' pytest
+	@touch $@
+
 bench: setup  ## ratios against limits and peers on this machine
 	$(BIN)/liquidnet bench
 
@@ -74,5 +87,5 @@ gpu-check: setup  ## on a machine with a GPU: its tests, then everything measure
 	$(BIN)/python -m tools.gpu_check --json gpu-check.json
 
 clean:  ## remove the virtual environment, the demo and all caches
-	rm -rf .venv demo dist parity-report .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-tpu demo dist parity-report .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,7 +7,7 @@ Another ptxas may need other numbers of registers: fewer are within the budget.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ WATCHED = ("registers", "spilled", "shared", "conversions")
 
 def faults(found: dict[str, Any], budget: dict[str, Any]) -> list[str]:
     """A line for each kernel that spills, grows or moves more than the budget, and for each that either side lacks."""
-    lines = [*_compared("kernels", found, budget), *_compared("bytes", found, budget)]
+    lines = [*compared("kernels", found, budget), *compared("bytes", found, budget)]
     for name, row in found["kernels"].items():
         kernel, (allowed, old) = name.split(" (")[0], (budget["limits"]["registers"], budget["kernels"].get(name, {}))
         if row["spilled"]:
@@ -35,20 +35,22 @@ def faults(found: dict[str, Any], budget: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _compared(section: str, found: dict[str, Any], budget: dict[str, Any]) -> Iterator[str]:
+def compared(section: str, found: dict[str, Any], budget: dict[str, Any]) -> Iterator[str]:
+    """A line for each row of a section that was not measured, or is not in the budget."""
     for name in sorted(found[section].keys() ^ budget[section].keys()):
-        where = "budget; --write adds it" if name in found[section] else "kernels any more; --write removes it"
+        where = "budget; --write adds it" if name in found[section] else f"{section} any more; --write removes it"
         yield f"{name} is not in the {where}"
 
 
 def written(budget: dict[str, Any]) -> str:
     """The file's text, a line for each row."""
-    limits = {section: json.dumps(row) for section, row in budget["limits"].items()}
-    rows = {name: json.dumps(row) for name, row in budget["kernels"].items()}
-    moved = {name: json.dumps(size) for name, size in budget["bytes"].items()}
-    sections = {"limits": limits, "bytes": moved, "kernels": rows}
+    return tabled(budget, ("limits", "bytes", "kernels"))
+
+
+def tabled(budget: dict[str, Any], sections: Iterable[str]) -> str:
+    """JSON text of versions and sections, a line for each row of a section."""
     body = [f'  "versions": {json.dumps(budget["versions"])}']
-    for section, lines in sections.items():
-        inside = ",\n".join(f"    {json.dumps(name)}: {line}" for name, line in lines.items())
+    for section in sections:
+        inside = ",\n".join(f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in budget[section].items())
         body.append(f"  {json.dumps(section)}: {{\n{inside}\n  }}")
     return "{\n" + ",\n".join(body) + "\n}\n"

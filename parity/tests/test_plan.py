@@ -1,0 +1,229 @@
+"""`liquidnet plan`: names of slices, one-line errors, the model of time, the largest batch, the budget."""
+
+import copy
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from parity import backends
+from parity.tpu import budget, steps
+from spec.presets import PRESETS, RECIPES
+from tools import plan_step, topology
+from tools.hlo_count import Collective, Cost, Counted
+from tools.plan_batch import Tried, largest_batch
+from tools.plan_step import Asked, Compiled, DoesNotFit
+
+HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
+needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="the TPU's compiler, libtpu, is not installed")
+needs_jax = pytest.mark.skipif(backends.missing("jax") is not None, reason="JAX is not installed")
+CHIP = topology.CHIPS["v6e"]
+
+
+@pytest.mark.parametrize(
+    "name, chips, sides",
+    [("v6e:4x4", 16, (4, 4)), ("V5e:2x4", 8, (2, 4)), ("v5p:2x2x4", 16, (2, 2, 4)), ("v6e:1x1", 1, (1, 1))],
+)
+def test_a_slice_is_its_chip_and_its_grid(name, chips, sides):
+    found = topology.topology(name)
+    assert (found.chips, found.sides, found.name) == (chips, sides, name.lower())
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("v6e-16", "did you mean 'v6e:4x4'"),
+        ("v5litepod-8", "did you mean 'v5e:2x4'"),
+        ("v6e:16", "did you mean 'v6e:4x4'"),
+        ("v5p:2x2", "did you mean 'v5p:2x2x1'"),
+        ("v5p-16", "did you mean 'v5p:2x2x2'"),
+        ("v7x:2x2", "choose one of v4, v5e, v5p, v6e"),
+        ("sixteen", "as in v6e:4x4"),
+        ("v6e:3x3", "sides are even"),
+        ("v6e:32x32", "256 at most"),
+    ],
+)
+def test_any_other_name_is_answered_with_the_right_spelling(name, told):
+    with pytest.raises(ValueError, match=told):
+        topology.topology(name)
+
+
+@pytest.mark.skipif(HAS_COMPILER, reason="the TPU's compiler is installed")
+def test_without_the_compiler_the_error_is_one_line_with_the_remedy(refused):
+    assert refused("plan").strip().endswith("pip install 'liquidnet-dual[tpu]'")
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--topology", "v6e-16"], "did you mean 'v6e:4x4'"),
+        (["--explain", "-1"], "--explain must be at least 0"),
+        (["--largest-batch", "all"], "--largest-batch"),
+    ],
+)
+def test_mistakes_need_no_compiler_to_be_told(refused, flags, told):
+    assert told in refused("plan", *flags)
+
+
+def asked(**changes) -> Asked:
+    training = replace(RECIPES["base"], batch_size=128, compute_dtype="bfloat16")
+    return replace(Asked(topology.topology("v6e:4x4"), PRESETS["base"], training, "data=16"), **changes)
+
+
+def test_an_instruction_takes_the_longest_of_three():
+    product = Cost("a", "fusion", "", times=2, read=1e6, written=1e6, flops=1e12, passes=6e12)
+    assert plan_step.seconds_of(product, CHIP) == pytest.approx(2 * 6e12 / CHIP.flops)
+    moved = Cost("b", "copy", "", times=3, read=1e9, written=1e9)
+    assert plan_step.seconds_of(moved, CHIP) == pytest.approx(3 * 2e9 / CHIP.bandwidth)
+    exchange = Cost("c", "all-reduce", "", read=1e9, written=1e9, collective=Collective("all-reduce", 1e9, 1e9, 16))
+    assert plan_step.seconds_of(exchange, CHIP) == pytest.approx(2e9 * 15 / 16 / CHIP.interconnect)
+
+
+def test_the_summary_adds_up():
+    counted = Counted([Cost("a", "fusion", "", times=2, read=1e9, written=1e9, flops=1e12, passes=1e12)])
+    found = plan_step.summary(asked(), Compiled({"peak": 1}, counted, 1.0, (16, 1, 1)))
+    seconds = 2 * 2e9 / CHIP.bandwidth
+    assert found["hbm_bytes"] == 4e9 and found["flops"] == 2e12
+    assert found["milliseconds"] == pytest.approx(1e3 * seconds)
+    assert found["tokens_per_second"] == pytest.approx(16 * 65_536 / seconds)
+    # 104.6M weights in matrices.
+    assert found["model_flops"] == pytest.approx(6 * 65_536 * 104.7e6, rel=1e-3)
+    assert found["mfu"] == pytest.approx(found["model_flops"] / seconds / CHIP.flops)
+    assert "not a measurement" in found["what"]
+    json.dumps(found, allow_nan=False)
+
+
+class Linear:
+    """A step that needs 1 GB and 2 GB a row, on a chip of 31.25 GiB: 16 rows fit; one batch of rows is odd."""
+
+    def __init__(self, odd: int | None = None):
+        self.odd, self.compiled = odd, []
+
+    def __call__(self, one: Asked) -> Compiled:
+        rows = one.training.batch_size // 16
+        self.compiled.append(rows)
+        peak = 1e9 + 2e9 * rows
+        if peak > CHIP.memory or rows == self.odd:
+            raise DoesNotFit("too much")
+        return Compiled({"peak": int(peak)}, Counted(), 0.0, (16, 1, 1))
+
+
+@pytest.mark.parametrize("rows", [1, 8, 16, 40])
+def test_the_largest_batch_is_where_memory_is_full(rows):
+    compile = Linear()
+    training = replace(asked().training, batch_size=16 * rows)
+    found = largest_batch(Tried(asked(training=training), 16, compile), search=False)
+    assert found["batch_size"] == 16 * 16 and found["tokens_per_chip"] == 16 * 8192
+    assert len(compile.compiled) == len(set(compile.compiled)) <= 5
+
+
+def test_a_line_that_promises_too_much_is_followed_back():
+    found = largest_batch(Tried(asked(), 16, Linear(odd=16)), search=False)
+    assert found["batch_size"] == 12 * 16
+
+
+def test_the_search_ends_where_the_next_row_does_not_fit():
+    compile = Linear(odd=16)
+    found = largest_batch(Tried(asked(), 16, compile), search=True)
+    assert found["batch_size"] == 15 * 16
+    assert found["how"] == "compiled, fits; one row more a device does not"
+
+
+def test_where_memory_hardly_grows_the_guess_is_held_back():
+    flat = Compiled({"peak": 10**9}, Counted(), 0.0, (16, 1, 1))
+    found = largest_batch(Tried(asked(), 16, lambda one: flat), search=False)
+    assert found["batch_size"] == 1024 * 128 and "more may" in found["how"]
+
+
+def test_nothing_fits():
+    found = largest_batch(Tried(asked(), 16, Linear(odd=1)), search=False)
+    assert found["batch_size"] > 0
+    training = replace(asked().training, batch_size=16)
+    assert largest_batch(Tried(asked(training=training), 16, Linear(odd=1)), search=False)["batch_size"] == 0
+
+
+@pytest.fixture
+def checked_in() -> dict:
+    return json.loads(budget.BUDGET.read_text())
+
+
+def test_the_budget_is_complete_and_within_its_own_limits(checked_in):
+    assert set(checked_in["steps"]) == {*steps.TRAINED, steps.SHARED}
+    assert budget.faults(checked_in, checked_in) == []
+    assert budget.written(checked_in) == budget.BUDGET.read_text()
+    limits = checked_in["limits"][steps.SHARED]
+    assert limits["forward_operand"] == limits["backward_operand"] == steps.shared_scan_limit()
+
+
+def test_what_exceeds_the_budget_is_named(checked_in):
+    first, fsdp = list(steps.TRAINED)[:2]
+    found = copy.deepcopy(checked_in)
+    found["steps"][first]["peak"] = 5_000_000_001
+    found["steps"][first]["hbm_bytes"] *= 2
+    found["steps"][first]["compile_seconds"] = 121
+    found["steps"][fsdp]["collectives"].append("collective-permute")
+    del found["steps"][steps.SHARED]
+    told = "\n".join(budget.faults(found, checked_in))
+    for part in (
+        f"{steps.SHARED} is not in the steps any more",
+        f"{first}: peak 5,000,000,001 is over the limit of 5,000,000,000",
+        f"{first}: hbm_bytes grew",
+        f"{first}: compile_seconds 121 is over the limit of 120",
+        f"{fsdp}: collective-permute is not among the collectives allowed",
+        f"{fsdp}: collectives have collective-permute, which the budget has not",
+    ):
+        assert part in told
+
+
+def test_a_column_that_was_not_measured_is_a_fault(checked_in):
+    found = copy.deepcopy(checked_in)
+    first = next(iter(steps.TRAINED))
+    del found["steps"][first]["peak"]
+    assert f"{first}: peak was not measured, its limit is 5000000000" in budget.faults(found, checked_in)
+
+
+SMALL = ("--topology", "v5e:2x2", "--preset", "nano", "--n-layers", "1", "--vocab-size", "512", "--seq-len", "32")
+
+
+def planned(tmp_path, *flags: str) -> tuple[subprocess.CompletedProcess, dict]:
+    out = tmp_path / "plan.json"
+    command = [sys.executable, "-m", "tools.cli", "plan", *SMALL, "--json", str(out), *flags]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return ran, json.loads(out.read_text()) if out.exists() else {}
+
+
+@needs_jax
+@needs_compiler
+def test_a_step_is_planned(tmp_path):
+    ran, found = planned(tmp_path, "--mesh", "data=2,fsdp=2", "--explain", "3", "--largest-batch", "skip")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""
+    for part in ("peak memory", "HBM traffic", "sum of rooflines", "a model, not a measurement", "MFU", "all-gather"):
+        assert part in ran.stdout
+    assert found["chips"] == 4 and found["mesh"] == {"data": 2, "fsdp": 2, "sequence": 1}
+    memory = found["memory"]
+    assert memory["peak"] == memory["arguments"] + memory["outputs"] + memory["temporary"] - memory["aliased"]
+    assert found["hbm_bytes"] > 0 and found["flops"] >= found["model_flops"] > 0 and not found["uncertain"]
+    assert {row["kind"] for row in found["collectives"]} <= {"all-gather", "all-reduce", "reduce-scatter"}
+    assert len(found["dearest"]) == 3
+
+
+@needs_jax
+@needs_compiler
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (("--mesh", "data=3"), "--mesh data=3 must read as"),
+        (("--batch-size", "6"), "--batch-size 6 is not cut evenly between 4 parts"),
+        (("--tokens-per-chip", "33"), "no whole number of sequences of 32"),
+        (("--tokens-per-chip", "32", "--batch-size", "4"), "give one of them"),
+        (("--preset", "huge"), "unknown preset 'huge'"),
+    ],
+)
+def test_what_cannot_be_planned_is_told_in_one_line(tmp_path, flags, told):
+    ran, _ = planned(tmp_path, *flags)
+    assert ran.returncode == 2
+    assert told in ran.stderr and ran.stderr.count("\n") == 1

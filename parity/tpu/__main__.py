@@ -1,0 +1,81 @@
+"""`python -m parity.tpu --check`: kernels and train steps compiled for TPUs, against parity/tpu/budget.json."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from parity.tpu import steps
+from parity.tpu.budget import BUDGET, SECTIONS, faults, written
+from tools import topology
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Compile the Pallas kernels and the train steps for TPU slices, without a TPU, and print what they need."""
+
+    check: bool = False
+    """Exit with 1, naming what grew, where a program exceeds the budget or its limits."""
+    write: bool = False
+    """Keep what was measured as the budget; the limits in it stay."""
+
+
+def measured() -> dict[str, Any]:
+    """Rows of the kernels and of the train steps."""
+    # Imports JAX.
+    from parity.tpu import kernels
+
+    def told(name: str) -> None:
+        print(f"compiling {name}", file=sys.stderr, flush=True)
+
+    told("the kernels")
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    return {"versions": versions, "kernels": kernels.measured(), "steps": steps.measured(told)}
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """A table for each section."""
+    for section in SECTIONS:
+        columns = list(dict.fromkeys(column for row in found[section].values() for column in row))
+        table = Table(section, *(column.replace("_", " ") for column in columns))
+        for name, row in found[section].items():
+            table.add_row(name, *(_cell(row.get(column, "")) for column in columns))
+        console.print(table)
+    console.print(", ".join(f"{name} {version}" for name, version in found["versions"].items()))
+
+
+def _cell(value: Any) -> str:
+    return (
+        ", ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int | float) else str(value)
+    )
+
+
+def main(flags: Flags) -> int:
+    """Measures, prints, and does what the flags ask for; the exit code."""
+    try:
+        topology.without_hardware()
+    except ValueError as error:
+        print(f"parity.tpu: {error}", file=sys.stderr)
+        return 2
+    found, budget = measured(), json.loads(BUDGET.read_text())
+    show(found, Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160))
+    if flags.write:
+        budget = {"limits": budget["limits"], **found}
+        BUDGET.write_text(written(budget))
+    wrong = faults(found, budget) if flags.check or flags.write else []
+    for line in wrong:
+        print(f"parity.tpu: {line}", file=sys.stderr)
+    if flags.check and not wrong:
+        print("every program is within its budget")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Flags, config=(tyro.conf.FlagCreatePairsOff,))))

@@ -1,0 +1,243 @@
+"""What a compiled XLA program moves and computes, counted from its text: HBM bytes, FLOPs of products, collectives.
+
+Rules, and what each rests on:
+* An instruction reads its operands and writes its result once: XLA fuses what it keeps in registers, so that what
+  stands between two instructions of a computation is a buffer. Only buffers in HBM count, by their layout's `S(n)`.
+* Whole tiles are moved: a buffer's bytes are those of its layout, padding included.
+* A fusion reads a slice where only slices of an operand are used inside, and writes the update where the result is an
+  operand updated in place; `aliasing_operands`, or no word of it, says that it may be in place.
+* A loop's body counts by its trips: scalar arithmetic on its counter is carried out. A conditional counts its
+  dearest branch. Both are listed where that is uncertain.
+* An asynchronous pair counts at its start, and so does a collective that is spread over several fusions.
+* Parameters, constants, tuples and bitcasts move nothing.
+* A Pallas kernel moves and computes what its cost estimate says where it has one, less what of its operands and results
+  lies elsewhere; without one it moves its operands and results.
+* FLOPs are those of products, two a multiplication and addition. Elementwise work is not counted.
+* A collective is counted with the bytes of its elements; in HBM it reads its operands and writes its results.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tools.hlo import HBM, Computation, Instruction, Program, leaves
+from tools.hlo_flops import product_flops
+from tools.hlo_loops import trip_count
+from tools.hlo_traffic import COLLECTIVES, ENDS, Traffic, goes_on, result_of
+
+FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
+    "opt-barrier", "add-dependency", "domain", "get-dimension-size",
+}  # fmt: skip
+_KERNEL = "tpu_custom_call"
+_VIEWS = ("AllocateBuffer", "ConcatBitcast")
+"""Custom calls that move nothing: room that others fill, slices side by side seen as one array."""
+_GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\])")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\].*?\{([^}]*)\}")
+_AXIS = re.compile(r"'([^']*)'(?::\(\d+\)(\d+))?(?:=(\d+))?")
+_PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One exchange between chips: bytes of the elements that a chip gives and gets, and how many take part."""
+
+    kind: str
+    operand: float
+    result: float
+    group: int
+
+    @property
+    def received(self) -> float:
+        """Bytes that must reach each chip, whatever the algorithm: what it has not got itself."""
+        if self.kind == "collective-permute":
+            return self.operand
+        others = (self.group - 1) / self.group
+        return others * {"all-gather": self.result, "all-reduce": 2 * self.operand}.get(self.kind, self.operand)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one instruction costs each time it runs, and how often it does."""
+
+    name: str
+    opcode: str
+    op_name: str
+    times: float = 1.0
+    read: float = 0.0
+    written: float = 0.0
+    flops: float = 0.0
+    passes: float = 0.0
+    """FLOPs weighted by how many bfloat16 products each product is made of."""
+    collective: Collective | None = None
+    note: str = ""
+
+
+@dataclass
+class Counted:
+    """The costs of a program, in the order of its schedule, and what could not be counted for certain."""
+
+    costs: list[Cost] = field(default_factory=list)
+    uncertain: list[str] = field(default_factory=list)
+
+    def total(self, of: Callable[[Cost], float]) -> float:
+        return sum(cost.times * of(cost) for cost in self.costs)
+
+    @property
+    def bytes(self) -> float:
+        """HBM bytes read and written."""
+        return self.total(lambda cost: cost.read + cost.written)
+
+    @property
+    def flops(self) -> float:
+        return self.total(lambda cost: cost.flops)
+
+    def collectives(self) -> list[dict[str, Any]]:
+        """A row for each kind and group size: how many, the bytes of all, the largest operand."""
+        rows: dict[tuple[str, int], dict[str, Any]] = {}
+        for cost in self.costs:
+            one = cost.collective
+            if one is not None:
+                empty = {
+                    "kind": one.kind,
+                    "group": one.group,
+                    "count": 0,
+                    "operand": 0.0,
+                    "result": 0.0,
+                    "largest": 0.0,
+                }
+                row = rows.setdefault((one.kind, one.group), empty)
+                row["count"] += int(cost.times)
+                row["operand"] += cost.times * one.operand
+                row["result"] += cost.times * one.result
+                row["largest"] = max(row["largest"], one.operand)
+        return [rows[key] for key in sorted(rows)]
+
+
+def count(program: Program) -> Counted:
+    """What one run of the program moves and computes on a chip."""
+    counted = Counted()
+    _walk(_Reader(program), program.computations[program.entry], 1.0, counted)
+    return counted
+
+
+def _walk(reader: _Reader, computation: Computation, times: float, counted: Counted) -> None:
+    called = reader.program.computations
+    for one in computation.instructions.values():
+        if one.opcode == "while":
+            trips = trip_count(reader.program, computation, one)
+            if trips is None:
+                counted.uncertain.append(f"{one.name}: how often the loop runs is not known; counted once")
+            _walk(reader, called[one.called["body"]], times * (1 if trips is None else trips), counted)
+        elif one.opcode == "conditional":
+            _dearest(reader, one, times, counted)
+        elif one.opcode == "call":
+            _walk(reader, called[one.called.get("to_apply") or one.called["calls"]], times, counted)
+        else:
+            cost = reader.cost(computation, one)
+            if cost is not None:
+                counted.costs.append(replace(cost, times=times))
+
+
+def _dearest(reader: _Reader, one: Instruction, times: float, counted: Counted) -> None:
+    branches = []
+    for role, name in one.called.items():
+        if role.startswith(("branch", "true", "false")):
+            branches.append(Counted())
+            _walk(reader, reader.program.computations[name], times, branches[-1])
+    dearest = max(branches, key=lambda branch: (branch.bytes, branch.flops))
+    counted.costs += dearest.costs
+    counted.uncertain += dearest.uncertain
+    if len({branch.bytes for branch in branches}) > 1:
+        counted.uncertain.append(f"{one.name}: one of {len(branches)} branches runs; the dearest is counted")
+
+
+class _Reader:
+    """The cost of single instructions of a program."""
+
+    def __init__(self, program: Program):
+        self.program, self.traffic = program, Traffic(program)
+
+    def cost(self, computation: Computation, one: Instruction) -> Cost | None:
+        """What the instruction costs, or None where it is free."""
+        if one.opcode in FREE or one.opcode.endswith(("-done", "-update")):
+            return None
+        if any(part.target == ENDS for _, part in self._inside(computation, one)):
+            return None
+        if one.opcode == "custom-call" and one.target in _VIEWS:
+            return None
+        if one.opcode == "custom-call" and one.target == _KERNEL:
+            return self._kernel(computation, one)
+        return self._plain(computation, one, one.target)
+
+    def _plain(self, computation: Computation, one: Instruction, note: str) -> Cost:
+        read = sum(self.traffic.read(computation, one, i) for i in range(len(one.operands)))
+        products = [product_flops(*inside) for inside in self._inside(computation, one)]
+        flops, passes = (sum(column) for column in zip(*products, strict=True)) if products else (0.0, 0.0)
+        everyone = self.program.partitions
+        exchanges = (_collective(*inside, everyone) for inside in self._inside(computation, one))
+        exchange = next(filter(None, exchanges), None)
+        opcode = exchange.kind if exchange else one.opcode.removesuffix("-start")
+        return Cost(
+            one.name,
+            opcode,
+            one.op_name,
+            1.0,
+            read,
+            self.traffic.written(computation, one),
+            flops,
+            passes,
+            exchange,
+            note,
+        )
+
+    def _kernel(self, computation: Computation, one: Instruction) -> Cost:
+        plain = self._plain(computation, one, "operands and results")
+        estimate = one.config.get("custom_call_config", {}).get("cost_estimate", {})
+        if not estimate:
+            return plain
+        shapes = [result_of(one), *(computation.shape_of(name) for name in one.operands)]
+        elsewhere = sum(part.stored for shape in shapes for part in leaves(shape) if part.space != HBM)
+        moved, plainly = max(0.0, float(estimate.get("bytes_accessed", 0)) - elsewhere), plain.read + plain.written
+        share = plain.read / plainly if plainly else 1.0
+        # Its FLOPs are no products, which alone are counted.
+        note = f"cost estimate; operands and results are {plainly / 1e6:,.1f} MB"
+        return replace(plain, read=share * moved, written=(1 - share) * moved, note=note)
+
+    def _inside(self, computation: Computation, one: Instruction) -> Iterator[tuple[Computation, Instruction]]:
+        """The instruction, or all that a fusion or an asynchronous start is made of."""
+        if one.opcode == "fusion" or (one.opcode.endswith("-start") and "calls" in one.called):
+            callee = self.program.computations[one.called["calls"]]
+            for part in callee.instructions.values():
+                yield from self._inside(callee, part)
+        else:
+            yield computation, one
+
+
+def _collective(computation: Computation, one: Instruction, everyone: int) -> Collective | None:
+    kind = one.opcode.removesuffix("-start")
+    if kind not in COLLECTIVES or goes_on(computation, one):
+        return None
+    operand = sum(part.size for name in one.operands for part in leaves(computation.shape_of(name)))
+    result = sum(part.size for part in leaves(result_of(one)))
+    # The compiler's own fusion of a sum and the slice that this device keeps of it.
+    if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
+        kind = "reduce-scatter"
+    return Collective(kind, operand, result, _group(one.attributes, everyone))
+
+
+def _group(attributes: str, everyone: int) -> int:
+    """How many devices exchange with one another: in a list of lists, rows by columns, or axes of a mesh."""
+    groups, pairs, mesh = (pattern.search(attributes) for pattern in (_GROUPS, _PAIRS, _MESH))
+    if pairs:
+        return pairs[1].count("{")
+    if groups:
+        return int(groups[2]) if groups[2] else len(groups[1].split(","))
+    if mesh:
+        sizes = {name: int(size) for name, _, size in _AXIS.findall(mesh[1])}
+        return math.prod(int(part) if part else sizes[name] for name, part, _ in _AXIS.findall(mesh[2]))
+    return everyone
