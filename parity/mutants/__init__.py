@@ -3,6 +3,7 @@
 from parity.mutants.mutant import Mutant
 from parity.mutants.of_gpu import GPU
 from parity.mutants.of_jax import JAX
+from parity.mutants.of_meshes import MESHES
 from parity.mutants.of_shards import SHARDS
 from parity.mutants.of_spec import SPEC
 from parity.mutants.of_ssm import LIQUID_SSM
@@ -12,6 +13,6 @@ from parity.mutants.of_torch import TORCH
 from parity.mutants.of_worlds import WORLDS
 from parity.mutants.record import load_score, sources_digest
 
-MUTANTS = (*SPEC, *TORCH, *STREAMS, *JAX, *GPU, *TOOLS, *SHARDS, *WORLDS, *LIQUID_SSM)
+MUTANTS = (*SPEC, *TORCH, *STREAMS, *JAX, *MESHES, *GPU, *TOOLS, *SHARDS, *WORLDS, *LIQUID_SSM)
 
 __all__ = ["MUTANTS", "Mutant", "load_score", "sources_digest"]

@@ -67,8 +67,8 @@ JAX = (
     Mutant(
         "jax: the gradient of the final state is missing",
         "jax_impl/scan/__init__.py",
-        "return states_btd, states_btd[:, -1]\n",
-        "return states_btd, jax.lax.stop_gradient(states_btd[:, -1])\n",
+        "return _adjoint(method)(*saved, *gradients)",
+        "return _adjoint(method)(*saved, gradients[0], jnp.zeros_like(gradients[1]))",
         SEQUENTIAL,
     ),
     Mutant(
@@ -183,8 +183,8 @@ JAX = (
     Mutant(
         "jax: the step counter of the bias correction is not carried",
         "jax_impl/optimizer.py",
-        "count=jnp.asarray(step, jnp.int32), **arrays",
-        "**arrays",
+        "_replace(count=step, **{",
+        "_replace(**{",
         OPTIMIZER,
     ),
     Mutant(
@@ -210,7 +210,7 @@ JAX = (
     ),
     Mutant(
         "jax: training ignores where documents begin",
-        "jax_impl/train.py",
+        "jax_impl/step.py",
         '.loss(**{**batch, "noise": noise}, states=states)',
         '.loss(**{**batch, "noise": noise, "resets": None}, states=states)',
         ENGINE,
@@ -218,8 +218,8 @@ JAX = (
     Mutant(
         "jax: a loaded run trains its initial weights on",
         "jax_impl/train.py",
-        "        load_parameters(self.model, parameters)\n        self._take(named_parameters(self.model))\n",
-        "        load_parameters(self.model, parameters)\n",
+        "        check_parameters(self.config, parameters)\n        self._take(parameters)\n",
+        "        check_parameters(self.config, parameters)\n",
         ENGINE,
     ),
 )

@@ -7,6 +7,7 @@ READERS = ("parity/tests/test_sharded.py", "-k", "each_reader")
 LISTED = ("parity/tests/test_sharded.py", "-k", "every_listed")
 SAVER = ("parity/tests/test_sharded.py", "-k", "appears_whole")
 TORCH_SHARDS = ("parity/tests/test_sharded.py", "-k", "torch_writes")
+ORBAX, ORBAX_MESHES = "parity/tests/test_orbax.py", "parity/tests/test_orbax_meshes.py"
 OTHERS = ("parity/tests/test_checkpoint.py", "-k", "another_program")
 DAMAGED_PT = ("parity/tests/test_damage.py", "-k", "does_no_harm and pt")
 DAMAGED_MSGPACK = ("parity/tests/test_damage.py", "-k", "does_no_harm and msgpack")
@@ -45,15 +46,15 @@ SHARDS = (
     Mutant(
         "shards: the digests of the shards are taken from the list that they are compared with",
         "spec/checkpoint.py",
-        'own.get(path.name, elsewhere.get(path.name, ""))',
-        'elsewhere.get(path.name, "")',
+        'own.get(name, elsewhere.get(name, ""))',
+        'elsewhere.get(name, "")',
         READERS,
     ),
     Mutant(
         "shards: every reader verifies the share of the first",
         "spec/checkpoint.py",
-        "for path in shards[rank::size]}",
-        "for path in shards[0::size]}",
+        "for name in parts[rank::size]}",
+        "for name in parts[0::size]}",
         READERS,
     ),
     Mutant(
@@ -104,5 +105,26 @@ SHARDS = (
         "        set_steps(self.optimizer, step)\n",
         "        set_steps(self.optimizer, 0)\n",
         TORCH_SHARDS,
+    ),
+    Mutant(
+        "checkpoint: a name in SHA256SUMS may lead out of the directory",
+        "spec/checksums.py",
+        'if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:',
+        "if False:",
+        (ORBAX, "-k", "leads_elsewhere"),
+    ),
+    Mutant(
+        "orbax: values that are not finite are taken",
+        "jax_impl/sharded.py",
+        "if not all(np.isfinite(shard.data).all() for shard in array.addressable_shards):",
+        "if False:",
+        (ORBAX_MESHES, "-k", "another_mesh"),
+    ),
+    Mutant(
+        "orbax: torch reads its part of what JAX wrote in parts",
+        "tools/run.py",
+        "parts_of(found[-1]) == form",
+        "parts_of(found[-1]) is not None",
+        (ORBAX, "-k", "whatever_lies"),
     ),
 )

@@ -83,7 +83,7 @@ STREAMS = (
     ),
     Mutant(
         "jax: a step starts from zero instead of the carried states",
-        "jax_impl/train.py",
+        "jax_impl/step.py",
         '.loss(**{**batch, "noise": noise}, states=states)',
         '.loss(**{**batch, "noise": noise}, states=None)',
         CARRIED["jax"],
@@ -105,7 +105,7 @@ STREAMS = (
     ),
     Mutant(
         "jax: a step that is not finite leaves its states",
-        "jax_impl/train.py",
+        "jax_impl/step.py",
         "return *kept, loss, norm",
         "return *kept[:2], made[2], loss, norm",
         FINITE["jax"],
@@ -120,8 +120,8 @@ STREAMS = (
     Mutant(
         "jax: a resumed stream forgets its states",
         "jax_impl/train.py",
-        "self.states = None if states is None else jnp.array(states, dtype)",
-        "self.states = None",
+        "self.states = placed(array, self.world.sharding(None, ROWS))",
+        "self.states = placed(np.zeros_like(array), self.world.sharding(None, ROWS))",
         RESUMED["jax"],
     ),
     Mutant(
@@ -133,9 +133,9 @@ STREAMS = (
     ),
     Mutant(
         "jax: micro-batches weigh alike, whatever labels they count",
-        "jax_impl/train.py",
-        'weight = (of_part["labels"] != IGNORED_LABEL).sum().astype(loss.dtype) / count',
-        "weight = jnp.asarray(size / rows, loss.dtype)",
+        "jax_impl/step.py",
+        "return mean * (_counted(batch).astype(mean.dtype) / counted), last",
+        'return mean * (batch["labels"].size / counted), last',
         MICRO["jax"],
     ),
     Mutant(

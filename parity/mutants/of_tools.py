@@ -65,17 +65,17 @@ TOOLS = (
     Mutant(
         "conversion drops the moments",
         "tools/convert.py",
-        "write(self.target, checkpoint, sharded=",
+        "write(self.target, checkpoint, target_format",
         "write(self.target, Checkpoint(checkpoint.config, checkpoint.parameters, {}, checkpoint.state, "
-        "checkpoint.tokenizer, checkpoint.states), sharded=",
+        "checkpoint.tokenizer, checkpoint.states), target_format",
         CONVERT,
     ),
     Mutant(
         "conversion starts the counters anew",
         "tools/convert.py",
-        "write(self.target, checkpoint, sharded=",
+        "write(self.target, checkpoint, target_format",
         "write(self.target, Checkpoint(checkpoint.config, checkpoint.parameters, checkpoint.moments, "
-        "tokenizer=checkpoint.tokenizer, states=checkpoint.states), sharded=",
+        "tokenizer=checkpoint.tokenizer, states=checkpoint.states), target_format",
         CONVERT,
     ),
     Mutant(
