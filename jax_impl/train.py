@@ -168,7 +168,7 @@ class Engine:
     def sampler(self) -> Step:
         """The current model as a step of generation; where devices have parts of it, on the host."""
         parameters = {path: on_host(array) for path, array in self.parameters.items()}
-        place = jax.local_devices(backend="cpu" if self.world.sharded else None)[0]
+        place = _host() if self.world.sharded else jax.local_devices()[0]
         graph, variables = nnx.split(self.model, nnx.Param)
         return make_step(with_parameters(graph, variables, jax.device_put(parameters, place)))
 
@@ -205,6 +205,14 @@ class Engine:
 
     def _take_moments(self, state: Any) -> None:
         self.optimizer_state = jax.tree.map(placed, state, self._programs.optimizer_state)
+
+
+def _host() -> Any:
+    """The processor, or the first device where JAX was told to see no processor (JAX_PLATFORMS=tpu)."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
 
 
 def _require_work(config: ModelConfig, training: TrainingConfig, world: World, method: str) -> None:
