@@ -8,6 +8,7 @@ parity/worlds.py.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -168,6 +169,18 @@ def collectives(found: dict[str, Any]) -> None:
         found.setdefault("collectives", {})[layout.name] = rows
 
 
+def held(found: dict[str, Any]) -> None:
+    """Bytes that each device holds of an engine whose parameters are in parts; nothing else is there yet."""
+    world = Layout(1, 8).world()
+    engine = Engine(replace(SMALL, d_model=64), TRAINING, world=world)
+    gc.collect()
+    counted = dict.fromkeys((device.id for device in world.mesh.devices.flat), 0)
+    for array in jax.live_arrays():
+        for part in array.addressable_shards:
+            counted[part.device.id] += part.data.nbytes
+    found["held"] = {"devices": list(counted.values()), "parameters": sum(x.nbytes for x in engine.parameters.values())}
+
+
 def few_steps(found: dict[str, Any], out: Path) -> None:
     """What takes seconds: a few steps of two meshes, in two legs, and one scan."""
     for layout in (ALONE, *SHORT):
@@ -188,6 +201,7 @@ def main(out: Path, short: bool) -> None:
     assert len(jax.devices()) == DEVICES and set(SCANS) >= {"sequential", "chunked"}
     found: dict[str, Any] = {}
     if short:
+        held(found)
         few_steps(found, out)
     elif world.size > 1:
         curves(found, TOGETHER)

@@ -78,6 +78,12 @@ def test_states_have_the_rows_of_the_batch(found, out, layout):
     assert (np.abs(evaluated - alone) <= 2 * truth()[1][-1]).all()
 
 
+def test_no_device_holds_more_than_its_part(found):
+    """Parameters and two moments, of which vectors alone are everywhere; whole they would be three times as much."""
+    devices, parameters = found["held"]["devices"], found["held"]["parameters"]
+    assert len({*devices}) == 1 and 3 * parameters / DEVICES < devices[0] < parameters
+
+
 def test_a_scan_cut_in_time_stays_within_the_bound(out):
     scan, case = OPERATIONS["scan"], SCAN_CASES[1]
     assert_within(np.load(out / "scan.npz"), scan.truth(case), scan.bounds_in(case, "float32"), "scan cut in time")
