@@ -72,7 +72,7 @@ kernels: setup  ## the Triton kernels: compiled for five GPUs, their bytes count
 
 # libtpu makes every `import jax` look for a TPU, so it has an environment of its own.
 tpu: $(READY_TPU)  ## the TPU kernels and train steps: compiled by libtpu, no TPU needed, against the budget
-	$(BIN_TPU)/python -m pytest -q parity/tests/test_hlo.py parity/tests/test_plan.py
+	$(BIN_TPU)/python -m pytest -q parity/tests/test_hlo.py parity/tests/test_hlo_collectives.py parity/tests/test_plan.py
 	$(BIN_TPU)/python -m parity.tpu --check
 
 $(READY_TPU): pyproject.toml $(CONSTRAINTS)

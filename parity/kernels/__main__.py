@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from parity.kernels.budget import BUDGET, faults, written
+from parity.kernels.budget import BUDGET, faults, settled, written
 
 COLUMNS = {
     "registers": "registers",
@@ -62,17 +62,9 @@ def show(found: dict[str, Any], console: Console) -> None:
 
 def main(flags: Flags) -> int:
     """Measures, prints, and does what the flags ask for; the exit code."""
-    found, budget = measured(), json.loads(BUDGET.read_text())
+    found = measured()
     show(found, Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160))
-    if flags.write:
-        budget = {"limits": budget["limits"], **found}
-        BUDGET.write_text(written(budget))
-    wrong = faults(found, budget) if flags.check or flags.write else []
-    for line in wrong:
-        print(f"parity.kernels: {line}", file=sys.stderr)
-    if flags.check and not wrong:
-        print("every kernel is within its budget")
-    return 1 if wrong else 0
+    return settled(found, BUDGET, faults, written, flags.check, flags.write)
 
 
 if __name__ == "__main__":

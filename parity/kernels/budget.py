@@ -7,11 +7,13 @@ Another ptxas may need other numbers of registers: fewer are within the budget.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 BUDGET = Path(__file__).parent / "budget.json"
+Budget = dict[str, Any]
 WATCHED = ("registers", "spilled", "shared", "conversions")
 
 
@@ -54,3 +56,33 @@ def tabled(budget: dict[str, Any], sections: Iterable[str]) -> str:
         inside = ",\n".join(f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in budget[section].items())
         body.append(f"  {json.dumps(section)}: {{\n{inside}\n  }}")
     return "{\n" + ",\n".join(body) + "\n}\n"
+
+
+def settled(
+    found: Budget,
+    path: Path,
+    faults: Callable[[Budget, Budget], list[str]],
+    written: Callable[[Budget], str],
+    check: bool,
+    write: bool,
+) -> int:
+    """Keeps what was found as the budget, compares it with the budget, or neither, as was asked; the exit code.
+
+    Args:
+        found: what was measured, by section.
+        path: of the budget; its limits stay whatever is written.
+        faults: (found, budget) -> a line for each thing that exceeds the budget.
+        written: a budget as the file's text.
+        check: a fault is told, and so is that there is none.
+        write: what was found becomes the budget.
+    """
+    budget, name = json.loads(path.read_text()), f"parity/{path.parent.name}/{path.name}"
+    if write:
+        budget = {"limits": budget["limits"], **found}
+        path.write_text(written(budget))
+    wrong = faults(found, budget) if check or write else []
+    for line in wrong:
+        print(f"{name}: {line}", file=sys.stderr)
+    if check and not wrong:
+        print(f"everything is within {name}")
+    return 1 if wrong else 0

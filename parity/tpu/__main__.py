@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from parity.kernels.budget import settled
 from parity.tpu import steps
 from parity.tpu.budget import BUDGET, SECTIONS, faults, written
 from tools import topology
@@ -64,17 +64,9 @@ def main(flags: Flags) -> int:
     except ValueError as error:
         print(f"parity.tpu: {error}", file=sys.stderr)
         return 2
-    found, budget = measured(), json.loads(BUDGET.read_text())
+    found = measured()
     show(found, Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160))
-    if flags.write:
-        budget = {"limits": budget["limits"], **found}
-        BUDGET.write_text(written(budget))
-    wrong = faults(found, budget) if flags.check or flags.write else []
-    for line in wrong:
-        print(f"parity.tpu: {line}", file=sys.stderr)
-    if flags.check and not wrong:
-        print("every program is within its budget")
-    return 1 if wrong else 0
+    return settled(found, BUDGET, faults, written, flags.check, flags.write)
 
 
 if __name__ == "__main__":
