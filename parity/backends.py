@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -80,10 +81,23 @@ def float64_elsewhere(function: Any) -> Any:
     def call(*args: Any, **kwargs: Any) -> Any:
         doubles = any(isinstance(x, np.ndarray) and x.dtype == np.float64 for x in args)
         if (doubles or kwargs.get("compute_dtype") == "float64") and not _computes_in_float64():
-            return _worker().submit(_call, function.__name__, args, kwargs).result()
+            worker = _worker()  # before the block: what multiprocessing starts with it unblocks the signal
+            with _deaf_to_ctrl_c():
+                result = worker.submit(_call, function.__name__, args, kwargs)
+            return result.result()
         return function(*args, **kwargs)
 
     return call
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """A process that is started here is ended by this one, not by the Ctrl-C that a terminal sends to both."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def stop_worker() -> None:

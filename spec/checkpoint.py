@@ -197,7 +197,9 @@ def _unchecked(
         raise ValueError("state.json must hold an object")
     version = state.pop("format_version", None)
     if version != FORMAT_VERSION:
-        raise ValueError(f"format version {version!r}, this version of LiquidNet reads {FORMAT_VERSION}")
+        raise ValueError(
+            f"format version {version!r}, this version of LiquidNet reads {FORMAT_VERSION}; take another version"
+        )
     with naming("config.json"):
         config = config_from_json(json.loads(texts["config.json"]))
     return Checkpoint(config, parameters, moments, state, texts.get("tokenizer.json"), states, "SHA256SUMS" in texts)
@@ -259,7 +261,7 @@ def _files(directory: Path) -> dict[str, Path]:
         paths |= {f"{ORBAX}/{name}": path for name, path in files_below(paths.pop(ORBAX)).items()}
     for name in paths:
         if name not in FILES and not is_part(name):
-            raise ValueError(f"checkpoint {directory}: {name} is no part of a checkpoint")
+            raise ValueError(f"checkpoint {directory}: {name} is no part of a checkpoint; name another")
     return paths
 
 
@@ -284,7 +286,7 @@ def find_checkpoint(path: Path) -> Path:
             raise ValueError(f"{path} holds no checkpoint yet; train further or name another run")
         return checkpoints[-1]
     if not path.is_dir():
-        raise ValueError(f"{path} is not a checkpoint directory or a run")
+        raise ValueError(f"{path} is not a checkpoint directory or a run; name what `liquidnet train` wrote")
     return path
 
 

@@ -53,7 +53,7 @@ def verify(files: Mapping[str, bytes], elsewhere: Mapping[str, str] | None = Non
 def listed_sums(files: Mapping[str, bytes]) -> dict[str, str]:
     """The digest of each file by name, as SHA256SUMS among the files has it; ValueError where it is not whole."""
     if "SHA256SUMS" not in files:
-        raise ValueError("SHA256SUMS is missing; this is no checkpoint, or not a whole one")
+        raise ValueError("SHA256SUMS is missing; this is no checkpoint, or not a whole one: name another")
     # Not `splitlines`, to which a damaged line break is one of ten others.
     *rows, rest = files["SHA256SUMS"].decode().split("\n")
     if rest:

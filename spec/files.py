@@ -65,9 +65,9 @@ def require_file(path: Path) -> None:
     try:
         mode = Path(path).stat().st_mode
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        raise ValueError(f"{path} cannot be read: {error.strerror}; check the path") from error
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{path} is no regular file")
+        raise ValueError(f"{path} is no regular file; save its content to one")
 
 
 def read_file(path: Path) -> bytes:
@@ -75,7 +75,7 @@ def read_file(path: Path) -> bytes:
     require_file(path)
     size = Path(path).stat().st_size
     if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
-        raise ValueError(f"{path} has {size:,} bytes, more than this machine has memory")
+        raise ValueError(f"{path} has {size:,} bytes, more than this machine has memory; take a larger one")
     return Path(path).read_bytes()
 
 

@@ -24,6 +24,7 @@ from tools import backends, bench_gpu, bench_model, bench_states
 from tools.bench_clock import medians
 from tools.bench_sections import Sizes
 from tools.bench_training import random_batch
+from tools.refusals import require_new_or_file
 
 SHAPE = (8, 512, 384)
 STATES = bench_states.Sizes()
@@ -61,6 +62,7 @@ class Bench:
     """Tokens a sequence there; the preset's by default."""
 
     def run(self) -> None:
+        require_new_or_file(self.json, "--json")
         if self.rounds < 1:
             raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
         if self.model and self.device != "cpu":
@@ -110,7 +112,8 @@ class Bench:
             scans |= _SCANS[name]()
             steps[f"{name} train step"] = _train_step(name)
         scans, refused = _running(scans)
-        scan_seconds, step_seconds = medians(scans, self.rounds), medians(steps, self.rounds)
+        scan_seconds = medians(scans, self.rounds, "timing scans")
+        step_seconds = medians(steps, self.rounds, "timing train steps")
         tokens = TrainingConfig().batch_size * TrainingConfig().seq_len
         return {
             "machine": {"processor": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0))},

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from tools.progress import track
+
 Call = Callable[[], Any]
 Row = dict[str, Any]
 ENOUGH_SECONDS = 1.5
@@ -110,13 +112,15 @@ class Clock:
         return time.perf_counter() - started
 
 
-def medians(candidates: Mapping[str, Call], rounds: int) -> dict[str, float]:
+def medians(candidates: Mapping[str, Call], rounds: int, title: str | None = None) -> dict[str, float]:
     """Median seconds of each candidate, interleaved, after two calls that compile and warm up.
 
-    One that has been measured for ENOUGH_SECONDS, and three times, sits out the remaining rounds.
+    One that has been measured for ENOUGH_SECONDS, and three times, sits out the remaining rounds. With a title, how far
+    it is is shown.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for measured in range(-2, rounds):
+    every = range(-2, rounds)
+    for measured in every if title is None else track(every, title):
         for name, call in candidates.items():
             if len(times[name]) >= 3 and sum(times[name]) > ENOUGH_SECONDS:
                 continue

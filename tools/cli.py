@@ -1,59 +1,34 @@
-"""`liquidnet`: an umbrella over the commands."""
+"""`liquidnet`: an umbrella over the commands. Only what starts at once is imported here, the rest by the command."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 import io
 import os
-import re
+import shutil
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import tyro
-
-from tools.bench import Bench
-from tools.compare import Compare
-from tools.convert import Convert
-from tools.doctor import Doctor
-from tools.evaluate import Evaluate
-from tools.generate import Generate
-from tools.parity_report import Parity
-from tools.plan import Plan
-from tools.plot import Plot
-from tools.prepare import Prepare
-from tools.train import Train
-
-COMMANDS = {
-    "prepare": Prepare,
-    "train": Train,
-    "evaluate": Evaluate,
-    "convert": Convert,
-    "compare": Compare,
-    "generate": Generate,
-    "plot": Plot,
-    "parity": Parity,
-    "bench": Bench,
-    "plan": Plan,
-    "doctor": Doctor,
-}
-DESCRIPTION = """One language model, defined once, implemented in PyTorch and in JAX, and proved equal.
-
-Try:  liquidnet prepare --stories 20000 --out data
-      liquidnet train torch --preset nano --data data --out run --stop-at 1000
-      liquidnet train jax --data data --out run --resume
-      liquidnet generate --checkpoint run --prompt "Once upon a time"
-"""
-_BOX = re.compile(r"[\u2500-\u257f]+")
+from tools import interrupts
+from tools.commands import COMMANDS, show_overview
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake ends in one line on stderr and exit code 2, never in a traceback."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        _ready_streams()
     try:
-        _run(arguments)
+        _listen_and_run(given, arguments is None)
     except SystemExit as stop:
         _leave(int(stop.code or 0))
+        if stop.code == interrupts.EXIT_SIGINT and arguments is None:
+            # Neither a thread of a library that is still at work, nor what it says on being ended, is of use any more.
+            os._exit(interrupts.EXIT_SIGINT)
         raise
     except BaseException:
         # Nobody expected it. The others must not wait for this process, whose interpreter may not come to its end.
@@ -73,44 +48,145 @@ def _leave(code: int) -> None:
         parallel.leave(code)
 
 
-def _run(arguments: Sequence[str] | None) -> None:
-    command = parse(sys.argv[1:] if arguments is None else arguments)
+def _ready_streams() -> None:
+    """A stream that was closed takes what is written and drops it; a character that a stream cannot show is escaped."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  it lives as long as the process
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Nobody reads stdout any more, or it cannot be written: the interpreter must not try at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _listen_and_run(arguments: list[str], process_ends: bool) -> None:
     try:
+        with interrupts.listening(lambda: _how_to_go_on(arguments), process_ends):
+            _run(arguments)
+    except KeyboardInterrupt:
+        # Before it listened.
+        _interrupted(arguments)
+
+
+def _run(arguments: list[str]) -> None:
+    try:
+        _complete(arguments)
+    except KeyboardInterrupt:
+        _interrupted(arguments)
+    except Exception as error:
+        # Whatever a library makes of a Ctrl-C in the middle of its import, say.
+        if interrupts.just_heard():
+            _interrupted(arguments)
+        _explain(error)
+
+
+def _complete(arguments: list[str]) -> None:
+    try:
+        command = parse(arguments)
         if command is not None:
             command.run()
-    except FloatingPointError as error:
-        fail(error, 1)
-    except KeyboardInterrupt:
-        fail("interrupted", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        # Here an error of writing can be told.
+        sys.stdout.flush()
+
+
+def _explain(error: Exception) -> None:
+    """End in one line what a user can do something about; raises anything else again."""
+    from tools.refusals import is_lack_of_memory, of_missing, of_system
+
+    if isinstance(error, BrokenPipeError):
+        _drop_output()
         sys.exit(141)
-    except MemoryError:
+    if is_lack_of_memory(error):
         fail("not enough memory; make the batch, the window or the model smaller", 2)
-    except ConnectionError as error:
+    if isinstance(error, ModuleNotFoundError) and (reason := of_missing(error)):
+        fail(reason, 2)
+    if isinstance(error, (FloatingPointError, ConnectionError)):
         fail(error, 1)
-    except (ValueError, OSError, NotImplementedError) as error:
-        if "LIQUIDNET_DEBUG" in os.environ:
-            raise
-        fail(error, 2)
+    if isinstance(error, (ValueError, OSError, NotImplementedError)) and "LIQUIDNET_DEBUG" not in os.environ:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
+        fail(of_system(error) if isinstance(error, OSError) else error, 2)
+    raise error
 
 
-def parse(arguments: Sequence[str]):
-    """The command that the arguments name, ready to run; tyro's boxed message becomes one line."""
-    message = io.StringIO()
+def _interrupted(arguments: list[str]) -> None:
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    print(f"liquidnet: interrupted; {_how_to_go_on(arguments)}", file=sys.stderr)
+    sys.exit(interrupts.EXIT_SIGINT)
+
+
+def _how_to_go_on(arguments: list[str]) -> str:
+    name = arguments[0] if arguments else ""
+    if name not in COMMANDS:
+        return "nothing was done; run it again"
+    again = COMMANDS[name].again
+    if name == "train" and "--out" in arguments[:-1] and "tools.run" in sys.modules:
+        run = sys.modules["tools.run"].Run(arguments[arguments.index("--out") + 1])
+        return f"{run.last_good()}; {again}"
+    return again
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """The command that the arguments name, ready to run, or None where they ask for what can be done."""
+    name, *flags = arguments or ["--help"]
+    if name in ("--help", "-h", "help"):
+        show_overview()
+        return None
+    if name == "--version":
+        from parity.environment import version
+
+        print(f"liquidnet {version('liquidnet-dual')}")
+        return None
+    if name not in COMMANDS:
+        from spec.config import nearest
+
+        fail(f"there is no command {name!r}; choose one of {', '.join(COMMANDS)}{nearest(name, COMMANDS)}", 2)
+    return _parsed(name, flags)
+
+
+def _parsed(name: str, flags: list[str]) -> Any:
+    """An instance of a command's class from its flags; tyro's boxed message becomes one line."""
+    import tyro
+
+    from tools.refusals import short
+
+    module, _, kind = COMMANDS[name].place.partition(":")
+    command, program, message = getattr(importlib.import_module(module), kind), f"liquidnet {name}", io.StringIO()
+    # In a narrow box words are broken: help is read in it all the same, of a message is made a line.
+    wide = _columns(60 if {"--help", "-h"} & {*flags} else 1000)
     try:
-        with contextlib.redirect_stderr(message):
-            return tyro.extras.subcommand_cli_from_dict(
-                COMMANDS,
-                prog="liquidnet",
-                description=DESCRIPTION,
-                args=list(arguments),
+        with contextlib.redirect_stderr(message), wide:
+            return tyro.cli(
+                command,
+                prog=program,
+                description=f"{inspect.getdoc(command)}\n\nExample: {COMMANDS[name].example}",
+                args=flags,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
             )
     except SystemExit as stop:
         if stop.code != 2:
             raise
-        fail(" ".join(_BOX.sub(" ", message.getvalue()).split()), 2)
+        fail(short(message.getvalue(), program, flags, command), 2)
+
+
+@contextlib.contextmanager
+def _columns(least: int) -> Iterator[None]:
+    """Let the terminal have so many columns at least."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(max(least, shutil.get_terminal_size().columns))
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS")
+        os.environ.update({} if before is None else {"COLUMNS": before})
 
 
 def fail(reason: object, code: int) -> None:

@@ -16,9 +16,12 @@ from parity.locate import first_outside, locate
 from parity.weights import differences
 from spec.checkpoint import Checkpoint
 from spec.config import require_known
+from spec.files import require_file
 from tools import backends, convert
 from tools.byte_level import read_utf8
 from tools.compare_report import Comparison, Side, show, write_json
+from tools.progress import working
+from tools.refusals import require_new_or_file
 from tools.tokenizer import Tokenizer, parse_tokenizer
 
 TEXT = (
@@ -55,6 +58,7 @@ class Compare:
     """Write everything to this file too."""
 
     def run(self) -> None:
+        require_new_or_file(self.json, "--json")
         text = self._text()
         a, b = open_sides(self.a, self.b)
         constants = compare_configurations(a, b)
@@ -62,10 +66,12 @@ class Compare:
         tokens = encode(text, tokenizer, a.checkpoint.config.vocab_size, self.max_tokens)
         for side in (a, b):
             backends.load(side.backend, "model")
-        traces = [trace(side, tokens) for side in (a, b)]
         config, parameters = a.checkpoint.config, a.checkpoint.parameters
-        weights = differences(config, parameters, b.checkpoint.parameters)
-        rows = locate(float32(a.checkpoint), config, tokens, traces)
+        with working("running both models") as told:
+            traces = [trace(side, tokens) for side in (a, b)]
+            weights = differences(config, parameters, b.checkpoint.parameters)
+            told("running the float64 reference")
+            rows = locate(float32(a.checkpoint), config, tokens, traces)
         comparison = Comparison((a, b), constants, weights, tokenizer, tokens, rows)
         show(comparison, self.all)
         if self.json is not None:
@@ -78,6 +84,9 @@ class Compare:
             raise ValueError(f"--max-tokens must be in [1, {MOST_TOKENS}], got {self.max_tokens}")
         if self.text is not None and self.text_file is not None:
             raise ValueError("give either --text or --text-file, not both")
+        if self.text_file is not None:
+            # A device would be read for ever.
+            require_file(self.text_file)
         text = read_utf8(self.text_file) if self.text_file is not None else TEXT if self.text is None else self.text
         if not text:
             raise ValueError("the text is empty; give at least one character with --text or --text-file")
@@ -119,12 +128,14 @@ def compare_configurations(a: Side, b: Side) -> dict[str, tuple[object, object]]
     """The constants of both models where they differ, by name; raises ValueError where their families or shapes do."""
     families = [side.checkpoint.config.family for side in (a, b)]
     if families[0] != families[1]:
-        raise ValueError(f"{a.path} and {b.path} are models of different families: {' and '.join(families)}")
+        raise ValueError(
+            f"{a.path} and {b.path} are models of different families: {' and '.join(families)}; take two alike"
+        )
     first, second = asdict(a.checkpoint.config), asdict(b.checkpoint.config)
     unequal = {name: (value, second[name]) for name, value in first.items() if value != second[name]}
     shapes = [f"{name} {unequal[name][0]} and {unequal[name][1]}" for name in SHAPE if name in unequal]
     if shapes:
-        raise ValueError(f"{a.path} and {b.path} are models of different shapes: {', '.join(shapes)}")
+        raise ValueError(f"{a.path} and {b.path} are models of different shapes: {', '.join(shapes)}; take two alike")
     return unequal
 
 
@@ -132,7 +143,9 @@ def shared_tokenizer(a: Side, b: Side) -> Tokenizer | None:
     """The tokenizer that the checkpoints hold, or None; raises ValueError where they hold different ones."""
     held = [side.checkpoint.tokenizer for side in (a, b) if side.checkpoint.tokenizer is not None]
     if len(set(held)) > 1:
-        raise ValueError(f"{a.path} and {b.path} have different tokenizers: one text is other tokens to each")
+        raise ValueError(
+            f"{a.path} and {b.path} have different tokenizers: one text is other tokens to each; take two alike"
+        )
     return parse_tokenizer(held[0]) if held else None
 
 
@@ -149,7 +162,9 @@ def encode(text: str, tokenizer: Tokenizer | None, vocab_size: int, max_tokens: 
         raise ValueError("the tokenizer makes no token of this text; give another with --text or --text-file")
     ids = ids[:max_tokens]
     if ids.max() >= vocab_size:
-        raise ValueError(f"the tokenizer gives token {ids.max()}, the model has a vocabulary of {vocab_size}")
+        raise ValueError(
+            f"the tokenizer gives token {ids.max()}, the model has a vocabulary of {vocab_size}; take another model"
+        )
     return ids[None]
 
 

@@ -15,6 +15,7 @@ from spec.checkpoint import (
     Checkpoint,
     files_beside,
     find_checkpoint,
+    list_checkpoints,
     naming,
     parts_of,
     read_beside,
@@ -26,6 +27,7 @@ from spec.checksums import checksums, file_sha256, files_below
 from spec.files import new_directory
 from spec.sharded import PARAMETERS, by_kind, named_arrays
 from tools import backends
+from tools.progress import working
 
 Format = Literal["neutral", "pt", "msgpack", "dcp", "orbax"]
 SUFFIXES: dict[str, Format] = {".pt": "pt", ".pth": "pt", ".msgpack": "msgpack"}
@@ -53,8 +55,10 @@ class Convert:
             raise ValueError(
                 f"{self.target} does not look like format {target_format}; give it the suffix of its format"
             )
-        checkpoint = read(self.source)
-        write(self.target, checkpoint, target_format)
+        with working(f"reading {self.source}") as told:
+            checkpoint = read(self.source)
+            told(f"writing {self.target}")
+            write(self.target, checkpoint, target_format)
         step = checkpoint.state["step"]
         print(f"{self.source} -> {self.target} ({target_format}, step {step}, {len(checkpoint.parameters)} tensors)")
 
@@ -65,7 +69,10 @@ def read(path: Path) -> Checkpoint:
         raise ValueError(f"{path} does not exist; name a checkpoint directory, a run, a .pt or a .msgpack file")
     if path.is_dir():
         directory = find_checkpoint(path)
-        return read_orbax(directory) if parts_of(directory) == "orbax" else read_checkpoint(directory)
+        try:
+            return read_orbax(directory) if parts_of(directory) == "orbax" else read_checkpoint(directory)
+        except ValueError as error:
+            raise ValueError(f"{error}{_one_before(directory)}") from error
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is no known checkpoint format; name a directory, a .pt or a .msgpack file")
     checkpoint = backends.load(_NATIVE[SUFFIXES[path.suffix]], "checkpoint").read_native(path)
@@ -73,6 +80,13 @@ def read(path: Path) -> Checkpoint:
         told = "carries no checksums: names, shapes, dtypes and finiteness were checked, not its bits"
         print(f"{path} {told}", file=sys.stderr)
     return checkpoint
+
+
+def _one_before(directory: Path) -> str:
+    """Where to go on from instead of a checkpoint of a run, for a message."""
+    older = list_checkpoints(directory.parent.parent)
+    older = older[: older.index(directory)] if directory in older else []
+    return f"; the checkpoint before it is {older[-1]}: name that, or remove this one and --resume" if older else ""
 
 
 def read_orbax(directory: Path) -> Checkpoint:

@@ -18,6 +18,8 @@ from spec.config import LiquidNetConfig, TrainingConfig
 from spec.files import new_file
 from spec.presets import LIQUID_SSMS, LIQUIDNETS
 from tools import backends
+from tools.progress import track
+from tools.refusals import require_new_or_file
 from tools.selftest import OPERATIONS, Verdict, known_verdict, probe, remember, self_test
 
 
@@ -34,6 +36,7 @@ class Doctor:
     """Write everything to this file too."""
 
     def run(self) -> None:
+        require_new_or_file(self.json, "--json")
         found: dict[str, Any] = {"environment": environment(), "backends": {}}
         for name in backends.BACKENDS:
             found["backends"][name] = self._backend(name, found["environment"]["devices"].get(name, []))
@@ -63,14 +66,14 @@ def examine(backend: str) -> list[dict[str, Any]]:
     from parity.backends import load
 
     rows, methods, auto = [], load(backend).METHODS, automatic(backend)
-    for operation in OPERATIONS:
-        for method in (name for name in methods[operation] if name != "auto"):
-            verdict = probe(backend, operation, method)
-            # JSON has no number that is not finite.
-            worst = None if math.isnan(verdict.worst) else min(verdict.worst, sys.float_info.max)
-            row = {"operation": operation, "method": method, **asdict(verdict), "worst": worst}
-            row["auto"] = method == auto[operation]
-            rows.append({**row, "cache": _cache(backend, method) if operation == "mixer" else ""})
+    every = [(operation, method) for operation in OPERATIONS for method in methods[operation] if method != "auto"]
+    for operation, method in track(every, f"{backend}: testing {len(every)} methods"):
+        verdict = probe(backend, operation, method)
+        # JSON has no number that is not finite.
+        worst = None if math.isnan(verdict.worst) else min(verdict.worst, sys.float_info.max)
+        row = {"operation": operation, "method": method, **asdict(verdict), "worst": worst}
+        row["auto"] = method == auto[operation]
+        rows.append({**row, "cache": _cache(backend, method) if operation == "mixer" else ""})
     return rows
 
 

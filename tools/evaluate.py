@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import progress
-from rich.console import Console
 
 from spec.checkpoint import Checkpoint
 from spec.config import TrainingConfig, training_from_json
 from spec.data import IGNORED_LABEL, Batch, Dataset, Share, open_data, validation_batches, validation_stream
 from tools import backends, convert
+from tools.progress import Bar, progress
 
 STREAM_SEQ_LEN = 4096
 
@@ -50,12 +49,13 @@ class Evaluate:
         training = training_from_json(stored) if stored else TrainingConfig(seq_len=checkpoint.config.max_seq_len)
         engine = backends.load(self.backend or backends.default(), "train").Engine(checkpoint.config, training)
         engine.load(checkpoint.parameters, {}, 0)
+        seq_len = self.seq_len or (STREAM_SEQ_LEN if self.stream else training.seq_len)
         if self.stream:
-            seq_len = self.seq_len or STREAM_SEQ_LEN
             batches = validation_stream(data, seq_len, self.windows * seq_len)
         else:
-            batches = validation_batches(data, self.seq_len or training.seq_len, self.batch_size, self.windows)
-        nats, tokens = total_nats(engine, track(batches), self.stream)
+            batches = validation_batches(data, seq_len, self.batch_size, self.windows)
+        with progress("evaluating", min(len(data.val), self.windows * seq_len)) as bar:
+            nats, tokens = total_nats(engine, told(batches, bar), self.stream)
         result = {"step": checkpoint.state["step"], "val_loss": nats / tokens}
         print(json.dumps({**result, "val_bpb": data.nats_to_bits_per_byte(nats / tokens), "tokens": tokens}))
 
@@ -101,10 +101,11 @@ def _part(batch: Batch, share: Share) -> Batch:
     return first.part(share.of_all_rows())
 
 
-def track(batches: Iterable[Batch]) -> Iterable[Batch]:
-    """The batches, with a progress bar on a terminal."""
-    console = Console(stderr=True)
-    return progress.track(batches, "evaluating", console=console, transient=True, disable=not console.is_terminal)
+def told(batches: Iterable[Batch], bar: Bar) -> Iterator[Batch]:
+    """The batches, each told of once it has been read."""
+    for batch in batches:
+        yield batch
+        bar.advance(int((batch.labels != IGNORED_LABEL).sum()))
 
 
 def require_same_tokenizer(checkpoint: Checkpoint, data: Dataset, where: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from spec.config import require_integer
 from tools import backends
+from tools.refusals import require_writable
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Parity:
             raise ValueError("this command draws its problems with hypothesis; pip install 'liquidnet-dual[parity]'")
         backends.default()
         if self.report is not None:
-            _require_writable(self.report)
+            require_writable(self.report, "--report")
         result = self._measure()
         _show(result)
         if self.report is not None:
@@ -60,7 +60,8 @@ class Parity:
 
         started = time.perf_counter()
         survey.full_float32()
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("this one in"),
+                   TimeRemainingColumn(), TextColumn("so far"), TimeElapsedColumn())  # fmt: skip
         try:
             with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
                 task = bar.add_task("problems", total=None)
@@ -88,16 +89,6 @@ class Parity:
         if set(installed) == set(backends.BACKENDS):
             race = races.perturbed_run(data, told=told)
         return race, races.estimated_run(data, tuple(installed), told=told)
-
-
-def _require_writable(directory: Path) -> None:
-    """Raises ValueError where the report could not be written: before minutes are spent on it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise ValueError(f"--report needs a directory that can be written, {directory}: {error.strerror}") from error
 
 
 def _show(result: dict[str, Any]) -> None:

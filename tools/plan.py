@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.markup import escape
 
 from spec.config import TrainingConfig, require_integer
 from spec.files import new_file
@@ -20,6 +17,8 @@ from spec.presets import RECIPES, preset
 from tools import plan_show, topology
 from tools.plan_batch import Tried, largest_batch
 from tools.plan_step import Asked, Compiled, DoesNotFit, by_kind, compiled_step, dearest, summary
+from tools.progress import working
+from tools.refusals import require_new_or_file
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,13 @@ class Plan:
     """Write everything to this file too."""
 
     def run(self) -> None:
+        require_new_or_file(self.json, "--json")
         if self.explain < 0:
             raise ValueError(f"--explain must be at least 0, got {self.explain}")
         where = topology.topology(self.topology)
         topology.without_hardware()
         asked = self._asked(where)
-        with _progress() as told:
+        with working("importing JAX") as told:
             result = self._result(asked, told)
         plan_show.show(result, Console(highlight=False, width=None if sys.stdout.isatty() else 120))
         if self.json is not None:
@@ -143,11 +143,3 @@ def _parts(asked: Asked) -> int:
 
     data, fsdp, _ = mesh_sizes(asked.topology.chips, "ddp", 1, asked.mesh)
     return data * fsdp
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A line that says what is being compiled; on a terminal alone."""
-    console = Console(stderr=True)
-    with console.status("importing JAX") as status:
-        yield lambda text: status.update(escape(text))

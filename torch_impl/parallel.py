@@ -106,7 +106,7 @@ def join(parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.
         return World()
     device = default_device()
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"several processes train on NVIDIA and AMD GPUs and on CPUs, not on {device.type}")
+        raise ValueError(f"several processes train on NVIDIA and AMD GPUs and on CPUs, not on {device.type}; start one")
     if device.type == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise ValueError(f"there are {torch.cuda.device_count()} GPUs here, for more processes; start fewer")

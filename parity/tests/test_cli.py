@@ -160,9 +160,11 @@ def test_unknown_names_get_the_nearest_one(refused, small_data, tmp_path, backen
     out = tmp_path / "out"
     assert "did you mean 'nano'?" in refused("train", backend, "--preset", "nanno", "--data", small_data, "--out", out)
     message = refused("train", backend, "--data", small_data, "--out", out, "--seq-lenn", 3)
-    assert "Perhaps you meant: --seq-len " in message
-    assert "Available subcommands: prepare, train" in refused("trian")
-    assert "Expected one of ('torch', 'jax')" in refused("train", "tensorflow", "--data", small_data, "--out", out)
+    assert "there is no flag --seq-lenn; did you mean '--seq-len'?; see liquidnet train --help" in message
+    assert "there is no command 'trian'; choose one of prepare, train" in refused("trian")
+    assert "backend takes one of torch, jax, got 'tensorflow'" in refused(
+        "train", "tensorflow", "--data", small_data, "--out", out
+    )
     message = refused("train", backend, "--data", small_data, "--out", out, "--method", "chunkd", *TRAIN)
     assert "did you mean 'chunked'?" in message
     message = refused("train", backend, "--data", small_data, "--out", out, "--dtype", "bfloat61")
@@ -221,6 +223,16 @@ def test_damaged_checkpoints_are_refused(refused, damaged, tmp_path):
     (newest / "SHA256SUMS").unlink()
     assert "SHA256SUMS is missing" in refused("convert", newest, tmp_path / "a")
     assert not list(tmp_path.glob("a*")) and not list(tmp_path.glob(".unfinished*"))
+
+
+def test_what_to_take_in_place_of_a_damaged_checkpoint_is_named(refused, damaged, small_data, backend):
+    older, newest = list_checkpoints(damaged)
+    (newest / "model.safetensors").write_bytes(b"")
+    remedy = f"the checkpoint before it is {older}: name that, or remove this one and --resume"
+    assert refused("generate", "--checkpoint", damaged).endswith(remedy)
+    assert refused("train", backend, "--data", small_data, "--out", damaged, "--resume").endswith(remedy)
+    (older / "model.safetensors").write_bytes(b"")
+    assert "the checkpoint before it" not in refused("generate", "--checkpoint", older)
 
 
 def test_a_pickle_is_never_run(refused, tmp_path):

@@ -1,0 +1,237 @@
+"""Ctrl-C in real processes, at any moment: exit code 130, one line that says how to go on, nothing half-written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from spec.checkpoint import list_checkpoints
+from tools import backends
+from tools.cli import main
+from tools.commands import COMMANDS
+from tools.interrupts import DEAF_SECONDS
+
+PLAIN = "from tools.cli import main\nimport sys\nprint('started', file=sys.stderr, flush=True)\nmain()"
+# Where every file is waited for on the disk, a writer is met in the middle of its work.
+SLOW_DISK = "import time, spec.files\nspec.files.fsync = lambda path: time.sleep(60)\n" + PLAIN
+# As a compiler does: no Python code runs in this thread until it has finished. A mutex that is taken twice never has.
+DEAF = (
+    "import ctypes, tools.doctor\nlock, take = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock\n"
+    "tools.doctor.Doctor.run = lambda self: (take(lock), print('deaf', flush=True), take(lock))\n" + PLAIN
+)
+# Even where these tests run in the background of a shell, which has its jobs ignore the signal.
+HEARS = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+SMALL = ("--d-model", "16", "--d-ff", "24", "--n-layers", "1", "--batch-size", "2", "--seq-len", "16")
+SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """So much text that nothing comes to its end by itself."""
+    out = tmp_path_factory.mktemp("interrupts") / "data"
+    main(["prepare", "--stories", "4000", "--out", str(out)])
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("interrupts") / "run"
+    with pytest.raises(SystemExit) as stop:
+        main(["train", backends.default(), "--data", str(data), "--out", str(out), *SMALL, "--steps", "2",
+              "--eval-windows", "2"])  # fmt: skip
+    assert stop.value.code == 0
+    return out
+
+
+@pytest.fixture
+def command_lines(data, run, tmp_path):
+    """Of each command, a line that takes long."""
+    out, checkpoint = tmp_path / "out", ("--checkpoint", run)
+    return {
+        "prepare": ("--stories", 10**6, "--out", out),
+        "train": (backends.default(), "--data", data, "--out", out, *SMALL, "--steps", 10**6, "--eval-windows", 2),
+        "evaluate": (*checkpoint, "--data", data, "--batch-size", 1, "--seq-len", 8),
+        "generate": (*checkpoint, "--max-tokens", 10**6),
+        "chat": checkpoint,
+        "ui": checkpoint,
+        "plot": (run, "--out", tmp_path / "loss.png"),
+        "convert": (run, out),
+        "compare": (run, run, "--max-tokens", 4096),
+        "parity": ("--draws", 10**6, "--report", out),
+        "bench": ("--rounds", 10**6),
+        "plan": (),
+        "doctor": (),
+    }
+
+
+class Live:
+    """A command in a process group of its own, as a terminal starts it."""
+
+    def __init__(self, directory: Path, arguments: tuple[object, ...], program: str = PLAIN):
+        self.told, self.written = directory / "stderr", directory / "stdout"
+        with self.told.open("w") as err, self.written.open("w") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", HEARS + program, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=out,
+                stderr=err, start_new_session=True,
+            )  # fmt: skip
+
+    def wait_for(self, sign: str) -> None:
+        """Until it has said so, on stdout or stderr."""
+        until = time.monotonic() + SECONDS
+        while sign not in self.told.read_text() + self.written.read_text():
+            assert time.monotonic() < until and self.process.poll() is None, self.told.read_text()
+            time.sleep(0.02)
+
+    def wait_for_file(self, directory: Path, pattern: str) -> None:
+        until = time.monotonic() + SECONDS
+        while not list(directory.rglob(pattern)):
+            assert time.monotonic() < until and self.process.poll() is None, self.told.read_text()
+            time.sleep(0.02)
+
+    def press(self) -> None:
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def end(self) -> tuple[int, str]:
+        """Its exit code and stderr; whatever it left running is ended."""
+        try:
+            code = self.process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            code = -signal.SIGKILL
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        return code, self.told.read_text()
+
+
+def files(directory: Path) -> list[Path]:
+    """What a command has written."""
+    return [path for path in directory.rglob("*") if path.is_file() and path.name not in ("stdout", "stderr")]
+
+
+def assert_clean(live: Live, directory: Path, about: object = "") -> str:
+    """What every interrupted command leaves; returns its last line."""
+    code, told = live.end()
+    assert code == 130 and "Traceback" not in told and "Exception ignored" not in told, (about, code, told)
+    lines = [line for line in told.splitlines() if line.startswith("liquidnet: ")]
+    assert lines and any(word in lines[-1] for word in ("again", "--resume")), (about, told)
+    assert not list(directory.rglob(".unfinished-*")), about
+    return lines[-1]
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("chat", "ui")])
+def test_a_command_that_has_just_been_started(name, command_lines, tmp_path):
+    live = Live(tmp_path, (name, *command_lines[name]))
+    live.wait_for("started")
+    # Two have finished before long.
+    seconds = random.uniform(0.0, 0.05 if name in ("convert", "plot") else 0.2)
+    time.sleep(seconds)
+    live.press()
+    assert assert_clean(live, tmp_path, f"after {seconds:.3f} s").startswith("liquidnet: interrupted; ")
+    assert files(tmp_path) == [] or (tmp_path / "out" / "SHA256SUMS").is_file()
+
+
+@pytest.mark.parametrize(
+    "name, sign", [("prepare", "reading"), ("generate", "Once upon a time"), ("parity", "scan"), ("train", "step ")]
+)
+def test_a_command_at_work(name, sign, command_lines, tmp_path):
+    live = Live(tmp_path, (name, *command_lines[name]))
+    live.wait_for(sign)
+    live.press()
+    last = assert_clean(live, tmp_path)
+    if name == "train":
+        assert "stopped by SIGINT at step" in last and list_checkpoints(tmp_path / "out")
+    elif name == "generate":
+        assert live.written.read_text().endswith("\n")
+    else:
+        assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["evaluate", "bench", "doctor"])
+@pytest.mark.long
+def test_a_silent_command_at_work(name, command_lines, tmp_path):
+    for _ in range(3):
+        live = Live(tmp_path, (name, *command_lines[name]))
+        seconds = random.uniform(1.0, 6.0)
+        time.sleep(seconds)
+        live.press()
+        assert_clean(live, tmp_path, f"after {seconds:.3f} s")
+
+
+@pytest.mark.parametrize("name", ["prepare", "convert"])
+def test_a_command_that_writes(name, command_lines, tmp_path):
+    lines = {**command_lines, "prepare": ("--stories", 10, "--out", tmp_path / "out")}
+    live = Live(tmp_path, (name, *lines[name]), SLOW_DISK)
+    live.wait_for_file(tmp_path, ".unfinished-*")
+    time.sleep(0.5)
+    live.press()
+    assert "nothing half-written is left" in assert_clean(live, tmp_path) and not (tmp_path / "out").exists()
+
+
+def test_a_second_one_while_a_checkpoint_is_written(run, data, tmp_path):
+    program = SLOW_DISK.replace("lambda path:", "lambda path: 'checkpoints' in str(path) and")
+    flags = (*SMALL, "--steps", 10**6, "--eval-every", 10**6, "--checkpoint-every", 20)
+    live = Live(tmp_path, ("train", backends.default(), "--data", data, "--out", tmp_path / "out", *flags), program)
+    live.wait_for_file(tmp_path, "checkpoints/.unfinished-*")
+    live.press()
+    live.wait_for("stopping after this step")
+    time.sleep(2 * DEAF_SECONDS)
+    live.press()
+    last = assert_clean(live, tmp_path)
+    assert last == "liquidnet: interrupted; there is no checkpoint yet; run it again with --resume"
+
+
+def test_a_second_one_names_the_last_good_checkpoint(run, data, tmp_path):
+    program = "import time, tools.trainer as t\nt.Trainer._evaluate = lambda self: time.sleep(60)\n" + PLAIN
+    flags = (*SMALL, "--steps", 10**6, "--eval-every", 20, "--checkpoint-every", 10)
+    live = Live(tmp_path, ("train", backends.default(), "--data", data, "--out", tmp_path / "out", *flags), program)
+    live.wait_for_file(tmp_path, "step_00000010")
+    time.sleep(1)
+    live.press()
+    live.wait_for("stopping after this step")
+    time.sleep(2 * DEAF_SECONDS)
+    live.press()
+    last = assert_clean(live, tmp_path)
+    assert f"the last good checkpoint is {list_checkpoints(tmp_path / 'out')[-1]}; run it again with --resume" in last
+
+
+def test_a_compiler_that_hears_nothing(tmp_path):
+    live = Live(tmp_path, ("doctor",), DEAF)
+    live.wait_for("deaf")
+    live.press()
+    live.wait_for("once the compiler lets go; Ctrl-C again stops at once")
+    live.press()
+    began = time.monotonic()
+    assert "nothing was written" in assert_clean(live, tmp_path) and time.monotonic() - began < 10
+
+
+def test_a_key_that_is_held_down(command_lines, tmp_path):
+    live = Live(tmp_path, ("convert", *command_lines["convert"]), SLOW_DISK)
+    live.wait_for_file(tmp_path, ".unfinished-*")
+    for _ in range(5):
+        if live.process.poll() is None:
+            live.press()
+        time.sleep(0.02)
+    assert_clean(live, tmp_path)
+
+
+@pytest.mark.parametrize("backend", backends.BACKENDS)
+@pytest.mark.long
+def test_a_start_of_training_at_any_moment(backend, command_lines, tmp_path):
+    if backend not in backends.installed():
+        pytest.skip(f"{backend} is not installed")
+    for _ in range(6):
+        out, seconds = tmp_path / f"run{time.monotonic_ns()}", random.uniform(0.5, 12.0)
+        line = [backend if word == backends.default() else word for word in command_lines["train"]]
+        live = Live(tmp_path, ("train", *(out if word == tmp_path / "out" else word for word in line)))
+        time.sleep(seconds)
+        live.press()
+        assert "--resume" in assert_clean(live, tmp_path, f"after {seconds:.3f} s")

@@ -1,0 +1,103 @@
+"""Ctrl-C: a command unwinds, cleans up and says how to go on, whatever it is busy with."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+EXIT_SIGINT = 130
+DEAF_SECONDS = 0.3
+"""A key that is held down counts once, and does not cut short the cleaning that its first signal began."""
+PATIENCE = 3.0
+"""Seconds after which a compiler, or another call into C++, has not let Python hear of the signal."""
+_heard = threading.Event()
+_last = -math.inf
+# A forked child would tell its parent's watcher of its own signals.
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+
+def just_heard() -> bool:
+    """Whether Ctrl-C was pressed a moment ago: an error of a library may only be what it made of that."""
+    return time.monotonic() - _last < PATIENCE
+
+
+def interrupt(_number: int, _frame: Any) -> None:
+    """The handler of SIGINT: raises KeyboardInterrupt, once for signals in quick succession."""
+    if _counts():
+        raise KeyboardInterrupt
+
+
+def _counts() -> bool:
+    global _last
+    _heard.set()
+    before, _last = _last, time.monotonic()
+    return _last - before >= DEAF_SECONDS
+
+
+def put_off(number: int) -> None:
+    """For a handler that lets the work come to a good end: says so, and has the next Ctrl-C interrupt at once."""
+    _counts()
+    signal.signal(signal.SIGINT, interrupt)
+    if number == signal.SIGINT:
+        told = "stopping after this step, with a checkpoint; Ctrl-C again stops at once, at the checkpoint before"
+        os.write(2, f"\nliquidnet: {told}\n".encode())
+
+
+@contextmanager
+def listening(last_words: Callable[[], str], process_ends: bool = False) -> Iterator[None]:
+    """Have Ctrl-C raise KeyboardInterrupt in the block, and end the process where the block is deaf to two of them.
+
+    Args:
+        last_words: how to go on, for a process that ends in the middle of a call that lets no Python code run.
+        process_ends: with the block; a Ctrl-C while the interpreter is taken down then ends it without a word.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as nohup asks for
+    if ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler, hook = signal.signal(signal.SIGINT, interrupt), sys.unraisablehook
+    near, far = socket.socketpair()
+    far.setblocking(False)
+    before = signal.set_wakeup_fd(far.fileno(), warn_on_full_buffer=False)
+    sys.unraisablehook = lambda found: _again() if found.exc_type is KeyboardInterrupt else hook(found)
+    threading.Thread(target=_watch, args=(near, last_words), daemon=True).start()
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGINT, signal.SIG_DFL if process_ends else handler)
+        far.close()
+
+
+def _again() -> None:
+    """It was raised where Python drops it, in a destructor or a callback: raise it anew, a moment later."""
+    global _last
+    _last = -math.inf
+    threading.Timer(0.05, signal.raise_signal, (signal.SIGINT,)).start()
+
+
+def _watch(near: socket.socket, last_words: Callable[[], str]) -> None:
+    deaf = False
+    with near:
+        while numbers := near.recv(4096):
+            if signal.SIGINT not in numbers:
+                continue
+            if deaf and not _heard.is_set():
+                # A bar, whose work goes no further, has hidden the cursor.
+                shown = "\x1b[?25h" if os.isatty(2) else ""
+                os.write(2, f"{shown}\nliquidnet: interrupted; {last_words()}\n".encode())
+                os._exit(EXIT_SIGINT)
+            deaf = not _heard.wait(PATIENCE)
+            if deaf:
+                os.write(2, b"\nliquidnet: stopping once the compiler lets go; Ctrl-C again stops at once\n")
+            else:
+                _heard.clear()

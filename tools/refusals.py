@@ -1,0 +1,141 @@
+"""What tyro and the operating system refuse, in a sentence that names it and says what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+
+from spec.config import nearest
+from spec.files import TEMPORARY_PREFIX
+
+# Drawn in ASCII where the terminal knows no other.
+_BOX = re.compile(r"[\u2500-\u257f]+|-{4,}|^[|+]|[|+]$", re.MULTILINE)
+_REMEDIES = {
+    errno.ENOENT: "check the path",
+    errno.EACCES: "choose a place that you may read and write",
+    errno.EPERM: "choose a place that you may read and write",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENOSPC: "free some space or choose another disk",
+    errno.EDQUOT: "free some space or choose another disk",
+    errno.EFBIG: "choose a disk, or a limit, that allows larger files",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "name a directory, or leave out what comes after the file",
+    errno.EEXIST: "name a directory, or leave out what comes after the file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit with `ulimit -n`",
+}
+_EXTRAS = {"gradio": "ui", "hypothesis": "parity", "torch": "torch", "triton": "triton", "libtpu": "tpu"}
+_EXTRAS |= dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax", "msgpack"), "jax")
+_TYPES = {"INT": "a whole number", "FLOAT": "a number"}
+
+
+def short(message: str, program: str, given: Sequence[str], command: type) -> str:
+    """One sentence of tyro's boxed message; the message itself, in a line, where its wording is not known.
+
+    Args:
+        message: with its box.
+        program: "liquidnet" and the command.
+        given: the command's arguments.
+        command: its class.
+    """
+    line = " ".join(_BOX.sub(" ", message).split())
+    known = [f"--{field.name.replace('_', '-')}" for field in fields(command)]
+    for tell in (_unknown, _missing, _wrong_type, _no_choice, _no_value):
+        if told := tell(line, given, known):
+            return f"{told}; see {program} --help"
+    return line
+
+
+def _unknown(line: str, given: Sequence[str], known: Sequence[str]) -> str | None:
+    found = re.search(r"Unrecognized options: (.*?)(?: Perhaps you meant:| For full helptext|$)", line)
+    if not found:
+        return None
+    tokens = [token for token in given if token in found[1].split(", ")] or [found[1]]
+    flag = next((token for token in tokens if token.startswith("-")), None)
+    if flag is None:
+        return f"one argument too many: {tokens[0]!r}"
+    return f"there is no flag {flag}{nearest(flag, known)}"
+
+
+def _missing(line: str, given: Sequence[str], known: Sequence[str]) -> str | None:
+    found = re.search(r"Missing from [\w -]+: (.*) For full helptext", line)
+    if not found:
+        return None
+    each = re.findall(r"(--[\w-]+ \S+|\S+) (.*?)\.? ?\(required\)", found[1])
+    return f"still needed: {', '.join(f'{name} ({told})' for name, told in each)}" if each else None
+
+
+def _wrong_type(line: str, given: Sequence[str], known: Sequence[str]) -> str | None:
+    found = re.search(r"Error parsing (\S+): .* Argument helptext: \S+ (\S+) ", line)
+    if not found:
+        return None
+    names, kind = found[1].split("/"), _TYPES.get(found[2].removeprefix("{None}|").rstrip(","))
+    values = [value for name, value in pairwise(given) if name in names]
+    got = f", got {values[-1]!r}" if values else ""
+    name = next((name for name in names if name in given), names[0])
+    return f"{name} takes {kind}{got}" if kind else f"{name} was not understood{got}"
+
+
+def _no_choice(line: str, given: Sequence[str], known: Sequence[str]) -> str | None:
+    found = re.search(r"invalid choice (.+) for argument '(.+?)'. Expected one of \((.+?),?\)\.", line)
+    if not found:
+        return None
+    choices = [choice.strip().strip("'") for choice in found[3].split(",")]
+    value = found[1].strip("'")
+    return f"{found[2]} takes one of {', '.join(choices)}, got {value!r}{nearest(value, choices)}"
+
+
+def _no_value(line: str, given: Sequence[str], known: Sequence[str]) -> str | None:
+    found = re.search(r"Missing value for argument '(\S+)'", line)
+    return f"{found[1]} needs a value" if found else None
+
+
+def of_system(error: OSError) -> str:
+    """What the operating system refused, on which path, and what to do; an error of our own as it stands."""
+    if error.errno is None or not error.strerror:
+        return str(error)
+    path = Path(str(error.filename)) if error.filename is not None else None
+    if path is not None and path.name.startswith(TEMPORARY_PREFIX):
+        path = path.parent
+    where = "" if path is None else f"{path}: "
+    return f"{where}{error.strerror}{f'; {remedy}' if (remedy := _REMEDIES.get(error.errno)) else ''}"
+
+
+def require_writable(directory: Path, flag: str) -> None:
+    """Raises ValueError where nothing could be written into a directory: before minutes are spent on it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        reason = OSError(error.errno, error.strerror, str(directory))
+        raise ValueError(f"{flag} needs a directory that can be written, {of_system(reason)}") from error
+
+
+def require_new_or_file(path: Path | None, flag: str) -> None:
+    """Raises ValueError where a file could not be written, or replaced; None is nothing to write."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"{flag} {path} is a directory; name a file in it")
+    require_writable(path.parent, flag)
+
+
+def of_missing(error: ModuleNotFoundError) -> str | None:
+    """Which package is not installed, and how to install it; None for a module of our own, which is a bug."""
+    package = (error.name or "").split(".")[0]
+    if not package or package in ("spec", "torch_impl", "jax_impl", "parity", "tools"):
+        return None
+    extra = _EXTRAS.get(package)
+    return f"this needs {package}, which is not installed; pip install 'liquidnet-dual{f'[{extra}]' if extra else ''}'"
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether Python, torch or JAX has found no room; the latter two say so in an error that may mean anything."""
+    words = ("out of memory", "not enough memory", "can't allocate memory", "RESOURCE_EXHAUSTED")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
