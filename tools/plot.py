@@ -1,4 +1,4 @@
-"""The loss curve over all legs of a run, with every hand-over marked: to another backend, or number of processes."""
+"""Pictures of a run: its losses and learning rates over all legs, its half-lives by layer, how far back it looks."""
 
 from __future__ import annotations
 
@@ -6,32 +6,74 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from spec.files import new_file
+from spec.checkpoint import Checkpoint
+from spec.data import Dataset, open_data
+from tools import convert
+from tools.evaluate import require_same_tokenizer
+from tools.plot_file import new_figure, require_picture, write_picture
+from tools.plot_half_lives import plot_half_lives
+from tools.plot_reach import WINDOWS, plot_reach
 from tools.run import Run
 
 COLOURS = {"torch": "#ee4c2c", "jax": "#1a73e8"}
+FLAGS = {"loss": ("reference",), "half-lives": ("data",), "reach": ("data", "windows", "seq_len")}
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Draw the loss curve of a run, each hand-over marked, beside that of another run."""
+    """Draw a run: its loss with every hand-over, the half-lives of its channels, or how far back a token matters."""
 
-    run_directory: Annotated[Path, tyro.conf.Positional]
-    """The run."""
+    source: Annotated[Path, tyro.conf.Positional]
+    """The run; for half-lives and reach it may also be a checkpoint directory, a .pt or a .msgpack file."""
+    what: Literal["loss", "half-lives", "reach"] = "loss"
+    """loss: with the learning rate, over all legs. half-lives: of each layer's channels, at the start and now.
+    reach: the gradient of the loss with respect to each token before, against its distance, at the start and now."""
+    data: Path | None = None
+    """Prepared data, whose validation part is read: reach needs it, half-lives shows besides what they are on it."""
+    windows: int | None = None
+    """Windows of text that reach takes its quartiles over (default: 32)."""
+    seq_len: int | None = None
+    """Tokens of a window of reach (default: 1024, or as many as there are)."""
     reference: Path | None = None
-    """Another run, drawn in grey behind it."""
+    """Another run, whose loss is drawn in grey behind."""
     out: Path | None = None
-    """PNG to write (default: loss.png in the run)."""
+    """PNG or SVG to write, by its suffix (default: loss.png, half-lives.png or reach.png in the run)."""
 
     def run(self) -> None:
-        curves = [_metrics(path) for path in (self.run_directory, self.reference) if path is not None]
-        target = self.out or self.run_directory / "loss.png"
-        plot_loss(curves[0], target, *curves[1:])
+        for name in {name for names in FLAGS.values() for name in names} - set(FLAGS[self.what]):
+            if getattr(self, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} does nothing for --what {self.what}; leave it out")
+        target = self.out or self._default_target()
+        require_picture(target)
+        if self.what == "loss":
+            curves = [_metrics(path) for path in (self.source, self.reference) if path is not None]
+            plot_loss(curves[0], target, *curves[1:])
+        elif self.what == "half-lives":
+            checkpoint, data = self._opened()
+            plot_half_lives(checkpoint, target, data)
+        else:
+            if self.data is None:
+                raise ValueError("reach is measured on text; name prepared data with --data")
+            checkpoint, data = self._opened()
+            assert data is not None
+            plot_reach(checkpoint, target, data, WINDOWS if self.windows is None else self.windows, self.seq_len)
         print(target)
+
+    def _default_target(self) -> Path:
+        name = f"{self.what}.png"
+        is_run = self.what == "loss" or (self.source / "checkpoints").is_dir()
+        # A checkpoint directory holds what its checksums name, and nothing else.
+        return self.source / name if is_run else self.source.with_name(f"{self.source.stem}-{name}")
+
+    def _opened(self) -> tuple[Checkpoint, Dataset | None]:
+        checkpoint, data = convert.read(self.source), self.data and open_data(self.data)
+        if data is not None:
+            require_same_tokenizer(checkpoint, data, self.source)
+        return checkpoint, data
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
@@ -42,45 +84,49 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def plot_loss(metrics: Sequence[dict[str, Any]], target: Path, reference: Sequence[dict[str, Any]] = ()) -> None:
-    """Draw training loss (one colour a backend), validation loss and hand-overs against the step, into a PNG.
+    """Draw training loss (one colour a backend), validation loss, learning rate and hand-overs against the step.
 
     Args:
         metrics: lines of metrics.jsonl.
-        target: the PNG.
+        target: the PNG or SVG.
         reference: those of another run, to be drawn behind.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    train = [line for line in metrics if "loss" in line]
+    figure = new_figure(8, 5.4)
+    loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    train, behind = ([line for line in lines if "loss" in line] for lines in (metrics, reference))
     evaluations = [line for line in metrics if "val_loss" in line]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = FigureCanvasAgg(figure).figure.add_subplot()
-    behind = [(line["step"], line["loss"]) for line in reference if "loss" in line]
-    if behind:
-        axes.plot(*zip(*behind, strict=True), color="lightgrey", linewidth=3.0, label="training, another run")
-    for backend, colour in COLOURS.items():
-        loss = [line["loss"] if line["backend"] == backend else float("nan") for line in train]
-        if any(line["backend"] == backend for line in train):
-            axes.plot([line["step"] for line in train], loss, color=colour, linewidth=0.8, label=f"training, {backend}")
+    for axes, name in ((loss_axes, "loss"), (rate_axes, "lr")):
+        axes.grid(alpha=0.25)
+        label = "training, another run" if behind else None
+        axes.plot(*_curve(behind, name), color="lightgrey", linewidth=3.0, label=label)
+        for backend, colour in COLOURS.items():
+            own = [line if line["backend"] == backend else {**line, name: float("nan")} for line in train]
+            label = f"training, {backend}" if any(line["backend"] == backend for line in train) else None
+            axes.plot(*_curve(own, name), color=colour, linewidth=0.8 if name == "loss" else 1.6, label=label)
     if evaluations:
-        axes.plot(
-            [line["step"] for line in evaluations], [line["val_loss"] for line in evaluations], "ko-", markersize=3,
-            linewidth=1.0, label="validation",
-        )  # fmt: skip
+        loss_axes.plot(*_curve(evaluations, "val_loss"), "ko-", markersize=3, linewidth=1.0, label="validation")
     for before, after in pairwise(train):
         if _where(before) != _where(after):
-            axes.axvline(before["step"], color="grey", linestyle="--", linewidth=1.0)
-            axes.annotate(
-                f"{_where(before)} → {_where(after)}", (before["step"], 0.97), xycoords=("data", "axes fraction"),
-                xytext=(4, 0), textcoords="offset points", va="top", fontsize=9,
-            )  # fmt: skip
-    axes.set(xlabel="optimizer step", ylabel="loss (nats a token)")
-    axes.grid(alpha=0.25)
+            _mark(loss_axes, rate_axes, before["step"], f"{_where(before)} → {_where(after)}")
+    loss_axes.set(ylabel="loss (nats a token)")
+    rate_axes.set(xlabel="optimizer step", ylabel="learning rate", ylim=(0, None))
+    rate_axes.locator_params(axis="y", nbins=4)
     if train or evaluations:
-        axes.legend(frameon=False)
-    with new_file(target) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
+        loss_axes.legend(frameon=False)
+    write_picture(figure, target)
+
+
+def _curve(lines: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    return [line["step"] for line in lines], [line[name] for line in lines]
+
+
+def _mark(loss_axes: Any, rate_axes: Any, step: int, text: str) -> None:
+    for axes in (loss_axes, rate_axes):
+        axes.axvline(step, color="grey", linestyle="--", linewidth=1.0)
+    loss_axes.annotate(
+        text, (step, 0.97), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", va="top",
+        fontsize=9,
+    )  # fmt: skip
 
 
 def _where(line: dict[str, Any]) -> str:

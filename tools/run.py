@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from spec.config import (
 from spec.data import Dataset
 from spec.files import TEMPORARY_PREFIX, new_file, remove_unfinished
 from tools import convert
+from tools.tensorboard import event_writer
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,21 @@ class Settings:
         parts = {"training": asdict(self.training), "habits": asdict(self.habits), "data": self.data}
         return {"model": config_to_json(self.model), **parts, "init_from": self.init_from}
 
+    def require_same_run(self, asked: Settings) -> None:
+        """Raises ValueError where what is asked for now is another run than this one, which was stored."""
+        if asked.data != self.data:
+            raise ValueError("the data differs from what this run was started with; resume with the same prepared data")
+        if asked.model != self.model:
+            raise ValueError(f"this run's model is {self.model}; resume without flags that change it")
+        if asked.init_from != self.init_from:
+            began = self.init_from or "fresh weights"
+            raise ValueError(f"this run began from {began}, not from {asked.init_from}; resume without --init-from")
+        # The lanes of a stream belong to its batch size.
+        for name in ("seq_len", "seed", "stream", *(("batch_size",) if self.training.stream else ())):
+            before, now = getattr(self.training, name), getattr(asked.training, name)
+            if before != now:
+                raise ValueError(f"this run has {name} {before}, not {now}; resume without --{name.replace('_', '-')}")
+
 
 def _name(step: int) -> str:
     return f"step_{step:08d}"
@@ -89,10 +105,11 @@ class Run:
 
     Args:
         path: the directory.
+        tensorboard: write the metrics as TensorBoard's events besides, to RUN/tensorboard.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, tensorboard: bool = False):
+        self.path, self.tensorboard = path, tensorboard
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -192,9 +209,20 @@ class Run:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     @contextmanager
-    def metrics_writer(self) -> Iterator[Any]:
-        """A function that appends one object to metrics.jsonl, a line at a time."""
-        with (self.path / "metrics.jsonl").open("a", buffering=1) as file:
-            yield lambda line: file.write(json.dumps(line) + "\n")
+    def metrics_writer(self, step: int) -> Iterator[Any]:
+        """A function that appends one object to metrics.jsonl, a line at a time.
+
+        Args:
+            step: that this leg goes on from.
+        """
+        events = event_writer(self.path / "tensorboard", step) if self.tensorboard else nullcontext()
+        with (self.path / "metrics.jsonl").open("a", buffering=1) as file, events as show:
+
+            def write(line: Mapping[str, Any]) -> None:
+                file.write(json.dumps(line) + "\n")
+                if show is not None:
+                    show(line)
+
+            yield write
             file.flush()
             os.fsync(file.fileno())

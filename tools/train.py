@@ -24,6 +24,7 @@ from tools.evaluate import require_same_tokenizer
 from tools.run import Habits, Run, Settings, data_identity
 from tools.saver import CheckpointFormat, require_format
 from tools.selftest import trusted_method
+from tools.tensorboard import require_tensorboard
 from tools.trainer import Trainer
 
 
@@ -33,9 +34,10 @@ class Train:
 
     SIGTERM saves a checkpoint and exits 75, Ctrl-C saves and exits 130; `--resume` goes on from either,
     and from a kill. A flag that is not given is the preset's or, on --resume, what the run was started with;
-    --stop-at, --profile and what says who computes what (from --micro-batch-size to --checkpoint-format) are of
-    this leg alone. Under torchrun (`torchrun --nproc-per-node 4 -m torch_impl.train ...`) several processes train;
-    JAX takes all devices of each host, and several hosts as JAX_COORDINATOR_ADDRESS tells (see docs/tpu.md).
+    --stop-at, --profile, --tensorboard and what says who computes what (from --micro-batch-size to
+    --checkpoint-format) are of this leg alone. Under torchrun (`torchrun --nproc-per-node 4 -m torch_impl.train ...`)
+    several processes train; JAX takes all devices of each host, and several hosts as JAX_COORDINATOR_ADDRESS tells
+    (see docs/tpu.md).
     """
 
     backend: Annotated[backends.Backend, tyro.conf.Positional]
@@ -114,6 +116,8 @@ class Train:
     """Start from the weights of this checkpoint, with fresh moments at step 0."""
     profile: bool = False
     """Write a profiler trace of a few steps to RUN/profile."""
+    tensorboard: bool = False
+    """Write the metrics of this leg to RUN/tensorboard besides, for `tensorboard --logdir`."""
     resume: bool = False
     """Go on from the newest checkpoint in --out, whichever backend wrote it; from the start where there is none."""
 
@@ -121,8 +125,11 @@ class Train:
         if self.stop_at is not None:
             require_integer("stop_at", self.stop_at, 1)
         require_format(self.backend, self.checkpoint_format)
+        if self.tensorboard:
+            require_tensorboard()
         parallel = backends.load(self.backend, "parallel")
-        world, run = parallel.join(self.parallel, self.context_parallel, self.rank_timeout, self.mesh), Run(self.out)
+        world = parallel.join(self.parallel, self.context_parallel, self.rank_timeout, self.mesh)
+        run = Run(self.out, self.tensorboard)
         try:
             sys.exit(self._train(run, world))
         except (RuntimeError, ValueError) as error:
@@ -137,6 +144,8 @@ class Train:
 
     def _train(self, run: Run, world: Any) -> int:
         with world.together():
+            if self.out.resolve() == self.data.resolve():
+                raise ValueError(f"--out {self.out} is the data's own directory; name another --out")
             data, existed = open_data(self.data), run.exists()
             if existed and not self.resume:
                 raise ValueError(f"{self.out} already holds a run; add --resume to carry it on, or name another --out")
@@ -203,7 +212,7 @@ class Train:
         init_from = began if self.init_from is None else str(self.init_from.resolve())
         settings = Settings(model, training, habits, data_identity(data), init_from)
         if stored is not None:
-            _require_same_run(stored, settings)
+            stored.require_same_run(settings)
         # One row: nothing says yet that there is memory for more. The lanes of a stream are no longer than the data.
         next_batch(data, 0, training if training.stream else replace(training, batch_size=1))
         next(validation_batches(data, training.seq_len, 1, 1))
@@ -260,21 +269,6 @@ def _say_loudly(text: str) -> None:
 
 def _given(flags: Train, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
-
-
-def _require_same_run(stored: Settings, asked: Settings) -> None:
-    if asked.data != stored.data:
-        raise ValueError("the data differs from what this run was started with; resume with the same prepared data")
-    if asked.model != stored.model:
-        raise ValueError(f"this run's model is {stored.model}; resume without flags that change it")
-    if asked.init_from != stored.init_from:
-        began = stored.init_from or "fresh weights"
-        raise ValueError(f"this run began from {began}, not from {asked.init_from}; resume without --init-from")
-    # The lanes of a stream belong to its batch size.
-    for name in ("seq_len", "seed", "stream", *(("batch_size",) if stored.training.stream else ())):
-        before, now = getattr(stored.training, name), getattr(asked.training, name)
-        if before != now:
-            raise ValueError(f"this run has {name} {before}, not {now}; resume without --{name.replace('_', '-')}")
 
 
 def _require_memory(settings: Settings, micro_batch: int | None, world: Any) -> None:

@@ -102,6 +102,29 @@ def loss_and_gradients(
     return loss, *_adjoint(params, config, tokens, saved, logits_gradient, final_state_gradient)
 
 
+def input_gradients(
+    params: Parameters, config: ModelConfig, tokens: np.ndarray, labels_b: np.ndarray, resets: np.ndarray | None = None
+) -> tuple[float, np.ndarray]:
+    """Cross-entropy at the last position alone, in nats, and its gradient to every x_t = E[token_t].
+
+    How much each token that was read matters to the next one. The logits' own use of E is not part of it.
+
+    Args:
+        labels_b: target of the last position, [b]; the loss is the mean over rows.
+        params, config, tokens, resets: as in `forward`.
+
+    Returns:
+        loss, gradient [b, t, d].
+    """
+    params = _checked(params, config, tokens, np.float64)
+    x_btd, _, _, blocks = _through_blocks(params, config, tokens, None, resets)
+    hidden_b1d, final = rms_norm(x_btd[:, -1:], params["final_norm.weight"], config.norm_eps)
+    loss, logits_gradient = cross_entropy(hidden_b1d @ params["embedding.weight"].T, labels_b[:, None])
+    x_gradient = np.zeros_like(x_btd)
+    x_gradient[:, -1:], _ = rms_norm_adjoint(final, logits_gradient @ params["embedding.weight"])
+    return loss, _blocks_adjoint(blocks, config, x_gradient)[0]
+
+
 def cross_entropy(logits_btv: np.ndarray, labels_bt: np.ndarray) -> tuple[float, np.ndarray]:
     """Mean of -log softmax(logits)[label] over the labels that are not -100, and its gradient to the logits."""
     counted_bt = labels_bt != IGNORED_LABEL
@@ -118,6 +141,38 @@ def cross_entropy(logits_btv: np.ndarray, labels_bt: np.ndarray) -> tuple[float,
     return np.where(counted_bt, nats_bt, 0.0).sum() / count, gradient_btv
 
 
+def _checked(params: Parameters, config: ModelConfig, tokens: np.ndarray, dtype: Any) -> dict[str, np.ndarray]:
+    check_parameters(config, params)
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise ValueError(f"tokens must have shape [b, t] with b, t >= 1, got {tokens.shape}")
+    if tokens.min() < 0 or tokens.max() >= config.vocab_size:
+        raise ValueError(f"token ids must be in [0, {config.vocab_size}), got {tokens.min()} to {tokens.max()}")
+    return {path: np.asanyarray(array, dtype) for path, array in params.items()}
+
+
+def _through_blocks(
+    params: Parameters,
+    config: ModelConfig,
+    tokens: np.ndarray,
+    states: Any = None,
+    resets: Any = None,
+    padding: Any = None,
+    noise: np.ndarray | None = None,
+    gaps: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], Any]:
+    x_btd = params["embedding.weight"][tokens]
+    outputs, last_states, saved = {"embedding": x_btd}, [], []
+    for i in range(config.n_layers):
+        weights = within(params, f"blocks.{i}.")
+        state_bd = None if states is None else np.asanyarray(states[i], x_btd.dtype)
+        noise_btn = None if noise is None else noise[i]
+        x_btd, last_bd, of_block, visited = block(x_btd, weights, config, state_bd, resets, padding, noise_btn, gaps)
+        outputs |= {f"blocks.{i}.{name}": array for name, array in of_block.items()} | {f"blocks.{i}": x_btd}
+        last_states.append(last_bd)
+        saved.append(visited)
+    return x_btd, np.stack(last_states), outputs, saved
+
+
 def _forward(
     params: Parameters,
     config: ModelConfig,
@@ -126,29 +181,14 @@ def _forward(
     resets: Any,
     padding: Any,
     dtype: Any,
-    noise: np.ndarray | None = None,
-    gaps: np.ndarray | None = None,
+    **of_ssm: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], Any]:
-    check_parameters(config, params)
-    if tokens.ndim != 2 or 0 in tokens.shape:
-        raise ValueError(f"tokens must have shape [b, t] with b, t >= 1, got {tokens.shape}")
-    if tokens.min() < 0 or tokens.max() >= config.vocab_size:
-        raise ValueError(f"token ids must be in [0, {config.vocab_size}), got {tokens.min()} to {tokens.max()}")
-    params = {path: np.asanyarray(array, dtype) for path, array in params.items()}
-    x_btd = params["embedding.weight"][tokens]
-    outputs, last_states, saved = {"embedding": x_btd}, [], []
-    for i in range(config.n_layers):
-        weights = within(params, f"blocks.{i}.")
-        state_bd = None if states is None else np.asanyarray(states[i], dtype)
-        noise_btn = None if noise is None else noise[i]
-        x_btd, last_bd, of_block, visited = block(x_btd, weights, config, state_bd, resets, padding, noise_btn, gaps)
-        outputs |= {f"blocks.{i}.{name}": array for name, array in of_block.items()} | {f"blocks.{i}": x_btd}
-        last_states.append(last_bd)
-        saved.append(visited)
+    params = _checked(params, config, tokens, dtype)
+    x_btd, states_lbd, outputs, saved = _through_blocks(params, config, tokens, states, resets, padding, **of_ssm)
     hidden_btd, final = rms_norm(x_btd, params["final_norm.weight"], config.norm_eps)
     logits_btv = hidden_btd @ params["embedding.weight"].T
     outputs |= {"final_norm": hidden_btd, "logits": logits_btv}
-    return logits_btv, np.stack(last_states), outputs, (saved, final, hidden_btd)
+    return logits_btv, states_lbd, outputs, (saved, final, hidden_btd)
 
 
 def _adjoint(
@@ -163,14 +203,21 @@ def _adjoint(
     embedding_vd = np.asanyarray(params["embedding.weight"], hidden_btd.dtype)
     hidden_gradient = logits_gradient @ embedding_vd
     embedding_gradient = np.einsum("btv,btd->vd", logits_gradient, hidden_btd)
+    x_gradient, of_final_norm = rms_norm_adjoint(final, hidden_gradient)
+    x_gradient, gradients, of_states = _blocks_adjoint(blocks, config, x_gradient, final_state_gradient)
+    np.add.at(embedding_gradient, tokens, x_gradient)
+    gradients |= {"embedding.weight": embedding_gradient, "final_norm.weight": of_final_norm}
+    return {path: gradients[path] for path in params}, of_states
+
+
+def _blocks_adjoint(
+    blocks: Any, config: ModelConfig, x_gradient: np.ndarray, final_state_gradient: np.ndarray | None = None
+) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
     gradients: dict[str, np.ndarray] = {}
-    x_gradient, gradients["final_norm.weight"] = rms_norm_adjoint(final, hidden_gradient)
     state_gradients = []
     for i in reversed(range(config.n_layers)):
         of_last = None if final_state_gradient is None else final_state_gradient[i]
         x_gradient, of_block, of_state = block_adjoint(blocks[i], config, x_gradient, of_last)
         state_gradients.append(of_state)
         gradients |= {f"blocks.{i}.{name}": array for name, array in of_block.items()}
-    np.add.at(embedding_gradient, tokens, x_gradient)
-    gradients["embedding.weight"] = embedding_gradient
-    return {path: gradients[path] for path in params}, np.stack(state_gradients[::-1])
+    return x_gradient, gradients, np.stack(state_gradients[::-1])

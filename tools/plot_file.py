@@ -1,0 +1,51 @@
+"""Pictures as files: PNG or SVG by the suffix, the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spec.files import new_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Neither a date nor a version: a picture that is drawn again from the same numbers does not differ.
+METADATA: dict[str, dict[str, None]] = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
+DOTS_AN_INCH = 130
+
+# Told apart by the colour-blind too: of Okabe and Ito 2008.
+GREY, BLUE, ORANGE = "#8c8c8c", "#0072b2", "#d55e00"
+
+
+def require_picture(target: Path) -> None:
+    """Raises ValueError where the suffix names neither of the two formats."""
+    if target.suffix.lower() not in METADATA:
+        raise ValueError(f"--out {target} must end in .png or .svg, the two formats that are written")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that belongs to no window."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    return FigureCanvasAgg(Figure(figsize=(width, height), layout="constrained")).figure
+
+
+def write_picture(figure: Figure, target: Path) -> None:
+    """Write the figure as the suffix of `target` says; the letters of an SVG stay letters."""
+    import matplotlib
+
+    require_picture(target)
+    suffix = target.suffix.lower()
+    letters: Any = {"svg.fonttype": "none", "svg.hashsalt": "liquidnet"}
+    with matplotlib.rc_context(letters), new_file(target) as temporary:
+        figure.savefig(temporary, dpi=DOTS_AN_INCH, format=suffix[1:], metadata=METADATA[suffix])
+
+
+def in_tokens(axis: Any) -> None:
+    """Ticks of a logarithmic axis as plain numbers of tokens: 0.1, 1, 10, 1000."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
