@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from tools.byte_level import END_OF_TEXT
+from tools.prepare_parquet import parquet_texts
 from tools.stories import stories
 
 #: A piece of a document, and whether the document ends with it.
@@ -64,13 +65,15 @@ class StorySource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Files of UTF-8 text, documents separated by <|endoftext|>, or .jsonl with a text field."""
+    """Files of UTF-8 text, documents separated by <|endoftext|>, or .jsonl with a text field, or .parquet with such a
+    column; titles are their names where the paths' own say too little."""
 
     paths: tuple[Path, ...]
+    titles: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
-        return [path.name for path in self.paths]
+        return list(self.titles) or [path.name for path in self.paths]
 
     @property
     def size(self) -> int:
@@ -78,8 +81,9 @@ class FileSource:
 
     def pieces(self, advance: Advance, whole: bool = False) -> Iterator[Piece]:
         for path in self.paths:
-            if path.suffix.lower() == ".jsonl":
-                texts: Iterable[Iterable[str]] = ([text] for text in _jsonl_texts(path, advance))
+            rows = _ROWS.get(path.suffix.lower())
+            if rows is not None:
+                texts: Iterable[Iterable[str]] = ([text] for text in rows(path, advance))
             else:
                 texts = [_text_blocks(path, advance)]
             empty = True
@@ -91,33 +95,25 @@ class FileSource:
                 raise ValueError(f"{path}: no text in it; name a file that has some")
 
 
-def open_source(text: Sequence[Path], count: int | None, seed: int) -> Source:
-    """Choose the source that the flags name.
+def open_files(paths: Sequence[Path], flag: str) -> FileSource:
+    """Check files that are to be read.
 
     Args:
-        text: files, or none.
-        count: number of stories, or None.
-        seed: seed of the stories.
+        paths: their places.
+        flag: what named them.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if there is no source or two of them, a file is a directory or a pipe, or the count is not positive.
+        ValueError: if a file is a directory or a pipe.
     """
-    if bool(text) == (count is not None):
-        problem = "two sources of text" if text else "no text"
-        raise ValueError(f"{problem}: give either --text FILE... or --stories N")
-    if count is not None:
-        stories(count, seed)
-        return StorySource(count, seed)
-    paths = tuple(Path(path) for path in text)
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file; check --text")
+            raise FileNotFoundError(f"{path}: no such file; check {flag}")
         if not path.is_file():
             raise ValueError(
                 f"{path}: not a regular file, and the text is read more than once; save it to a file first"
             )
-    return FileSource(paths)
+    return FileSource(tuple(paths))
 
 
 def split_documents(blocks: Iterable[str], whole: bool = False) -> Iterator[Piece]:
@@ -195,6 +191,10 @@ def _jsonl_text(line: str, where: str) -> str:
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{where} is not a JSON object with a "text" string ({error})') from error
     return text
+
+
+#: Files whose rows are texts.
+_ROWS: dict[str, Callable[[Path, Advance], Iterator[str]]] = {".jsonl": _jsonl_texts, ".parquet": parquet_texts}
 
 
 def _not_utf8(path: Path, offset: int) -> ValueError:

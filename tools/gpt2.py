@@ -1,6 +1,5 @@
 """GPT-2's vocabulary: from two local files, or from the hub with a checksum."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +7,28 @@ from pathlib import Path
 import tokenizers
 from tokenizers import models
 
-from tools.byte_level import END_OF_TEXT, byte_level, byte_symbols, first_line, read_utf8
+from tools.byte_level import END_OF_TEXT, byte_level, byte_symbols, read_utf8
+from tools.hub import HubFile, download
 
 REPOSITORY = "openai-community/gpt2"
 REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
-SHA256 = {
-    "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-    "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-}
+FILES = (
+    HubFile(
+        REPOSITORY,
+        REVISION,
+        "vocab.json",
+        1_042_301,
+        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    ),
+    HubFile(
+        REPOSITORY,
+        REVISION,
+        "merges.txt",
+        456_318,
+        "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    ),
+)
+_OTHERWISE = "both files of --tokenizer-files vocab.json merges.txt"
 
 
 def gpt2_backend(files: Sequence[Path] | None) -> tokenizers.Tokenizer:
@@ -28,7 +41,7 @@ def gpt2_backend(files: Sequence[Path] | None) -> tokenizers.Tokenizer:
         OSError: if a file cannot be read or downloaded.
         ValueError: if the files are damaged or do not belong together.
     """
-    vocabulary_path, merges_path = files if files is not None else [_download(filename) for filename in SHA256]
+    vocabulary_path, merges_path = files if files is not None else [download(file, _OTHERWISE) for file in FILES]
     vocabulary = _vocabulary(Path(vocabulary_path))
     merges = _merges(Path(merges_path), vocabulary, vocabulary_path)
     return byte_level(models.BPE(vocab=vocabulary, merges=merges), use_regex=True)
@@ -58,19 +71,3 @@ def _merges(path: Path, vocabulary: dict[str, int], vocabulary_path: Path) -> li
             raise ValueError(f"{path}: line {number} is no merge of {vocabulary_path}: {line!r}")
         merges.append((left, right))
     return merges
-
-
-def _download(filename: str) -> Path:
-    import huggingface_hub
-
-    try:
-        path = Path(huggingface_hub.hf_hub_download(REPOSITORY, filename, revision=REVISION))
-    except Exception as error:  # the hub's client and its transport share no base class
-        raise OSError(
-            f"cannot download {filename} of {REPOSITORY} ({first_line(error)}); "
-            "go online, or give local files with --tokenizer-files vocab.json merges.txt"
-        ) from error
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != SHA256[filename]:
-        raise ValueError(f"{path}: sha256 {digest} is not GPT-2's {SHA256[filename]}; delete it and try again")
-    return path

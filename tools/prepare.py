@@ -3,33 +3,43 @@
 import errno
 import hashlib
 import json
-import sys
+import math
 from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from spec.data import DATA_FORMAT_VERSION
 from spec.files import new_directory, require_new
-from tools.documents import Advance, Source, Split, choose_split, open_source, route
+from tools.documents import Advance, Source, StorySource, choose_split, open_files
+from tools.prepare_datasets import open_dataset
+from tools.prepare_parts import Divided, Parts, Routed, Separate
+from tools.progress import Bar, progress
+from tools.stories import stories
 from tools.tokenizer import Tokenizer, build_tokenizer, check_tokenizer_name
 
 _BATCH_CHARACTERS = 1 << 20
+_VAL_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
 class Prepare:
-    """Turn text into the token files that training reads."""
+    """Turn text into the token files that training reads.
+
+    --max-tokens counts ends of text and cuts no document: the training part ends where the document does in which it
+    reaches that number. Validation stays what it is without it, and bpe:SIZE learns from all of the training text.
+    """
 
     out: Path
     """Directory to write: train.bin, val.bin, tokenizer.json and meta.json."""
     text: tuple[Path, ...] = ()
-    """UTF-8 files, documents separated by <|endoftext|>, or .jsonl files with a text field."""
+    """UTF-8 files, documents separated by <|endoftext|>, or .jsonl or .parquet files with a text field."""
+    dataset: Literal["tinystories"] | None = None
+    """Download this instead (tinystories: 1.9 GB, once; CDLA-Sharing-1.0), with its own validation part."""
     stories: int | None = None
     """Generate this many short children's stories instead of reading files."""
     stories_seed: int = 0
@@ -38,42 +48,97 @@ class Prepare:
     """byte, gpt2, bpe:SIZE (trained on the training part) or a tokenizer.json."""
     tokenizer_files: tuple[Path, Path] | None = None
     """GPT-2's vocab.json and merges.txt, in place of a download."""
-    val_fraction: float = 0.1
-    """Share of the text, at its end, that is kept for validation."""
+    val_text: tuple[Path, ...] = ()
+    """Files for validation, in the same forms; all of --text or --stories is for training then."""
+    val_fraction: float | None = None
+    """Share of the text, at its end, that is kept for validation (default: 0.1)."""
+    max_tokens: float | None = None
+    """End the training part after this many tokens, such as 50e6 (default: all of the text)."""
 
     def run(self) -> None:
         require_new(self.out)
-        if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction must lie between 0 and 1, not {self.val_fraction}; try 0.1")
+        self._check()
         check_tokenizer_name(self.tokenizer, self.tokenizer_files)
-        source = open_source(self.text, self.stories, self.stories_seed)
+        # What is here is looked at before anything is downloaded, and the small downloads come before the large.
+        local = None if self.dataset else self._local()
         # Only bpe:SIZE reads the text; the others fail early, before a long reading.
         trained = self.tokenizer.startswith("bpe:")
         built = None if trained else build_tokenizer(self.tokenizer, files=self.tokenizer_files)
-        with _progress("reading", source.size) as advance:
-            split = choose_split(_document_lengths(source, advance), self.val_fraction)
+        train, val = local or open_dataset(self.dataset or "")
+        parts = Separate(train, val) if val is not None else self._divided(train)
         if built is None:
-            with _progress(f"training {self.tokenizer}", source.size) as advance:
-                built = build_tokenizer(self.tokenizer, _train_texts(source, split, advance))
+            with progress(f"training {self.tokenizer}", parts.size) as bar:
+                built = build_tokenizer(self.tokenizer, _train_texts(parts, bar.advance))
         with _space_for(self.out), new_directory(self.out) as directory:
-            with _progress("encoding", source.size) as advance:
-                parts = _write_tokens(directory, source, split, built, advance)
-            _write_meta(directory, parts, built, self.tokenizer, source)
-        print(_summary(self.out, parts, built, self.tokenizer))
+            with progress("encoding", parts.size) as bar:
+                written = _write_tokens(directory, parts, built, self._limit, bar)
+            _write_meta(directory, written, built, self.tokenizer, self._origin(parts))
+        print(_summary(self.out, written, built, self.tokenizer, self._limit))
+
+    def _check(self) -> None:
+        sources = [("--text", self.text), ("--dataset", self.dataset), ("--stories", self.stories is not None)]
+        given = [flag for flag, value in sources if value]
+        if len(given) != 1:
+            problem = f"two sources of text ({' and '.join(given)})" if given else "no text"
+            raise ValueError(f"{problem}: give either --text FILE... or --stories N, or --dataset tinystories")
+        separate = f"--dataset {self.dataset}" if self.dataset else "--val-text" if self.val_text else None
+        if self.dataset and self.val_text:
+            raise ValueError(f"{separate} has its own validation text; leave --val-text out")
+        if self.val_fraction is not None and separate:
+            raise ValueError(f"--val-fraction divides one text, and {separate} brings another; leave one of them out")
+        if self.val_fraction is not None and not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction must lie between 0 and 1, not {self.val_fraction}; try 0.1")
+        if self.max_tokens is not None and not 1 <= self.max_tokens < math.inf:
+            raise ValueError(f"max_tokens must be at least 1, not {self.max_tokens}; try 50e6")
+
+    def _local(self) -> tuple[Source, Source | None]:
+        if self.stories is not None:
+            stories(self.stories, self.stories_seed)
+            train: Source = StorySource(self.stories, self.stories_seed)
+        else:
+            train = open_files(self.text, "--text")
+        val = open_files(self.val_text, "--val-text") if self.val_text else None
+        for path in self.val_text:
+            if path.resolve() in {other.resolve() for other in self.text}:
+                raise ValueError(f"{path} is in --text and in --val-text; a model would be tested on what it learnt")
+        return train, val
+
+    def _divided(self, source: Source) -> Divided:
+        with progress("reading", source.size) as bar:
+            lengths = _document_lengths(source, bar.advance)
+        return Divided(source, choose_split(lengths, self.val_fraction or _VAL_FRACTION))
+
+    def _origin(self, parts: Parts) -> dict[str, Any]:
+        return parts.names | ({} if self.max_tokens is None else {"max_tokens": int(self.max_tokens)})
+
+    @property
+    def _limit(self) -> float:
+        return math.inf if self.max_tokens is None else int(self.max_tokens)
 
 
 class _TokenFile:
-    """One part's token file, and what meta.json says of it."""
+    """One part's token file, and what meta.json says of it; full from the first document's end after `limit` tokens."""
 
-    def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
+    def __init__(self, path: Path, tokenizer: Tokenizer, limit: float) -> None:
         self._file = path.open("wb")
         self._end = np.array([tokenizer.end_of_text_id], tokenizer.dtype).tobytes()
         self._item = tokenizer.dtype.itemsize
         self._digest = hashlib.sha256()
         self._between = True
+        self._limit = limit
         self.size = self.bytes = self.documents = 0
 
+    @property
+    def tokens(self) -> int:
+        return self.size // self._item
+
+    @property
+    def full(self) -> bool:
+        return self._between and self.tokens >= self._limit
+
     def write(self, text: str, ids: np.ndarray, ends: bool) -> None:
+        if self.full:
+            return
         content = ids.tobytes() + (self._end if ends else b"")
         self._file.write(content)
         self._digest.update(content)
@@ -87,7 +152,7 @@ class _TokenFile:
 
     def meta(self) -> dict[str, int | str]:
         return {
-            "tokens": self.size // self._item,
+            "tokens": self.tokens,
             "bytes": self.bytes,
             "documents": self.documents,
             "sha256": self._digest.hexdigest(),
@@ -95,22 +160,25 @@ class _TokenFile:
 
 
 def _write_tokens(
-    directory: Path, source: Source, split: Split, tokenizer: Tokenizer, advance: Advance
+    directory: Path, parts: Parts, tokenizer: Tokenizer, limit: float, bar: Bar
 ) -> dict[str, dict[str, int | str]]:
     with ExitStack() as stack:
         files = {}
-        for part in ("train", "val"):
-            files[part] = stack.enter_context(closing(_TokenFile(directory / f"{part}.bin", tokenizer)))
-        pieces = source.pieces(advance, whole=not tokenizer.cuts_before_spaces)
-        for batch in _batches(route(pieces, split)):
+        for part, most in (("train", limit), ("val", math.inf)):
+            files[part] = stack.enter_context(closing(_TokenFile(directory / f"{part}.bin", tokenizer, most)))
+        train = files["train"]
+        pieces = parts.pieces(bar.advance, not tokenizer.cuts_before_spaces, enough=lambda: train.full)
+        for batch in _batches(pieces):
             encoded = tokenizer.encode_documents([text for _, text, _ in batch])
             for (part, text, ends), ids in zip(batch, encoded, strict=True):
                 files[part].write(text, ids, ends)
+            if limit < math.inf and train.tokens:
+                bar.expect(min(parts.size, parts.tail + train.bytes * limit / train.tokens))
     return {part: file.meta() for part, file in files.items()}
 
 
-def _batches(pieces: Iterator[tuple[str, str, bool]]) -> Iterator[list[tuple[str, str, bool]]]:
-    batch: list[tuple[str, str, bool]] = []
+def _batches(pieces: Iterator[Routed]) -> Iterator[list[Routed]]:
+    batch: list[Routed] = []
     characters = 0
     for piece in pieces:
         batch.append(piece)
@@ -123,7 +191,7 @@ def _batches(pieces: Iterator[tuple[str, str, bool]]) -> Iterator[list[tuple[str
 
 
 def _write_meta(
-    directory: Path, parts: dict[str, dict[str, int | str]], tokenizer: Tokenizer, name: str, source: Source
+    directory: Path, parts: dict[str, dict[str, int | str]], tokenizer: Tokenizer, name: str, origin: dict[str, Any]
 ) -> None:
     content = tokenizer.to_json().encode()
     (directory / "tokenizer.json").write_bytes(content)
@@ -134,7 +202,7 @@ def _write_meta(
         "end_of_text_id": tokenizer.end_of_text_id,
         "tokenizer": name,
         "tokenizer_sha256": hashlib.sha256(content).hexdigest(),
-        "source": source.names,
+        **origin,
         **parts,
     }
     (directory / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
@@ -151,18 +219,20 @@ def _document_lengths(source: Source, advance: Advance) -> array:
     return lengths
 
 
-def _train_texts(source: Source, split: Split, advance: Advance) -> Iterator[str]:
-    for part, text, _ in route(source.pieces(advance), split):
+def _train_texts(parts: Parts, advance: Advance) -> Iterator[str]:
+    for part, text, _ in parts.pieces(advance):
         if part == "val":
             return
         yield text
 
 
-def _summary(out: Path, parts: dict[str, dict[str, int | str]], tokenizer: Tokenizer, name: str) -> str:
+def _summary(out: Path, parts: dict[str, dict[str, int | str]], tokenizer: Tokenizer, name: str, limit: float) -> str:
     lines = [
         f"{part + ':':7}{meta['tokens']:>13,} tokens {meta['bytes']:>13,} bytes {meta['documents']:>9,} documents"
         for part, meta in parts.items()
     ]
+    if int(parts["train"]["tokens"]) < limit < math.inf:
+        lines.append(f"the training text ends before the {limit:,} tokens of --max-tokens")
     wanted = name.removeprefix("bpe:")
     fewer = wanted != name and tokenizer.vocab_size < int(wanted)
     note = " (the text gives no more)" if fewer else ""
@@ -177,16 +247,3 @@ def _space_for(out: Path) -> Iterator[None]:
         if error.errno == errno.ENOSPC:
             raise OSError(f"no space left on the disk of {out}; free some or choose another --out") from error
         raise
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Advance]:
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        print(f"{title} ...", file=sys.stderr)
-        yield lambda amount: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda amount: progress.advance(task, amount)

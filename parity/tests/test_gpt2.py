@@ -5,13 +5,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from parity import hub as stand_in
+from parity.hub import Hub
 from tools import gpt2
 from tools.byte_level import END_OF_TEXT
 from tools.tokenizer import build_tokenizer
@@ -36,77 +36,44 @@ def _with_header(merges: bytes) -> bytes:
     return merges if merges.startswith(b"#version") else b"#version: 0.2\n" + merges
 
 
-class _Hub(BaseHTTPRequestHandler):
-    """As much of the hub as one file's download needs."""
-
-    files: dict[str, bytes]
-
-    def _answer(self, body: bool) -> None:
-        content = self.files.get(self.path)
-        self.send_response(404 if content is None else 200)
-        content = content or b""
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", gpt2.REVISION)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def hub() -> Iterator[tuple[str, dict[str, bytes]]]:
-    files: dict[str, bytes] = {}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (_Hub,), {"files": files}))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", files
-    server.shutdown()
-    server.server_close()
-    thread.join()
+def hub() -> Iterator[Hub]:
+    with stand_in.serve() as hub:
+        yield hub
 
 
 def _build_from_hub(endpoint: str, home: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, since huggingface_hub reads its environment when it is imported."""
     program = "from tools.tokenizer import build_tokenizer as build; print(build('gpt2').encode('Hello, world!'))"
-    proxies = {name for name in os.environ if name.lower().endswith("_proxy") or name.startswith("HF_")}
-    environment = {name: value for name, value in os.environ.items() if name not in proxies}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment = stand_in.environment(endpoint, home, **more)
     command = [sys.executable, "-c", program]
-    return subprocess.run(command, env=environment | more, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 @needs_gpt2
-def test_gpt2_from_the_hub(hub: tuple[str, dict[str, bytes]], tmp_path: Path):
-    endpoint, files = hub
-    base = f"/{gpt2.REPOSITORY}/resolve/{gpt2.REVISION}"
-    files[f"{base}/vocab.json"] = GPT2_FILES[0].read_bytes()
-    files[f"{base}/merges.txt"] = _with_header(GPT2_FILES[1].read_bytes())
-    result = _build_from_hub(endpoint, tmp_path / "good")
+def test_gpt2_from_the_hub(hub: Hub, tmp_path: Path):
+    vocabulary, merges = gpt2.FILES
+    hub.put(vocabulary, GPT2_FILES[0].read_bytes())
+    hub.put(merges, _with_header(GPT2_FILES[1].read_bytes()))
+    result = _build_from_hub(hub.endpoint, tmp_path / "good")
     assert result.stdout.split() == ["[15496", "11", "995", "0]"], result.stderr
-    files.clear()
-    cached = _build_from_hub(endpoint, tmp_path / "good", HF_HUB_OFFLINE="1")
+    assert result.stderr.splitlines() == [
+        "downloading vocab.json, 1,042,301 bytes ...",
+        "downloading merges.txt, 456,318 bytes ...",
+    ]
+    hub.contents.clear()
+    cached = _build_from_hub(hub.endpoint, tmp_path / "good", HF_HUB_OFFLINE="1")
     assert cached.stdout == result.stdout, cached.stderr
 
 
-def test_gpt2_from_a_hub_with_other_bytes(hub: tuple[str, dict[str, bytes]], tmp_path: Path):
-    endpoint, files = hub
-    files[f"/{gpt2.REPOSITORY}/resolve/{gpt2.REVISION}/vocab.json"] = b'{"a": 0}'
-    result = _build_from_hub(endpoint, tmp_path)
+def test_gpt2_from_a_hub_with_other_bytes(hub: Hub, tmp_path: Path):
+    other = b" " * gpt2.FILES[0].size
+    hub.put(gpt2.FILES[0], other)
+    result = _build_from_hub(hub.endpoint, tmp_path)
     assert result.returncode == 1
     message = result.stderr.splitlines()[-1]
     assert message.startswith("ValueError")
-    assert hashlib.sha256(b'{"a": 0}').hexdigest() in message
-    assert gpt2.SHA256["vocab.json"] in message
+    assert hashlib.sha256(other).hexdigest() in message
+    assert gpt2.FILES[0].sha256 in message
 
 
 def test_gpt2_offline_names_the_way_out(tmp_path: Path):

@@ -233,7 +233,8 @@ def test_bad_files(out: Path, name: str):
     ("arguments", "message"),
     [
         ({}, "no text: give either --text FILE... or --stories N"),
-        ({"text": (Path("a"),), "stories": 5}, "two sources of text"),
+        ({"text": (Path("a"),), "stories": 5}, r"two sources of text \(--text and --stories\)"),
+        ({"text": (Path("a"),), "dataset": "tinystories"}, r"two sources of text \(--text and --dataset\)"),
         ({"stories": 0}, "stories must be at least 1, not 0"),
         ({"stories": 5, "stories_seed": -1}, "seed must be .*, not -1"),
         ({"stories": 5, "val_fraction": 0.0}, "between 0 and 1, not 0.0"),
