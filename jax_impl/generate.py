@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jax_impl.layers import COMPUTE
+from jax_impl.layers import COMPUTE, accumulate_dtype
 from jax_impl.loss import read_out
 from spec.config import require_known
 from spec.sampling import Sampling, Step, check_tokens, complete
@@ -20,22 +20,36 @@ if TYPE_CHECKING:
 
 
 def _jit(model: LanguageModel) -> Step:
-    """One compiled program for a prompt's length and one for a token; the parameters are those of this moment."""
+    """One compiled program for a token and one for each power of two of a prompt; the parameters are this moment's."""
     graph, parameters = nnx.split(model, nnx.Param)
+    c = model.config
 
     def step(tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
-        check_tokens(tokens_bt, model.config.vocab_size)
-        logits_bv, states = _advance(graph, parameters, jnp.asarray(tokens_bt, jnp.int32), states)
+        check_tokens(tokens_bt, c.vocab_size)
+        if states is None:
+            states = jnp.zeros((c.n_layers, len(tokens_bt), c.d_state), accumulate_dtype(model.compute_dtype))
+        logits_bv, states = _advance(graph, parameters, *_to_power_of_two(tokens_bt), jnp.asarray(states))
         return np.asarray(logits_bv, np.float32), states
 
     return step
 
 
+def _to_power_of_two(tokens_bt: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
+    """Tokens and padding before them, which changes nothing: else each length of a chat's turns would be compiled."""
+    t = tokens_bt.shape[1]
+    if t <= 1:
+        return jnp.asarray(tokens_bt, jnp.int32), None
+    missing = (1 << (t - 1).bit_length()) - t
+    padded_bt = np.pad(tokens_bt, ((0, 0), (missing, 0)))
+    padding_bt = np.broadcast_to(np.arange(t + missing) < missing, padded_bt.shape)
+    return jnp.asarray(padded_bt, jnp.int32), jnp.asarray(padding_bt)
+
+
 @partial(jax.jit, static_argnums=0)
-def _advance(graph, parameters, tokens_bt, states):
+def _advance(graph, parameters, tokens_bt, padding_bt, states):
     """At module level, so that one model is compiled once, however often it is sampled from."""
     model = nnx.merge(graph, parameters)
-    hidden_btd, states = model.hidden(tokens_bt, states)
+    hidden_btd, states = model.hidden(tokens_bt, states, padding=padding_bt)
     return read_out(hidden_btd[:, -1], model.embedding.weight[...], COMPUTE[model.compute_dtype]), states
 
 
@@ -50,7 +64,8 @@ def choose_method(model: LanguageModel) -> str:
 def make_step(model: LanguageModel, method: str = "auto") -> Step:
     """(tokens [b, t], states or None) -> (logits of the last position [b, v], states), NumPy outside.
 
-    The logits of the positions before the last are never made. Rows are independent streams.
+    States may come as a NumPy array [l, b, n], and leave as the framework's own. The logits of the positions before the
+    last are never made. Rows are independent streams.
 
     Args:
         model: read once: parameters that change later do not count.

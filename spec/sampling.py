@@ -12,6 +12,8 @@ import numpy as np
 from spec.init import stream
 
 Step = Callable[[np.ndarray, Any], tuple[np.ndarray, Any]]
+#: Tokens of a prompt that are absorbed at a time: what a prompt needs of memory does not grow with it.
+PROMPT_PIECE = 4096
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def sample(logits_bv: np.ndarray, sampling: Sampling, uniforms_b: np.ndarray) ->
         ValueError: a logit is not finite.
     """
     if not np.isfinite(logits_bv).all():
-        raise ValueError("the model produced a logit that is not finite; its weights are broken")
+        raise ValueError("the model produced a logit that is not finite; its weights are broken; take others")
     if sampling.temperature == 0.0:
         return logits_bv.argmax(axis=-1)
     below_best = logits_bv.astype(np.float64) - logits_bv.max(axis=-1, keepdims=True)
@@ -80,21 +82,26 @@ def sample(logits_bv: np.ndarray, sampling: Sampling, uniforms_b: np.ndarray) ->
     return below.sum(axis=-1)
 
 
-def generate(step: Step, prompt_bt: np.ndarray, sampling: Sampling) -> Iterator[np.ndarray]:
+def generate(
+    step: Step, prompt_bt: np.ndarray, sampling: Sampling, states: Any = None, position: int = 0
+) -> Iterator[np.ndarray]:
     """Yield the tokens [b] that follow the prompt, without end: memory is one state, whatever the length.
 
     Args:
         step: (tokens [b, t], states or None) -> (logits of the last position [b, v], states).
         prompt_bt: at least one token a row.
         sampling: how each token is drawn.
+        states: those that earlier tokens have left, if any.
+        position: how many tokens those were.
 
     Raises:
         ValueError: the prompt is empty.
     """
     if prompt_bt.ndim != 2 or prompt_bt.shape[1] == 0:
         raise ValueError(f"the prompt needs at least one token, got shape {prompt_bt.shape}")
-    logits_bv, states = step(prompt_bt, None)
-    position = prompt_bt.shape[1]
+    for start in range(0, prompt_bt.shape[1], PROMPT_PIECE):
+        logits_bv, states = step(prompt_bt[:, start : start + PROMPT_PIECE], states)
+    position += prompt_bt.shape[1]
     while True:
         tokens_b = sample(logits_bv, sampling, uniforms(sampling.seed, position, len(logits_bv)))
         yield tokens_b

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from spec.sampling import Sampling, Step, generate
-from tools import backends, convert
-from tools.tokenizer import Tokenizer, parse_tokenizer
+from spec.sampling import Sampling
+from tools import backends
+from tools.session import open_model
 
 
 @dataclass(frozen=True)
@@ -39,45 +36,15 @@ class Generate:
         if self.max_tokens < 1:
             raise ValueError(f"--max-tokens must be at least 1, got {self.max_tokens}")
         sampling = Sampling(self.temperature, self.top_k, self.top_p, self.seed)
-        step, tokenizer = open_model(self.checkpoint, self.backend or backends.default())
-        prompt = encode_prompt(tokenizer, self.prompt)
+        session = open_model(self.checkpoint, self.backend).session()
+        session.tell(self.prompt)
+        if session.is_empty:
+            raise ValueError("the prompt is empty; give at least one character with --prompt")
         sys.stdout.write(self.prompt)
-        for piece in stream_text(step, tokenizer, prompt, sampling, self.max_tokens):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
-
-
-def open_model(path: Path, backend: str) -> tuple[Step, Tokenizer]:
-    """A checkpoint as a step of generation, and its tokenizer; ValueError where it holds none."""
-    checkpoint = convert.read(path)
-    if checkpoint.tokenizer is None:
-        raise ValueError(f"{path} holds no tokenizer; generate from a checkpoint that `liquidnet train` wrote")
-    model = backends.load(backend, "model").build(checkpoint.config)
-    if backend == "torch":  # JAX places arrays itself
-        model.to(backends.load(backend, "devices").default_device())
-    backends.load(backend, "checkpoint").load_parameters(model, checkpoint.parameters)
-    return backends.load(backend, "generate").make_step(model), parse_tokenizer(checkpoint.tokenizer)
-
-
-def encode_prompt(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
-    """Token ids [1, t] of a prompt; ValueError where it is empty."""
-    try:
-        ids = tokenizer.encode(prompt)
-    except (UnicodeEncodeError, TypeError) as error:
-        raise ValueError("the prompt is not UTF-8; give text with --prompt") from error
-    if len(ids) == 0:
-        raise ValueError("the prompt is empty; give at least one character with --prompt")
-    return np.asarray(ids, np.int64)[None]
-
-
-def stream_text(
-    step: Step, tokenizer: Tokenizer, prompt: np.ndarray, sampling: Sampling, max_tokens: int
-) -> Iterator[str]:
-    """Pieces of the text that follows the prompt, up to an end-of-text token or `max_tokens` tokens."""
-    decoder = tokenizer.stream_decoder()
-    for _, tokens_b in zip(range(max_tokens), generate(step, prompt, sampling), strict=False):
-        if tokens_b[0] == tokenizer.end_of_text_id:
-            break
-        yield decoder.push(int(tokens_b[0]))
-    yield decoder.flush()
+        try:
+            for piece in session.write(sampling, self.max_tokens):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+        finally:
+            # What is said of a Ctrl-C has a line of its own.
+            sys.stdout.write("\n")

@@ -19,11 +19,12 @@ from spec.data import Dataset, next_batch, validation_batches, validation_stream
 from spec.noise import with_noise
 from spec.sampling import Sampling, Step
 from spec.schedule import learning_rate
+from tools import interrupts
 from tools.evaluate import mean_loss
-from tools.generate import stream_text
 from tools.plot import plot_loss
 from tools.run import Run, Settings
 from tools.saver import OWN_FORMAT, make_saver
+from tools.session import Session
 from tools.tokenizer import parse_tokenizer
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Trainer:
             f"{flags.backend}: steps {self.step} to {last} of {training.steps}, {training.batch_size} x "
             f"{training.seq_len} tokens each, {training.compute_dtype}, {self.engine.layout()}"
         )
-        metrics = self.run.metrics_writer() if self.first_process else nullcontext(lambda line: None)
+        metrics = self.run.metrics_writer(self.step) if self.first_process else nullcontext(lambda line: None)
         with metrics as self.write, _signals() as caught, self._bar(last) as self.advance:
             while self.step < last and not self.world.agree(bool(caught)):
                 self._one_step()
@@ -86,7 +87,7 @@ class Trainer:
             plot_loss(self.run.metrics(), picture)
         if stopped:
             name = signal.Signals.SIGTERM.name if terminated else signal.Signals.SIGINT.name
-            self._say(f"stopped by {name} at step {self.step}; add --resume to carry on")
+            self._say(f"liquidnet: stopped by {name} at step {self.step}; add --resume to carry on")
             return EXIT_SIGTERM if terminated else EXIT_SIGINT
         self._say(f"reached step {self.step} of {self.settings.training.steps}; the loss curve is in {picture}")
         return 0
@@ -171,8 +172,9 @@ class Trainer:
         start = 997 * self.step % max(len(self.data.val) - SAMPLE_PROMPT_TOKENS, 1)
         prompt = np.asarray(self.data.val[start : start + SAMPLE_PROMPT_TOKENS], np.int64)
         sampling = Sampling(temperature=0.8, top_p=0.95, seed=self.settings.training.seed)
-        pieces = stream_text(sampler, tokenizer, prompt[None], sampling, SAMPLE_TOKENS)
-        return tokenizer.decode(prompt), "".join(pieces)
+        session = Session(sampler, tokenizer)
+        session.pending = prompt.tolist()
+        return tokenizer.decode(prompt), "".join(session.write(sampling, SAMPLE_TOKENS))
 
     def _save(self) -> None:
         state = {
@@ -195,10 +197,14 @@ class Trainer:
         state = checkpoint.state
         if checkpoint.config != self.settings.model or checkpoint.tokenizer != self.data.tokenizer:
             raise ValueError(
-                f"the newest checkpoint in {self.run.path} belongs to another model or tokenizer than the run"
+                f"the newest checkpoint in {self.run.path} belongs to another model or tokenizer than the run; "
+                "name another --out"
             )
         if state["seed"] != self.settings.training.seed or state.get("data", self.settings.data) != self.settings.data:
-            raise ValueError(f"the newest checkpoint in {self.run.path} was trained on other data or with another seed")
+            raise ValueError(
+                f"the newest checkpoint in {self.run.path} was trained on other data or with another seed; "
+                "resume with those, or name another --out"
+            )
         if checkpoint.parameters and not checkpoint.moments:
             raise ValueError(
                 f"the newest checkpoint in {self.run.path} has no optimizer state; start with --init-from it"
@@ -276,7 +282,7 @@ def _signals() -> Iterator[list[signal.Signals]]:
 
     def remember(number: int, _frame: Any) -> None:
         caught.append(signal.Signals(number))
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupts.put_off(number)
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

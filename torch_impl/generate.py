@@ -25,6 +25,8 @@ def _eager(model: LanguageModel) -> Step:
     def step(tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
         check_tokens(tokens_bt, model.config.vocab_size)
         device = model.embedding.weight.device
+        if isinstance(states, np.ndarray):
+            states = torch.as_tensor(states, device=device)
         logits_bv, states = _advance(model, torch.as_tensor(tokens_bt, dtype=torch.long, device=device), states)
         return logits_bv.float().cpu().numpy(), states
 
@@ -93,10 +95,10 @@ def _buffered(model: LanguageModel, record: Callable[[_OneToken], Callable[[], N
             recorded[key], newest = (buffers, record(buffers)), None
         buffers, run = recorded[key]
         if states is not newest:
-            if states.shape != buffers.states_lbd.shape:
+            if tuple(states.shape) != tuple(buffers.states_lbd.shape):
                 shapes = tuple(buffers.states_lbd.shape), tuple(states.shape)
                 raise ValueError(f"the states need shape {shapes[0]}, got {shapes[1]}")
-            buffers.states_lbd.copy_(states)
+            buffers.states_lbd.copy_(torch.as_tensor(states))
         buffers.tokens_bt.copy_(torch.as_tensor(tokens_bt, dtype=torch.long))
         newest = None  # where this step fails the buffer holds no one's states
         run()
@@ -135,7 +137,8 @@ def choose_method(model: LanguageModel) -> str:
 def make_step(model: LanguageModel, method: str = "auto") -> Step:
     """(tokens [b, t], states or None) -> (logits of the last position [b, v], states), NumPy outside.
 
-    The logits of the positions before the last are never made. Rows are independent streams.
+    States may come as a NumPy array [l, b, n], and leave as the framework's own. The logits of the positions before the
+    last are never made. Rows are independent streams.
 
     Args:
         model: read at each step: parameters that change in place between two steps count from the next on.

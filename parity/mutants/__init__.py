@@ -4,6 +4,8 @@ from parity.mutants.mutant import Mutant
 from parity.mutants.of_gpu import GPU
 from parity.mutants.of_jax import JAX
 from parity.mutants.of_meshes import MESHES
+from parity.mutants.of_people import PEOPLE
+from parity.mutants.of_sessions import SESSIONS
 from parity.mutants.of_shards import SHARDS
 from parity.mutants.of_spec import SPEC
 from parity.mutants.of_ssm import LIQUID_SSM
@@ -13,6 +15,6 @@ from parity.mutants.of_torch import TORCH
 from parity.mutants.of_worlds import WORLDS
 from parity.mutants.record import load_score, sources_digest
 
-MUTANTS = (*SPEC, *TORCH, *STREAMS, *JAX, *MESHES, *GPU, *TOOLS, *SHARDS, *WORLDS, *LIQUID_SSM)
+MUTANTS = (*SPEC, *TORCH, *STREAMS, *JAX, *MESHES, *GPU, *TOOLS, *SHARDS, *WORLDS, *LIQUID_SSM, *SESSIONS, *PEOPLE)
 
 __all__ = ["MUTANTS", "Mutant", "load_score", "sources_digest"]

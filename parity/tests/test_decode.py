@@ -17,7 +17,7 @@ HERE = [name for name in backends.FRAMEWORKS if not backends.missing(name)]
 DECODERS = [(name, method) for name in HERE for method in ("auto", *backends.load(name).METHODS["decode"])]
 
 
-@pytest.mark.parametrize("prompt", [1, 4])
+@pytest.mark.parametrize("prompt", [1, 3, 4])
 @pytest.mark.parametrize("name, method", DECODERS)
 def test_one_token_at_a_time_is_the_whole_text(name, method, prompt):
     """Rows are independent streams; logits and final states within the bound of the model over the whole text."""
@@ -46,6 +46,20 @@ def test_an_unknown_method_gets_the_nearest_one(name):
     known = backends.load(name).METHODS["decode"][0]
     with pytest.raises(ValueError, match=f"unknown decode method '{known}x'; .*did you mean '{known}'"):
         backends.load(name).make_step(case.parameters, case.config, known + "x")
+
+
+@pytest.mark.skipif("jax" not in HERE, reason="torch compiles nothing here")
+@pytest.mark.parametrize("config", [CONFIG, DENSE, DIAGONAL], ids=["liquidnet", "dense", "diagonal"])
+def test_prompts_of_any_length_need_few_programs(config):
+    """One for a token and one for each power of two, in the middle of a text as at its start."""
+    case = ModelCase(LENGTH, "none", "none", "none", True, 5, config=config)
+    step = backends.load("jax").make_step(case.parameters, config)
+    advance = backends.load_module("jax", "generate")._advance
+    before, states = advance._cache_size(), None
+    for length in range(1, 18):
+        _, states = step(np.ones((1, length), int), states)
+    step(np.ones((1, 9), int), None)
+    assert advance._cache_size() - before == 6
 
 
 def test_the_twins_take_the_same_arguments():

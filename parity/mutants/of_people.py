@@ -1,0 +1,68 @@
+"""Faults of what people see: text that comes in, pictures, what TensorBoard is told."""
+
+from parity.mutants.mutant import Mutant
+
+HUB = ("parity/tests/test_hub.py",)
+PARTS = ("parity/tests/test_prepare_parts.py",)
+HALF_LIVES = ("parity/tests/test_half_lives.py",)
+REACH = ("parity/tests/test_plot_reach.py",)
+TENSORBOARD = ("parity/tests/test_tensorboard.py",)
+
+PEOPLE = (
+    Mutant(
+        "hub: a download that broke off begins again",
+        "tools/hub.py",
+        "resume_size=target.tell()",
+        "resume_size=0",
+        HUB,
+    ),
+    Mutant(
+        "hub: any bytes will do",
+        "tools/hub.py",
+        "    if digest != file.sha256:\n",
+        "    if False:\n",
+        HUB,
+    ),
+    Mutant(
+        "prepare: --max-tokens takes a document more",
+        "tools/prepare.py",
+        "self.tokens >= self._limit",
+        "self.tokens > self._limit",
+        PARTS,
+    ),
+    Mutant(
+        "half-lives without delta_min",
+        "tools/half_lives.py",
+        " + config.delta_min",
+        "",
+        HALF_LIVES,
+    ),
+    Mutant(
+        "half-lives on text from the output gate",
+        "tools/half_lives.py",
+        "pre_btx[..., d : 2 * d]",
+        "pre_btx[..., 2 * d :]",
+        HALF_LIVES,
+    ),
+    Mutant(
+        "reach: distances run the wrong way",
+        "tools/plot_reach.py",
+        "return norm_t[::-1]",
+        "return norm_t",
+        REACH,
+    ),
+    Mutant(
+        "reach: the loss of the first position",
+        "spec/reference/model.py",
+        "x_gradient[:, -1:], _ = rms",
+        "x_gradient[:, :1], _ = rms",
+        REACH,
+    ),
+    Mutant(
+        "tensorboard: the step that is made again stays",
+        "tools/tensorboard.py",
+        "purge_step=step + 1",
+        "purge_step=step + 2",
+        TENSORBOARD,
+    ),
+)

@@ -1,0 +1,165 @@
+"""`liquidnet chat`, over a pipe and at a terminal: turns, commands, and what a slip of the hand does."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from parity.cases import perturbed_parameters
+from parity.tests.test_session import BYTES, CONFIG
+from spec.checkpoint import Checkpoint, write_checkpoint
+from tools import backends
+from tools.chat import CHAT_STOP, CHAT_TURN, Chat, Dialogue
+from tools.session import open_model
+
+HERE = backends.installed()
+FLAGS = ("--max-tokens", "12", "--seed", "4")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("chat") / "checkpoint"
+    write_checkpoint(path, Checkpoint(CONFIG, perturbed_parameters(CONFIG, 3), tokenizer=BYTES.to_json()))
+    return path
+
+
+def command(checkpoint, *flags: object) -> list[str]:
+    return [sys.executable, "-m", "tools.cli", "chat", "--checkpoint", str(checkpoint), *map(str, flags)]
+
+
+def piped(checkpoint, text: str | bytes, *flags: object) -> subprocess.CompletedProcess[bytes]:
+    content = text.encode() if isinstance(text, str) else text
+    return subprocess.run(command(checkpoint, *FLAGS, *flags), input=content, capture_output=True, timeout=120)
+
+
+@pytest.fixture
+def dialogue(checkpoint):
+    chat = Chat(checkpoint, seed=4)
+    return Dialogue(open_model(checkpoint), chat.sampling(), 12, "{}", ())
+
+
+def said(dialogue, line: str) -> str:
+    return "".join(dialogue.answer(line))
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_over_a_pipe_each_line_is_a_turn(checkpoint, tmp_path, name):
+    """The state is kept between two calls, and nothing but text comes out."""
+    whole = piped(checkpoint, "Hello\n, you\n\n", "--backend", name)
+    assert whole.returncode == 0, whole.stderr
+    assert b"\x1b" not in whole.stdout and b"> " not in whole.stdout
+    state = tmp_path / "state"
+    first = piped(checkpoint, f"Hello\n/save {state}\n", "--backend", name)
+    second = piped(checkpoint, ", you\n\n", "--backend", HERE[-1], "--state", state)
+    assert first.returncode == second.returncode == 0, second.stderr
+    told = b"the state after 16 tokens is in " + str(state).encode() + b"\n"
+    assert first.stdout.replace(told, b"") + second.stdout == whole.stdout
+    # Three replies of twelve tokens, a line break after each.
+    assert len(whole.stdout) >= 36
+
+
+def test_a_mistake_over_a_pipe_ends_it(checkpoint, tmp_path):
+    for text, message in (
+        (
+            "/sav x\n",
+            "choose one of /help, /reset, /save, /load, /set, /quit; did you mean '/save'",
+        ),
+        ("/save\n", "/save needs a file"),
+        ("/save x\n", "there is no text yet"),
+        ("/load nothing\n", "nothing cannot be read"),
+        ("/set temperature hot\n", "temperature must be a number, got 'hot'"),
+        ("/set temperature -1\n", "temperature must be in [0, 1000], got -1.0"),
+        (b"caf\xe9\n", "the text is not UTF-8"),
+    ):
+        ended = piped(checkpoint, text)
+        error = ended.stderr.decode()
+        assert ended.returncode == 2 and message in error and error.count("\n") == 1, error
+    ended = piped(checkpoint, "Hello\n", "--turn", "Q:")
+    assert ended.returncode == 2 and "has no place for the line" in ended.stderr.decode()
+
+
+def test_commands(dialogue, tmp_path):
+    assert said(dialogue, "") == ""
+    hello = said(dialogue, "Hello")
+    assert hello and dialogue.session.position == 16
+    assert said(dialogue, "/reset") == "forgotten" and dialogue.session.is_empty
+    assert said(dialogue, "Hello") == hello
+    assert "/reset" in said(dialogue, "/help")
+    assert said(dialogue, "/set top-k") == "top_k 0"
+    assert said(dialogue, "/set") == "temperature 0.8  top_k 0  top_p 0.95  seed 4  max_tokens 12"
+    assert said(dialogue, "/set seed 9") == "seed 9" and said(dialogue, "/set max_tokens 3") == "max_tokens 3"
+    said(dialogue, "/reset")
+    other = said(dialogue, "Hello")
+    assert dialogue.session.position == 7 and not hello.startswith(other)
+    said(dialogue, "/reset")
+    said(dialogue, "//slash")
+    assert dialogue.session.position == len("/slash") + 2
+    with pytest.raises(EOFError):
+        said(dialogue, "/quit")
+
+
+def test_in_chat_a_line_is_a_turn(checkpoint):
+    """What is absorbed is the template with the line in it, whatever the line holds."""
+    model = open_model(checkpoint)
+    dialogue = Dialogue(model, Chat(checkpoint).sampling(), 1, CHAT_TURN, CHAT_STOP)
+    told = []
+    dialogue.session.tell = told.append
+    dialogue.session.pending = [65]
+    said(dialogue, "a {} b")
+    assert told == ["\nUser: a {} b\nAssistant:"]
+
+
+class Terminal:
+    """A chat on a pseudo-terminal."""
+
+    def __init__(self, *flags):
+        master, slave = pty.openpty()
+        self.master, self.seen = master, ""
+        self.process = subprocess.Popen(
+            command(*flags), stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            env={**os.environ, "TERM": "dumb"},
+        )  # fmt: skip
+        os.close(slave)
+
+    def until(self, text: str) -> str:
+        """What came since the last call, up to `text`."""
+        limit = time.monotonic() + 60
+        while text not in self.seen:
+            assert time.monotonic() < limit, f"no {text!r} in {self.seen!r}"
+            if select.select([self.master], [], [], 0.1)[0]:
+                self.seen += os.read(self.master, 4096).decode(errors="replace")
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+
+def test_at_a_terminal(checkpoint):
+    """Greeting, a reply, a mistake that ends nothing, Ctrl-C in a reply of a million tokens, Ctrl-D."""
+    terminal = Terminal(checkpoint, "--max-tokens", "12", "--temperature", "0")
+    assert "Ctrl-D ends" in terminal.until("> ")
+    terminal.type("Hello\n")
+    terminal.until("> ")
+    terminal.type("/lod x\n")
+    assert "did you mean '/load'" in re.sub(r"\s+", " ", terminal.until("> "))
+    terminal.type("/set max_tokens 1000000\n")
+    terminal.until("> ")
+    terminal.type("on and on\n")
+    time.sleep(1.0)
+    os.killpg(terminal.process.pid, signal.SIGINT)
+    assert "Traceback" not in terminal.until("(Ctrl-D ends)")
+    terminal.until("> ")
+    terminal.type("/set max_tokens\n")
+    assert "max_tokens 1000000" in terminal.until("> ")
+    terminal.type("\x04")
+    assert terminal.process.wait(60) == 0
+    os.close(terminal.master)

@@ -1,0 +1,242 @@
+"""A session: its state is the text that was shown, wherever a turn ends, is cut off, saved or handed to the twin."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import safetensors
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity.cases import perturbed_parameters
+from spec.checkpoint import Checkpoint, write_checkpoint
+from spec.config import LiquidNetConfig
+from spec.sampling import PROMPT_PIECE, Sampling, generate
+from spec.tensors import pack
+from tools import backends
+from tools.session import Session, open_model
+from tools.tokenizer import build_tokenizer
+
+BYTES = build_tokenizer("byte")
+PROMPT = list(b"Say: ")
+GREEDY = Sampling(temperature=0.0)
+CONFIG = LiquidNetConfig(vocab_size=257, d_model=12, d_ff=16, n_layers=2, max_seq_len=16)
+
+
+def scripted(text: bytes, end: bool = True):
+    """A model that writes `text` after whatever it is told, then end of text; its state is all that it has absorbed."""
+    script = [*text, *([256] if end else itertools.repeat(ord("."), 4))]
+
+    def step(tokens_bt, states):
+        states = (*(states or ()), *tokens_bt[0].tolist())
+        logits = np.zeros((1, 257), np.float32)
+        logits[0, script[min(max(len(states) - len(PROMPT), 0), len(script) - 1)]] = 1.0
+        return logits, states
+
+    return step
+
+
+def started(step) -> Session:
+    session = Session(step, BYTES)
+    session.tell("Say: ")
+    return session
+
+
+def text_of(session: Session) -> list[int]:
+    return [*(session.states or ()), *session.pending]
+
+
+def cut_at(text: str, stop: list[str]) -> str:
+    """Brute force: the text up to the first of the strings that is complete."""
+    for end in range(len(text) + 1):
+        found = [text[:end].find(string) for string in stop if string in text[:end]]
+        if found:
+            return text[: min(found)]
+    return text
+
+
+letters = st.text(st.sampled_from("ab\u00e9\U0001f600\n:"), max_size=12)
+
+
+@given(text=letters, stop=st.lists(st.text(st.sampled_from("ab\u00e9:\n"), min_size=1, max_size=3), max_size=3))
+def test_what_is_shown_is_what_the_state_holds(text, stop):
+    """Any text, any stop strings, characters of several tokens: nothing of a stop string is shown or remembered."""
+    session = started(scripted(text.encode()))
+    shown = "".join(session.write(GREEDY, 100, stop))
+    assert shown == cut_at(text, stop)
+    assert text_of(session) == [*PROMPT, *shown.encode()]
+    assert session.pending and session.position == len(session.states or ())
+
+
+@given(text=letters, count=st.integers(1, 30))
+def test_a_turn_that_ends_at_its_bound_goes_on(text, count):
+    whole = text.encode()
+    session = started(scripted(whole))
+    first = "".join(session.write(GREEDY, count))
+    assert text_of(session) == [*PROMPT, *whole[:count]]
+    assert first == whole[:count].decode(errors="replace")
+    list(session.write(GREEDY, 100))
+    # A turn that begins in the middle of a character and meets the end goes back to where that turn began.
+    assert text_of(session)[: len(PROMPT) + count] == [*PROMPT, *whole[:count]]
+    assert text_of(session) == [*PROMPT, *whole]
+
+
+def test_a_reply_that_is_cut_off_stays_what_was_shown():
+    session = started(scripted(b"a long story", end=False))
+    reply = session.write(GREEDY, 100)
+    shown = "".join(itertools.islice(reply, 4))
+    reply.close()
+    assert shown == "a lo" and text_of(session) == [*PROMPT, *b"a lo"]
+    session.tell("!")
+    next(session.write(GREEDY, 1))
+    assert text_of(session)[:10] == [*PROMPT, *b"a lo!"]
+
+
+def test_a_held_back_beginning_is_shown_in_the_end():
+    assert "".join(started(scripted(b"one\nUse")).write(GREEDY, 100, ["\nUser:"])) == "one\nUse"
+    assert "".join(started(scripted(b"one\nUsual")).write(GREEDY, 100, ["\nUser:"])) == "one\nUsual"
+
+
+def test_a_long_prompt_is_absorbed_in_pieces():
+    lengths = []
+
+    def step(tokens_bt, states):
+        lengths.append(tokens_bt.shape[1])
+        return np.zeros((1, 257), np.float32), states
+
+    next(generate(step, np.zeros((1, 2 * PROMPT_PIECE + 3), int), GREEDY))
+    assert lengths == [PROMPT_PIECE, PROMPT_PIECE, 3]
+
+
+def test_a_long_prompt_that_is_cut_off_is_absorbed_once():
+    def step(tokens_bt, states):
+        if states is not None and fails:
+            fails.clear()
+            raise KeyboardInterrupt
+        return scripted(b"")(tokens_bt, states)
+
+    fails, session = [True], Session(step, BYTES)
+    session.tell("x" * (PROMPT_PIECE + 5))
+    with pytest.raises(KeyboardInterrupt):
+        list(session.write(GREEDY, 1))
+    list(session.write(GREEDY, 1))
+    assert text_of(session) == [ord("x")] * (PROMPT_PIECE + 5)
+
+
+def test_nothing_to_go_on_from():
+    session = Session(scripted(b""), BYTES)
+    with pytest.raises(ValueError, match="nothing to go on from"):
+        next(session.write(GREEDY, 1))
+    with pytest.raises(ValueError, match="not UTF-8"):
+        session.tell("\ud800")
+    assert session.is_empty
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("session") / "checkpoint"
+    write_checkpoint(path, Checkpoint(CONFIG, perturbed_parameters(CONFIG, 3), tokenizer=BYTES.to_json()))
+    return path
+
+
+HERE = backends.installed()
+WARM = Sampling(temperature=0.9, seed=4)
+
+
+def turns(model, lines, state=None, path=None):
+    """The texts of some turns; the state goes through a file before each where there is one."""
+    session, texts = model.session(), []
+    for line in lines:
+        session.tell(line)
+        texts.append("".join(session.write(WARM, 12)))
+        if path is not None:
+            session.save(path, model)
+            session = (state or model).session()
+            session.load(path, state or model)
+    return texts, session
+
+
+LINES = ("Hello", ", you", "", " and so on, and so on, and so on")
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_turns_are_one_text(checkpoint, name):
+    """Saved and loaded between any two turns, the texts are the same; the file has one size whatever the length."""
+    model = open_model(checkpoint, name)
+    texts, session = turns(model, LINES)
+    path = checkpoint.parent / f"{name}.safetensors"
+    again, loaded = turns(model, LINES, path=path)
+    assert again == texts and loaded.position == session.position and loaded.pending == session.pending
+    size = path.stat().st_size
+    session.tell("x" * 300)
+    list(session.write(WARM, 1))
+    session.save(path, model)
+    assert abs(path.stat().st_size - size) < 16
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_turn_more_changes_no_text(checkpoint, name):
+    """Cut into turns, the text is the one that a single turn writes: uniforms belong to positions."""
+    model = open_model(checkpoint, name)
+    one, cut = model.session(), model.session()
+    one.tell("Hello")
+    cut.tell("Hello")
+    assert "".join(one.write(WARM, 30)) == "".join(piece for count in (7, 1, 22) for piece in cut.write(WARM, count))
+
+
+@pytest.mark.skipif(len(HERE) < 2, reason="hands a state from one backend to the other")
+def test_a_state_goes_on_in_the_other_backend(checkpoint, tmp_path):
+    torch, jax = (open_model(checkpoint, name) for name in HERE)
+    texts, _ = turns(torch, LINES)
+    assert turns(jax, LINES)[0] == texts
+    crossed, session = turns(torch, LINES[:1], state=jax, path=tmp_path / "state")
+    for line in LINES[1:]:
+        session.tell(line)
+        crossed.append("".join(session.write(WARM, 12)))
+    assert crossed == texts
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_file_that_is_no_state_of_this_model_is_refused(checkpoint, tmp_path, name):
+    model = open_model(checkpoint, name)
+    session = model.session()
+    with pytest.raises(ValueError, match="no text yet"):
+        session.save(tmp_path / "none", model)
+    session.tell("Hello")
+    list(session.write(WARM, 5))
+    path = tmp_path / "state"
+    session.save(path, model)
+    before = session.position, list(session.pending)
+    whole = path.read_bytes()
+    with safetensors.safe_open(path, "np") as file:
+        metadata, states = file.metadata(), file.get_tensor("states")
+    wrong = {
+        "cut off": whole[:-1],
+        "text": b"no state at all",
+        "empty": b"",
+        "not finite": pack({"states": states * np.nan}, metadata),
+        "another shape": pack({"states": states[:1]}, metadata),
+        "float64": pack({"states": states.astype(np.float64)}, metadata),
+        "other weights": pack({"states": states}, {**metadata, "weights": "0" * 64}),
+        "no weights": pack({"states": states}, {k: v for k, v in metadata.items() if k != "weights"}),
+        "no position": pack({"states": states}, {k: v for k, v in metadata.items() if k != "position"}),
+        "negative": pack({"states": states}, {**metadata, "position": "-1"}),
+        "nothing pending": pack({"states": states}, {**metadata, "pending": "[]"}),
+        "unknown token": pack({"states": states}, {**metadata, "pending": "[257]"}),
+        "huge token": pack({"states": states}, {**metadata, "pending": json.dumps([2**70])}),
+        "nested": pack({"states": states}, {**metadata, "pending": "[" * 100_000}),
+        "words": pack({"states": states}, {**metadata, "pending": '{"a": 1}'}),
+        "another tensor": pack({"state": states}, metadata),
+    }
+    for content in wrong.values():
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=str(path)):
+            session.load(path, model)
+    with pytest.raises(ValueError, match="cannot be read"):
+        session.load(tmp_path / "missing", model)
+    with pytest.raises(ValueError, match="no regular file"):
+        session.load(tmp_path, model)
+    assert (session.position, session.pending) == before

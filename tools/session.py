@@ -1,0 +1,259 @@
+"""A text under way: what a model was told and what it wrote, held as one state, whatever the length."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from spec.checkpoint import Checkpoint
+from spec.files import new_file, require_file
+from spec.sampling import Sampling, Step, check_tokens, generate
+from spec.tensors import pack
+from tools import backends, convert
+from tools.tokenizer import Tokenizer, parse_tokenizer
+
+#: States, the number of tokens they have absorbed, and the tokens after these.
+Place = tuple[Any, int, list[int]]
+
+
+@dataclass(frozen=True, eq=False)
+class OpenModel:
+    """A checkpoint that is ready to write: any number of sessions may use it at once, from any thread.
+
+    Args:
+        backend: it computes with.
+        checkpoint: configuration and weights, without moments.
+        tokenizer: the checkpoint's.
+        step: (tokens [b, t], states or None) -> (logits of the last position [b, v], states).
+    """
+
+    backend: backends.Backend
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    step: Step
+
+    @cached_property
+    def identity(self) -> str:
+        """A checksum of the weights: a state means nothing to other ones."""
+        digest = hashlib.sha256()
+        for path, array in sorted(self.checkpoint.parameters.items()):
+            digest.update(path.encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def session(self) -> Session:
+        """A new text."""
+        return Session(self.step, self.tokenizer)
+
+
+def open_model(path: Path, backend: backends.Backend | None = None) -> OpenModel:
+    """Load a checkpoint to write with.
+
+    Args:
+        path: a run, a checkpoint directory, a .pt or a .msgpack file.
+        backend: by default the first one installed.
+
+    Raises:
+        ValueError: there is no such checkpoint, it is damaged, or holds no tokenizer.
+    """
+    backend = backend or backends.default()
+    checkpoint = replace(convert.read(path), moments={}, states=None)
+    if checkpoint.tokenizer is None:
+        raise ValueError(f"{path} holds no tokenizer; write with a checkpoint that `liquidnet train` wrote")
+    model = backends.load(backend, "model").build(checkpoint.config)
+    if backend == "torch":  # JAX places arrays itself
+        model.to(backends.load(backend, "devices").default_device())
+    backends.load(backend, "checkpoint").load_parameters(model, checkpoint.parameters)
+    step, lock = backends.load(backend, "generate").make_step(model), threading.Lock()
+
+    def one_at_a_time(tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
+        with lock:  # a recorded graph has one set of buffers
+            return step(tokens_bt, states)
+
+    return OpenModel(backend, checkpoint, parse_tokenizer(checkpoint.tokenizer), one_at_a_time)
+
+
+class Session:
+    """One text that grows by turns. One seed and the same turns give the same text on either backend, near-ties aside.
+
+    Args:
+        step: of a model.
+        tokenizer: the model's.
+    """
+
+    def __init__(self, step: Step, tokenizer: Tokenizer):
+        self._step, self.tokenizer = step, tokenizer
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        #: After the first `position` tokens: [l, 1, n], of the backend's own kind; None before any.
+        self.states: Any = None
+        self.position = 0
+        #: Tokens of the text that have not been absorbed yet.
+        self.pending: list[int] = []
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to go on from."""
+        return self.position == 0 and not self.pending
+
+    def tell(self, text: str) -> None:
+        """Append to the text.
+
+        Raises:
+            ValueError: the text cannot be encoded.
+        """
+        try:
+            self.pending = self.pending + self.tokenizer.encode(text).tolist()
+        except UnicodeEncodeError as error:
+            raise ValueError("the text is not UTF-8; convert it first, for example with iconv") from error
+
+    def write(self, sampling: Sampling, max_tokens: int, stop: Sequence[str] = ()) -> Iterator[str]:
+        """Pieces of what the model appends, as they come.
+
+        It ends at `max_tokens` tokens, before an end-of-text token, or before one of the strings `stop`; neither of the
+        two becomes part of the text. The state keeps what came before, so that the next turn goes on from there.
+
+        Args:
+            sampling: how each token is drawn; its uniforms depend on the position in the text.
+            max_tokens: tokens to write at most.
+            stop: strings that end the turn.
+
+        Raises:
+            ValueError: there is no text to go on from.
+        """
+        if not self.pending:
+            raise ValueError("there is nothing to go on from; give at least one character")
+        shown, decoder = _Shown(stop, self._place()), self.tokenizer.stream_decoder()
+        tokens = generate(self._absorb, np.asarray([self.pending]), sampling, self.states, self.position)
+        for _, tokens_b in zip(range(max_tokens), tokens, strict=False):
+            token = int(tokens_b[0])
+            if token == self.tokenizer.end_of_text_id:
+                self._go_back(shown.newest())
+                break
+            self.pending = [token]
+            yield shown.push(decoder.push(token), self._place())
+            if shown.stopped:
+                self._go_back(*shown.before_stop())
+                return
+        yield shown.flush(decoder.flush())
+
+    def save(self, path: Path, model: OpenModel) -> None:
+        """Write the state and what belongs to it to a safetensors file, of one size whatever the length of the text.
+
+        Raises:
+            ValueError: there is no text yet.
+        """
+        if not self.pending:
+            raise ValueError("there is no text yet, so there is no state to save; give some text first")
+        states = np.zeros(_shape(model), np.float32) if self.states is None else as_array(self.states)
+        metadata = {"weights": model.identity, "position": str(self.position), "pending": json.dumps(self.pending)}
+        with new_file(path) as temporary:
+            temporary.write_bytes(pack({"states": states}, metadata))
+
+    def load(self, path: Path, model: OpenModel) -> None:
+        """Go on from what `save` wrote, on either backend.
+
+        Raises:
+            ValueError: the file is none of these, is damaged, or belongs to other weights; the session stays as it was.
+        """
+        require_file(path)
+        try:
+            with safetensors.safe_open(path, "np") as file:
+                metadata, states = file.metadata() or {}, file.get_tensor("states")
+            position, pending = int(metadata["position"]), json.loads(metadata["pending"])
+            tokens = np.asarray(pending, np.int64)
+            check_tokens(tokens, model.checkpoint.config.vocab_size)
+            whole = states.shape == _shape(model) and states.dtype == np.float32 and np.isfinite(states).all()
+            if tokens.ndim != 1 or tokens.size == 0 or position < 0:
+                raise ValueError("no text")
+        except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError, OverflowError) as error:
+            raise ValueError(
+                f"{path} is no state that /save wrote, or is damaged ({error}); name another file"
+            ) from error
+        if metadata.get("weights") != model.identity or not whole:
+            raise ValueError(f"{path} is a state of other weights; load it with the checkpoint that it was saved with")
+        self.states, self.position, self.pending = states if position else None, position, tokens.tolist()
+
+    def _absorb(self, tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
+        logits_bv, states = self._step(tokens_bt, states)
+        count = tokens_bt.shape[1]
+        self.states, self.position, self.pending = states, self.position + count, self.pending[count:]
+        return logits_bv, states
+
+    def _place(self) -> Place:
+        return self.states, self.position, self.pending
+
+    def _go_back(self, place: Place, text: str = "") -> None:
+        self.states, self.position, self.pending = place
+        self.tell(text)
+
+
+def as_array(states: Any) -> np.ndarray:
+    """States of either backend in NumPy, float32."""
+    return np.asarray(states.cpu() if hasattr(states, "cpu") else states, np.float32)
+
+
+def _shape(model: OpenModel) -> tuple[int, int, int]:
+    config = model.checkpoint.config
+    return config.n_layers, 1, config.d_state
+
+
+class _Shown:
+    """What of a turn may be shown: all but what could be the beginning of a string that ends it.
+
+    Args:
+        stop: the strings.
+        place: in the session, before the turn.
+    """
+
+    def __init__(self, stop: Sequence[str], place: Place):
+        self._stop, self.stopped = [text for text in stop if text], False
+        # Where the session was after so many characters, back to the last of them that is shown. A token that completes
+        # no character leaves no entry: going back must not leave half of a character.
+        self._places = deque([(0, place)])
+        # The text since the oldest place, and how many characters of it have been shown.
+        self._text, self._seen = "", 0
+
+    def push(self, piece: str, place: Place) -> str:
+        """Take the text of a token, which has led to `place`; what may be shown of it."""
+        began = self._places[0][0]
+        self._text += piece
+        if piece:
+            self._places.append((began + len(self._text), place))
+        found = [at for text in self._stop if (at := self._text.find(text, self._seen)) >= 0]
+        self.stopped = bool(found)
+        seen = min(found) if found else len(self._text) - self._beginning(self._text[self._seen :])
+        visible = self._text[self._seen : seen]
+        while len(self._places) > 1 and self._places[1][0] <= began + seen:
+            self._places.popleft()
+        passed = self._places[0][0] - began
+        self._text, self._seen = self._text[passed:], seen - passed
+        return visible
+
+    def _beginning(self, text: str) -> int:
+        """How many characters at the end could begin a string of `stop`."""
+        sizes = range(min(len(text), max(map(len, self._stop), default=0)), 0, -1)
+        return next((size for size in sizes if any(string.startswith(text[-size:]) for string in self._stop)), 0)
+
+    def flush(self, piece: str) -> str:
+        """All that was held back, and the end of the text."""
+        return self._text[self._seen :] + piece
+
+    def newest(self) -> Place:
+        """Where the session was after the last whole character."""
+        return self._places[-1][1]
+
+    def before_stop(self) -> tuple[Place, str]:
+        """The last place before the string that was found, and what was written between the two."""
+        return self._places[0][1], self._text[: self._seen]
