@@ -1,0 +1,151 @@
+"""The models on a page of one's own machine: text as it is written, the state as it goes by, the loss of the run."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tools import backends
+from tools.ui_desk import Desk
+from tools.ui_models import Catalogue
+
+
+@dataclass(frozen=True)
+class Ui:
+    """Write with models in a browser, on either backend or on both side by side, and watch the liquid state.
+
+    Only this machine can reach the page, which asks nothing of any other one. Ctrl-C ends it.
+    """
+
+    checkpoint: tuple[Path, ...]
+    """Runs, whose checkpoints may then be chosen, checkpoint directories, .pt or .msgpack files."""
+    backend: backends.Backend | None = None
+    """Backend that is chosen at first; by default the first one installed."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Any other than this machine's own lets others in, without a password."""
+    port: int = 7860
+    """Port to listen on."""
+    max_length: int = 2000
+    """Tokens that one click may ask for."""
+
+    def run(self) -> None:
+        with serve(self) as (address, desk):
+            print(f"LiquidNet is at {address} (Ctrl-C ends it)", flush=True)
+            wait()
+        if desk.is_busy():
+            # A thread inside a compiler cannot be asked to stop, and Python's end would tear it down with a crash.
+            os._exit(0)
+
+
+def wait() -> None:
+    """Until Ctrl-C or SIGTERM."""
+
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        pass  # how one ends it
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def serve(options: Ui) -> Iterator[tuple[str, Desk]]:
+    """Serve the page while the block runs; yields its address, and what lies behind it.
+
+    Raises:
+        ValueError: a checkpoint, backend, host or port that cannot be, or Gradio is missing.
+    """
+    if options.max_length < 1:
+        raise ValueError(f"--max-length must be at least 1, got {options.max_length}")
+    if not options.checkpoint:
+        raise ValueError("name a run or a checkpoint with --checkpoint")
+    _check_place(options.host, options.port)
+    backend = options.backend or backends.default()
+    backends.load(backend, "generate")
+    desk = Desk(Catalogue(options.checkpoint), options.max_length)
+    page = _gradio().build(desk, backends.installed(), backend)
+    if not is_loopback(options.host):
+        told = f"anyone who can reach {options.host} can use this page: there is no password"
+        print(f"liquidnet: WARNING: {told}", file=sys.stderr, flush=True)
+    _launch(page, options.host, options.port)
+    try:
+        yield f"http://{_in_address(options.host)}:{options.port}", desk
+    finally:
+        desk.stop_all()
+        # An open page would be waited for; what uvicorn says of cutting it off helps nobody.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
+        page.server.force_exit = True
+        page.close(verbose=False)
+
+
+def _gradio() -> Any:
+    """The page's module, with Gradio told to keep to itself before it is imported."""
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    # How long a browser can be gone before its text is stopped.
+    os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "1")
+    try:
+        from tools import ui_page
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("gradio", "pandas", "PIL"):
+            raise
+        raise ValueError(
+            f"the page needs {error.name}, which is not installed; pip install 'liquidnet-dual[ui]'"
+        ) from error
+    return ui_page
+
+
+def _launch(page: Any, host: str, port: int) -> None:
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    from tools.ui_look import CSS, theme
+
+    # Gradio asks its own server whether it is there; a proxy would not know.
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), host, "localhost")))
+    # A name that someone else's DNS points at this machine must not make their page ours.
+    names = [host, "127.0.0.1", "localhost"] if is_loopback(host) and ":" not in host else ["*"]
+    page.launch(
+        server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, show_error=False,
+        inbrowser=False, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
+        mcp_server=False, num_workers=0, allowed_paths=[], max_file_size=1, state_session_capacity=100,
+        theme=theme(), css=CSS,
+        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=names)]},
+    )  # fmt: skip
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _in_address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _check_place(host: str, port: int) -> None:
+    if not 1 <= port < 2**16:
+        raise ValueError(f"--port must be in [1, 65535], got {port}")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        why = str(error.strerror or error).split(" (while")[0]
+        raise ValueError(f"cannot listen on {host}:{port} ({why}); name another --port or --host") from error

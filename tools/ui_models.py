@@ -1,0 +1,127 @@
+"""The checkpoints that a page offers, and the models that it has open."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spec.checkpoint import find_checkpoint, list_checkpoints
+from tools.backends import Backend
+from tools.convert import SUFFIXES
+from tools.half_lives import half_lives
+from tools.run import Run
+from tools.session import OpenModel, open_model
+
+OPEN_MODELS = 4
+
+
+class Catalogue:
+    """The checkpoints below the paths that the server was started with; a browser names one by its label alone.
+
+    Args:
+        roots: runs, checkpoint directories, .pt or .msgpack files.
+
+    Raises:
+        ValueError: a path is none of these, or holds no checkpoint.
+    """
+
+    def __init__(self, roots: tuple[Path, ...]):
+        for root in roots:
+            if not root.exists():
+                raise ValueError(f"{root} does not exist; name a checkpoint directory, a run, a .pt or a .msgpack file")
+            if root.is_dir():
+                if not (find_checkpoint(root) / "SHA256SUMS").is_file():
+                    raise ValueError(
+                        f"{root} is not a checkpoint directory or a run; name a directory of `liquidnet train`"
+                    )
+            elif root.suffix not in SUFFIXES:
+                raise ValueError(f"{root} is no known checkpoint format; name a directory, a .pt or a .msgpack file")
+        self._roots = tuple(dict.fromkeys(roots))
+
+    def labels(self) -> dict[str, Path]:
+        """Every checkpoint by its label, as of now: a run's newest first, the best marked."""
+        names = [root.resolve().name for root in self._roots]
+        found = {}
+        for root, name in zip(self._roots, names, strict=True):
+            short = name if names.count(name) == 1 else str(root)
+            found |= _of_run(root, short) if (root / "checkpoints").is_dir() else {short: root}
+        return found
+
+    def find(self, label: object) -> Path:
+        """The checkpoint of that label; raises ValueError where there is none (any more)."""
+        found = self.labels()
+        if not isinstance(label, str) or label not in found:
+            raise ValueError("this checkpoint is not there any more; reload the page and choose another one")
+        return found[label]
+
+
+def _of_run(run: Path, name: str) -> dict[str, Path]:
+    found = list_checkpoints(run)
+    best = _best_step(found[-1]) if found else None
+    steps = {path: int(path.name.removeprefix("step_")) for path in reversed(found)}
+    return {f"{name}, step {step:,}" + " (best)" * (step == best): path for path, step in steps.items()}
+
+
+def _best_step(newest: Path) -> int | None:
+    try:
+        return json.loads((newest / "state.json").read_text())["best"]["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a checkpoint that was removed or is damaged says so when it is opened
+
+
+def metrics_of(checkpoint: Path) -> list[dict[str, Any]]:
+    """The metrics of the run that a checkpoint lies in; none where it lies in no run."""
+    return Run(checkpoint.parent.parent).metrics() if checkpoint.parent.name == "checkpoints" else []
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A model, and what of it the page shows.
+
+    Args:
+        model: ready to write.
+        half_lives_ln: of each channel of the state, in tokens, [l, n].
+    """
+
+    model: OpenModel
+    half_lives_ln: np.ndarray
+
+
+class Models:
+    """Models that stay in memory, the last few that were asked for; each is loaded once, whoever asks meanwhile."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: OrderedDict[tuple[Path, Backend], Future[Opened]] = OrderedDict()
+
+    def open(self, path: Path, backend: Backend) -> Opened:
+        """The model; a thread that asks while another one loads it waits for that. Raises what loading raises."""
+        key = path, backend
+        with self._lock:
+            future, mine = self._found.get(key), key not in self._found
+            if future is None:
+                future = self._found[key] = Future()
+            self._found.move_to_end(key)
+            while len(self._found) > OPEN_MODELS:
+                self._found.popitem(last=False)
+        if mine:
+            try:
+                model = open_model(path, backend)
+                future.set_result(Opened(model, half_lives(model.checkpoint.parameters, model.checkpoint.config)))
+            except BaseException as error:
+                with self._lock:
+                    self._found.pop(key, None)
+                future.set_exception(error)
+        return future.result()
+
+    def is_open(self, path: Path, backend: Backend) -> bool:
+        """Whether it is in memory: nothing to wait for."""
+        with self._lock:
+            return (path, backend) in self._found and self._found[path, backend].done()
