@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_TPU ?= .venv-tpu
-EXTRAS ?= torch,jax,dev
+EXTRAS ?= torch,jax,ui,dev
 CONSTRAINTS ?= constraints.txt
 PIP_ARGS ?=
 PYTEST_ARGS ?=
@@ -20,11 +20,11 @@ BIN_TPU := $(VENV_TPU)/bin
 READY_TPU := $(VENV_TPU)/.installed
 
 # One thread a worker: two workers on two cores, and sums in the same order on every machine.
-test proofs kills: export JAX_PLATFORMS ?= cpu
-test proofs kills: export OMP_NUM_THREADS ?= 1
+test browser proofs kills: export JAX_PLATFORMS ?= cpu
+test browser proofs kills: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test parity proofs report mutants soak kills check kernels tpu bench gpu-check clean
+.PHONY: help setup demo test browser parity proofs report mutants soak kills check kernels tpu bench gpu-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,7 +40,13 @@ demo: setup  ## stories, train on torch, convert, resume on JAX, generate: a few
 	PATH="$(abspath $(BIN)):$$PATH" recipes/demo.sh $(DEMO)
 
 test: setup  ## every test that takes seconds
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not long" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not long and not browser" $(PYTEST_ARGS)
+
+# Debian's Chromium, where it may be installed; without one the tests are skipped, with a reason.
+browser: setup  ## the web page in a real Chromium
+	@command -v chromium google-chrome chromium-browser || test $$(id -u) != 0 || ! command -v apt-get || \
+		{ apt-get update -q && apt-get install -y -q --no-install-recommends chromium; } || true
+	$(BIN)/python -m pytest -m browser $(PYTEST_ARGS)
 
 parity: proofs report  ## the proofs that take minutes (trajectories, hand-over, SIGKILL), then the report
 

@@ -20,7 +20,7 @@ from spec.files import new_file, require_file
 from spec.sampling import Sampling, Step, check_tokens, generate
 from spec.tensors import pack
 from tools import backends, convert
-from tools.tokenizer import Tokenizer, parse_tokenizer
+from tools.tokenizer import StreamDecoder, Tokenizer, parse_tokenizer
 
 #: States, the number of tokens they have absorbed, and the tokens after these.
 Place = tuple[Any, int, list[int]]
@@ -101,6 +101,8 @@ class Session:
         self.position = 0
         #: Tokens of the text that have not been absorbed yet.
         self.pending: list[int] = []
+        # A turn may end in the middle of a character, and the next one complete it.
+        self._decoder: StreamDecoder | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -116,7 +118,8 @@ class Session:
         try:
             self.pending = self.pending + self.tokenizer.encode(text).tolist()
         except UnicodeEncodeError as error:
-            raise ValueError("the text is not UTF-8; convert it first, for example with iconv") from error
+            raise ValueError("the text is not valid Unicode; give it as UTF-8") from error
+        self._decoder = None
 
     def write(self, sampling: Sampling, max_tokens: int, stop: Sequence[str] = ()) -> Iterator[str]:
         """Pieces of what the model appends, as they come.
@@ -134,7 +137,8 @@ class Session:
         """
         if not self.pending:
             raise ValueError("there is nothing to go on from; give at least one character")
-        shown, decoder = _Shown(stop, self._place()), self.tokenizer.stream_decoder()
+        shown, decoder = _Shown(stop, self._place()), self._decoder or self.tokenizer.stream_decoder()
+        self._decoder = decoder
         tokens = generate(self._absorb, np.asarray([self.pending]), sampling, self.states, self.position)
         for _, tokens_b in zip(range(max_tokens), tokens, strict=False):
             token = int(tokens_b[0])
@@ -146,7 +150,7 @@ class Session:
             if shown.stopped:
                 self._go_back(*shown.before_stop())
                 return
-        yield shown.flush(decoder.flush())
+        yield shown.rest()
 
     def save(self, path: Path, model: OpenModel) -> None:
         """Write the state and what belongs to it to a safetensors file, of one size whatever the length of the text.
@@ -246,9 +250,9 @@ class _Shown:
         sizes = range(min(len(text), max(map(len, self._stop), default=0)), 0, -1)
         return next((size for size in sizes if any(string.startswith(text[-size:]) for string in self._stop)), 0)
 
-    def flush(self, piece: str) -> str:
-        """All that was held back, and the end of the text."""
-        return self._text[self._seen :] + piece
+    def rest(self) -> str:
+        """All that was held back."""
+        return self._text[self._seen :]
 
     def newest(self) -> Place:
         """Where the session was after the last whole character."""

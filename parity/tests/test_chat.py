@@ -77,7 +77,7 @@ def test_a_mistake_over_a_pipe_ends_it(checkpoint, tmp_path):
         ("/load nothing\n", "nothing cannot be read"),
         ("/set temperature hot\n", "temperature must be a number, got 'hot'"),
         ("/set temperature -1\n", "temperature must be in [0, 1000], got -1.0"),
-        (b"caf\xe9\n", "the text is not UTF-8"),
+        (b"caf\xe9\n", "the text is not"),
     ):
         ended = piped(checkpoint, text)
         error = ended.stderr.decode()

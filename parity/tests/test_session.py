@@ -77,10 +77,9 @@ def test_a_turn_that_ends_at_its_bound_goes_on(text, count):
     session = started(scripted(whole))
     first = "".join(session.write(GREEDY, count))
     assert text_of(session) == [*PROMPT, *whole[:count]]
-    assert first == whole[:count].decode(errors="replace")
-    list(session.write(GREEDY, 100))
-    # A turn that begins in the middle of a character and meets the end goes back to where that turn began.
-    assert text_of(session)[: len(PROMPT) + count] == [*PROMPT, *whole[:count]]
+    assert first == whole[:count].decode(errors="ignore")
+    # Also where it ended in the middle of a character.
+    assert first + "".join(session.write(GREEDY, 100)) == text
     assert text_of(session) == [*PROMPT, *whole]
 
 
@@ -130,7 +129,7 @@ def test_nothing_to_go_on_from():
     session = Session(scripted(b""), BYTES)
     with pytest.raises(ValueError, match="nothing to go on from"):
         next(session.write(GREEDY, 1))
-    with pytest.raises(ValueError, match="not UTF-8"):
+    with pytest.raises(ValueError, match="not valid Unicode"):
         session.tell("\ud800")
     assert session.is_empty
 
