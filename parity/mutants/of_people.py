@@ -7,6 +7,9 @@ PARTS = ("parity/tests/test_prepare_parts.py",)
 HALF_LIVES = ("parity/tests/test_half_lives.py",)
 REACH = ("parity/tests/test_plot_reach.py",)
 TENSORBOARD = ("parity/tests/test_tensorboard.py",)
+PAGE = ("parity/tests/test_ui.py",)
+SERVER = ("parity/tests/test_ui_server.py",)
+PICTURE = ("parity/tests/test_ui_states.py",)
 
 PEOPLE = (
     Mutant(
@@ -64,5 +67,40 @@ PEOPLE = (
         "purge_step=step + 1",
         "purge_step=step + 2",
         TENSORBOARD,
+    ),
+    Mutant(
+        "page: all browsers write one text",
+        "tools/ui_desk.py",
+        "            if browser not in self._texts:\n",
+        '            browser = "any"\n            if browser not in self._texts:\n',
+        PAGE,
+    ),
+    Mutant(
+        "page: Stop is not heard",
+        "tools/ui_writing.py",
+        "        while live and not self.stopped:\n",
+        "        while live:\n",
+        PAGE,
+    ),
+    Mutant(
+        "page: one model goes on with another one's state",
+        "tools/ui_writing.py",
+        "        elif self._from != source:\n",
+        "        elif False:\n",
+        PAGE,
+    ),
+    Mutant(
+        "page: a token of the text is taken for HTML",
+        "tools/ui_states.py",
+        "html.escape(label)",
+        "label",
+        PICTURE,
+    ),
+    Mutant(
+        "page: any name that points here is served",
+        "tools/ui.py",
+        "allowed_hosts=names",
+        'allowed_hosts=["*"]',
+        SERVER,
     ),
 )
