@@ -169,7 +169,7 @@ def test_the_state_and_the_loss_are_shown(visit, trained):
     [
         ("", "The prompt is empty; give at least one character"),
         ("x" * 100_000, f"The prompt has 100,000 characters, this page takes {PROMPT_CHARACTERS:,}; shorten it"),
-        ("half \ud83e", "not UTF-8"),
+        ("half \ud83e", "not valid Unicode"),
     ],
     ids=["empty", "long", "half"],
 )
