@@ -15,11 +15,12 @@ from spec.config import require_integer, require_known
 from spec.parameters import num_parameters
 from spec.sampling import Sampling
 from tools import backends
+from tools.refusals import of_system
 from tools.session import OpenModel, Session, open_model
 
 HELP = """A line of yours is appended to the text, and the model goes on; an empty line lets it go on by itself.
 /reset        forget everything
-/save FILE    keep the state: a few kilobytes, however long the text
+/save FILE    keep the state: some kilobytes, however long the text
 /load FILE    go on from a state that was kept, on either backend
 /set NAME X   temperature, top_k, top_p, seed or max_tokens; without X: what they are
 /quit         end, as Ctrl-D does; Ctrl-C stops a reply
@@ -135,12 +136,16 @@ class Dialogue:
         if name:
             name = name.replace("-", "_")
             require_known("setting", name, known)
-        if not value or more:
+        if more:
+            raise ValueError(f"{name} takes one value, got {' '.join((value, *more))}")
+        if not value:
             return "  ".join(f"{key} {known[key]}" for key in ([name] if name else known))
         try:
             number = type(known[name])(value)
         except ValueError as error:
-            raise ValueError(f"{name} must be a number, got {value!r}") from error
+            raise ValueError(
+                f"{name} must be a {'whole ' * isinstance(known[name], int)}number, got {value!r}"
+            ) from error
         if name == "max_tokens":
             require_integer(name, number, 1)
             self.max_tokens = number
@@ -186,10 +191,13 @@ def _at_terminal(dialogue: Dialogue) -> None:
         try:
             _say(dialogue.answer(input("> ")))
             print()
+            if dialogue.session.ended:
+                console.print("(the text ends here; a line goes on, /reset begins anew)", style="dim")
         except EOFError:
             print()
             return
         except KeyboardInterrupt:
             print("\n(Ctrl-D ends)")
         except (ValueError, OSError) as error:
-            console.print(f"{error}", style="bold red", markup=False)
+            told = of_system(error) if isinstance(error, OSError) else str(error)
+            console.print(told, style="bold red", markup=False)

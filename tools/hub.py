@@ -57,9 +57,11 @@ def download(file: HubFile, otherwise: str) -> Path:
     if path.exists():
         return _checked(path, file)
     partial = folder / f"{file.filename}.incomplete"
-    _fetch(file, partial, otherwise)
-    fsync(_checked(partial, file))
-    os.replace(partial, path)
+    with _Partial(partial) as target:
+        _lock(target, partial)
+        _fetch(file, partial, target, otherwise)
+        fsync(_checked(partial, file))
+        os.replace(partial, path)
     return path
 
 
@@ -100,30 +102,28 @@ class _Partial(io.FileIO):
             self.bar.advance(amount)
 
 
-def _fetch(file: HubFile, partial: Path, otherwise: str) -> None:
+def _fetch(file: HubFile, partial: Path, target: _Partial, otherwise: str) -> None:
     import huggingface_hub
 
     url = huggingface_hub.hf_hub_url(
         file.repository, file.filename, repo_type=file.repository_type, revision=file.revision
     )
-    with _Partial(partial) as target:
-        _lock(target, partial)
-        if target.tell() > file.size:
-            raise ValueError(f"{partial}: more than the {file.size:,} bytes of {file.name}; delete it and try again")
-        _require_space(file, partial, target.tell())
-        try:
-            answered = _transfer(url, file, target)
-        except KeyboardInterrupt:
-            if kept := _kept(partial, file):
-                print(f"{file.filename}: {kept}, and the download goes on from there", file=sys.stderr)
-            raise
-        except Exception as error:  # the hub's client and its transport share no base class
-            kept = f"{kept}; " if (kept := _kept(partial, file)) else ""
-            page = url.rsplit("/", 1)[0].replace("/resolve/", "/tree/")
-            raise OSError(
-                f"cannot download {file.filename} of {file.repository} ({first_line(error)}); {kept}"
-                f"go online and run the same command again, or with a browser download {otherwise}, from {page}"
-            ) from error
+    if target.tell() > file.size:
+        raise ValueError(f"{partial}: more than the {file.size:,} bytes of {file.name}; delete it and try again")
+    _require_space(file, partial, target.tell())
+    try:
+        answered = _transfer(url, file, target)
+    except KeyboardInterrupt:
+        if kept := _kept(partial, file):
+            print(f"{file.filename}: {kept}, and the download goes on from there", file=sys.stderr)
+        raise
+    except Exception as error:  # the hub's client and its transport share no base class
+        kept = f"{kept}; " if (kept := _kept(partial, file)) else ""
+        page = url.rsplit("/", 1)[0].replace("/resolve/", "/tree/")
+        raise OSError(
+            f"cannot download {file.filename} of {file.repository} ({first_line(error)}); {kept}"
+            f"go online and run the same command again, or with a browser download {otherwise}, from {page}"
+        ) from error
     if not answered:
         raise ValueError(
             f"{url}: what answers there does not have the {file.size:,} bytes of {file.name}; "

@@ -18,26 +18,26 @@ DEAF_SECONDS = 0.3
 """A key that is held down counts once, and does not cut short the cleaning that its first signal began."""
 PATIENCE = 3.0
 """Seconds after which a compiler, or another call into C++, has not let Python hear of the signal."""
-_heard = threading.Event()
-_last = -math.inf
+_last = _raised = -math.inf
 # A forked child would tell its parent's watcher of its own signals.
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 def just_heard() -> bool:
     """Whether Ctrl-C was pressed a moment ago: an error of a library may only be what it made of that."""
-    return time.monotonic() - _last < PATIENCE
+    return time.monotonic() - _raised < PATIENCE
 
 
 def interrupt(_number: int, _frame: Any) -> None:
     """The handler of SIGINT: raises KeyboardInterrupt, once for signals in quick succession."""
+    global _raised
     if _counts():
+        _raised = _last
         raise KeyboardInterrupt
 
 
 def _counts() -> bool:
     global _last
-    _heard.set()
     before, _last = _last, time.monotonic()
     return _last - before >= DEAF_SECONDS
 
@@ -86,18 +86,22 @@ def _again() -> None:
 
 
 def _watch(near: socket.socket, last_words: Callable[[], str]) -> None:
-    deaf = False
+    deaf_since = math.inf
     with near:
         while numbers := near.recv(4096):
             if signal.SIGINT not in numbers:
                 continue
-            if deaf and not _heard.is_set():
+            pressed = time.monotonic()
+            if _last < deaf_since < math.inf:
                 # A bar, whose work goes no further, has hidden the cursor.
                 shown = "\x1b[?25h" if os.isatty(2) else ""
                 os.write(2, f"{shown}\nliquidnet: interrupted; {last_words()}\n".encode())
                 os._exit(EXIT_SIGINT)
-            deaf = not _heard.wait(PATIENCE)
+            # Signals in quick succession may be handled as one, and before this thread learns of them.
+            while (deaf := _last < pressed - DEAF_SECONDS) and time.monotonic() < pressed + PATIENCE:
+                time.sleep(0.01)
+            deaf_since = pressed if deaf else math.inf
             if deaf:
-                os.write(2, b"\nliquidnet: stopping once the compiler lets go; Ctrl-C again stops at once\n")
-            else:
-                _heard.clear()
+                os.write(
+                    2, b"\nliquidnet: stopping as soon as the call under way returns; Ctrl-C again stops at once\n"
+                )

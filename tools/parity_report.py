@@ -23,7 +23,7 @@ from tools.refusals import require_writable
 
 @dataclass(frozen=True)
 class Parity:
-    """Hold both backends against the float64 reference on thousands of problems, in units of rounding bounds.
+    """Hold both backends against the float64 reference on some 1,500 problems, in units of rounding bounds.
 
     Exit code 0: no bound was broken; 1: one was, and the report says how to see it again; 2: bad input.
     """

@@ -99,7 +99,9 @@ def of_system(error: OSError) -> str:
     """What the operating system refused, on which path, and what to do; an error of our own as it stands."""
     if error.errno is None or not error.strerror:
         return str(error)
-    path = Path(str(error.filename)) if error.filename is not None else None
+    # A rename names what it was to become last.
+    name = error.filename if error.filename2 is None else error.filename2
+    path = Path(str(name)) if name is not None else None
     if path is not None and path.name.startswith(TEMPORARY_PREFIX):
         path = path.parent
     where = "" if path is None else f"{path}: "

@@ -101,6 +101,9 @@ class Session:
         self.position = 0
         #: Tokens of the text that have not been absorbed yet.
         self.pending: list[int] = []
+        self._before = self._place()
+        #: Whether the last turn met an end-of-text token.
+        self.ended = False
         # A turn may end in the middle of a character, and the next one complete it.
         self._decoder: StreamDecoder | None = None
 
@@ -137,13 +140,22 @@ class Session:
         """
         if not self.pending:
             raise ValueError("there is nothing to go on from; give at least one character")
+        try:
+            yield from self._written(sampling, max_tokens, stop)
+        finally:
+            if not self.pending:  # interrupted between a step and the token that is drawn after it
+                self.states, self.position, self.pending = self._before
+
+    def _written(self, sampling: Sampling, max_tokens: int, stop: Sequence[str]) -> Iterator[str]:
         shown, decoder = _Shown(stop, self._place()), self._decoder or self.tokenizer.stream_decoder()
         self._decoder = decoder
+        self.ended = False
         tokens = generate(self._absorb, np.asarray([self.pending]), sampling, self.states, self.position)
         for _, tokens_b in zip(range(max_tokens), tokens, strict=False):
             token = int(tokens_b[0])
             if token == self.tokenizer.end_of_text_id:
                 self._go_back(shown.newest())
+                self.ended = True
                 break
             self.pending = [token]
             yield shown.push(decoder.push(token), self._place())
@@ -156,10 +168,14 @@ class Session:
         """Write the state and what belongs to it to a safetensors file, of one size whatever the length of the text.
 
         Raises:
-            ValueError: there is no text yet.
+            ValueError: there is no text yet, or the path is another file, or in no directory.
         """
         if not self.pending:
             raise ValueError("there is no text yet, so there is no state to save; give some text first")
+        if path.exists() and not _is_state(path):
+            raise ValueError(f"{path} exists and is no state that /save wrote; name another file")
+        if not path.parent.is_dir():
+            raise ValueError(f"{path.parent} is no directory; make it first, or name another file")
         states = np.zeros(_shape(model), np.float32) if self.states is None else as_array(self.states)
         metadata = {"weights": model.identity, "position": str(self.position), "pending": json.dumps(self.pending)}
         with new_file(path) as temporary:
@@ -177,19 +193,24 @@ class Session:
                 metadata, states = file.metadata() or {}, file.get_tensor("states")
             position, pending = int(metadata["position"]), json.loads(metadata["pending"])
             tokens = np.asarray(pending, np.int64)
-            check_tokens(tokens, model.checkpoint.config.vocab_size)
-            whole = states.shape == _shape(model) and states.dtype == np.float32 and np.isfinite(states).all()
+            others = metadata["weights"] != model.identity or states.shape != _shape(model)
+            if not others:
+                check_tokens(tokens, model.checkpoint.config.vocab_size)
+            if states.dtype != np.float32 or not np.isfinite(states).all():
+                raise ValueError("its numbers are not float32, or not finite")
             if tokens.ndim != 1 or tokens.size == 0 or position < 0:
                 raise ValueError("no text")
         except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError, OverflowError) as error:
             raise ValueError(
                 f"{path} is no state that /save wrote, or is damaged ({error}); name another file"
             ) from error
-        if metadata.get("weights") != model.identity or not whole:
+        if others:
             raise ValueError(f"{path} is a state of other weights; load it with the checkpoint that it was saved with")
         self.states, self.position, self.pending = states if position else None, position, tokens.tolist()
+        self._decoder = None
 
     def _absorb(self, tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
+        self._before = self._place()
         logits_bv, states = self._step(tokens_bt, states)
         count = tokens_bt.shape[1]
         self.states, self.position, self.pending = states, self.position + count, self.pending[count:]
@@ -206,6 +227,14 @@ class Session:
 def as_array(states: Any) -> np.ndarray:
     """States of either backend in NumPy, float32."""
     return np.asarray(states.cpu() if hasattr(states, "cpu") else states, np.float32)
+
+
+def _is_state(path: Path) -> bool:
+    try:
+        with safetensors.safe_open(path, "np") as file:
+            return {"weights", "position", "pending"} <= (file.metadata() or {}).keys()
+    except (OSError, safetensors.SafetensorError):
+        return False
 
 
 def _shape(model: OpenModel) -> tuple[int, int, int]:

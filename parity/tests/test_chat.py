@@ -75,6 +75,8 @@ def test_a_mistake_over_a_pipe_ends_it(checkpoint, tmp_path):
         ("/save\n", "/save needs a file"),
         ("/save x\n", "there is no text yet"),
         ("/load nothing\n", "nothing cannot be read"),
+        ("/set top_k 3 4\n", "top_k takes one value, got 3 4"),
+        ("/set seed 1.5\n", "seed must be a whole number, got '1.5'"),
         ("/set temperature hot\n", "temperature must be a number, got 'hot'"),
         ("/set temperature -1\n", "temperature must be in [0, 1000], got -1.0"),
         (b"caf\xe9\n", "the text is not"),

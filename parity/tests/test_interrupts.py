@@ -189,6 +189,21 @@ def test_a_second_one_while_a_checkpoint_is_written(run, data, tmp_path):
     assert last == "liquidnet: interrupted; there is no checkpoint yet; run it again with --resume"
 
 
+def test_a_checkpoint_that_cannot_be_written_is_told(run, data, tmp_path):
+    """It was asked for by Ctrl-C, and yet is no interruption but an error."""
+    program = (
+        "import errno, tools.run\ndef full(path, checkpoint):\n    raise OSError(errno.ENOSPC, 'full', str(path))\n"
+    )
+    flags = (*SMALL, "--steps", 10**6, "--eval-every", 10**6, "--checkpoint-every", 10**6)
+    command = ("train", backends.default(), "--data", data, "--out", tmp_path / "out", *flags)
+    live = Live(tmp_path, command, program + "tools.run.write_checkpoint = full\n" + PLAIN)
+    live.wait_for_file(tmp_path, "metrics.jsonl")
+    time.sleep(1)
+    live.press()
+    code, told = live.end()
+    assert code == 2 and "Traceback" not in told and told.splitlines()[-1].startswith("liquidnet: error: "), told
+
+
 def test_a_second_one_names_the_last_good_checkpoint(run, data, tmp_path):
     program = "import time, tools.trainer as t\nt.Trainer._evaluate = lambda self: time.sleep(60)\n" + PLAIN
     flags = (*SMALL, "--steps", 10**6, "--eval-every", 20, "--checkpoint-every", 10)
@@ -207,7 +222,7 @@ def test_a_compiler_that_hears_nothing(tmp_path):
     live = Live(tmp_path, ("doctor",), DEAF)
     live.wait_for("deaf")
     live.press()
-    live.wait_for("once the compiler lets go; Ctrl-C again stops at once")
+    live.wait_for("call under way returns; Ctrl-C again stops at once")
     live.press()
     began = time.monotonic()
     assert "nothing was written" in assert_clean(live, tmp_path) and time.monotonic() - began < 10

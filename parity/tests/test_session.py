@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity.cases import perturbed_parameters
+from spec import sampling
 from spec.checkpoint import Checkpoint, write_checkpoint
 from spec.config import LiquidNetConfig
 from spec.sampling import PROMPT_PIECE, Sampling, generate
@@ -125,6 +126,34 @@ def test_a_long_prompt_that_is_cut_off_is_absorbed_once():
     assert text_of(session) == [ord("x")] * (PROMPT_PIECE + 5)
 
 
+def test_a_reply_that_is_cut_off_between_two_tokens_goes_on(monkeypatch):
+    """As Ctrl-C does while the next token is drawn: all that was absorbed has been told or shown."""
+    draw, drawn = sampling.sample, []
+
+    def interrupted(*arguments):
+        drawn.append(draw(*arguments))
+        if len(drawn) == 5:
+            raise KeyboardInterrupt
+        return drawn[-1]
+
+    session, whole = started(scripted(b"a long story")), "a long story"
+    monkeypatch.setattr(sampling, "sample", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(session.write(GREEDY, 100))
+    assert session.pending and text_of(session) == [*PROMPT, *whole.encode()[:4]]
+    assert "".join(session.write(GREEDY, 100)) == whole[4:]
+
+
+def test_the_end_of_a_text_is_told():
+    session = started(scripted(b"The end."))
+    list(session.write(GREEDY, 8))
+    assert not session.ended
+    assert "".join(session.write(GREEDY, 8)) == "" and session.ended
+    session.tell("!")
+    next(session.write(GREEDY, 1))
+    assert not session.ended or session.pending
+
+
 def test_nothing_to_go_on_from():
     session = Session(scripted(b""), BYTES)
     with pytest.raises(ValueError, match="nothing to go on from"):
@@ -196,6 +225,39 @@ def test_a_state_goes_on_in_the_other_backend(checkpoint, tmp_path):
         session.tell(line)
         crossed.append("".join(session.write(WARM, 12)))
     assert crossed == texts
+
+
+def test_half_a_character_is_not_taken_along(checkpoint, tmp_path):
+    """What is loaded goes on as it would have, whatever the text before it ended with."""
+    model, path = open_model(checkpoint), tmp_path / "state"
+    kept = model.session()
+    kept.tell("Hello")
+    kept.save(path, model)
+    wanted = "".join(kept.write(WARM, 12))
+    session = Session(scripted("\u00e9".encode()), BYTES)
+    session.tell("Say: ")
+    assert "".join(session.write(GREEDY, 1)) == ""
+    session._step = model.step
+    session.load(path, model)
+    assert "".join(session.write(WARM, 12)) == wanted
+
+
+def test_a_state_is_written_over_a_state_alone(checkpoint, tmp_path):
+    model = open_model(checkpoint)
+    session = model.session()
+    session.tell("Hello")
+    session.save(tmp_path / "state", model)
+    session.save(tmp_path / "state", model)
+    (tmp_path / "novel.txt").write_text("my precious novel")
+    for place, message in (
+        ("novel.txt", "is no state that /save wrote"),
+        ("", "is no state"),
+        ("a/b", "is no directory"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            session.save(tmp_path / place, model)
+    assert (tmp_path / "novel.txt").read_text() == "my precious novel"
+    assert {path.name for path in tmp_path.iterdir()} == {"novel.txt", "state"}
 
 
 @pytest.mark.parametrize("name", HERE)
