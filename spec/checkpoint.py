@@ -285,6 +285,8 @@ def find_checkpoint(path: Path) -> Path:
         if not checkpoints:
             raise ValueError(f"{path} holds no checkpoint yet; train further or name another run")
         return checkpoints[-1]
+    if (path / "meta.json").is_file():
+        raise ValueError(f"{path} is prepared text, not a run; name what --out of `liquidnet train` was")
     if not path.is_dir():
         raise ValueError(f"{path} is not a checkpoint directory or a run; name what `liquidnet train` wrote")
     return path

@@ -66,6 +66,8 @@ def require_file(path: Path) -> None:
         mode = Path(path).stat().st_mode
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"{path} is a directory, no regular file; name a file")
     if not stat.S_ISREG(mode):
         raise ValueError(f"{path} is no regular file; save its content to one")
 

@@ -18,7 +18,8 @@ from tools import backends
 from tools.refusals import of_system
 from tools.session import OpenModel, Session, open_model
 
-HELP = """A line of yours is appended to the text, and the model goes on; an empty line lets it go on by itself.
+HELP = """A line of yours is appended to the text as it is (begin it with a space where you want one), and the model
+goes on; an empty line lets it go on by itself.
 /reset        forget everything
 /save FILE    keep the state: some kilobytes, however long the text
 /load FILE    go on from a state that was kept, on either backend
@@ -189,7 +190,11 @@ def _at_terminal(dialogue: Dialogue) -> None:
     )
     while True:
         try:
-            _say(dialogue.answer(input("> ")))
+            line = input("> ")
+            if not line and dialogue.session.is_empty:
+                console.print("there is no text yet; type its beginning", style="dim")
+                continue
+            _say(dialogue.answer(line))
             print()
             if dialogue.session.ended:
                 console.print("(the text ends here; a line goes on, /reset begins anew)", style="dim")
@@ -197,7 +202,7 @@ def _at_terminal(dialogue: Dialogue) -> None:
             print()
             return
         except KeyboardInterrupt:
-            print("\n(Ctrl-D ends)")
+            print("\n(Enter goes on, Ctrl-D ends)")
         except (ValueError, OSError) as error:
             told = of_system(error) if isinstance(error, OSError) else str(error)
             console.print(told, style="bold red", markup=False)

@@ -49,9 +49,16 @@ class Convert:
     """Format to write; by default told by the target's suffix, a neutral directory where it has none."""
 
     def run(self) -> None:
-        target_format = self.format or SUFFIXES.get(self.target.suffix, "neutral")
+        suffix = self.target.suffix
+        # A dot before a digit is a number's: `run-0.5` has no suffix.
+        if self.format is None and suffix not in SUFFIXES and suffix[1:2].isalpha():
+            raise ValueError(
+                f"unknown suffix {suffix} of {self.target}; use .pt or .msgpack, or a name without a suffix for a "
+                "directory"
+            )
+        target_format = self.format or SUFFIXES.get(suffix, "neutral")
         directory = target_format in ("neutral", "dcp", "orbax")
-        if SUFFIXES.get(self.target.suffix, "neutral") != ("neutral" if directory else target_format):
+        if SUFFIXES.get(suffix, "neutral") != ("neutral" if directory else target_format):
             raise ValueError(
                 f"{self.target} does not look like format {target_format}; give it the suffix of its format"
             )

@@ -109,6 +109,8 @@ def open_files(paths: Sequence[Path], flag: str) -> FileSource:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file; check {flag}")
+        if path.is_dir():
+            raise ValueError(f"{path} is a directory; name its files: {flag} {path / '*.txt'}")
         if not path.is_file():
             raise ValueError(
                 f"{path}: not a regular file, and the text is read more than once; save it to a file first"

@@ -57,16 +57,19 @@ def _unknown(line: str, given: Sequence[str], known: Sequence[str]) -> str | Non
         return None
     tokens = [token for token in given if token in found[1].split(", ")] or [found[1]]
     flag = next((token for token in tokens if token.startswith("-")), None)
-    if flag is None:
-        return f"one argument too many: {tokens[0]!r}"
-    return f"there is no flag {flag}{nearest(flag, known)}"
+    if flag is not None:
+        return f"there is no flag {flag}{nearest(flag, known)}"
+    told = f"one argument too many: {tokens[0]!r}"
+    if "--checkpoint" in known and "--checkpoint" not in given and Path(tokens[0]).exists():
+        return f"{told}; did you mean --checkpoint {tokens[0]}?"
+    return f"{told}; put quotes around a text with spaces" if "--prompt" in given else told
 
 
 def _missing(line: str, given: Sequence[str], known: Sequence[str]) -> str | None:
     found = re.search(r"Missing from [\w -]+: (.*) For full helptext", line)
     if not found:
         return None
-    each = re.findall(r"(--[\w-]+ \S+|\S+) (.*?)\.? ?\(required\)", found[1])
+    each = re.findall(r"(--[\w-]+ (?:\[\S+ \[\S+ \.\.\.\]\]|\S+)|\S+) (.*?)\.? ?\(required\)", found[1])
     return f"still needed: {', '.join(f'{name} ({told})' for name, told in each)}" if each else None
 
 
@@ -85,7 +88,7 @@ def _no_choice(line: str, given: Sequence[str], known: Sequence[str]) -> str | N
     found = re.search(r"invalid choice (.+) for argument '(.+?)'. Expected one of \((.+?),?\)\.", line)
     if not found:
         return None
-    choices = [choice.strip().strip("'") for choice in found[3].split(",")]
+    choices = [choice for each in found[3].split(",") if (choice := each.strip().strip("'")) != "None"]
     value = found[1].strip("'")
     return f"{found[2]} takes one of {', '.join(choices)}, got {value!r}{nearest(value, choices)}"
 

@@ -80,7 +80,9 @@ class Settings:
         if asked.data != self.data:
             raise ValueError("the data differs from what this run was started with; resume with the same prepared data")
         if asked.model != self.model:
-            raise ValueError(f"this run's model is {self.model}; resume without flags that change it")
+            now = config_to_json(asked.model)
+            kept = [f"{k} {v} (not {now.get(k)})" for k, v in config_to_json(self.model).items() if now.get(k) != v]
+            raise ValueError(f"this run's model has {', '.join(kept)}; resume without the flags that change it")
         if asked.init_from != self.init_from:
             began = self.init_from or "fresh weights"
             raise ValueError(f"this run began from {began}, not from {asked.init_from}; resume without --init-from")

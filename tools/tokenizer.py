@@ -92,7 +92,8 @@ class Tokenizer:
         try:
             encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"the tokenizer cannot encode this text: {first_line(error)}") from error
+            remedy = "use characters of the training text, or a tokenizer with an unknown token"
+            raise ValueError(f"the tokenizer cannot encode this text: {first_line(error)}; {remedy}") from error
         return [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
 
     def decode(self, ids: Iterable[int] | np.ndarray) -> str:
@@ -213,6 +214,7 @@ def check_tokenizer_name(name: str, files: Sequence[Path] | None = None) -> None
     elif name not in ("byte", "gpt2") and not name.endswith(".json") and not Path(name).is_file():
         near = difflib.get_close_matches(name.lower(), ("byte", "bytes", "gpt2", "bpe:4096"), n=1, cutoff=0.5)
         hint = f"did you mean {near[0].replace('bytes', 'byte')}? " if near else ""
+        hint = "give its size, bpe:8000, for example; " if name.lower() == "bpe" else hint
         raise ValueError(f"unknown tokenizer {name!r}: {hint}choose byte, gpt2, bpe:SIZE or a tokenizer.json")
 
 

@@ -11,7 +11,10 @@ from typing import Any
 
 from spec.config import require_known
 
-MISSING = "sizing a TPU run needs JAX and libtpu, the TPU's compiler; pip install 'liquidnet-dual[tpu]'"
+MISSING = (
+    "sizing a TPU run needs JAX and libtpu, the TPU's compiler; "
+    "pip install 'liquidnet-dual[tpu]' in an environment of its own"
+)
 ENVIRONMENT = {
     # No TPU is here, and none is to be asked for: neither by JAX nor by libtpu at the cloud's metadata server.
     "JAX_PLATFORMS": "cpu",

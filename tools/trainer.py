@@ -61,9 +61,14 @@ class Trainer:
         training, habits, flags = self.settings.training, self.settings.habits, self.flags
         self._begin(initial)
         last = training.steps if flags.stop_at is None else min(training.steps, flags.stop_at)
+        todo = f"steps {self.step} to {last} of {training.steps}"
+        if self.step >= last:
+            todo = (
+                f"at step {self.step} of {training.steps} already, nothing to do without a larger --steps or --stop-at"
+            )
         self._say(
-            f"{flags.backend}: steps {self.step} to {last} of {training.steps}, {training.batch_size} x "
-            f"{training.seq_len} tokens each, {training.compute_dtype}, {self.engine.layout()}"
+            f"{flags.backend}: {todo}, {training.batch_size} x {training.seq_len} tokens each, "
+            f"{training.compute_dtype}, {self.engine.layout()}"
         )
         metrics = self.run.metrics_writer(self.step) if self.first_process else nullcontext(lambda line: None)
         with metrics as self.write, _signals() as caught, self._bar(last) as self.advance:
@@ -105,7 +110,9 @@ class Trainer:
                 self.engine.load_extra_state(newest.state)
                 self.engine.load_states(newest.states)
                 self._go_on(newest.state)
-            elif initial is not None:
+            elif self.flags.resume:
+                self._say(f"{self.run.path} holds no checkpoint: a new run")
+            if newest is None and initial is not None:
                 self.engine.load(initial.parameters, {}, 0)
         if in_parts:
             with self.world.together():
@@ -225,6 +232,9 @@ class Trainer:
     def _go_on(self, state: Mapping[str, Any]) -> None:
         self.step, self.samples_consumed, self.tokens = state["step"], state["samples_consumed"], state["tokens"]
         self.best = state.get("best")
+        steps, training = (state.get("training") or {}).get("steps"), self.settings.training
+        if steps not in (None, training.steps) and self.step < training.steps:
+            self._say(f"the schedule has {training.steps} steps, not {steps} as before; so the learning rate jumps")
         if state.get("backend") == self.engine.name:
             # Checkpoints without these entries are older than compiled steps, and than several processes.
             before = {"compile": False, "layout": "1 process"}

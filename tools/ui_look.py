@@ -39,6 +39,8 @@ h2 { font-size: 1.1rem; margin: 12px 0 0; }
   color: var(--body-text-color-subdued); }
 .scale i { width: 120px; height: 10px; border-radius: 2px;
   background: linear-gradient(to right, rgb(26,115,232), transparent, rgb(217,72,15)); }
+/* A chart keeps the width that it was drawn at; it must not hold the page open when the window gets narrower. */
+.vega-embed, .gradio-container canvas, .gradio-container svg.marks { max-width: 100%; }
 .wrap.default.minimal, .progress-text { display: none !important; }
 @media (max-width: 640px) {
   #text textarea, #beside textarea { height: 11em !important; }

@@ -158,7 +158,7 @@ def test_at_a_terminal(checkpoint):
     terminal.type("on and on\n")
     time.sleep(1.0)
     os.killpg(terminal.process.pid, signal.SIGINT)
-    assert "Traceback" not in terminal.until("(Ctrl-D ends)")
+    assert "Traceback" not in terminal.until("Ctrl-D ends)")
     terminal.until("> ")
     terminal.type("/set max_tokens\n")
     assert "max_tokens 1000000" in terminal.until("> ")

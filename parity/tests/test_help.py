@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from spec.data import open_data
+from spec.files import require_file
 from tools import backends, refusals
 from tools.cli import main, parse
 from tools.commands import COMMANDS, GROUPS, show_overview
@@ -64,6 +66,17 @@ def test_a_run_is_not_written_into_its_data(refused, small_data):
     assert sorted(small_data.iterdir()) == before
 
 
+def test_what_is_named_in_place_of_another_is_said(refused, small_data, tmp_path):
+    message = refused("generate", "--checkpoint", str(small_data))
+    assert f"{small_data} is prepared text, not a run; name what --out of `liquidnet train` was" in message
+    with pytest.raises(ValueError, match=r"meta\.json is a file; name the directory that"):
+        open_data(small_data / "meta.json")
+    with pytest.raises(ValueError, match="is a directory, no regular file; name a file"):
+        require_file(small_data)
+    assert "unknown suffix .msgpak of" in refused("convert", "run", str(tmp_path / "run.msgpak"))
+    assert "run does not exist" in refused("convert", str(tmp_path / "run"), str(tmp_path / "run-0.5"))
+
+
 def test_a_misspelt_flag_of_an_example_is_found(refused):
     assert "did you mean '--stories'?" in refused(*shlex.split("prepare --storys 20000 --out data"))
 
@@ -92,6 +105,10 @@ def test_the_overview_starts_at_once():
         ("prepare --out", "--out needs a value"),
         ("prepare --stories 3 --outt data --out b", "there is no flag --outt; did you mean '--out'?"),
         ("compare a b c", "one argument too many: 'c'"),
+        ("generate tools", "one argument too many: 'tools'; did you mean --checkpoint tools?"),
+        ("generate --checkpoint run --prompt Once upon a time", "'upon'; put quotes around a text with spaces"),
+        ("generate --checkpoint a --backend numpy", ", got 'numpy'"),
+        ("ui", "still needed: --checkpoint [PATH [PATH ...]] (Runs, whose"),
         ("bench --rounds 1e400", "--rounds takes a whole number, got '1e400'"),
         ("bench --rounds nan", "--rounds takes a whole number, got 'nan'"),
         ("doctor --jsonn a/very/long/path/that/no/narrow/box/would/hold.json", "there is no flag --jsonn; did you"),
@@ -101,7 +118,7 @@ def test_the_overview_starts_at_once():
 def test_what_is_not_understood_is_named(line, message, columns, refused, monkeypatch):
     monkeypatch.setenv("COLUMNS", columns)
     given = refused(*line.split())
-    assert message in given and len(given) < 250 and os.environ["COLUMNS"] == columns
+    assert message in given and "None" not in given and len(given) < 250 and os.environ["COLUMNS"] == columns
     assert line.startswith("trian") or given.endswith(f"; see liquidnet {line.split()[0]} --help\n")
 
 

@@ -53,7 +53,7 @@ def test_any_other_name_is_answered_with_the_right_spelling(name, told):
 
 @pytest.mark.skipif(HAS_COMPILER, reason="the TPU's compiler is installed")
 def test_without_the_compiler_the_error_is_one_line_with_the_remedy(refused):
-    assert refused("plan").strip().endswith("pip install 'liquidnet-dual[tpu]'")
+    assert refused("plan").strip().endswith("pip install 'liquidnet-dual[tpu]' in an environment of its own")
 
 
 @pytest.mark.parametrize(

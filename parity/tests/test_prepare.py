@@ -243,7 +243,7 @@ def test_bad_files(out: Path, name: str):
         ({"stories": 5, "tokenizer": "bite"}, "unknown tokenizer 'bite': did you mean byte"),
         ({"stories": 5, "tokenizer": "bpe:100"}, "at least 257"),
         ({"stories": 5, "tokenizer_files": (Path("a"), Path("b"))}, "belongs to --tokenizer gpt2"),
-        ({"text": (Path("/"),)}, "not a regular file"),
+        ({"text": (Path("/"),)}, r"/ is a directory; name its files: --text /\*\.txt"),
     ],
 )
 def test_bad_arguments(out: Path, arguments: dict[str, object], message: str):

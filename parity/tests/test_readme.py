@@ -30,7 +30,7 @@ def workplace(tmp_path_factory):
 
 
 @pytest.mark.long
-def test_the_commands_run(workplace):
+def test_the_commands_and_the_code_run(workplace):
     """Page after page, as a reader would."""
     pytest.importorskip("torch", reason="README trains on both backends")
     pytest.importorskip("jax", reason="README trains on both backends")
@@ -43,18 +43,16 @@ def test_the_commands_run(workplace):
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert ended.returncode == 0, f"{line}\n{ended.stderr}"
+    code = [block for page in PAGES for block in blocks(page.read_text(), "python run")]
+    assert len(code) >= 3
+    for block in code:
+        ended = subprocess.run(
+            [sys.executable, "-c", block], cwd=workplace, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert ended.returncode == 0, f"{block}\n{ended.stderr}"
     assert (workplace / "run" / "loss.png").stat().st_size > 10_000
     assert (workplace / "checkpoint" / "SHA256SUMS").is_file()
-
-
-@page
-def test_the_code_runs(page):
-    code = blocks(page.read_text(), "python run")
-    if not code:
-        pytest.skip("no code in it")
-    pytest.importorskip("torch", reason="the code is torch's")
-    for block in code:
-        exec(block, {})
 
 
 @page

@@ -126,6 +126,7 @@ def test_bpe_of_a_short_text_is_smaller_than_asked_for():
     [
         ("bytes", "did you mean byte"),
         ("gtp2", "did you mean gpt2"),
+        ("bpe", "unknown tokenizer 'bpe': give its size, bpe:8000, for example; choose"),
         ("bpe4096", "did you mean bpe:4096"),
         ("sentencepiece", "choose byte, gpt2, bpe:SIZE or a tokenizer.json"),
         ("bpe:256", "bpe:256: SIZE must be a whole number of at least 257"),

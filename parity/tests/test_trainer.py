@@ -120,7 +120,7 @@ def leg(small_data, tmp_path):
     def train(stop_at=None, losses=(), initial=None):
         engine = Loss(losses)
         leg = {"stop_at": stop_at, "profile": False, "micro_batch_size": None, "checkpoint_format": "neutral"}
-        flags = SimpleNamespace(backend="none", **leg)
+        flags = SimpleNamespace(backend="none", resume=False, **leg)
         assert Trainer(flags, data, run, settings, engine).train(initial) == 0
         return engine, [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
 
