@@ -14,6 +14,8 @@ from tools.cli import main
 from tools.prepare import Prepare
 
 TOLD = "told"
+#: Begins a program that Ctrl-C must reach even where the tests run in the background of a shell, which has it ignored.
+HEARS = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 TEXT = ("--text", "The fox ran home.")
 SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -15,6 +15,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from parity.fixtures import HEARS
 from tools.hub import HubFile
 
 ROOT = Path(__file__).parents[1]
@@ -164,7 +165,7 @@ def prepare(
 ) -> subprocess.Popen[str]:
     """Start `liquidnet prepare --dataset tinystories ...` where that data set is these two files."""
     described = json.dumps([asdict(file) for file in files])
-    command = [sys.executable, "-c", _PREPARE, "prepare", "--dataset", "tinystories", *map(str, arguments)]
+    command = [sys.executable, "-c", HEARS + _PREPARE, "prepare", "--dataset", "tinystories", *map(str, arguments)]
     return subprocess.Popen(
         command,
         env=environment(endpoint, home, CHUNK=str(CHUNK), FILES=described, **more),

@@ -22,7 +22,7 @@ _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_-]*")
 _FILE = re.compile(r"(?:parity|recipes|spec|tools|docs|torch_impl|jax_impl)/[\w./]*")
 # pip's, torchrun's, XLA's, pytest's and the modules' own.
-_FOREIGN = {"--index-url", "--nproc-per-node", "--xla", "--check", "--write", "--help", "--version"}
+FOREIGN = {"--extra-index-url", "--nproc-per-node", "--xla", "--check", "--write", "--help", "--version"}
 _TRAINER = re.compile(r"^(?:torchrun .*|python )-m (torch|jax)_impl\.train ")
 
 
@@ -54,7 +54,7 @@ def problems(text: str, page: Path) -> Iterator[str]:
     prose = _BLOCK.sub("", text)
     for span in _SPAN.findall(text):
         yield from _of_span(span)
-    known = set().union(*map(flags, COMMANDS)) | _FOREIGN
+    known = set().union(*map(flags, COMMANDS)) | FOREIGN
     yield from (f"no command has {flag}" for flag in _FLAG.findall(prose) if flag.replace("_", "-") not in known)
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         if not (page.parent / link).exists():

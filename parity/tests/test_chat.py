@@ -14,6 +14,7 @@ import time
 import pytest
 
 from parity.cases import perturbed_parameters
+from parity.fixtures import HEARS
 from parity.tests.test_session import BYTES, CONFIG
 from spec.checkpoint import Checkpoint, write_checkpoint
 from tools import backends
@@ -32,7 +33,8 @@ def checkpoint(tmp_path_factory):
 
 
 def command(checkpoint, *flags: object) -> list[str]:
-    return [sys.executable, "-m", "tools.cli", "chat", "--checkpoint", str(checkpoint), *map(str, flags)]
+    program = HEARS + "from tools.cli import main\nmain()"
+    return [sys.executable, "-c", program, "chat", "--checkpoint", str(checkpoint), *map(str, flags)]
 
 
 def piped(checkpoint, text: str | bytes, *flags: object) -> subprocess.CompletedProcess[bytes]:

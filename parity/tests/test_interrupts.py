@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from parity.fixtures import HEARS
 from spec.checkpoint import list_checkpoints
 from tools import backends
 from tools.cli import main
@@ -27,8 +28,6 @@ DEAF = (
     "import ctypes, tools.doctor\nlock, take = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock\n"
     "tools.doctor.Doctor.run = lambda self: (take(lock), print('deaf', flush=True), take(lock))\n" + PLAIN
 )
-# Even where these tests run in the background of a shell, which has its jobs ignore the signal.
-HEARS = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 SMALL = ("--d-model", "16", "--d-ff", "24", "--n-layers", "1", "--batch-size", "2", "--seq-len", "16")
 SECONDS = 60
 
@@ -131,8 +130,8 @@ def assert_clean(live: Live, directory: Path, about: object = "") -> str:
 def test_a_command_that_has_just_been_started(name, command_lines, tmp_path):
     live = Live(tmp_path, (name, *command_lines[name]))
     live.wait_for("started")
-    # Two have finished before long.
-    seconds = random.uniform(0.0, 0.05 if name in ("convert", "plot") else 0.2)
+    # Three have finished before long.
+    seconds = random.uniform(0.0, 0.05 if name in ("convert", "plot", "plan") else 0.2)
     time.sleep(seconds)
     live.press()
     assert assert_clean(live, tmp_path, f"after {seconds:.3f} s").startswith("liquidnet: interrupted; ")
