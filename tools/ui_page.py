@@ -119,9 +119,10 @@ def _connect(desk: Desk, page: gr.Blocks, c: SimpleNamespace) -> None:
         writing.layer = int(layer) - 1
         return _picture(writing)
 
-    def load() -> Any:
+    def load(chosen: Any) -> Any:
         labels = list(desk.catalogue.labels())
-        return gr.Dropdown(labels, value=labels[0])
+        # Whoever was quicker than the page keeps what was chosen.
+        return gr.Dropdown(labels) if chosen in labels else gr.Dropdown(labels, value=labels[0])
 
     def choose(label: Any) -> Iterator[list[Any]]:
         # The plot keeps the curves' names of the first data that it was given, so another run gets another plot.
@@ -140,7 +141,7 @@ def _connect(desk: Desk, page: gr.Blocks, c: SimpleNamespace) -> None:
     c.stop.click(stop, None, None, queue=False, **hidden)
     c.layer.input(choose_layer, c.layer, c.states, queue=False, trigger_mode="always_last", **hidden)
     c.checkpoint.input(choose, c.checkpoint, [c.loss_head, c.loss], concurrency_id="loss", **hidden)
-    loaded = page.load(load, None, c.checkpoint, queue=False, **hidden)
+    loaded = page.load(load, c.checkpoint, c.checkpoint, queue=False, **hidden)
     loaded.then(choose, c.checkpoint, [c.loss_head, c.loss], concurrency_id="loss", **hidden)
     page.unload(leave)
 

@@ -164,6 +164,19 @@ def test_the_state_and_the_loss_are_shown(visit, trained):
     assert picture.get_attribute("src") != first
 
 
+def test_a_page_that_gets_narrower_still_fits(visit, trained):
+    """A phone that is turned: the chart must not hold the width that it was drawn at."""
+    visitor = visit(1280)
+    visitor.page.locator("#checkpoint input").click()
+    visitor.page.get_by_role("option", name="trained, step 40").click()
+    visitor.page.locator("#loss").get_by_text("training, jax").wait_for()
+    assert visitor.fits()
+    for width in (400, 900, 400):
+        visitor.page.set_viewport_size({"width": width, "height": 900})
+        visitor.page.wait_for_timeout(500)
+        assert visitor.fits(), width
+
+
 @pytest.mark.parametrize(
     "prompt, told",
     [
