@@ -143,7 +143,7 @@ class Session:
         try:
             yield from self._written(sampling, max_tokens, stop)
         finally:
-            if not self.pending:  # interrupted between a step and the token that is drawn after it
+            if not self.pending:  # no token was drawn after the last step, or none that belongs to the text
                 self.states, self.position, self.pending = self._before
 
     def _written(self, sampling: Sampling, max_tokens: int, stop: Sequence[str]) -> Iterator[str]:
@@ -154,7 +154,6 @@ class Session:
         for _, tokens_b in zip(range(max_tokens), tokens, strict=False):
             token = int(tokens_b[0])
             if token == self.tokenizer.end_of_text_id:
-                self._go_back(shown.newest())
                 self.ended = True
                 break
             self.pending = [token]
@@ -282,10 +281,6 @@ class _Shown:
     def rest(self) -> str:
         """All that was held back."""
         return self._text[self._seen :]
-
-    def newest(self) -> Place:
-        """Where the session was after the last whole character."""
-        return self._places[-1][1]
 
     def before_stop(self) -> tuple[Place, str]:
         """The last place before the string that was found, and what was written between the two."""

@@ -9,10 +9,10 @@ DECODE = ("parity/tests/test_decode.py", "-k", "whole_text or programs")
 
 SESSIONS = (
     Mutant(
-        "session: end of text is remembered",
+        "session: after an end of text there is nothing to go on from",
         "tools/session.py",
-        "                self._go_back(shown.newest())\n",
-        "",
+        "                self.states, self.position, self.pending = self._before\n",
+        "                pass\n",
         SHOWN,
     ),
     Mutant(
