@@ -112,10 +112,10 @@ def open_data(directory: Path) -> Dataset:
             token id outside the vocabulary.
     """
     directory = Path(directory)
-    if directory.is_file():
-        raise ValueError(f"{directory} is a file; name the directory that `liquidnet prepare` wrote")
     if not (directory / "meta.json").is_file():
-        raise ValueError(f"{directory} holds no prepared data (meta.json is missing); make it with `liquidnet prepare`")
+        raise ValueError(
+            f"{directory} holds no prepared data (no meta.json in it); name what `liquidnet prepare` wrote"
+        )
     try:
         meta = json.loads(read_file(directory / "meta.json"))
         if meta["format_version"] != DATA_FORMAT_VERSION:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import progress
-from rich.console import Console
 
 from spec.checkpoint import Checkpoint
 from spec.config import LiquidNetConfig, ModelConfig, require_integer
@@ -19,6 +17,7 @@ from spec.reference.model import input_gradients
 from tools.half_lives import half_lives
 from tools.plot_file import BLUE, GREY, ORANGE, in_tokens, new_figure, write_picture
 from tools.plot_half_lives import spread
+from tools.progress import track
 
 WINDOWS, LONGEST = 32, 1024
 BINS, LEAST_WINDOWS = 32, 4
@@ -52,12 +51,8 @@ def plot_reach(checkpoint: Checkpoint, target: Path, data: Dataset, windows: int
     tokens_wt = spread(data.val, windows, length + 1)
     config, seed, step = checkpoint.config, checkpoint.state["seed"], checkpoint.state["step"]
     weights = drawn_parameters(config, seed), checkpoint.parameters
-    console = Console(stderr=True)
-    with progress.Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        rows = [(arrays, row) for arrays in weights for row in tokens_wt]
-        norms = [
-            reach(arrays, config, row, data.end_of_text_id) for arrays, row in bar.track(rows, description="reach")
-        ]
+    rows = [(arrays, row) for arrays in weights for row in tokens_wt]
+    norms = [reach(arrays, config, row, data.end_of_text_id) for arrays, row in track(rows, "measuring the reach")]
     start_wt, after_wt = np.split(np.stack(norms), 2)
     start = f"initial weights, seed {seed}, output matrices N(0, {STANDARD_DEVIATION}) in place of 0"
     _draw(config, {start: start_wt, f"after {step:,} steps": after_wt}, target)

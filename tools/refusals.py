@@ -29,7 +29,8 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise the limit with `ulimit -n`",
 }
-_EXTRAS = {"gradio": "ui", "hypothesis": "parity", "torch": "torch", "triton": "triton", "libtpu": "tpu"}
+_EXTRAS = {"torch": "torch", "triton": "triton", "libtpu": "tpu", "hypothesis": "parity"}
+_EXTRAS |= dict.fromkeys(("gradio", "pandas", "PIL"), "ui")
 _EXTRAS |= dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax", "msgpack"), "jax")
 _TYPES = {"INT": "a whole number", "FLOAT": "a number"}
 

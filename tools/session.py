@@ -161,7 +161,8 @@ class Session:
             if shown.stopped:
                 self._go_back(*shown.before_stop())
                 return
-        yield shown.rest()
+        # Half of a character that the text ends with is never completed; one that a turn ends with may be.
+        yield shown.rest() + (decoder.flush() if self.ended else "")
 
     def save(self, path: Path, model: OpenModel) -> None:
         """Write the state and what belongs to it to a safetensors file, of one size whatever the length of the text.

@@ -67,7 +67,7 @@ def serve(options: Ui) -> Iterator[tuple[str, Desk]]:
     """Serve the page while the block runs; yields its address, and what lies behind it.
 
     Raises:
-        ValueError: a checkpoint, backend, host or port that cannot be, or Gradio is missing.
+        ValueError: a checkpoint, backend, host or port that cannot be.
     """
     if options.max_length < 1:
         raise ValueError(f"--max-length must be at least 1, got {options.max_length}")
@@ -97,14 +97,8 @@ def _gradio() -> Any:
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     # How long a browser can be gone before its text is stopped.
     os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "1")
-    try:
-        from tools import ui_page
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("gradio", "pandas", "PIL"):
-            raise
-        raise ValueError(
-            f"the page needs {error.name}, which is not installed; pip install 'liquidnet-dual[ui]'"
-        ) from error
+    from tools import ui_page
+
     return ui_page
 
 

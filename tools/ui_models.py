@@ -115,7 +115,7 @@ class Models:
             try:
                 model = open_model(path, backend)
                 future.set_result(Opened(model, half_lives(model.checkpoint.parameters, model.checkpoint.config)))
-            except BaseException as error:
+            except BaseException as error:  # whatever it is, those who wait must hear of it, and the next one may try
                 with self._lock:
                     self._found.pop(key, None)
                 future.set_exception(error)

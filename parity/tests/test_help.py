@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from parity.pages import wandering
+from spec.checkpoint import write_checkpoint
 from spec.data import open_data
 from spec.files import require_file
 from tools import backends, refusals
@@ -69,7 +71,7 @@ def test_a_run_is_not_written_into_its_data(refused, small_data):
 def test_what_is_named_in_place_of_another_is_said(refused, small_data, tmp_path):
     message = refused("generate", "--checkpoint", str(small_data))
     assert f"{small_data} is prepared text, not a run; name what --out of `liquidnet train` was" in message
-    with pytest.raises(ValueError, match=r"meta\.json is a file; name the directory that"):
+    with pytest.raises(ValueError, match=r"meta\.json holds no prepared data .*; name what"):
         open_data(small_data / "meta.json")
     with pytest.raises(ValueError, match="is a directory, no regular file; name a file"):
         require_file(small_data)
@@ -154,14 +156,18 @@ def test_commands_at_work_write_no_escape_code(small_data, tmp_path):
         assert not set("\x1b\r") & {*shown}, arguments
 
 
-@pytest.mark.parametrize("package", ["torch", "jax", "hypothesis"])
-def test_a_missing_package_is_named_with_its_remedy(package, small_data, tmp_path):
+@pytest.mark.parametrize(
+    "package, extra", {"torch": "torch", "jax": "jax", "hypothesis": "parity", "gradio": "ui"}.items()
+)
+def test_a_missing_package_is_named_with_its_remedy(package, extra, small_data, tmp_path):
     (tmp_path / f"{package}.py").write_text(ABSENT)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[2])])
-    command = ("train", package, "--data", small_data, "--out", tmp_path / "run")
-    ended = told(*(command if package != "hypothesis" else ("parity",)), env={**os.environ, "PYTHONPATH": path})
+    model = tmp_path / "model"
+    write_checkpoint(model, wandering())
+    commands = {"parity": ("parity",), "ui": ("ui", "--checkpoint", model)}
+    command = commands.get(extra, ("train", package, "--data", small_data, "--out", tmp_path / "run"))
+    ended = told(*command, env={**os.environ, "PYTHONPATH": path})
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
-    extra = "parity" if package == "hypothesis" else package
     assert f"pip install 'liquidnet-dual[{extra}]'" in ended.stderr
 
 

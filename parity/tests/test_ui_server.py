@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -64,7 +63,7 @@ def machine_addresses() -> list[str]:
     return []
 
 
-def test_mistakes_are_one_line(model, monkeypatch):
+def test_mistakes_are_one_line(model):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=rf"127.0.0.1:{port} \(Address already in use\); name another --port"):
@@ -80,10 +79,6 @@ def test_mistakes_are_one_line(model, monkeypatch):
     ):
         with pytest.raises(ValueError, match=told_of):
             Ui(**{**good, **wrong}).run()
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "tools.ui_page", raising=False)
-    with pytest.raises(ValueError, match=r"needs gradio, which is not installed; pip install 'liquidnet-dual\[ui\]'"):
-        Ui(**good).run()
 
 
 def test_other_hosts_are_warned_of(model):
