@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jax_impl.one_pass import TPU_ROWS, TPU_WORDS, one_pass
+from jax_impl.one_pass import MORE, TPU_ROWS, TPU_WORDS, one_pass
 from jax_impl.platforms import by_platform
 from spec.axes import ANY_D, ANY_V, BT, BTD, ND, SCALAR, VD, N
 from spec.config import require_known
@@ -64,17 +64,25 @@ def _one_pass_on_tpu(hidden_nd: Array, embedding_vd: Array, labels_n: Array, com
     return one_pass(hidden_nd, embedding_vd, labels_n, compute, TPU_ROWS * TPU_WORDS, TPU_WORDS)
 
 
+def _one_pass_on_cpu(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
+    """At most CHUNK_LOGITS times MORE logits live."""
+    return one_pass(hidden_nd, embedding_vd, labels_n, compute, CHUNK_LOGITS * MORE)
+
+
 def _one_pass(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
-    """At most CHUNK_LOGITS logits live, on a TPU a tile of them; the forward pass makes the gradients too."""
+    """At most CHUNK_LOGITS logits live, MORE on a CPU, a tile on a TPU; the forward pass makes the gradients too."""
     elsewhere = partial(one_pass, compute=compute, chunk_logits=CHUNK_LOGITS)
-    on_tpu = partial(_one_pass_on_tpu, compute=compute)
-    return by_platform(hidden_nd, embedding_vd, labels_n, tpu=on_tpu, default=elsewhere)
+    on_tpu, on_cpu = (partial(f, compute=compute) for f in (_one_pass_on_tpu, _one_pass_on_cpu))
+    return by_platform(hidden_nd, embedding_vd, labels_n, tpu=on_tpu, cpu=on_cpu, default=elsewhere)
 
 
 def _auto(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
-    """On a TPU `one_pass`, elsewhere the plain form of the same semantics."""
-    elsewhere, on_tpu = (partial(f, compute=compute) for f in (METHODS[choose_method()], _one_pass_on_tpu))
-    return by_platform(hidden_nd, embedding_vd, labels_n, tpu=on_tpu, default=elsewhere)
+    """On a TPU and on a CPU `one_pass`, elsewhere the plain form of the same semantics."""
+    elsewhere, on_tpu = (partial(f, compute=compute) for f in (chunked, _one_pass_on_tpu))
+    # Of a single chunk `full` makes the logits no more often, and adds its gradient to no other.
+    single = hidden_nd.shape[0] * embedding_vd.shape[0] <= CHUNK_LOGITS * MORE
+    on_cpu = partial(full if single else _one_pass_on_cpu, compute=compute)
+    return by_platform(hidden_nd, embedding_vd, labels_n, tpu=on_tpu, cpu=on_cpu, default=elsewhere)
 
 
 METHODS = {"full": full, "chunked": chunked, "one_pass": _one_pass}
@@ -83,9 +91,10 @@ METHODS = {"full": full, "chunked": chunked, "one_pass": _one_pass}
 def choose_method() -> str:
     """What `auto` takes.
 
-    This off the TPU; there `one_pass`, which is decided where the program is lowered.
+    In a program for the devices that are here; one that is lowered for others takes theirs. On a CPU a loss that is a
+    single chunk is taken as `full`.
     """
-    return "chunked"
+    return "one_pass" if jax.default_backend() in ("tpu", "cpu") else "chunked"
 
 
 def cross_entropy(

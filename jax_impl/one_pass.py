@@ -26,6 +26,8 @@ TPU_ROWS = 4096
 """Rows of a tile on a TPU: each chunk of rows reads and writes the whole gradient of the embedding."""
 TPU_WORDS = 4224
 """Words of a tile on a TPU: with TPU_ROWS 66 MiB of float32 logits, in a vector memory of 128 MiB."""
+MORE = 4
+"""A CPU takes so many times `loss.CHUNK_LOGITS` at once: each chunk reads and writes the embedding's gradient."""
 ALIGNMENT = 128
 """Blocks of words are multiples of it: the lanes of a TPU's register."""
 

@@ -21,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from spec.data import Share
+from spec.memory import keep_freed_memory
 from spec.parameters import Parameter
 from spec.processes import Processes, Value
 
@@ -115,6 +116,7 @@ def join(parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.
         ValueError: a mesh that is not as large as there are devices, or a timeout that is no time.
         ConnectionError: the others were not found.
     """
+    keep_freed_memory()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("JAX has one process a host, which torchrun does not start; see JAX_COORDINATOR_ADDRESS")
     if not 1.0 <= timeout <= MOST_TIMEOUT:

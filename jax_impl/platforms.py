@@ -8,7 +8,9 @@ from typing import Any
 import jax
 
 
-def by_platform(*arrays: Any, tpu: Callable[..., Any], default: Callable[..., Any]) -> Any:
+def by_platform(
+    *arrays: Any, tpu: Callable[..., Any], default: Callable[..., Any], cpu: Callable[..., Any] | None = None
+) -> Any:
     """`tpu` of the arrays where the program is lowered for a TPU, elsewhere `default` of them; differentiable.
 
     Which of them is known when the program is lowered, not when it is traced and never by the devices that are here:
@@ -17,5 +19,6 @@ def by_platform(*arrays: Any, tpu: Callable[..., Any], default: Callable[..., An
     Args:
         arrays: what both are given; None is passed on.
         tpu, default: of the same results.
+        cpu: where the program is lowered for a CPU; None is `default`.
     """
-    return jax.lax.platform_dependent(*arrays, tpu=tpu, default=default)
+    return jax.lax.platform_dependent(*arrays, tpu=tpu, cpu=cpu or default, default=default)

@@ -127,6 +127,8 @@ def _on_all_devices(
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """(loss, last states, gradients) and (loss, last states) of parameters, batch and states, all over the mesh."""
     specs, wide = {path: sharding.spec for path, sharding in shardings.items()}, accumulate_dtype(model.compute_dtype)
+    # Over an axis of one device a sum is a copy of all gradients, which XLA makes on a CPU.
+    cut = tuple(axis for axis, devices in zip(AXES, world.shape(), strict=True) if devices > 1)
     whole = partial(whole_weight, shape=(model.config.vocab_size, model.config.d_model))
     shared = partial(jax.shard_map, mesh=world.mesh, in_specs=(specs, _BATCH, _STATES), check_vma=False)
     nats_of = _local_nats(model, world)
@@ -139,7 +141,7 @@ def _on_all_devices(
         (loss, last), gradients = of_rows(together, batch, states, _counted_everywhere(batch, wide))
         (gradients[EMBEDDING],) = apart(gradients[EMBEDDING])
         # What is cut between the devices of fsdp was added up between them where it was gathered.
-        everyone = {path: tuple(a for a in AXES if a not in jax.tree.leaves(tuple(specs[path]))) for path in gradients}
+        everyone = {path: tuple(a for a in cut if a not in jax.tree.leaves(tuple(specs[path]))) for path in gradients}
         gradients = {path: jax.lax.psum(gradient, everyone[path]) for path, gradient in gradients.items()}
         return jax.lax.psum(loss, AXES), last, gradients
 

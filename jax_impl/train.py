@@ -25,6 +25,7 @@ from jax_impl.step import make_programs, with_parameters
 from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig, require_integer
 from spec.data import Batch, Share
 from spec.init import initial_parameters
+from spec.memory import keep_freed_memory
 from spec.parameters import check_parameters
 from spec.sampling import Step
 from spec.sharded import PARAMETERS, by_kind, named_arrays
@@ -65,6 +66,8 @@ class Engine:
             raise ValueError("JAX always compiles its steps; leave --no-compile out, or train with torch")
         if micro_batch is not None:
             require_integer("micro_batch", micro_batch, 1)
+        # Before the first device is asked for: XLA's threads choose where they allocate when they start.
+        keep_freed_memory()
         self.config, self.training, self.micro_batch, self.world = config, training, micro_batch, world or World()
         _require_work(config, training, self.world, method)
         self.method = choose_method(config, training.batch_size, training.seq_len) if method == "auto" else method

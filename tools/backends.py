@@ -21,7 +21,9 @@ def installed() -> list[Backend]:
 def load(backend: str, module: str) -> ModuleType:
     """`torch_impl.<module>` or `jax_impl.<module>`; raises ValueError saying what to install where it is missing."""
     # By default a waiting OpenMP thread spins: beside any other busy process a step then takes up to 50 times as long.
+    # A tenth of a millisecond is worth it: to wake a thread for each operator takes a third of a small step or token.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         return importlib.import_module(f"{backend}_impl.{module}")
     except ModuleNotFoundError as error:

@@ -14,13 +14,17 @@ from jax_impl.scan.associative import associative
 from jax_impl.scan.chunked import chunked, chunked_adjoint
 from jax_impl.scan.context_parallel import context_parallel_scan, sharing
 from jax_impl.scan.pallas_scan import pallas_adjoint, pallas_scan
-from jax_impl.scan.sequential import sequential
+from jax_impl.scan.sequential import sequential, sequential_adjoint
 from spec.axes import BD, BT, BTD
 from spec.config import require_known
 
 METHODS = {"sequential": sequential, "associative": associative, "chunked": chunked, "pallas": pallas_scan}
 # The gradients of a method that has a form of its own for them; of any other one, `_reversed`.
-ADJOINTS: dict[str, Callable[..., tuple[Array, Array, Array]]] = {"chunked": chunked_adjoint, "pallas": pallas_adjoint}
+ADJOINTS: dict[str, Callable[..., tuple[Array, Array, Array]]] = {
+    "sequential": sequential_adjoint,
+    "chunked": chunked_adjoint,
+    "pallas": pallas_adjoint,
+}
 FEW = 16
 """So few tokens are taken one after another everywhere."""
 
@@ -28,11 +32,12 @@ FEW = 16
 def choose_method(shape: tuple[int, ...]) -> str:
     """The method that `auto` takes for a scan of shape [b, t, d].
 
-    In a program for the devices that are here; one that is lowered for others takes theirs.
+    In a program for the devices that are here; one that is lowered for others takes theirs. A CPU has few cores and
+    runs a loop without launching anything: there one pass over memory beats the two of `chunked` at any length.
     """
     if shape[1] <= FEW:
         return "sequential"
-    return "pallas" if jax.default_backend() == "tpu" else "chunked"
+    return {"tpu": "pallas", "cpu": "sequential"}.get(jax.default_backend(), "chunked")
 
 
 def scan(
@@ -93,14 +98,16 @@ def _adjoint(method: str) -> Callable[..., tuple[Array, Array, Array]]:
 def _automatic(decay_btd, drive_btd, state_bd):
     if decay_btd.shape[1] <= FEW:
         return sequential(decay_btd, drive_btd, state_bd)
-    return by_platform(decay_btd, drive_btd, state_bd, tpu=partial(pallas_scan, only_tpu=True), default=chunked)
+    kernel = partial(pallas_scan, only_tpu=True)
+    return by_platform(decay_btd, drive_btd, state_bd, tpu=kernel, cpu=sequential, default=chunked)
 
 
 def _automatic_adjoint(decay_btd, *saved_and_gradients):
     if decay_btd.shape[1] <= FEW:
-        return _adjoint("sequential")(decay_btd, *saved_and_gradients)
+        return sequential_adjoint(decay_btd, *saved_and_gradients)
     kernel = partial(pallas_adjoint, only_tpu=True)
-    return by_platform(decay_btd, *saved_and_gradients, tpu=kernel, default=chunked_adjoint)
+    arrays = decay_btd, *saved_and_gradients
+    return by_platform(*arrays, tpu=kernel, cpu=sequential_adjoint, default=chunked_adjoint)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

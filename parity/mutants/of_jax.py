@@ -25,8 +25,8 @@ JAX = (
     Mutant(
         "jax: the scan drops the initial state",
         "jax_impl/scan/sequential.py",
-        "jax.lax.scan(advance, state_bd, (",
-        "jax.lax.scan(advance, 0.0 * state_bd, (",
+        "start = state_bd, jnp.zeros_like(drive_btd)",
+        "start = 0.0 * state_bd, jnp.zeros_like(drive_btd)",
         SEQUENTIAL,
     ),
     Mutant(

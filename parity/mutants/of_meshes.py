@@ -17,8 +17,8 @@ MESHES = (
     Mutant(
         "mesh: the parts of a weight are added up once more between their devices",
         "jax_impl/step.py",
-        "tuple(a for a in AXES if a not in jax.tree.leaves(tuple(specs[path])))",
-        "AXES",
+        "tuple(a for a in cut if a not in jax.tree.leaves(tuple(specs[path])))",
+        "cut",
         MESH,
     ),
     Mutant(

@@ -191,7 +191,7 @@ def test_auto_takes_the_kernels_where_the_program_is_lowered_for_a_tpu(make):
     """By the platform of the program, on a machine that has none; a few tokens stay sequential."""
     (function, *shapes), kind = make(2, 40, 8, "auto"), make.__name__.removeprefix("of_")
     assert kernels(lowered(function, "tpu", *shapes)) == {f"{kind}_forward", f"{kind}_backward"}
-    assert not kernels(lowered(function, "cpu", *shapes)) and choose_method((2, 40, 8)) == "chunked"
+    assert not kernels(lowered(function, "cpu", *shapes)) and choose_method((2, 40, 8)) == "sequential"
     function, *shapes = make(2, 16, 8, "auto")
     assert not kernels(lowered(function, "tpu", *shapes)) and choose_method((2, 16, 8)) == "sequential"
     function, *shapes = make(2, 16, 8, "pallas")
