@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_TPU ?= .venv-tpu
-EXTRAS ?= torch,jax,ui,dev
+EXTRAS ?= torch,cpu,jax,ui,dev
 CONSTRAINTS ?= constraints.txt
 PIP_ARGS ?=
 PYTEST_ARGS ?=

@@ -46,7 +46,9 @@ def unless_there_is_a_gpu() -> None:
             importlib.import_module(f"torch_impl.kernels.{kernel.name}")
 
         fast_scans()
-        METHODS.update({"triton", "one_pass"})
+        from torch_impl.devices import takes_numba
+
+        METHODS.update({"triton"} if takes_numba(torch.device("cpu")) else {"triton", "one_pass"})
     finally:
         if before is None:
             del os.environ["TRITON_INTERPRET"]

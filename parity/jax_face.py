@@ -32,6 +32,7 @@ from spec.config import ModelConfig, TrainingConfig
 
 NAME = "jax"
 METHODS = {
+    "rows": ("plain",),
     "scan": tuple(SCANS),
     "mixer": tuple(mixer.METHODS),
     "liquid_ssm": tuple(trajectory.METHODS),

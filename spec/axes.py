@@ -23,6 +23,10 @@ ANY_V = "*any v"
 # The inputs and outputs of a linear layer.
 BTI = "b t i"
 BTO = "b t o"
+OI = "o i"
+NI = "n i"
+NO = "n o"
+BTF = "b t f"
 # The mixer's pre-activations: value, decay and output gate along the last axis.
 BT3D = "b t 3d"
 # The states of a Liquid SSM and its pre-activations: drive and time constants along the last axis.

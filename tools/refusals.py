@@ -30,6 +30,7 @@ _REMEDIES = {
     errno.EMFILE: "raise the limit with `ulimit -n`",
 }
 _EXTRAS = {"torch": "torch", "triton": "triton", "libtpu": "tpu", "hypothesis": "parity"}
+_EXTRAS |= {"numba": "cpu", "transformers": "bench"}
 _EXTRAS |= dict.fromkeys(("gradio", "pandas", "PIL"), "ui")
 _EXTRAS |= dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax", "msgpack"), "jax")
 _TYPES = {"INT": "a whole number", "FLOAT": "a number"}

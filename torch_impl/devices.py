@@ -1,4 +1,4 @@
-"""Which devices run the Triton kernels, and which dtypes. No twin: JAX asks its compiler."""
+"""Which devices run which kernels, and which dtypes. No twin: JAX asks its compiler."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ try:
     HAS_TRITON, INTERPRETED = True, bool(knobs.runtime.interpret)
 except ImportError:
     HAS_TRITON = INTERPRETED = False
+
+try:
+    import numba  # noqa: F401
+
+    HAS_NUMBA = True
+except ImportError:
+    HAS_NUMBA = False
 
 OLDEST = (8, 0)
 """Least compute capability of the kernels: below it bfloat16 is missing."""
@@ -62,6 +69,17 @@ def require_triton(method: str, device: torch.device) -> None:
     reason = triton_refusal(device)
     if reason is not None:
         raise NotImplementedError(f"method {method!r}: {reason}")
+
+
+def takes_numba(device: torch.device) -> bool:
+    """Whether `auto` takes the Numba kernels: on every CPU where they are installed, at every size."""
+    return HAS_NUMBA and device.type == "cpu"
+
+
+def require_numba(method: str, device: torch.device) -> None:
+    """Raises NotImplementedError where tensors of another device would go through kernels for a CPU."""
+    if device.type != "cpu":
+        raise NotImplementedError(f"method {method!r}: the Numba kernels need a CPU, the tensors are on {device.type}")
 
 
 def has_bfloat16(device: torch.device) -> bool:

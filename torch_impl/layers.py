@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spec.axes import BT, BTD, BTI, BTO
 from spec.config import ModelConfig, require_known
+from torch_impl.devices import takes_numba
+from torch_impl.products import product
 
 COMPUTE = {
     "float32": torch.float32,
@@ -38,7 +43,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, BTI]) -> Float[Tensor, BTO]:
         compute = COMPUTE[self.compute_dtype]
-        y = x.to(compute) @ self.weight.to(compute).T
+        y = product(x.to(compute), self.weight.to(compute))
         return y.to(self.weight.dtype) if self.widen else y
 
 
@@ -62,7 +67,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(d_model, dtype=accumulate_dtype(compute_dtype)))
 
     def forward(self, x: Float[Tensor, BTD]) -> Float[Tensor, BTD]:
-        return self.weight * (x * torch.rsqrt((x * x).mean(dim=-1, keepdim=True) + self.eps))
+        return _ROWS[_choose(x)].rms_norm(x, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -74,5 +79,34 @@ class SwiGLU(nn.Module):
         self.output = Linear(config.d_ff, config.d_model, compute_dtype)
 
     def forward(self, x: Float[Tensor, BTD]) -> Float[Tensor, BTD]:
-        gate_btf, up_btf = self.input(x).chunk(2, dim=-1)
-        return self.output(nn.functional.silu(gate_btf) * up_btf)
+        pre_bti = self.input(x)
+        return self.output(_ROWS[_choose(pre_bti)].gate(pre_bti))
+
+
+class _Rows(NamedTuple):
+    """What is computed row by row: RMSNorm, and silu(gate) up of gate | up."""
+
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    gate: Callable[[Tensor], Tensor]
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return weight * (x * torch.rsqrt((x * x).mean(dim=-1, keepdim=True) + eps))
+
+
+def _gate(pre_bti: Tensor) -> Tensor:
+    gate_btf, up_btf = pre_bti.chunk(2, dim=-1)
+    return nn.functional.silu(gate_btf) * up_btf
+
+
+_ROWS = {"plain": _Rows(_rms_norm, _gate)}
+try:
+    from torch_impl.numba_layers import gated, rms_norm
+except ImportError:
+    pass
+else:
+    _ROWS["numba"] = _Rows(rms_norm, gated)
+
+
+def _choose(x: Tensor) -> str:
+    return "numba" if takes_numba(x.device) else "plain"

@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from spec.axes import ANY_D, ANY_V, BT, BTD, ND, SCALAR, VD, N
 from spec.config import require_known
 from spec.data import IGNORED_LABEL
-from torch_impl.one_pass import GPU_CHUNK, has_wide_products, one_pass, wide_read_out
+from torch_impl.one_pass import MORE, by_numba, has_wide_products, one_pass, wide_read_out
+from torch_impl.products import product
 
 CHUNK_LOGITS = 2**24
 
@@ -22,7 +23,7 @@ def read_out(
     """logits = hidden E^T: operands rounded to the compute dtype, product and result in the accumulation dtype."""
     if has_wide_products(hidden.device, compute):
         return wide_read_out(hidden, embedding_vd, compute)
-    return hidden.to(compute).to(hidden.dtype) @ embedding_vd.to(compute).to(hidden.dtype).T
+    return product(hidden.to(compute).to(hidden.dtype), embedding_vd.to(compute).to(hidden.dtype))
 
 
 def total_nats(
@@ -56,9 +57,9 @@ def chunked(hidden_nd: Tensor, embedding_vd: Tensor, labels_n: Tensor, compute: 
 
 
 def _one_pass(hidden_nd: Tensor, embedding_vd: Tensor, labels_n: Tensor, compute: torch.dtype) -> Tensor:
-    """At most CHUNK_LOGITS logits live, GPU_CHUNK times as many on a GPU; the forward pass makes the gradients too."""
-    chunk_logits = CHUNK_LOGITS * (GPU_CHUNK if hidden_nd.device.type == "cuda" else 1)
-    return one_pass(hidden_nd, embedding_vd, labels_n, compute, chunk_logits)
+    """At most CHUNK_LOGITS logits live, MORE times as many in kernels; the forward pass makes the gradients too."""
+    in_kernels = hidden_nd.device.type == "cuda" or by_numba(hidden_nd, compute)
+    return one_pass(hidden_nd, embedding_vd, labels_n, compute, CHUNK_LOGITS * (MORE if in_kernels else 1))
 
 
 METHODS = {"full": full, "chunked": chunked, "one_pass": _one_pass}
@@ -67,9 +68,9 @@ METHODS = {"full": full, "chunked": chunked, "one_pass": _one_pass}
 def choose_method(device: torch.device) -> str:
     """What `auto` takes.
 
-    On a GPU `one_pass`, elsewhere the plain form of the same semantics.
+    On a GPU and on a CPU `one_pass`, elsewhere the plain form of the same semantics.
     """
-    return "one_pass" if device.type == "cuda" else "chunked"
+    return "one_pass" if device.type in ("cuda", "cpu") else "chunked"
 
 
 def cross_entropy(

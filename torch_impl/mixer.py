@@ -86,6 +86,12 @@ except ImportError:
     pass
 else:
     METHODS["triton"] = fused_mixer
+try:
+    from torch_impl.numba_mixer import fused_mixer as numba_mixer
+except ImportError:
+    pass
+else:
+    METHODS["numba"] = numba_mixer
 
 
 def mixer(

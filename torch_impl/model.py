@@ -46,8 +46,8 @@ class Block(nn.Module):
         *of_ssm: Tensor | None,
     ) -> tuple[Float[Tensor, BTD], Float[Tensor, BN]]:
         y_btd, state_bn = self.mixer(self.mixer_norm(x), state, resets, padding, *of_ssm)
-        x = x + self.scale * y_btd
-        return x + self.scale * self.mlp(self.mlp_norm(x)), state_bn
+        x = torch.add(x, y_btd, alpha=self.scale)
+        return torch.add(x, self.mlp(self.mlp_norm(x)), alpha=self.scale), state_bn
 
 
 class LanguageModel(nn.Module):

@@ -16,15 +16,15 @@ from torch.autograd.function import once_differentiable
 
 from spec.axes import ANY_D, ANY_V, ND, SCALAR, VD, N
 from spec.data import IGNORED_LABEL
-from torch_impl.devices import has_bfloat16, triton_refusal
+from torch_impl.devices import has_bfloat16, takes_numba, triton_refusal
 
 HALF = (torch.float16, torch.bfloat16)
 # A vocabulary such as 50257 is odd, and rows that do not start at 16 bytes get products of a third of the speed.
 ALIGNMENT = 64
 # softmax - one hot is 2e-5 an entry at a vocabulary of 50257, where float16 has lost its bits; it is at most 1 in
 # magnitude, so 2^14 of it stays below 65504.
-GPU_CHUNK = 4
-"""Times as many logits a chunk on a GPU: each chunk reads and writes the whole gradient of the embedding."""
+MORE = 4
+"""Times as many logits a chunk: each chunk reads and writes the whole gradient of the embedding."""
 FLOAT16_SCALE = 2.0**14
 # What widens a product on the device: since torch 2.8 for CUDA, since 2.10 for ROCm.
 _VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
@@ -36,6 +36,11 @@ def has_wide_products(device: torch.device, compute: torch.dtype) -> bool:
     if device.type != "cuda" or compute not in HALF or not _WIDENS:
         return False
     return compute == torch.float16 or has_bfloat16(device)
+
+
+def by_numba(hidden: Tensor, compute: torch.dtype) -> bool:
+    """Whether the kernels for a CPU make the gradients: of logits that are not rounded."""
+    return compute == hidden.dtype and takes_numba(hidden.device)
 
 
 def wide_read_out(
@@ -145,6 +150,11 @@ def materialised_bytes(n: int, v: int, accumulate: torch.dtype) -> int:
 def _cross_entropy(hidden, embedding, labels, compute, chunk_logits, gradients):
     """(nats, gradient of hidden, gradient of embedding); the gradients are empty where they are not wanted."""
     (n, _), v, wide = hidden.shape, embedding.shape[0], hidden.dtype
+    if by_numba(hidden, compute):
+        from torch_impl.numba_loss import one_pass_on_cpu
+
+        nats, *both = one_pass_on_cpu(hidden, embedding, labels, chunk_logits, gradients)
+        return nats.sum(), *both
     rows = max(1, chunk_logits // v)
     scale = FLOAT16_SCALE if compute == torch.float16 else 1.0
     labels, nats = labels.contiguous(), hidden.new_empty(n)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig, require_integer
 from spec.data import IGNORED_LABEL, Batch, Share
+from spec.memory import keep_freed_memory
 from spec.sampling import Step
 from spec.sharded import PARAMETERS
 from torch_impl.checkpoint import dump_parameters, from_numpy, load_parameters, to_numpy
@@ -30,6 +31,7 @@ from torch_impl.optimizer import (
     set_steps,
 )
 from torch_impl.parallel import World, accumulating, replicate, reshard, shard
+from torch_impl.products import libraries
 from torch_impl.scan.context_parallel import time_sharded
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class Engine:
         micro_batch: int | None = None,
         world: World | None = None,
     ):
+        keep_freed_memory()
         self.device, self.world, self.states = default_device(), world or World(), None
         self.training, self.compile, self.micro_batch = training, compile, micro_batch
         _require_work(config, training, micro_batch, self.world, compile)
@@ -244,7 +247,7 @@ class Engine:
         """What bit-exact resume depends on besides the checkpoint."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         versions = {"torch": torch.__version__.split("+")[0], "numpy": np.__version__}
-        how = {"method": self.method, "compile": self.compile, "layout": self.layout()}
+        how = {"method": self.method, "compile": self.compile, "layout": self.layout(), **libraries(self.device)}
         return {**versions, "device": name, "threads": torch.get_num_threads(), **how}
 
     def layout(self) -> str:

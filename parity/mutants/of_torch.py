@@ -13,6 +13,7 @@ GATES = (
 GATES_GRADIENT = ("parity/tests/test_mutant_findings.py", "-k", "torch and decay_gate")
 MODEL = ("parity/tests/test_model.py", "-k", "torch and other_configurations")
 REMAT = ("parity/tests/test_model.py", "-k", "torch and remat")
+ROWS = ("parity/tests/test_operations.py", "-k", "(rms_norm or swiglu) and torch-plain and float32")
 CHUNKS = ("parity/tests/test_model.py", "-k", "torch and remat and chunked")
 OPTIMIZER = ("parity/tests/test_optimizer.py", "-k", "torch")
 GENERATION = ("parity/tests/test_sampling.py", "-k", "torch and sampled_model")
@@ -108,22 +109,22 @@ TORCH = (
     Mutant(
         "torch: RMSNorm's eps outside the root",
         "torch_impl/layers.py",
-        "x * torch.rsqrt((x * x).mean(dim=-1, keepdim=True) + self.eps)",
-        "x / ((x * x).mean(dim=-1, keepdim=True).sqrt() + self.eps)",
-        MODEL,
+        "x * torch.rsqrt((x * x).mean(dim=-1, keepdim=True) + eps)",
+        "x / ((x * x).mean(dim=-1, keepdim=True).sqrt() + eps)",
+        ROWS,
     ),
     Mutant(
         "torch: SwiGLU's rows swapped: up | gate",
         "torch_impl/layers.py",
-        "gate_btf, up_btf = self.input(x)",
-        "up_btf, gate_btf = self.input(x)",
-        MODEL,
+        "gate_btf, up_btf = pre_bti",
+        "up_btf, gate_btf = pre_bti",
+        ROWS,
     ),
     Mutant(
         "torch: the MLP without the residual scale",
         "torch_impl/model.py",
-        "return x + self.scale * self.mlp(self.mlp_norm(x)), state_bn",
-        "return x + self.mlp(self.mlp_norm(x)), state_bn",
+        "torch.add(x, self.mlp(self.mlp_norm(x)), alpha=self.scale)",
+        "torch.add(x, self.mlp(self.mlp_norm(x)))",
         MODEL,
     ),
     Mutant(
@@ -158,8 +159,8 @@ TORCH = (
     Mutant(
         "torch: logits accumulate in bfloat16",
         "torch_impl/loss.py",
-        "hidden.to(compute).to(hidden.dtype) @ embedding_vd.to(compute).to(hidden.dtype).T",
-        "(hidden.to(compute) @ embedding_vd.to(compute).T).to(hidden.dtype)",
+        "product(hidden.to(compute).to(hidden.dtype), embedding_vd.to(compute).to(hidden.dtype))",
+        "product(hidden.to(compute), embedding_vd.to(compute)).to(hidden.dtype)",
         BFLOAT16,
     ),
     Mutant(

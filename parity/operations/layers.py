@@ -68,7 +68,7 @@ class Gates(Operation):
 
 
 class RMSNorm(Operation):
-    name = "rms_norm"
+    name, choice = "rms_norm", "rows"
 
     def arrays(self, case: LayerCase) -> tuple[np.ndarray, ...]:
         random, shape = case.random, (*case.shape, case.config.d_model)
@@ -91,13 +91,13 @@ class RMSNorm(Operation):
     def run(self, face: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         x, weight, of_y = self.arrays(case)
         (y,), (of_x,), weights = face.layer_vjp(
-            self.name, case.config, {"weight": weight}, (x,), (), (of_y,), compute_dtype=dtype
+            self.name, case.config, {"weight": weight}, (x,), (), (of_y,), method, compute_dtype=dtype
         )
         return {"y": y, "x gradient": of_x, "weight gradient": weights["weight"]}
 
 
 class SwiGLU(Operation):
-    name = "swiglu"
+    name, choice = "swiglu", "rows"
 
     def arrays(self, case: LayerCase) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         random, d, f = case.random, case.config.d_model, case.config.d_ff
@@ -124,7 +124,7 @@ class SwiGLU(Operation):
     def run(self, face: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         r, of_u, weights = self.arrays(case)
         (u,), (of_r,), gradients = face.layer_vjp(
-            self.name, case.config, weights, (r,), (), (of_u,), compute_dtype=dtype
+            self.name, case.config, weights, (r,), (), (of_u,), method, compute_dtype=dtype
         )
         return {"u": u, "r gradient": of_r, **gradients}
 

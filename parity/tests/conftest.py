@@ -1,6 +1,7 @@
 """Hypothesis profiles, one thread, full float32; every installed backend and method; errors in units of bounds."""
 
 import os
+from pathlib import Path
 
 import matplotlib
 import pytest
@@ -90,6 +91,9 @@ def verdicts_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> None:
     """`train` tests a method once and keeps the verdict: here, not in the user's cache. Subprocesses inherit it."""
     # Matplotlib's list of fonts, which takes seconds to make, lies in the same place.
     os.environ["MPLCONFIGDIR"] = matplotlib.get_cachedir()
+    # Compiled kernels stay in the user's: they take seconds to make too, and are kept by what they were made of.
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    os.environ.setdefault("NUMBA_CACHE_DIR", home)
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 

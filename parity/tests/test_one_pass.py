@@ -20,14 +20,23 @@ HALVES = [torch.float16, torch.bfloat16]
 TOKENS, VOCABULARY = 24576, 50257
 
 
-@pytest.fixture(params=["torch", "triton"])
+@pytest.fixture(params=["torch", "triton", "numba"])
 def step(request, monkeypatch):
-    """Both ways from logits to their gradients."""
+    """All ways from logits to their gradients."""
+    if request.param == "numba":
+        if not one_pass.takes_numba(DEVICE):
+            pytest.skip("the Numba kernels need a CPU, and Numba")
+        return request.param
+    without_numba(monkeypatch)
     if request.param == "torch":
         monkeypatch.setattr(one_pass, "triton_refusal", lambda device: "not asked for")
     elif reason := one_pass.triton_refusal(DEVICE):
         pytest.skip(reason)
     return request.param
+
+
+def without_numba(monkeypatch):
+    monkeypatch.setattr(one_pass, "takes_numba", lambda device: False)
 
 
 def draw(n, v, d=16, dtype=torch.float32, ignored=0.2, size=0.3):
@@ -41,7 +50,8 @@ def draw(n, v, d=16, dtype=torch.float32, ignored=0.2, size=0.3):
 
 def chunk_rows(monkeypatch, rows, v):
     """So many rows a chunk, on a GPU too."""
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", -(-rows * v // (one_pass.GPU_CHUNK if DEVICE.type == "cuda" else 1)))
+    more = one_pass.MORE if DEVICE.type == "cuda" or one_pass.takes_numba(DEVICE) else 1
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", -(-rows * v // more))
 
 
 def with_gradients(method, hidden, embedding, labels, compute, factor=1.0):
@@ -160,7 +170,7 @@ def test_tensors_need_not_be_contiguous(step, monkeypatch, compute):
 def test_a_label_outside_the_vocabulary_does_not_pass(step):
     hidden, embedding, labels = draw(9, 21)
     for labels[3] in (21, -1):
-        if step == "triton":
+        if step != "torch":
             assert losses.METHODS["one_pass"](hidden, embedding, labels, torch.float32).isnan()
         elif DEVICE.type == "cpu":
             with pytest.raises(RuntimeError, match="out of bounds"):
@@ -171,6 +181,8 @@ def test_a_label_outside_the_vocabulary_does_not_pass(step):
 @pytest.mark.parametrize("n, v, size", [(65, 1003, 0.3), (5, 50257, 0.05), (5, 50257, 1.0)])
 def test_half_precision_is_as_good_as_the_plain_formulation(step, report, compute, n, v, size):
     """Against float64, at most twice the error of `full`: rounded operands, all else float32."""
+    if step == "numba":
+        pytest.skip("half precision has none of Numba's kernels")
     hidden, embedding, labels = draw(n, v, size=size)
     exact = with_gradients("full", hidden.double(), embedding.double(), labels, torch.float64)
     ours, plain = (with_gradients(method, hidden, embedding, labels, compute) for method in ("one_pass", "full"))
@@ -197,6 +209,7 @@ def test_float16_would_lose_small_probabilities_unscaled(step, monkeypatch):
 
 
 def test_without_gradients_there_is_one_product_a_chunk(monkeypatch):
+    without_numba(monkeypatch)
     products, usual = [], one_pass._product
 
     def count(*args, **kwargs):
@@ -245,8 +258,33 @@ def test_a_wide_read_out_has_the_gradients_of_rounded_operands(compute, factor):
     assert ((of_embedding - exact).abs() <= 1.01 * unit * size).all()
 
 
-@pytest.mark.parametrize("device, method", [("cuda", "one_pass"), ("cpu", "chunked"), ("mps", "chunked")])
-def test_auto_takes_it_on_a_gpu_alone(device, method):
+@pytest.mark.parametrize("rows, words", [(4, 7), (9, 21), (1, 1)])
+def test_blocks_of_words_are_made_once(monkeypatch, rows, words):
+    """Three products a block where gradients are wanted, and one where they are not; any cut gives the same."""
+    numba_loss = pytest.importorskip("torch_impl.numba_loss")
+    hidden, embedding, labels = draw(9, 21)
+    whole = with_gradients("one_pass", hidden, embedding, labels, torch.float32)
+    made, usual = [], (numba_loss.product, numba_loss.gradients)
+    monkeypatch.setattr(numba_loss, "product", lambda x, w: made.append((len(x), len(w))) or usual[0](x, w))
+    monkeypatch.setattr(numba_loss, "gradients", lambda *given: made.append("both") or usual[1](*given))
+    monkeypatch.setattr(numba_loss, "BLOCK_LOGITS", rows * words)
+    chunk_rows(monkeypatch, rows, 21)
+    cut = with_gradients("one_pass", hidden, embedding, labels, torch.float32)
+    assert_near(cut, whole, 1e-6)
+    of_chunks = [
+        (min(rows, 9 - start), min(max(1, rows * words // min(rows, 9 - start)), 21 - first))
+        for start in range(0, 9, rows)
+        for first in range(0, 21, max(1, rows * words // min(rows, 9 - start)))
+    ]
+    assert [each for each in made if each != "both"] == of_chunks and made.count("both") == len(of_chunks)
+    made.clear()
+    with torch.no_grad():
+        assert losses.METHODS["one_pass"](hidden, embedding, labels, torch.float32) == cut[0]
+    assert made == of_chunks
+
+
+@pytest.mark.parametrize("device, method", [("cuda", "one_pass"), ("cpu", "one_pass"), ("mps", "chunked")])
+def test_auto_takes_it_where_it_was_measured(device, method):
     assert losses.choose_method(torch.device(device)) == method
 
 
@@ -274,6 +312,7 @@ SCALED = [(1024, 5003, 48, 2**18), (1024, 5003, 16, 2**19), (4096, 1003, 8, 2**1
 def test_peak_memory_follows_the_formula(monkeypatch, tmp_path, report, n, v, d, chunk, compute):
     """On a CPU where it is quick; the formula is then asked about 24,576 tokens and 50257 words."""
     if DEVICE.type == "cpu":
+        without_numba(monkeypatch)
         monkeypatch.setattr(one_pass, "triton_refusal", lambda device: "the interpreter's own memory is not counted")
     monkeypatch.setattr(losses, "CHUNK_LOGITS", chunk)
     hidden, embedding, labels = draw(n, v, d)
@@ -281,7 +320,7 @@ def test_peak_memory_follows_the_formula(monkeypatch, tmp_path, report, n, v, d,
         peak_bytes(tmp_path, lambda: with_gradients(method, hidden, embedding, labels, compute)) - 4 * (n + v) * d  # noqa: B023
         for method in ("one_pass", "full")
     )
-    chunk *= one_pass.GPU_CHUNK if DEVICE.type == "cuda" else 1
+    chunk *= one_pass.MORE if DEVICE.type == "cuda" else 1
     formula = one_pass.extra_bytes(n, d, v, torch.float32, compute, chunk, one_pass.has_wide_products(DEVICE, compute))
     whole = one_pass.materialised_bytes(n, v, torch.float32)
     report(f"{compute}, {(n, v, d)}: {ours / formula:.3f} of the formula, materialised {materialised / whole:.3f}")
@@ -289,7 +328,7 @@ def test_peak_memory_follows_the_formula(monkeypatch, tmp_path, report, n, v, d,
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("wide_products, factor", [(True, 4), (False, 1)], ids=["GPU", "CPU"])
+@pytest.mark.parametrize("wide_products, factor", [(True, one_pass.MORE), (False, 1)], ids=["GPU", "CPU"])
 def test_peak_memory_at_the_sizes_of_a_run(report, compute, wide_products, factor):
     """A tenth of the materialised form; a tenth even of one tensor of float32 logits."""
     for d in (192, 384, 768):

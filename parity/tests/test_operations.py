@@ -138,7 +138,7 @@ def test_a_broken_bound_names_the_worst_entry(monkeypatch):
         pytest.skip("no backend is installed")
     case = LayerCase((2, 31), "normal", 3)
     truth, bound = expected("rms_norm", case, "float32")
-    right = OPERATIONS["rms_norm"].run(backends.load(backend), case, "", "float32")
+    right = OPERATIONS["rms_norm"].run(backends.load(backend), case, "plain", "float32")
     wrong = {**right, "y": (truth["y"] + 3.0 * bound["y"]).astype(np.float32)}
     monkeypatch.setattr(OPERATIONS["rms_norm"], "run", lambda *arguments: wrong, raising=False)
     with pytest.raises(AssertionError, match=rf"rms_norm, float32, {backend}: y\[.*\] is off by 3.*units of its bound"):

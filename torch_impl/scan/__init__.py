@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from spec.axes import BD, BT, BTD
 from spec.config import require_known
-from torch_impl.devices import default_device, takes_triton
+from torch_impl.devices import default_device, takes_numba, takes_triton
 from torch_impl.scan.chunked import chunked
 from torch_impl.scan.context_parallel import ContextParallelScan, sharing
 from torch_impl.scan.sequential import sequential
@@ -26,12 +26,21 @@ except ImportError:
     pass
 else:
     METHODS["triton"], ADJOINTS["triton"] = triton_scan, triton_adjoint
+try:
+    from torch_impl.scan.numba_scan import numba_adjoint, numba_scan
+except ImportError:
+    pass
+else:
+    METHODS["numba"], ADJOINTS["numba"] = numba_scan, numba_adjoint
 
 
 def choose_method(shape: tuple[int, ...], device: torch.device | None = None) -> str:
     """The method that `auto` takes for a scan of shape [b, t, d], on the device where training would run by default."""
-    if takes_triton(default_device() if device is None else device):
+    device = default_device() if device is None else device
+    if takes_triton(device):
         return "triton"
+    if takes_numba(device):
+        return "numba"
     return "sequential" if shape[1] <= 16 else "chunked"
 
 

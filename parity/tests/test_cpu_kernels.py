@@ -1,0 +1,224 @@
+"""The kernels for a CPU: arithmetic, threads, cache, products and memory. What they compute is in test_operations."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity.running import EXP, SIGMOID, TANH
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("numba", reason="the extra cpu")
+
+from torch_impl import cpu_kernels, numba_loss, products  # noqa: E402  torch may be missing
+from torch_impl.cpu_kernels import arithmetic, softmax  # noqa: E402
+from torch_impl.mixer import METHODS as MIXERS  # noqa: E402
+from torch_impl.numba_layers import gated, rms_norm  # noqa: E402
+from torch_impl.scan import scan  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+
+
+def one_exp(x):
+    return arithmetic.exp(x)
+
+
+def one_tanh(x):
+    return arithmetic.tanh(x)
+
+
+def sweep(function, x):
+    """A kernel's function of every entry, in loops like those of the kernels."""
+
+    def run(x, y):
+        for i in range(x.shape[0]):
+            y[i] = function(x[i])
+
+    y = np.empty_like(x)
+    cpu_kernels.kernel(run)(x, y)
+    return y
+
+
+SWEPT = {
+    "exp": (cpu_kernels.kernel(one_exp), np.exp, EXP),
+    "tanh": (cpu_kernels.kernel(one_tanh), np.tanh, TANH),
+    "sigmoid": (arithmetic.sigmoid, lambda x: 1.0 / (1.0 + np.exp(-x)), SIGMOID),
+}
+
+
+@pytest.mark.parametrize("name", SWEPT)
+def test_functions_are_right_to_their_units(name):
+    """Relative to the result, in units of half an ulp; below the least normal number absolute."""
+    function, exact, units = SWEPT[name]
+    small = np.logspace(-30, 0, 20_001)
+    x = np.concatenate([np.linspace(-100.0, 87.0, 2_000_001), small, -small]).astype(np.float32)
+    found, truth = sweep(function, x), exact(x.astype(np.float64))
+    tiny = float(np.finfo(np.float32).tiny)
+    errors = np.abs(found - truth) / (np.abs(truth) * 2.0**-24 + tiny)
+    assert errors.max() <= units, (x[errors.argmax()], errors.max())
+    assert errors.max() > units / 30
+
+
+@pytest.mark.parametrize("name", SWEPT)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_not_finite_is_not_hidden(name, dtype):
+    function, exact, _ = SWEPT[name]
+    x = np.array([np.nan, -np.inf, 0.0], dtype)
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(sweep(function, x), exact(x), rtol=0.0, atol=np.finfo(np.float32).tiny)
+    assert sweep(function, x).dtype == dtype
+    assert sweep(function, np.array([np.inf], dtype))[0] >= 1.0
+
+
+@pytest.mark.parametrize("where", ["logit", "pre"])
+def test_a_nan_reaches_the_loss(where):
+    if where == "logit":
+        hidden, embedding = torch.randn(4, 8), torch.randn(200, 8)
+        embedding[150] = torch.nan
+        nats, *_ = numba_loss.one_pass_on_cpu(hidden, embedding, torch.arange(4), 2**20, False)
+        assert nats.isnan().all()
+        return
+    pre = torch.zeros(1, 3, 24)
+    pre[0, 1, 9] = torch.nan
+    found, last = MIXERS["numba"](pre, torch.zeros(8), 1e-6, None, None, None)
+    assert found.isnan().any() and last.isnan().sum() == 1 and not found[0, 0].isnan().any()
+
+
+def results():
+    """Every kernel on one problem, forward and backward."""
+    random = torch.Generator().manual_seed(3)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=random).requires_grad_()
+
+    pre, bias, x, weight, wide = draw(3, 70, 96), draw(32), draw(5, 41, 48), draw(48), draw(5, 41, 88)
+    state, decay = draw(3, 32), torch.rand(3, 70, 32, generator=random).requires_grad_()
+    drive, hidden, embedding = draw(3, 70, 32), draw(300, 16), draw(500, 16)
+    resets, padding = (torch.rand(3, 70, generator=random) < 0.1 for _ in range(2))
+    labels = torch.randint(0, 500, (300,), generator=random)
+    calls = [
+        (lambda: MIXERS["numba"](pre, bias, 1e-6, state, resets, padding), (pre, bias, state)),
+        (lambda: scan(decay, drive, state, "numba"), (decay, drive, state)),
+        (lambda: (rms_norm(x, weight, 1e-6),), (x, weight)),
+        (lambda: (gated(wide),), (wide,)),
+    ]
+    found = []
+    for call, inputs in calls:
+        outputs = call()
+        found += [*outputs, *torch.autograd.grad([y.sum() for y in outputs], inputs)]
+    return [*found, *numba_loss.one_pass_on_cpu(hidden.detach(), embedding.detach(), labels, 2**16, True)]
+
+
+def test_the_number_of_threads_changes_no_bit(monkeypatch):
+    """Sums over rows are cut in one way, and a channel of a sequence belongs to one thread."""
+    if cpu_kernels.numba.config.NUMBA_NUM_THREADS < 2:
+        pytest.skip("one processor")
+    # The products are the libraries'; theirs is another matter.
+    alone = results()
+    monkeypatch.setattr(cpu_kernels, "threads", lambda: 2)
+    launched, usual = [], cpu_kernels.numba.set_num_threads
+    monkeypatch.setattr(cpu_kernels.numba, "set_num_threads", lambda n: launched.append(n) or usual(n))
+    for one, two in zip(alone, results(), strict=True):
+        torch.testing.assert_close(one, two, rtol=0.0, atol=0.0)
+    assert len(launched) >= 10 and set(launched) == {2}
+
+
+def python(program: str, **environment: str) -> str:
+    given = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    ended = subprocess.run([sys.executable, "-c", program], env=given, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_pytorch_keeps_its_number_of_threads(count):
+    """Numba tells OpenMP how many threads there are, and PyTorch's may be the same OpenMP."""
+    program = """if True:
+        import torch
+        from torch_impl.numba_layers import gated
+        gated(torch.randn(64, 64))
+        print(torch.get_num_threads())
+    """
+    assert python(program, OMP_NUM_THREADS=count) == f"{count}\n"
+
+
+def test_kernels_run_where_nothing_can_be_kept(tmp_path):
+    (tmp_path / "file").touch()
+    program = "import torch; from torch_impl.numba_layers import gated; print(gated(torch.ones(1, 2)).item())"
+    assert python(program, NUMBA_CACHE_DIR=str(tmp_path / "file")) == "0.7310585975646973\n"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_machine_code_is_kept_by_what_it_was_made_of(tmp_path, monkeypatch):
+    """Numba looks at the date of a kernel's own file, not at what it calls."""
+    for source in Path(cpu_kernels.__file__).parent.glob("*.py"):
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    monkeypatch.setattr(cpu_kernels, "__file__", str(tmp_path / "__init__.py"))
+    before = cpu_kernels._cache_directory()
+    assert Path(before).name == Path(cpu_kernels._CACHE).name
+    with (tmp_path / "arithmetic.py").open("a") as file:
+        file.write("# another\n")
+    assert cpu_kernels._cache_directory() != before
+
+
+@pytest.mark.parametrize("rows", [32, 48, 65])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_products_are_right_to_a_dot_product(monkeypatch, rows, threads):
+    """Both ways, forward and backward: gamma_k |x| |W| of Higham 2002, k terms in any order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for convolutions in (True, False):
+            monkeypatch.setattr(products, "PREFERS_CONVOLUTIONS", convolutions)
+            x, weight = torch.randn(rows, 24).requires_grad_(), torch.randn(40, 24).requires_grad_()
+            of_y = torch.randn(rows, 40)
+            y = products.product(x, weight)
+            made = y.grad_fn is not None and "Convolution" in type(y.grad_fn).__name__
+            assert made == (convolutions and (threads > 1 or rows % 16 == 0))
+            found = y, *torch.autograd.grad(y, (x, weight), of_y)
+            with torch.no_grad():
+                assert all(map(torch.equal, found[1:], products.gradients(x, weight, of_y)))
+            both = (x.detach().double(), weight.detach().double(), of_y.double())
+            pairs = (both[0], both[1].T), (both[2], both[1]), (both[2].T, both[0])
+            for one, (a, b) in zip(found, pairs, strict=True):
+                assert ((one - a @ b).abs() <= a.shape[1] * 2.0**-24 * 1.01 * (a.abs() @ b.abs())).all()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_statistics_do_not_depend_on_the_order_of_blocks():
+    z, labels = 30.0 * torch.randn(6, 64), torch.tensor([0, 31, 32, 63, -100, 5])
+    found = []
+    for order in ((0, 32), (32, 0)):
+        stats = torch.full((6,), -torch.inf), torch.zeros(6), torch.full((6,), torch.nan)
+        for first in order:
+            arrays = (z[:, first : first + 32].contiguous().numpy(), labels.numpy(), first)
+            softmax.absorb(*arrays, *(x.numpy() for x in stats))
+        found.append(stats[0].double() + stats[1].double().log())
+        assert torch.equal(stats[2][:4], z[range(4), labels[:4]]) and stats[2][4].isnan()
+    exact = z.double().logsumexp(dim=1)
+    for one in found:
+        assert ((one - exact).abs() <= 2.0**-24 * (64 + 8) * 2).all()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
+def test_freed_memory_is_kept():
+    program = """if True:
+        import torch
+        from pathlib import Path
+        from spec.memory import keep_freed_memory
+        assert keep_freed_memory()
+        def held():
+            return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+        before = held()
+        x = torch.ones(2**26)
+        with_it = held()
+        del x
+        print(with_it - before > 250, held() - before > 250)
+    """
+    assert python(program) == "True True\n"

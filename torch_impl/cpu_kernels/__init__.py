@@ -1,0 +1,79 @@
+"""Kernels for processors, compiled by Numba. No twin: JAX has a compiler of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numba
+import torch
+
+_config: Any = numba.config
+# Of Numba's pools of threads, one bears no second kernel beside the first.
+one_at_a_time = threading.Lock()
+
+
+def _cache_directory() -> str:
+    """Numba asks for the date of a kernel's own file alone; what it calls stands in others, so all of them count."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return str(Path(_config.CACHE_DIR or home) / "liquidnet" / digest.hexdigest()[:16])
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Compile a function when it is first called, with options of `numba.njit`, and keep the machine code."""
+    make = numba.njit(nogil=True, error_model="numpy", **options)
+    before, _config.CACHE_DIR = _config.CACHE_DIR, _CACHE
+    try:
+        found = make(function)
+        found.enable_caching()
+    except (RuntimeError, OSError):
+        # Nowhere to write: compiled again in every process.
+        return make(function)
+    finally:
+        _config.CACHE_DIR = before
+    return found
+
+
+_CACHE = _cache_directory()
+kernel = partial(compiled, fastmath={"contract"})
+"""`compiled`; a product and a sum may be fused."""
+summing = partial(compiled, fastmath={"contract", "reassoc"})
+"""The same for a function whose sums may be taken in any order, several at a time."""
+
+
+def threads() -> int:
+    """How many threads kernels take: PyTorch's, so far as Numba has them."""
+    _start()
+    return min(torch.get_num_threads(), _config.NUMBA_NUM_THREADS)
+
+
+@cache
+def _start() -> None:
+    """Numba starts a pool of as many threads as there are processors; OpenMP takes that for an order to PyTorch too."""
+    before = torch.get_num_threads()
+    numba.get_num_threads()
+    torch.set_num_threads(before)
+
+
+def parallel(function: Callable[..., None]) -> Callable[..., None]:
+    """The same for a function whose `numba.prange` is divided between threads; one thread has no pool to wake."""
+    alone, together = kernel(function), compiled(function, parallel=True)
+
+    def run(*arguments: Any) -> None:
+        count = threads()
+        if count == 1:
+            alone(*arguments)
+            return
+        with one_at_a_time:
+            numba.set_num_threads(count)
+            together(*arguments)
+
+    return run

@@ -1,0 +1,109 @@
+"""The mixer as one pass over memory each way. No twin: Numba is for CPUs. Truth: spec/reference/blocks.py."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from spec.axes import BD, BT, BT3D, BTD, D
+from torch_impl.cpu_kernels import mixer as kernels
+from torch_impl.cpu_kernels.calls import arrays, cuts, mask, operator
+from torch_impl.devices import require_numba
+from torch_impl.scan.context_parallel import sharing
+
+
+def fused_mixer(
+    pre_btx: Float[Tensor, BT3D],
+    decay_bias_d: Float[Tensor, D],
+    delta_min: float,
+    state_bd: Float[Tensor, BD] | None,
+    resets_bt: Bool[Tensor, BT] | None,
+    padding_bt: Bool[Tensor, BT] | None,
+) -> tuple[Float[Tensor, BTD], Float[Tensor, BD]]:
+    """Gates, scan and output gate in one pass over memory, the gradients in another, in the dtype of the bias.
+
+    Saved for the gradients: the inputs and all states.
+
+    Raises:
+        NotImplementedError: the tensors are not on a CPU, or several processes share the sequence.
+    """
+    require_numba("numba", pre_btx.device)
+    if sharing() is not None:
+        raise NotImplementedError("mixer method 'numba' has each row whole; between processes use auto or chunked")
+    b, _, x = pre_btx.shape
+    wide = decay_bias_d.dtype
+    state_bd = torch.zeros(b, x // 3, dtype=wide) if state_bd is None else state_bd.to(wide)
+    inputs = pre_btx.to(wide), decay_bias_d, state_bd
+    save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+    gated_btd, last_bd = _Mixer.apply(*inputs, resets_bt, padding_bt, delta_min, save)
+    return gated_btd.to(pre_btx.dtype), last_bd
+
+
+def _outputs(pre, bias, state, resets, padding, delta_min, save):
+    b, t, x = pre.shape
+    return pre.new_empty(b, t, x // 3), state.new_empty(state.shape), pre.new_empty(b, t if save else 1, x // 3)
+
+
+@operator("cpu_mixer", _outputs)
+def _forward(
+    pre: Tensor,
+    bias: Tensor,
+    state: Tensor,
+    resets: Tensor | None,
+    padding: Tensor | None,
+    delta_min: float,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gated states, last state, and all states where they are to be saved, else a row of scratch."""
+    gated, last, states = _outputs(pre, bias, state, resets, padding, delta_min, save)
+    inputs = *arrays(pre, bias), _constants(bias, delta_min), *arrays(state), mask(resets), mask(padding)
+    kernels.mixer_forward(*inputs, *arrays(gated, states, last), cuts(len(pre)))
+    return gated, last, states
+
+
+def _gradients(pre, bias, state, resets, padding, states, of_gated, of_last, delta_min):
+    return pre.new_empty(pre.shape), bias.new_empty(bias.shape), state.new_empty(state.shape)
+
+
+@operator("cpu_mixer_backward", _gradients)
+def _backward(
+    pre: Tensor,
+    bias: Tensor,
+    state: Tensor,
+    resets: Tensor | None,
+    padding: Tensor | None,
+    states: Tensor,
+    of_gated: Tensor,
+    of_last: Tensor,
+    delta_min: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of pre-activations, bias and initial state."""
+    of_pre, _, of_state = _gradients(pre, bias, state, resets, padding, states, of_gated, of_last, delta_min)
+    shares = torch.empty_like(of_state)
+    inputs = *arrays(pre, bias), _constants(bias, delta_min), *arrays(state), mask(resets), mask(padding)
+    kernels.mixer_backward(*inputs, *arrays(states, of_gated, of_last, of_pre, shares, of_state), cuts(len(pre)))
+    return of_pre, shares.sum(dim=0), of_state
+
+
+class _Mixer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, pre, bias, state, resets, padding, delta_min, save):
+        gated, last, states = _forward(pre, bias, state, resets, padding, delta_min, save)
+        ctx.save_for_backward(pre, bias, state, resets, padding, states)
+        ctx.delta_min = delta_min
+        return gated, last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, of_gated, of_last):
+        return *_backward(*ctx.saved_tensors, of_gated, of_last, ctx.delta_min), None, None, None, None
+
+
+def _constants(bias: Tensor, delta_min: float) -> np.ndarray:
+    """exp(-delta_min) and what is missing to 1, in the dtype of the bias."""
+    return np.array([math.exp(-delta_min), -math.expm1(-delta_min)], arrays(bias)[0].dtype)

@@ -1,0 +1,57 @@
+"""The recurrence as one pass over memory each way. No twin: Numba is for CPUs. Truth: spec/reference/liquid.py."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from spec.axes import BD, BTD
+from torch_impl.cpu_kernels import scan as kernels
+from torch_impl.cpu_kernels.calls import arrays, cuts, operator
+from torch_impl.devices import require_numba
+
+
+def numba_scan(
+    decay_btd: Float[Tensor, BTD], drive_btd: Float[Tensor, BTD], state_bd: Float[Tensor, BD]
+) -> Float[Tensor, BTD]:
+    """All states of h_t = decay_t h_{t-1} + drive_t, in one pass over memory.
+
+    Raises:
+        NotImplementedError: the tensors are not on a CPU.
+    """
+    require_numba("numba", drive_btd.device)
+    return scan_states(decay_btd, drive_btd, state_bd)
+
+
+def numba_adjoint(
+    decay_btd: Float[Tensor, BTD],
+    states_btd: Float[Tensor, BTD],
+    state_bd: Float[Tensor, BD],
+    states_gradient_btd: Float[Tensor, BTD],
+    final_gradient_bd: Float[Tensor, BD],
+) -> tuple[Float[Tensor, BTD], Float[Tensor, BTD], Float[Tensor, BD]]:
+    """Gradients of decay, drive and initial state, in one pass over memory."""
+    return scan_gradients(decay_btd, states_btd, state_bd, states_gradient_btd, final_gradient_bd)
+
+
+@operator("cpu_scan", lambda decay, drive, state: drive.new_empty(drive.shape))
+def scan_states(decay: Tensor, drive: Tensor, state: Tensor) -> Tensor:
+    """All states."""
+    states = drive.new_empty(drive.shape)
+    kernels.scan_forward(*arrays(decay, drive, state, states), cuts(len(drive)))
+    return states
+
+
+def _gradients(decay, states, state, of_states, of_last):
+    return states.new_empty(states.shape), states.new_empty(states.shape), state.new_empty(state.shape)
+
+
+@operator("cpu_scan_backward", _gradients)
+def scan_gradients(
+    decay: Tensor, states: Tensor, state: Tensor, of_states: Tensor, of_last: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of decay, drive and initial state."""
+    inputs = decay, states, state, of_states, of_last
+    found = _gradients(*inputs)
+    kernels.scan_backward(*arrays(*inputs, *found), cuts(len(states)))
+    return found
