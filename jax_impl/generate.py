@@ -13,6 +13,7 @@ from flax import nnx
 from jax_impl.layers import COMPUTE, accumulate_dtype
 from jax_impl.loss import read_out
 from spec.config import require_known
+from spec.quantization import WEIGHTS
 from spec.sampling import Sampling, Step, check_tokens, complete
 
 if TYPE_CHECKING:
@@ -56,12 +57,13 @@ def _advance(graph, parameters, tokens_bt, padding_bt, states):
 METHODS = {"jit": _jit}
 
 
-def choose_method(model: LanguageModel) -> str:
+def choose_method(model: LanguageModel, weights: str = "float32") -> str:
     """The method that `auto` takes to generate from a model where it is now."""
+    require_known("weights", weights, WEIGHTS)
     return "jit"
 
 
-def make_step(model: LanguageModel, method: str = "auto") -> Step:
+def make_step(model: LanguageModel, method: str = "auto", weights: str = "float32") -> Step:
     """(tokens [b, t], states or None) -> (logits of the last position [b, v], states), NumPy outside.
 
     States may come as a NumPy array [l, b, n], and leave as the framework's own. The logits of the positions before the
@@ -70,11 +72,12 @@ def make_step(model: LanguageModel, method: str = "auto") -> Step:
     Args:
         model: read once: parameters that change later do not count.
         method: a key of METHODS, or `auto`.
+        weights: what the matrices have been rounded to; they are stored in float32 all the same.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: an unknown method, or unknown weights.
     """
-    method = choose_method(model) if method == "auto" else method
+    method = choose_method(model, weights) if method == "auto" else method
     require_known("decode method", method, METHODS)
     return METHODS[method](model)
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from spec.config import require_integer, require_known
 from spec.parameters import num_parameters
+from spec.quantization import Weights
 from spec.sampling import Sampling
 from tools import backends
 from tools.refusals import of_system
@@ -42,6 +43,8 @@ class Chat:
     """A run (its newest checkpoint), a checkpoint directory, a .pt or a .msgpack file."""
     backend: backends.Backend | None = None
     """Backend to compute with; by default the first one installed."""
+    weights: Weights = "float32"
+    """Round the matrices to bfloat16, or to int8 with a scale a row, and write with these: less to read a token."""
     mode: Literal["completion", "chat"] = "completion"
     """completion: the model goes on where a line ends; chat: lines are turns of a dialogue, see --turn and --stop."""
     turn: str | None = None
@@ -69,7 +72,7 @@ class Chat:
         if "{}" not in turn:
             raise ValueError(f"--turn {self.turn!r} has no place for the line; write {{}} there")
         stop = CHAT_STOP if self.stop is None and is_chat else tuple(map(_unescaped, self.stop or ()))
-        model = open_model(self.checkpoint, self.backend)
+        model = open_model(self.checkpoint, self.backend, self.weights)
         dialogue = Dialogue(model, sampling, self.max_tokens, turn, stop)
         if self.state is not None:
             dialogue.session.load(self.state, model)

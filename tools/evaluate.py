@@ -13,6 +13,7 @@ import numpy as np
 from spec.checkpoint import Checkpoint
 from spec.config import TrainingConfig, training_from_json
 from spec.data import IGNORED_LABEL, Batch, Dataset, Share, open_data, validation_batches, validation_stream
+from spec.quantization import Weights, rounded
 from tools import backends, convert
 from tools.progress import Bar, progress
 
@@ -29,6 +30,8 @@ class Evaluate:
     """Prepared data; its tokenizer must be the checkpoint's."""
     backend: backends.Backend | None = None
     """Backend to compute with; by default the first one installed."""
+    weights: Weights = "float32"
+    """Round the matrices to bfloat16, or to int8 with a scale a row, and evaluate these."""
     batch_size: int = 32
     """Windows at a time; with --stream it is one."""
     seq_len: int | None = None
@@ -48,7 +51,8 @@ class Evaluate:
         stored = checkpoint.state.get("training")
         training = training_from_json(stored) if stored else TrainingConfig(seq_len=checkpoint.config.max_seq_len)
         engine = backends.load(self.backend or backends.default(), "train").Engine(checkpoint.config, training)
-        engine.load(checkpoint.parameters, {}, 0)
+        parameters = checkpoint.parameters
+        engine.load(parameters if self.weights == "float32" else rounded(parameters, self.weights), {}, 0)
         seq_len = self.seq_len or (STREAM_SEQ_LEN if self.stream else training.seq_len)
         if self.stream:
             batches = validation_stream(data, seq_len, self.windows * seq_len)
@@ -57,6 +61,8 @@ class Evaluate:
         with progress("evaluating", min(len(data.val), self.windows * seq_len)) as bar:
             nats, tokens = total_nats(engine, told(batches, bar), self.stream)
         result = {"step": checkpoint.state["step"], "val_loss": nats / tokens}
+        if self.weights != "float32":
+            result["weights"] = self.weights
         print(json.dumps({**result, "val_bpb": data.nats_to_bits_per_byte(nats / tokens), "tokens": tokens}))
 
 

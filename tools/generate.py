@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from spec.quantization import Weights
 from spec.sampling import Sampling
 from tools import backends
 from tools.session import open_model
@@ -21,6 +22,8 @@ class Generate:
     """Text to continue."""
     backend: backends.Backend | None = None
     """Backend to compute with; by default the first one installed."""
+    weights: Weights = "float32"
+    """Round the matrices to bfloat16, or to int8 with a scale a row, and write with these: less to read a token."""
     max_tokens: int = 400
     """Tokens to write at most; an end-of-text token ends earlier."""
     temperature: float = 0.8
@@ -36,7 +39,7 @@ class Generate:
         if self.max_tokens < 1:
             raise ValueError(f"--max-tokens must be at least 1, got {self.max_tokens}")
         sampling = Sampling(self.temperature, self.top_k, self.top_p, self.seed)
-        session = open_model(self.checkpoint, self.backend).session()
+        session = open_model(self.checkpoint, self.backend, self.weights).session()
         session.tell(self.prompt)
         if session.is_empty:
             raise ValueError("the prompt is empty; give at least one character with --prompt")

@@ -17,6 +17,7 @@ import safetensors
 
 from spec.checkpoint import Checkpoint
 from spec.files import new_file, require_file
+from spec.quantization import Weights, rounded
 from spec.sampling import Sampling, Step, check_tokens, generate
 from spec.tensors import pack
 from tools import backends, convert
@@ -55,25 +56,28 @@ class OpenModel:
         return Session(self.step, self.tokenizer)
 
 
-def open_model(path: Path, backend: backends.Backend | None = None) -> OpenModel:
+def open_model(path: Path, backend: backends.Backend | None = None, weights: Weights = "float32") -> OpenModel:
     """Load a checkpoint to write with.
 
     Args:
         path: a run, a checkpoint directory, a .pt or a .msgpack file.
         backend: by default the first one installed.
+        weights: what the matrices are rounded to; float32 leaves them as they are.
 
     Raises:
-        ValueError: there is no such checkpoint, it is damaged, or holds no tokenizer.
+        ValueError: there is no such checkpoint, it is damaged, cannot be rounded, or holds no tokenizer.
     """
     backend = backend or backends.default()
     checkpoint = replace(convert.read(path), moments={}, states=None)
+    if weights != "float32":
+        checkpoint = replace(checkpoint, parameters=rounded(checkpoint.parameters, weights))
     if checkpoint.tokenizer is None:
         raise ValueError(f"{path} holds no tokenizer; write with a checkpoint that `liquidnet train` wrote")
     model = backends.load(backend, "model").build(checkpoint.config)
     if backend == "torch":  # JAX places arrays itself
         model.to(backends.load(backend, "devices").default_device())
     backends.load(backend, "checkpoint").load_parameters(model, checkpoint.parameters)
-    step, lock = backends.load(backend, "generate").make_step(model), threading.Lock()
+    step, lock = backends.load(backend, "generate").make_step(model, weights=weights), threading.Lock()
 
     def one_at_a_time(tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
         with lock:  # a recorded graph has one set of buffers
@@ -205,7 +209,9 @@ class Session:
                 f"{path} is no state that /save wrote, or is damaged ({error}); name another file"
             ) from error
         if others:
-            raise ValueError(f"{path} is a state of other weights; load it with the checkpoint that it was saved with")
+            raise ValueError(
+                f"{path} is a state of other weights; load it with the checkpoint and the --weights it was saved with"
+            )
         self.states, self.position, self.pending = states if position else None, position, tokens.tolist()
         self._decoder = None
 

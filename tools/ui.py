@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spec.quantization import Weights
 from tools import backends
 from tools.ui_desk import Desk
 from tools.ui_models import Catalogue
@@ -31,6 +32,8 @@ class Ui:
     """Runs, whose checkpoints may then be chosen, checkpoint directories, .pt or .msgpack files."""
     backend: backends.Backend | None = None
     """Backend that is chosen at first; by default the first one installed."""
+    weights: Weights = "float32"
+    """Round the matrices to bfloat16, or to int8 with a scale a row, and write with these: less to read a token."""
     host: str = "127.0.0.1"
     """Address to listen on. Any other than this machine's own lets others in, without a password."""
     port: int = 7860
@@ -76,7 +79,7 @@ def serve(options: Ui) -> Iterator[tuple[str, Desk]]:
     _check_place(options.host, options.port)
     backend = options.backend or backends.default()
     backends.load(backend, "generate")
-    desk = Desk(Catalogue(options.checkpoint), options.max_length)
+    desk = Desk(Catalogue(options.checkpoint), options.max_length, options.weights)
     page = _gradio().build(desk, backends.installed(), backend)
     if not is_loopback(options.host):
         told = f"anyone who can reach {options.host} can use this page: there is no password"

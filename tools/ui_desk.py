@@ -8,6 +8,7 @@ import weakref
 from collections import OrderedDict
 from typing import Any, get_args
 
+from spec.quantization import Weights
 from spec.sampling import Sampling
 from tools import backends
 from tools.backends import Backend
@@ -25,11 +26,12 @@ class Desk:
     Args:
         catalogue: what may be chosen.
         max_length: bound of the tokens that one click writes.
+        weights: what the matrices of every checkpoint are rounded to.
     """
 
-    def __init__(self, catalogue: Catalogue, max_length: int):
+    def __init__(self, catalogue: Catalogue, max_length: int, weights: Weights = "float32"):
         self.catalogue, self.max_length = catalogue, max_length
-        self._models, self._lock = Models(), threading.Lock()
+        self._models, self._lock = Models(weights), threading.Lock()
         self._texts: OrderedDict[str, Writing] = OrderedDict()
         # Those of browsers that have left among them, for as long as they compute.
         self._writings: weakref.WeakSet[Writing] = weakref.WeakSet()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from spec.checkpoint import find_checkpoint, list_checkpoints
+from spec.quantization import Weights
 from tools.backends import Backend
 from tools.convert import SUFFIXES
 from tools.half_lives import half_lives
@@ -95,9 +96,14 @@ class Opened:
 
 
 class Models:
-    """Models that stay in memory, the last few that were asked for; each is loaded once, whoever asks meanwhile."""
+    """Models that stay in memory, the last few that were asked for; each is loaded once, whoever asks meanwhile.
 
-    def __init__(self) -> None:
+    Args:
+        weights: what their matrices are rounded to.
+    """
+
+    def __init__(self, weights: Weights = "float32") -> None:
+        self._weights: Weights = weights
         self._lock = threading.Lock()
         self._found: OrderedDict[tuple[Path, Backend], Future[Opened]] = OrderedDict()
 
@@ -113,7 +119,7 @@ class Models:
                 self._found.popitem(last=False)
         if mine:
             try:
-                model = open_model(path, backend)
+                model = open_model(path, backend, self._weights)
                 future.set_result(Opened(model, half_lives(model.checkpoint.parameters, model.checkpoint.config)))
             except BaseException as error:  # whatever it is, those who wait must hear of it, and the next one may try
                 with self._lock:

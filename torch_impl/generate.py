@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spec.config import require_known
+from spec.quantization import WEIGHTS
 from spec.sampling import Sampling, Step, check_tokens, complete
 from torch_impl.layers import COMPUTE, accumulate_dtype
 from torch_impl.loss import read_out
@@ -123,32 +125,51 @@ def _record(run: _OneToken) -> Callable[[], None]:
     return graph.replay
 
 
-METHODS = {"eager": _eager, "graph": _graph}
+def _numba(model: LanguageModel, weights: str) -> Step:
+    return _compiled(model, weights, _eager)
 
 
-def choose_method(model: LanguageModel) -> str:
+METHODS: dict[str, Callable[[LanguageModel], Step]] = {"eager": _eager, "graph": _graph}
+_OF_NUMBA = {weights: "numba" if weights == "float32" else f"numba_{weights}" for weights in WEIGHTS}
+try:
+    from torch_impl.cpu_step import compiled as _compiled
+    from torch_impl.cpu_step import refusal as _refusal
+except ImportError:
+
+    def _refusal(model: LanguageModel) -> str | None:
+        return "needs Numba"
+else:
+    METHODS |= {method: partial(_numba, weights=weights) for weights, method in _OF_NUMBA.items()}
+
+
+def choose_method(model: LanguageModel, weights: str = "float32") -> str:
     """The method that `auto` takes to generate from a model where it is now."""
+    require_known("weights", weights, WEIGHTS)
+    if _refusal(model) is None:
+        return _OF_NUMBA[weights]
     # Whether a guess has settled is asked by the host: nothing that a graph can hold.
     blocks: Any = model.blocks
     asks = any(block.mixer.method == "parallel" for block in blocks)
     return "graph" if model.embedding.weight.device.type == "cuda" and not asks else "eager"
 
 
-def make_step(model: LanguageModel, method: str = "auto") -> Step:
+def make_step(model: LanguageModel, method: str = "auto", weights: str = "float32") -> Step:
     """(tokens [b, t], states or None) -> (logits of the last position [b, v], states), NumPy outside.
 
     States may come as a NumPy array [l, b, n], and leave as the framework's own. The logits of the positions before the
     last are never made. Rows are independent streams.
 
     Args:
-        model: read at each step: parameters that change in place between two steps count from the next on.
+        model: read at each step: parameters that change in place between two steps count from the next on. Methods
+            that store weights in fewer bytes read it once.
         method: a key of METHODS, or `auto`.
+        weights: what the matrices have been rounded to: `auto` stores them so where it can.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: an unknown method or weights, or a weight that cannot be rounded.
         NotImplementedError: the method does not run where the model is.
     """
-    method = choose_method(model) if method == "auto" else method
+    method = choose_method(model, weights) if method == "auto" else method
     require_known("decode method", method, METHODS)
     return METHODS[method](model)
 

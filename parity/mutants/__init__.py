@@ -1,8 +1,11 @@
 """Planted faults: what the tests are worth is how many of these they notice. `python -m parity.mutants` counts."""
 
 from parity.mutants.mutant import Mutant
+from parity.mutants.of_cpu import CPU
+from parity.mutants.of_decode import DECODE
 from parity.mutants.of_gpu import GPU
 from parity.mutants.of_jax import JAX
+from parity.mutants.of_jax_cpu import JAX_CPU
 from parity.mutants.of_meshes import MESHES
 from parity.mutants.of_people import PEOPLE
 from parity.mutants.of_sessions import SESSIONS
@@ -15,6 +18,9 @@ from parity.mutants.of_torch import TORCH
 from parity.mutants.of_worlds import WORLDS
 from parity.mutants.record import load_score, sources_digest
 
-MUTANTS = (*SPEC, *TORCH, *STREAMS, *JAX, *MESHES, *GPU, *TOOLS, *SHARDS, *WORLDS, *LIQUID_SSM, *SESSIONS, *PEOPLE)
+MUTANTS = (
+    *SPEC, *TORCH, *CPU, *DECODE, *STREAMS, *JAX, *JAX_CPU, *MESHES, *GPU, *TOOLS, *SHARDS, *WORLDS, *LIQUID_SSM,
+    *SESSIONS, *PEOPLE,
+)  # fmt: skip
 
 __all__ = ["MUTANTS", "Mutant", "load_score", "sources_digest"]

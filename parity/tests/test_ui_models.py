@@ -61,12 +61,12 @@ def test_the_best_is_that_of_the_newest_checkpoint_and_its_absence_is_no_fault(h
 def test_a_model_is_loaded_once_and_few_are_kept(handed_over, monkeypatch):
     loads, models = [], Models()
 
-    def slow(path, backend):
+    def slow(path, backend, weights):
         loads.append(path)
         time.sleep(0.05)
         if path.name == "broken":
             raise ValueError("broken")
-        return open_model(handed_over, backend)
+        return open_model(handed_over, backend, weights)
 
     monkeypatch.setattr("tools.ui_models.open_model", slow)
     threads = [threading.Thread(target=models.open, args=(handed_over, BACKENDS[0])) for _ in range(4)]

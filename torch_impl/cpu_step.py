@@ -1,0 +1,162 @@
+"""A token on a processor, a whole step compiled as one. No twin: JAX compiles its own. Truth: spec/reference/."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from spec.config import LiquidNetConfig
+from spec.quantization import quantize, rounded
+from spec.sampling import Step, check_tokens
+from torch_impl.checkpoint import dump_parameters, load_parameters
+from torch_impl.cpu_kernels import decode, one_at_a_time, threads
+
+if TYPE_CHECKING:
+    from torch_impl.model import LanguageModel
+
+#: Rows up to which one row of weights after the other is faster than a matrix product, on two cores.
+MOST_ROWS = 16
+
+#: Products of a layer in order: kind, matrix, norm of what it reads, bias.
+_PRODUCTS = (
+    (decode.GATES, "mixer.input", "mixer_norm", "mixer.decay_bias"),
+    (decode.ADD, "mixer.output", None, None),
+    (decode.SWIGLU, "mlp.input", "mlp_norm", None),
+    (decode.ADD, "mlp.output", None, None),
+)
+_NONE = np.empty(0, np.float32)
+
+
+def refusal(model: LanguageModel) -> str | None:
+    """Why the compiled step cannot compute a model where it is now; None where it can."""
+    weight: Any = model.embedding.weight
+    if not isinstance(model.config, LiquidNetConfig):
+        return "steps a LiquidNet, the model is a Liquid SSM"
+    if model.compute_dtype != "float32":
+        return f"computes in float32, the model in {model.compute_dtype}"
+    if weight.device.type != "cpu":
+        return f"runs on processors, the model is on {weight.device.type}"
+    if hasattr(weight, "full_tensor"):
+        return "needs whole parameters, each process has a part of these"
+    return None
+
+
+def compiled(model: LanguageModel, weights: str, eager: Callable[[LanguageModel], Step]) -> Step:
+    """One token a row by a compiled function, for up to MOST_ROWS rows; more rows, or more tokens, go eagerly.
+
+    float32 weights are read at each step where they lie; others are packed now, and the model is read no more.
+
+    Args:
+        model: a LiquidNet; where its parameters are not rounded to `weights`, prompts go through a copy that is.
+        weights: one of spec.quantization.WEIGHTS, how the matrices are stored.
+        eager: makes the plain step of a model.
+
+    Raises:
+        NotImplementedError: the model is not a LiquidNet in float32 on a processor.
+        ValueError: a weight cannot be rounded.
+    """
+    why = refusal(model)
+    if why is not None:
+        raise NotImplementedError(f"decode by Numba {why}")
+    if weights != "float32":
+        model = _of_rounded(model, weights)
+    plain, compiled_step = eager(model), _Compiled(model, weights)
+
+    @torch.inference_mode()
+    def step(tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
+        if tokens_bt.shape[1:] != (1,) or not 1 <= len(tokens_bt) <= MOST_ROWS:
+            return plain(tokens_bt, states)
+        return compiled_step(tokens_bt[:, 0], states)
+
+    return step
+
+
+def _of_rounded(model: LanguageModel, weights: str) -> LanguageModel:
+    parameters = dump_parameters(model)
+    fit = rounded(parameters, weights)
+    if all(np.array_equal(fit[path], array) for path, array in parameters.items()):
+        return model
+    model = copy.deepcopy(model)
+    load_parameters(model, fit)
+    return model
+
+
+class _Compiled:
+    """What the compiled step reads, and the memory that it works in."""
+
+    def __init__(self, model: LanguageModel, weights: str):
+        self.model, self.weights = model, weights
+        self.parameters = dict(model.named_parameters())
+        self.places = tuple(self.parameters.values()) if weights == "float32" else ()
+        c: Any = model.config
+        kept = math.exp(-c.delta_min), -math.expm1(-c.delta_min)
+        self.constants = np.asarray([*kept, c.residual_scale, c.norm_eps], np.float32)
+        self.work: dict[int, tuple[np.ndarray, ...]] = {}
+        self.read: Any = None
+        self.stored = self._stored()
+
+    def __call__(self, tokens_b: np.ndarray, states: Any) -> tuple[np.ndarray, Tensor]:
+        c: Any = self.model.config
+        b = len(tokens_b)
+        check_tokens(tokens_b, c.vocab_size)
+        shape = c.n_layers, b, c.d_state
+        if states is None:
+            states = torch.zeros(shape)
+        states = torch.as_tensor(states, dtype=torch.float32)
+        if tuple(states.shape) != shape:
+            raise ValueError(f"the states need shape {shape}, got {tuple(states.shape)}")
+        last, logits_bv = torch.empty(shape), np.empty((b, c.vocab_size), np.float32)
+        count = threads()
+        with one_at_a_time:  # the memory to work in is one step's, and of Numba's pools one bears one kernel alone
+            if count > 1:
+                numba.set_num_threads(count)
+            decode.step(
+                count, tokens_b.astype(np.int64), *self._stored(), self.constants, states.contiguous().numpy(),
+                last.numpy(), logits_bv, *self._work(b),
+            )  # fmt: skip
+        return logits_bv, last
+
+    def _work(self, b: int) -> tuple[np.ndarray, ...]:
+        if b not in self.work:
+            d, f = self.model.config.d_model, self.model.config.d_ff
+            self.work[b] = tuple(np.empty((b, width), np.float32) for width in (d, d, 3 * d, d, 2 * f, f))
+        return self.work[b]
+
+    def _stored(self) -> tuple[np.ndarray, ...]:
+        """Table of products, embedding and its scales; anew where a parameter has moved."""
+        read = [parameter.data_ptr() for parameter in self.places]
+        if read == self.read:
+            return self.stored
+        # Kept as long as their addresses are.
+        self.arrays = {path: self._matrix(path, p) for path, p in self.parameters.items()}
+        rows = [self._product(f"blocks.{i}.", *row) for i in range(self.model.config.n_layers) for row in _PRODUCTS]
+        rows.append(self._product("", decode.READ_OUT, "embedding", "final_norm", None))
+        self.stored = np.array(rows, np.uint64), *self.arrays["embedding.weight"]
+        self.read = read
+        return self.stored
+
+    def _product(self, block: str, kind: int, matrix: str, norm: str | None, bias: str | None) -> tuple[int, ...]:
+        """A row of decode.step's table."""
+        weight_oi, scale_o = self.arrays[f"{block}{matrix}.weight"]
+        norm_d = self.arrays[f"{block}{norm}.weight"][0] if norm else _NONE
+        bias_d = self.arrays[f"{block}{bias}"][0] if bias else _NONE
+        return *(array.ctypes.data if len(array) else 0 for array in (weight_oi, scale_o, norm_d, bias_d)), kind
+
+    def _matrix(self, path: str, parameter: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """A parameter as it is stored, and the scales of its rows where it has any."""
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu" or not parameter.is_contiguous():
+            raise NotImplementedError(f"decode by Numba reads contiguous float32 on a processor; {path} is not")
+        array = parameter.detach().numpy()
+        if array.ndim == 1 or self.weights == "float32":
+            return array, _NONE
+        if self.weights == "int8":
+            return quantize(array)
+        return array.astype(ml_dtypes.bfloat16).view(np.uint16), _NONE
