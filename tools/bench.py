@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import sys
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich.console import Console
-from rich.table import Table
-
-from parity.interpreted import is_slow
 from spec.config import LiquidNetConfig, TrainingConfig, require_integer
 from spec.files import new_file
 from spec.presets import RECIPES, preset
-from tools import backends, bench_gpu, bench_model, bench_states
-from tools.bench_clock import medians
+from tools import bench_cpu, bench_gpu, bench_history, bench_model, bench_sizes, bench_states
 from tools.bench_sections import Sizes
-from tools.bench_training import random_batch
-from tools.refusals import require_new_or_file
+from tools.refusals import require_new_or_file, require_writable
 
-SHAPE = (8, 512, 384)
 STATES = bench_states.Sizes()
-NANO = LiquidNetConfig(vocab_size=257, d_model=128, d_ff=344, n_layers=4, max_seq_len=64)
+CPU = bench_sizes.Sizes()
+OF_CPU = ("full", "compiled", "sections", "history")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Time the scans against one pass over memory, and the train step of nano on every backend installed.
+    """Measure this machine's processor: memory, scan, mixer, train step, decoding, growth with length; and a GPT-2.
 
     All candidates are timed in turn, round after round, and each is reported by its median: a busy moment of
-    the machine hits all of them. Only the ratios mean something on another machine.
+    the machine hits all of them. Only the ratios mean something on another machine. The last table holds them against
+    the project's limits; a limit that is missed is a result, not an error. About two and a half minutes on
+    two cores; --full takes about ten, --compiled a minute more.
 
     With --liquid-ssm: the two methods for the states of a Liquid SSM, over the length of a row. With --device cuda:
-    everything there is on one GPU, in GB/s against a measured copy and in tokens a second, beside
-    the peers that are installed; exit code 1 where something failed. With --model: nothing is timed; the least time a
-    train step can take on known devices, from counted bytes and FLOPs.
+    everything there is on one GPU, in GB/s against a measured copy and in tokens a second, beside the peers that are
+    installed. With --model: nothing is timed; the least time a train step can take on known devices, from counted
+    bytes and FLOPs. Exit code 1 where something failed.
     """
 
     rounds: int = 15
@@ -49,7 +40,15 @@ class Bench:
     json: Path | None = None
     """Write the result to this file too."""
     device: str = "cpu"
-    """cpu: the quick comparison of backends; cuda: everything on the GPU."""
+    """cpu, or cuda: everything on the GPU."""
+    full: bool = False
+    """Measure more: streams of 4 and 16 rows, a million tokens of context, every length, models of transformers."""
+    compiled: bool = False
+    """Train steps of torch compiled too, ours and GPT-2's; compiling takes a minute."""
+    sections: str | None = None
+    """Only these, separated by commas: machine, scan, mixer, train, decode, growth."""
+    history: Path | None = None
+    """Keep this run as one more file in DIRECTORY/MACHINE; `liquidnet plot DIRECTORY --what bench` draws them all."""
     model: bool = False
     """Print the modelled step time and where each number comes from; needs no backend and no GPU."""
     liquid_ssm: bool = False
@@ -62,15 +61,7 @@ class Bench:
     """Tokens a sequence there; the preset's by default."""
 
     def run(self) -> None:
-        require_new_or_file(self.json, "--json")
-        if self.rounds < 1:
-            raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
-        if self.model and self.device != "cpu":
-            raise ValueError("--model times nothing: leave out --device, or --model")
-        if self.liquid_ssm and (self.model or self.device != "cpu"):
-            raise ValueError("--liquid-ssm is a comparison of its own: leave out --model and --device")
-        if not self.model:
-            bench_gpu.require_device(self.device)
+        self._check()
         name, config, training = self._recipe()
         if self.model:
             result = bench_model.modelled(name, config, training.batch_size, training.seq_len)
@@ -83,13 +74,42 @@ class Bench:
             result = bench_gpu.measured("cuda", self.rounds, sizes, lambda section: print(section, file=sys.stderr))
             bench_gpu.show(result)
         else:
-            result = self._compare()
-            _show(result)
+            result = self._of_the_processor()
         if self.json is not None:
             with new_file(self.json) as temporary:
                 temporary.write_text(json.dumps(result, indent=1) + "\n")
         if result.get("errors"):
             sys.exit(1)
+
+    def _check(self) -> None:
+        """Raises ValueError for flags that mean nothing together, before minutes are spent."""
+        require_new_or_file(self.json, "--json")
+        if self.rounds < 1:
+            raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
+        if self.model and self.device != "cpu":
+            raise ValueError("--model times nothing: leave out --device, or --model")
+        if self.liquid_ssm and (self.model or self.device != "cpu"):
+            raise ValueError("--liquid-ssm is a comparison of its own: leave out --model and --device")
+        elsewhere = self.model or self.liquid_ssm or self.device != "cpu"
+        for name in OF_CPU if elsewhere else ():
+            if getattr(self, name):
+                raise ValueError(
+                    f"--{name} goes with the measurements of a processor; leave out --device, --model and --liquid-ssm"
+                )
+        if not self.model:
+            bench_gpu.require_device(self.device)
+        bench_cpu.chosen(self.sections)
+        if self.history is not None:
+            require_writable(self.history, "--history")
+
+    def _of_the_processor(self) -> dict[str, Any]:
+        sizes = bench_sizes.full(CPU) if self.full else CPU
+        sizes = replace(sizes, compiled=(False, True)) if self.compiled else sizes
+        result = bench_cpu.measured(self.rounds, sizes, bench_cpu.chosen(self.sections))
+        bench_cpu.show(result)
+        if self.history is not None:
+            print(bench_history.append(self.history, result))
+        return result
 
     def _recipe(self) -> tuple[str, LiquidNetConfig, TrainingConfig]:
         """The preset, and its recipe with the batch that was asked for."""
@@ -104,132 +124,3 @@ class Bench:
         for flag, value in given.items():
             require_integer(flag, value, 1)
         return name, config, replace(RECIPES[name], **given)
-
-    def _compare(self) -> dict[str, Any]:
-        """The backends installed, side by side."""
-        scans, steps = {"one memory pass": _memory_pass()}, {}
-        for name in backends.installed():
-            scans |= _SCANS[name]()
-            steps[f"{name} train step"] = _train_step(name)
-        scans, refused = _running(scans)
-        scan_seconds = medians(scans, self.rounds, "timing scans")
-        step_seconds = medians(steps, self.rounds, "timing train steps")
-        tokens = TrainingConfig().batch_size * TrainingConfig().seq_len
-        return {
-            "machine": {"processor": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0))},
-            "scan": {
-                name: {
-                    "milliseconds": 1e3 * seconds,
-                    "times_one_memory_pass": seconds / scan_seconds["one memory pass"],
-                }
-                for name, seconds in scan_seconds.items()
-            },
-            "train": {
-                name: {"milliseconds": 1e3 * seconds, "tokens_per_second": tokens / seconds}
-                for name, seconds in step_seconds.items()
-            },
-            "not_run": refused,
-        }
-
-
-def _running(candidates: dict[str, Callable[[], None]]) -> tuple[dict[str, Callable[[], None]], dict[str, str]]:
-    """The candidates that run on this machine, and why the others do not, in their own words."""
-    refused: dict[str, str] = {}
-    for name, call in candidates.items():
-        try:
-            call()
-        except NotImplementedError as reason:
-            refused[name] = str(reason)
-    return {name: call for name, call in candidates.items() if name not in refused}, refused
-
-
-def _memory_pass() -> Callable[[], None]:
-    """Two arrays read and one written, in NumPy: what any scan must move at least."""
-    decay, drive, out = *_inputs(), np.empty(SHAPE, np.float32)
-
-    def call() -> None:
-        np.add(decay, drive, out=out)
-
-    return call
-
-
-def _inputs() -> tuple[np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(0)
-    return generator.random(SHAPE, np.float32), generator.standard_normal(SHAPE, np.float32)
-
-
-def _torch_scans() -> dict[str, Callable[[], None]]:
-    """Every torch method, forward alone and forward with backward."""
-    import torch
-
-    from torch_impl.scan import METHODS, scan
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    decay, drive = (torch.from_numpy(array).to(device).requires_grad_() for array in _inputs())
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-
-    def forward(method: str) -> None:
-        with torch.no_grad():
-            scan(decay, drive, method=method)
-        wait()
-
-    def both(method: str) -> None:
-        torch.autograd.grad(scan(decay, drive, method=method)[0].sum(), (decay, drive))
-        wait()
-
-    return _named("torch", METHODS, forward, both)
-
-
-def _jax_scans() -> dict[str, Callable[[], None]]:
-    """Every JAX method, forward alone and forward with backward."""
-    import jax
-
-    from jax_impl.scan import METHODS, scan
-
-    decay, drive = (jax.device_put(array) for array in _inputs())
-    forward = jax.jit(lambda decay, drive, method: scan(decay, drive, method=method)[0], static_argnums=2)
-    both = jax.jit(
-        jax.grad(lambda decay, drive, method: scan(decay, drive, method=method)[0].sum(), (0, 1)), static_argnums=2
-    )
-
-    def run(program: Any, method: str) -> None:
-        if is_slow("jax", method):
-            raise NotImplementedError("interpreted here, which says nothing of a TPU")
-        jax.block_until_ready(program(decay, drive, method))
-
-    return _named("jax", METHODS, partial(run, forward), partial(run, both))
-
-
-_SCANS = {"torch": _torch_scans, "jax": _jax_scans}
-
-
-def _named(backend: str, methods: Iterable[str], forward: Any, both: Any) -> dict[str, Callable[[], None]]:
-    calls = {f"{backend} {method} forward": partial(forward, method) for method in methods}
-    return calls | {f"{backend} {method} forward + backward": partial(both, method) for method in methods}
-
-
-def _train_step(backend: str) -> Callable[[], None]:
-    """A step of nano at its recipe's batch, optimizer included."""
-    training = TrainingConfig()
-    engine = backends.load(backend, "train").Engine(NANO, training)
-    batch = random_batch(NANO, training.batch_size, training.seq_len)
-
-    def call() -> None:
-        engine.train_step(batch, training.peak_lr)
-
-    return call
-
-
-def _show(result: dict[str, Any]) -> None:
-    b, t, d = SHAPE
-    scans = Table("scan", "ms", "memory passes", title=f"scan, b {b}, t {t}, d {d}, float32")
-    for name, row in result["scan"].items():
-        scans.add_row(name, f"{row['milliseconds']:.2f}", f"{row['times_one_memory_pass']:.1f}")
-    steps = Table("train step", "ms", "tokens/s", title="nano, 12 x 64 tokens, float32")
-    for name, row in result["train"].items():
-        steps.add_row(name, f"{row['milliseconds']:.1f}", f"{row['tokens_per_second']:,.0f}")
-    console = Console()
-    console.print(scans)
-    for name, reason in result["not_run"].items():
-        console.print(f"  {name}: not run: {reason}", style="dim", markup=False, soft_wrap=True)
-    console.print(steps)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tools.progress import track
+from tools.refusals import is_lack_of_memory
 
 Call = Callable[[], Any]
 Row = dict[str, Any]
@@ -23,17 +24,16 @@ class NotRun(Exception):
 
 def guarded(row: Row, make: Callable[[], Any]) -> Any:
     """What `make` returns, or None after noting in `row` why it was not run (`not_run`) or how it failed (`error`)."""
-    import torch
-
     try:
         return make()
     except (ImportError, NotImplementedError, NotRun) as reason:
         row["not_run"] = one_line(reason)
-    except torch.OutOfMemoryError as reason:
-        row["not_run"] = f"out of memory: {one_line(reason)}"
     # A failure of one candidate, whatever it is, costs its own row and no other; the exit code tells of it.
     except Exception as reason:
-        row["error"] = f"{type(reason).__name__}: {one_line(reason)}"
+        if is_lack_of_memory(reason):
+            row["not_run"] = f"out of memory: {one_line(reason)}"
+        else:
+            row["error"] = f"{type(reason).__name__}: {one_line(reason)}"
     return None
 
 
@@ -46,19 +46,21 @@ class Clock:
     """Seconds of calls on a device: CUDA events behind a cold cache, or the processor's clock.
 
     Args:
-        device: a torch device, `cuda` or `cpu`.
+        device: `cpu`, which needs no torch, or a torch device.
         rounds: rounds to take medians over.
         flush_bytes: read FLUSHES times between two calls: nothing of the next one's inputs is left in the L2 cache, and
             the processor queues the call meanwhile, about a millisecond, so that its own overhead is not measured.
     """
 
     def __init__(self, device: Any, rounds: int, flush_bytes: int = 2**30):
-        import torch
-
         self.device, self.rounds = device, rounds
-        self.cuda = device.type == "cuda"
-        # Read, not written: lines that the cache must write back would be charged to the call measured.
-        self.flush = torch.zeros(flush_bytes // 4, device=device) if self.cuda else None
+        self.cuda = str(device).startswith("cuda")
+        self.flush: Any = None
+        if self.cuda:
+            import torch
+
+            # Read, not written: lines that the cache must write back would be charged to the call measured.
+            self.flush = torch.zeros(flush_bytes // 4, device=device)
 
     def wait(self) -> None:
         """Until the device has nothing left to do."""
@@ -77,15 +79,20 @@ class Clock:
 
     def _measure(self, calls: Sequence[tuple[Row, Call]], seconds_of: Callable[[Call], float]) -> None:
         times: dict[int, list[float]] = {index: [] for index in range(len(calls))}
-        # Two calls that compile and warm up, unmeasured.
+        first: dict[int, float | None] = {}
+        # Two calls that compile and warm up, unmeasured; of what takes long, one.
         for measured in range(-2, self.rounds):
             for index, (row, call) in enumerate(calls):
                 taken = times[index]
                 if "error" in row or "not_run" in row or (len(taken) >= 3 and sum(taken) > ENOUGH_SECONDS):
                     continue
+                if measured == -1 and (first[index] or 0.0) > ENOUGH_SECONDS:
+                    continue
                 seconds = guarded(row, lambda call=call: seconds_of(call))
-                if seconds is not None and measured >= 0:
+                if measured >= 0 and seconds is not None:
                     taken.append(seconds)
+                elif measured == -2:
+                    first[index] = seconds
         for index, (row, _) in enumerate(calls):
             if "error" not in row and "not_run" not in row:
                 row["milliseconds"] = 1e3 * statistics.median(times[index])

@@ -12,11 +12,11 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from tools import bench_peers, bench_sections, bench_training, roofline
 from tools.bench_clock import Clock, Row, guarded
 from tools.bench_sections import Sizes
+from tools.bench_tables import errors_of, is_fault, show_table
 
 SECTIONS: dict[str, Callable[[Clock, Sizes], list[Row]]] = {
     "peak": bench_sections.peak,
@@ -65,13 +65,7 @@ def measured(device: str, rounds: int, sizes: Sizes, tell: Callable[[str], None]
         result.setdefault("section_seconds", {})[name] = round(time.perf_counter() - begun, 1)
     result["seconds"] = round(time.perf_counter() - started, 1)
     _against_the_model(result, sizes)
-    result["errors"] = [
-        f"{name}: {row['name']}: {row['error']}"
-        for name, rows in result["sections"].items()
-        for row in rows
-        # A peer that fails is shown and blamed on no one here.
-        if _failed(row)
-    ]
+    result["errors"] = errors_of(result["sections"])
     return result
 
 
@@ -99,14 +93,10 @@ def _apart(name: str, device: str, rounds: int, sizes: Sizes) -> list[Row]:
                 tried.append(pool.submit(section_rows, name, device, rounds, sizes, peers).result())
             except BrokenProcessPool as error:
                 tried.append([{"name": name, "error": f"the process of this section died: {error}"}])
-        if not any(_failed(row) for row in tried[-1]):
+        if not any(is_fault(row) for row in tried[-1]):
             break
-    reasons = [row["error"] for row in tried[0] if _failed(row)]
+    reasons = [row["error"] for row in tried[0] if is_fault(row)]
     return tried[-1] + [{"name": "beside peers", "peer": True, "error": reason} for reason in reasons[:1]]
-
-
-def _failed(row: Row) -> bool:
-    return "error" in row and "peer" not in row
 
 
 def identity(device: str) -> dict[str, Any]:
@@ -194,7 +184,12 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
     console.print(f"measured on {result['device']['name']} in {result['seconds']:.0f} s", soft_wrap=True)
     for section, rows in result["sections"].items():
         for shape in dict.fromkeys(row.get("shape") for row in rows):
-            _show_table(console, section, shape, [row for row in rows if row.get("shape") == shape])
+            show_table(
+                console,
+                section if shape is None else f"{section}, {' x '.join(map(str, shape))}",
+                COLUMNS[section],
+                [row for row in rows if row.get("shape") == shape],
+            )
     if "milliseconds" in result.get("modelled", {}):
         told = result["modelled"]
         console.print(
@@ -202,23 +197,3 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
             "tokens/s (liquidnet bench --model)",
             soft_wrap=True,
         )
-
-
-def _show_table(console: Console, section: str, shape: tuple[int, ...] | None, rows: list[Row]) -> None:
-    columns = COLUMNS[section]
-    table = Table(section if shape is None else f"{section}, {' x '.join(map(str, shape))}", *columns)
-    for row in rows:
-        if "milliseconds" in row:
-            table.add_row(row["name"], *(_cell(row.get(key)) for key in columns.values()))
-    console.print(table)
-    # Both passes of a method that does not run give one reason.
-    reasons = {(row["name"], kind, row[kind]) for row in rows for kind in ("not_run", "error") if kind in row}
-    for name, kind, reason in sorted(reasons):
-        style = "red" if kind == "error" else "dim"
-        console.print(f"  {name}: {kind.replace('_', ' ')}: {reason}", style=style, markup=False, soft_wrap=True)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return "" if value is None else str(value)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from spec.config import LiquidNetConfig, TrainingConfig
+from spec.parameters import num_parameters
 from tools.bench_clock import Call, NotRun
 
 Shape = tuple[int, int, int]
@@ -126,25 +127,21 @@ SCANS: dict[str, Callable[[Shape, Any], Job]] = {
 def gpt2(config: LiquidNetConfig, training: TrainingConfig, device: Any, compiled: bool) -> tuple[Call, int]:
     """A train step of transformers' GPT-2 as wide and deep, MLP 4 d, and how many parameters it has.
 
-    bfloat16 autocast, scaled-dot-product attention, no dropout, fused AdamW, clipping: one step at our recipe's batch.
+    Autocast to bfloat16 where our recipe computes in it, scaled-dot-product attention, no dropout, fused AdamW,
+    clipping: one step at our recipe's batch.
     """
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
 
-    shape = GPT2Config(
-        vocab_size=config.vocab_size, n_positions=training.seq_len, n_embd=config.d_model, n_layer=config.n_layers,
-        n_head=max(1, config.d_model // 64), resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-        attn_implementation="sdpa",
-    )  # fmt: skip
-    model = GPT2LMHeadModel(shape).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.peak_lr, fused=device.type == "cuda")
+    model = _transformers_gpt2(config, training.seq_len).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.peak_lr, fused=True)
     generator = torch.Generator(device).manual_seed(0)
     tokens = torch.randint(
         config.vocab_size, (training.batch_size, training.seq_len), device=device, generator=generator
     )
+    narrow = training.compute_dtype == "bfloat16"
 
     def loss_of(tokens):
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=narrow):
             return model(tokens, labels=tokens).loss
 
     if compiled:
@@ -159,3 +156,91 @@ def gpt2(config: LiquidNetConfig, training: TrainingConfig, device: Any, compile
         return loss.item()
 
     return step, sum(parameter.numel() for parameter in model.parameters())
+
+
+def _transformers_gpt2(config: LiquidNetConfig, positions: int) -> Any:
+    transformers = _transformers()
+    shape = transformers.GPT2Config(
+        vocab_size=config.vocab_size, n_positions=positions, n_embd=config.d_model, n_layer=config.n_layers,
+        n_head=max(1, config.d_model // 64), resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+        attn_implementation="sdpa",
+    )  # fmt: skip
+    return transformers.GPT2LMHeadModel(shape)
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        raise NotRun("transformers is not installed; pip install 'liquidnet-dual[bench]'") from None
+    # Its remarks on token ids and slow paths are no affair of a table; the row's name tells of the slow path.
+    transformers.logging.set_verbosity_error()
+    return transformers
+
+
+def mamba(config: LiquidNetConfig) -> Any:
+    """transformers' Mamba as wide, with as many layers as bring it nearest to our number of parameters.
+
+    Without mamba-ssm's kernels, which need a GPU, its scan is a Python loop over time.
+    """
+    import torch
+
+    transformers = _transformers()
+    wanted, tried = num_parameters(config), {}
+    for layers in range(1, 4 * config.n_layers):
+        shape = transformers.MambaConfig(
+            vocab_size=config.vocab_size, hidden_size=config.d_model, num_hidden_layers=layers
+        )
+        with torch.device("meta"):
+            found = transformers.MambaForCausalLM(shape)
+        tried[layers] = sum(parameter.numel() for parameter in found.parameters())
+    layers = min(tried, key=lambda layers: abs(tried[layers] - wanted))
+    shape = transformers.MambaConfig(vocab_size=config.vocab_size, hidden_size=config.d_model, num_hidden_layers=layers)
+    return transformers.MambaForCausalLM(shape)
+
+
+def mamba_gradients(config: LiquidNetConfig, length: int) -> tuple[Call, int]:
+    """Forward and backward of one row of transformers' Mamba, no optimizer, and how many parameters it has."""
+    import torch
+
+    model = mamba(config).train()
+    tokens = torch.randint(config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+
+    def both() -> None:
+        model.zero_grad(set_to_none=True)
+        model(tokens, labels=tokens, use_cache=False).loss.backward()
+
+    return both, sum(parameter.numel() for parameter in model.parameters())
+
+
+def _generating(make: Callable[..., Any], given: str) -> Callable[[LiquidNetConfig, int, int], Call]:
+    """(model, tokens of context, tokens) -> a call that writes so many tokens; `given` is what carries the past."""
+
+    def decoder(config: LiquidNetConfig, context: int, tokens: int) -> Call:
+        import copy
+
+        import torch
+
+        model = make(config, context + tokens).eval()
+        prompt = torch.randint(16, (1, context), generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            past = model(prompt, use_cache=True)[given]
+        one = torch.zeros((1, 1), dtype=torch.long)
+
+        @torch.inference_mode()
+        def call() -> None:
+            # What carries the past grows, or is written over.
+            carried = copy.deepcopy(past)
+            for place in range(context, context + tokens):
+                extra = {"cache_position": torch.tensor([place])} if given == "cache_params" else {}
+                carried = model(one, use_cache=True, **{given: carried}, **extra)[given]
+
+        return call
+
+    return decoder
+
+
+DECODERS = {
+    "GPT-2": _generating(_transformers_gpt2, "past_key_values"),
+    "Mamba": _generating(lambda config, _: mamba(config), "cache_params"),
+}

@@ -62,7 +62,7 @@ def peak(clock: Clock, sizes: Sizes) -> list[Row]:
     return [copy, product]
 
 
-def _differentiated(job: Job) -> tuple[Call, Call]:
+def differentiated(job: Job) -> tuple[Call, Call]:
     """The job's forward alone, and with the gradients of all its inputs."""
     import torch
 
@@ -99,7 +99,7 @@ def _table(clock: Clock, shape: Shape, least: tuple[int, int], jobs: dict[str, C
         row: Row = {"name": name, "shape": shape}
         if name in bench_peers.SCANS or name in bench_peers.MIXERS:
             row["peer"] = True
-        made = guarded(row, lambda make=make: _differentiated(make()))
+        made = guarded(row, lambda make=make: differentiated(make()))
         passes = zip(("forward", "forward + backward"), made or (None, None), (least[0], sum(least)), strict=True)
         for what, call, each in passes:
             one = {**row, "pass": what, "bytes": each * b * t * d}

@@ -83,7 +83,7 @@ def decoding(clock: Clock, sizes: Sizes) -> list[Row]:
             row: Row = {"name": method, "batch": batch, "tokens": batch * sizes.steps}
             rows.append(row)
             chosen = {"method": method} if selectable else {}
-            call = guarded(row, partial(_stream, generate.make_step, model, batch, sizes.steps, chosen))
+            call = guarded(row, partial(stream, generate.make_step, model, batch, sizes.steps, chosen))
             calls += [(row, call)] if call else []
     clock.steps(calls)
     for row in rows:
@@ -92,11 +92,13 @@ def decoding(clock: Clock, sizes: Sizes) -> list[Row]:
     return rows
 
 
-def _stream(make_step: Any, model: Any, batch: int, steps: int, chosen: dict[str, str]) -> Call:
-    """A call that carries `batch` streams on by `steps` tokens."""
+def stream(
+    make_step: Any, model: Any, batch: int, steps: int, chosen: dict[str, str], states: np.ndarray | None = None
+) -> Call:
+    """A call that carries `batch` streams on by `steps` tokens, from `states` [l, b, n] or from nothing."""
     step = make_step(model, **chosen)
     tokens_bt = np.arange(batch)[:, None] % model.config.vocab_size
-    _, states = step(tokens_bt, None)
+    _, states = step(tokens_bt, states)
 
     def call() -> None:
         nonlocal states

@@ -1,4 +1,4 @@
-"""Pictures of a run: its losses and learning rates over all legs, its half-lives by layer, how far back it looks."""
+"""Pictures of a run (losses and learning rates, half-lives, how far back it looks) and of what `bench` measured."""
 
 from __future__ import annotations
 
@@ -14,24 +14,36 @@ from spec.checkpoint import Checkpoint
 from spec.data import Dataset, open_data
 from tools import convert
 from tools.evaluate import require_same_tokenizer
+from tools.plot_bench import plot_history, plot_scaling
 from tools.plot_file import new_figure, require_picture, write_picture
 from tools.plot_half_lives import plot_half_lives
 from tools.plot_reach import WINDOWS, plot_reach
 from tools.run import Run
 
 COLOURS = {"torch": "#ee4c2c", "jax": "#1a73e8"}
-FLAGS = {"loss": ("reference",), "half-lives": ("data",), "reach": ("data", "windows", "seq_len")}
+FLAGS = {
+    "loss": ("reference",),
+    "half-lives": ("data",),
+    "reach": ("data", "windows", "seq_len"),
+    "bench": (),
+    "scaling": (),
+}
 
 
 @dataclass(frozen=True)
 class Plot:
-    """Draw a run: its loss with every hand-over, the half-lives of its channels, or how far back a token matters."""
+    """Draw a run: its loss with every hand-over, the half-lives of its channels, or how far back a token matters.
+
+    Or draw what `liquidnet bench` measured: its ratios over time, or how cost grows with length and context.
+    """
 
     source: Annotated[Path, tyro.conf.Positional]
-    """The run; for half-lives and reach it may also be a checkpoint directory, a .pt or a .msgpack file."""
-    what: Literal["loss", "half-lives", "reach"] = "loss"
+    """The run; for half-lives and reach it may also be a checkpoint directory, a .pt or a .msgpack file. For bench a
+    directory of `liquidnet bench --history`, for scaling a JSON of `liquidnet bench`."""
+    what: Literal["loss", "half-lives", "reach", "bench", "scaling"] = "loss"
     """loss: with the learning rate, over all legs. half-lives: of each layer's channels, at the start and now.
-    reach: the gradient of the loss with respect to each token before, against its distance, at the start and now."""
+    reach: the gradient of the loss with respect to each token before, against its distance, at the start and now.
+    bench: every ratio with its limit over time, by machine. scaling: time and memory over length and context."""
     data: Path | None = None
     """Prepared data, whose validation part is read: reach needs it, half-lives shows besides what they are on it."""
     windows: int | None = None
@@ -41,7 +53,7 @@ class Plot:
     reference: Path | None = None
     """Another run, whose loss is drawn in grey behind."""
     out: Path | None = None
-    """PNG or SVG to write, by its suffix (default: loss.png, half-lives.png or reach.png in the run)."""
+    """PNG or SVG to write, by its suffix (default: loss.png, half-lives.png, reach.png, bench.png in the directory)."""
 
     def run(self) -> None:
         for name in {name for names in FLAGS.values() for name in names} - set(FLAGS[self.what]):
@@ -52,6 +64,10 @@ class Plot:
         if self.what == "loss":
             curves = [_metrics(path) for path in (self.source, self.reference) if path is not None]
             plot_loss(curves[0], target, *curves[1:])
+        elif self.what == "bench":
+            plot_history(self.source, target)
+        elif self.what == "scaling":
+            plot_scaling(self.source, target)
         elif self.what == "half-lives":
             checkpoint, data = self._opened()
             plot_half_lives(checkpoint, target, data)
@@ -65,7 +81,7 @@ class Plot:
 
     def _default_target(self) -> Path:
         name = f"{self.what}.png"
-        is_run = self.what == "loss" or (self.source / "checkpoints").is_dir()
+        is_run = self.what in ("loss", "bench") or (self.source / "checkpoints").is_dir()
         # A checkpoint directory holds what its checksums name, and nothing else.
         return self.source / name if is_run else self.source.with_name(f"{self.source.stem}-{name}")
 

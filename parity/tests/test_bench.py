@@ -8,7 +8,7 @@ import pytest
 
 from spec.config import LiquidNetConfig, TrainingConfig
 from tools import backends, bench, bench_gpu, bench_peers, gpu_check
-from tools.bench_clock import Clock, NotRun, bandwidth, guarded
+from tools.bench_clock import Clock, NotRun, Row, bandwidth, guarded
 from tools.bench_sections import Sizes
 from tools.cli import main
 
@@ -39,25 +39,6 @@ def test_without_a_gpu_one_line_says_what_to_do(refused):
         pytest.skip("there is a GPU")
     assert "torch finds no GPU here; install a CUDA or ROCm build" in refused("bench", "--device", "cuda")
     assert "torch finds no GPU here" in refused("--json", "never", command=gpu_check.main)
-
-
-def test_the_comparison_of_backends_is_what_it_was(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "SHAPE", (1, 32, 4))
-    monkeypatch.setattr(backends, "installed", lambda: ["torch"])
-    pytest.importorskip("torch", reason="times torch")
-    main(["bench", "--rounds", "1", "--json", str(tmp_path / "b.json")])
-    result = json.loads((tmp_path / "b.json").read_text())
-    assert set(result) == {"machine", "scan", "train", "not_run"} and "torch train step" in result["train"]
-    assert result["scan"]["one memory pass"]["times_one_memory_pass"] == 1.0
-    assert "memory passes" in capsys.readouterr().out
-
-
-def test_a_method_that_refuses_is_left_out_of_the_comparison():
-    def refuse(*_):
-        raise NotImplementedError("needs a GPU of another make")
-
-    running, refused = bench._running({"a": lambda: None, "b": refuse})
-    assert list(running) == ["a"] and refused == {"b": "needs a GPU of another make"}
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +110,8 @@ def test_a_section_or_a_method_that_fails_leaves_the_others_alone(monkeypatch, t
 
 
 def test_what_cannot_run_is_no_error():
-    torch = pytest.importorskip("torch", reason="knows running out of memory")
-    for reason in (ImportError("no fla"), NotImplementedError("needs a GPU"), NotRun("t 3"), torch.OutOfMemoryError()):
+    lack = RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+    for reason in (ImportError("no fla"), NotImplementedError("needs a GPU"), NotRun("t 3"), lack, MemoryError()):
         row = {}
 
         def raises(reason=reason):
@@ -140,12 +121,13 @@ def test_what_cannot_run_is_no_error():
 
 
 def test_slow_candidates_sit_out_and_fast_ones_get_their_rounds(monkeypatch):
-    torch = pytest.importorskip("torch", reason="a clock is of a device")
-    clock, calls = Clock(torch.device("cpu"), 10), []
-    slow, fast = {"bytes": 10}, {"bytes": 10}
+    clock, calls, waited = Clock("cpu", 10), [], []
+    slow: Row = {"bytes": 10}
+    fast: Row = {"bytes": 10}
     monkeypatch.setattr(clock, "_wall", lambda call: call() or 0.0)
-    clock.steps([(slow, lambda: 9.0), (fast, lambda: calls.append(1))])
-    assert slow["rounds"] == 3 and fast["rounds"] == 10 and len(calls) == 12
+    clock.steps([(slow, lambda: waited.append(1) or 9.0), (fast, lambda: calls.append(1))])
+    # Two calls to warm up, one of what takes long.
+    assert slow["rounds"] == 3 and len(waited) == 4 and fast["rounds"] == 10 and len(calls) == 12
     assert slow["milliseconds"] == 9000.0
     fast["milliseconds"] = 1.0
     bandwidth([slow, fast], fast)
