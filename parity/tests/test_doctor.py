@@ -19,6 +19,8 @@ scans = backends.load("torch", "scan")
 pytestmark = pytest.mark.usefixtures("native_methods")
 TRAIN = ("--d-model", "16", "--d-ff", "24", "--n-layers", "1", "--eval-windows", "2", "--batch-size", "2")
 SIZES = (LiquidNetConfig(d_model=16), TrainingConfig(batch_size=2, seq_len=64))
+AUTO = scans.choose_method((2, 64, 16))
+OTHER = next(name for name in selftest.TRUST if name in scans.METHODS and name != AUTO)
 
 
 @pytest.fixture(autouse=True)
@@ -27,10 +29,10 @@ def own_cache(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def faulty_chunked(monkeypatch):
-    """A chunked scan that is off by 1 in 1000."""
-    right = scans.METHODS["chunked"]
-    monkeypatch.setitem(scans.METHODS, "chunked", lambda *inputs: 1.001 * right(*inputs))
+def faulty(monkeypatch):
+    """What `auto` takes is off by 1 in 1000."""
+    right = scans.METHODS[AUTO]
+    monkeypatch.setitem(scans.METHODS, AUTO, lambda *inputs: 1.001 * right(*inputs))
 
 
 @pytest.fixture
@@ -71,25 +73,25 @@ def test_every_method_passes_its_self_test(backend):
 def test_a_method_that_passes_leaves_auto_alone_and_is_tested_once(counted):
     for _ in range(2):
         assert selftest.trusted_method("torch", "auto", *SIZES, pytest.fail) == "auto"
-    assert counted == ["chunked"]
+    assert counted == [AUTO]
 
 
-def test_a_faulty_method_is_named_replaced_and_remembered(faulty_chunked, counted, small_data, tmp_path, capsys):
+def test_a_faulty_method_is_named_replaced_and_remembered(faulty, counted, small_data, tmp_path, capsys):
     train(small_data, tmp_path / "a")
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
-    assert "chunked fails its self-test in torch on cpu" in warning
+    assert f"{AUTO} fails its self-test in torch on cpu" in warning
     assert "times its rounding bound" in warning
-    assert "sequential is used instead; see liquidnet doctor" in warning
+    assert f"{OTHER} is used instead; see liquidnet doctor" in warning
     state = json.loads((tmp_path / "a" / "checkpoints" / "step_00000001" / "state.json").read_text())
-    assert '"method": "sequential"' in json.dumps(state)
+    assert f'"method": "{OTHER}"' in json.dumps(state)
     train(small_data, tmp_path / "b")
     assert "WARNING" in capsys.readouterr().err
-    assert counted == ["chunked", "sequential"]
+    assert counted == [AUTO, OTHER]
     bounds.WORST.clear()  # these errors were planted: they are none of the suite's
 
 
-def test_a_named_method_is_used_as_it_is(faulty_chunked, counted, small_data, tmp_path, capsys):
-    train(small_data, tmp_path / "run", "--method", "chunked")
+def test_a_named_method_is_used_as_it_is(faulty, counted, small_data, tmp_path, capsys):
+    train(small_data, tmp_path / "run", "--method", AUTO)
     assert "WARNING" not in capsys.readouterr().err and not counted
 
 
@@ -103,12 +105,12 @@ def test_a_method_that_does_not_run_here_is_told_in_its_own_words(monkeypatch):
     def refuse(*_):
         raise NotImplementedError("needs a GPU of another make")
 
-    monkeypatch.setitem(scans.METHODS, "chunked", refuse)
-    verdict = selftest.self_test("torch", "chunked")
+    monkeypatch.setitem(scans.METHODS, AUTO, refuse)
+    verdict = selftest.self_test("torch", AUTO)
     assert not verdict.passed and not verdict.runs
     assert verdict.message == "does not run here: needs a GPU of another make"
     told = []
-    assert selftest.trusted_method("torch", "auto", *SIZES, told.append) == "sequential"
+    assert selftest.trusted_method("torch", "auto", *SIZES, told.append) == OTHER
     assert "needs a GPU of another make" in told[0]
 
 
@@ -123,17 +125,17 @@ def test_a_cache_that_cannot_be_read_or_written_is_no_error(content, counted):
         path.write_text(content)
     for _ in range(2):
         assert selftest.trusted_method("torch", "auto", *SIZES, pytest.fail) == "auto"
-    assert counted == ["chunked"] * (2 if content is None else 1)
+    assert counted == [AUTO] * (2 if content is None else 1)
 
 
 def test_a_verdict_is_of_these_sources_and_this_device(monkeypatch):
-    selftest.remember("torch", "chunked", Verdict(True, 0.5))
-    assert selftest.known_verdict("torch", "chunked") == Verdict(True, 0.5)
+    selftest.remember("torch", AUTO, Verdict(True, 0.5))
+    assert selftest.known_verdict("torch", AUTO) == Verdict(True, 0.5)
     assert selftest.known_verdict("torch", "sequential") is None
     for name in ("sources_digest", "devices", "version"):
         with monkeypatch.context() as change:
             change.setattr(selftest, name, lambda _: ["another"])
-            assert selftest.known_verdict("torch", "chunked") is None
+            assert selftest.known_verdict("torch", AUTO) is None
 
 
 def test_doctor_passes_and_keeps_its_verdicts(monkeypatch, tmp_path, capsys):
@@ -141,9 +143,9 @@ def test_doctor_passes_and_keeps_its_verdicts(monkeypatch, tmp_path, capsys):
     code, found, out, _ = run_doctor(tmp_path, capsys)
     assert code == 0 and found["passed"]
     rows = found["backends"]["torch"]["methods"]
-    assert {(row["operation"], row["method"]) for row in rows} >= {("scan", "sequential"), ("mixer", "chunked")}
+    assert {(row["operation"], row["method"]) for row in rows} >= {("scan", "sequential"), ("mixer", AUTO)}
     assert all(row["runs"] and row["worst"] <= 1.0 for row in rows)
-    assert found["environment"]["versions"]["torch"] and "chunked" in out
+    assert found["environment"]["versions"]["torch"] and AUTO in out
     assert {row["cache"] for row in rows if row["operation"] == "mixer"} == {"kept now"}
     _, found, _, _ = run_doctor(tmp_path, capsys)
     assert {row["cache"] for row in found["backends"]["torch"]["methods"] if row["operation"] == "mixer"} == {"agrees"}
@@ -155,7 +157,7 @@ def test_doctor_says_where_torch_computes_in_what_and_how(monkeypatch, tmp_path,
     devices = backends.load("torch", "devices")
     _, found, out, _ = run_doctor(tmp_path, capsys)
     one = found["backends"]["torch"]
-    assert one["device"] == devices.default_device().type and one["decode"] in ("eager", "graph")
+    assert one["device"] == devices.default_device().type and one["decode"] in ("eager", "graph", "numba")
     assert one["triton"] == devices.triton_refusal(devices.default_device())
     line = next(line for line in out.splitlines() if line.startswith("torch: computes on"))
     assert f"half precision: --dtype {one['dtype']}; decode: {one['decode']}" in line
@@ -173,7 +175,10 @@ def test_doctor_says_how_jax_decodes():
     assert doctor.placement("jax") == {"dtype": "bfloat16", "decode": "jit"}
 
 
-def test_doctor_finds_a_fault_and_corrects_the_cache(monkeypatch, faulty_chunked, tmp_path, capsys):
+def test_doctor_finds_a_fault_and_corrects_the_cache(monkeypatch, tmp_path, capsys):
+    """A mixer method that is made of parts fails with its scan."""
+    right = scans.METHODS["chunked"]
+    monkeypatch.setitem(scans.METHODS, "chunked", lambda *inputs: 1.001 * right(*inputs))
     monkeypatch.setattr(backends, "installed", lambda: ["torch"])
     selftest.remember("torch", "chunked", Verdict(True, 0.5))
     code, found, out, _ = run_doctor(tmp_path, capsys)
@@ -207,11 +212,8 @@ def test_doctor_survives_a_backend_without_a_device(monkeypatch, tmp_path, capsy
     assert "jax: cannot be used: Unable" in out
 
 
-@pytest.mark.parametrize("backend", backends.BACKENDS)
-def test_doctor_knows_what_auto_takes_of_the_losses(backend, monkeypatch):
-    if backend not in backends.installed():
-        pytest.skip(f"{backend} is not installed")
-    losses = backends.load(backend, "loss")
+def test_doctor_knows_what_auto_takes_of_the_losses_in_torch(monkeypatch):
+    losses = backends.load("torch", "loss")
     taken = []
 
     class Told(dict):
@@ -220,22 +222,36 @@ def test_doctor_knows_what_auto_takes_of_the_losses(backend, monkeypatch):
             raise KeyError(name)
 
     monkeypatch.setattr(losses, "METHODS", Told(losses.METHODS))
-    if backend == "torch":
-        one = torch.ones(1, 1, 1, device=backends.load("torch", "devices").default_device())
-    else:
-        one = __import__("jax.numpy").numpy.ones((1, 1, 1))
+    one = torch.ones(1, 1, 1, device=backends.load("torch", "devices").default_device())
     with pytest.raises(KeyError):
         losses.cross_entropy(one, one[0], one[0] > 2, one.dtype)
-    assert taken == [doctor.automatic(backend)["loss"]]
+    assert taken == [doctor.automatic("torch")["loss"]]
+
+
+def test_doctor_knows_what_auto_takes_of_the_losses_in_jax(monkeypatch):
+    """The program of `auto` is that of the method, where there is more than one chunk."""
+    jax = pytest.importorskip("jax", reason="it is asked")
+    losses = backends.load("jax", "loss")
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 1)
+
+    def program(method):
+        def nats(hidden, embedding, labels):
+            return losses.cross_entropy(hidden, embedding, labels, hidden.dtype, method)[0]
+
+        shapes = jax.ShapeDtypeStruct((2, 8, 4), "float32"), jax.ShapeDtypeStruct((7, 4), "float32")
+        return jax.jit(nats).lower(*shapes, jax.ShapeDtypeStruct((2, 8), "int32")).as_text()
+
+    chosen = doctor.automatic("jax")["loss"]
+    assert {name for name in losses.METHODS if program(name) == program("auto")} == {chosen}
 
 
 def test_a_method_that_crashes_is_not_used_and_is_tried_again(monkeypatch, counted):
     def crash(*_):
         raise RuntimeError("out of registers")
 
-    monkeypatch.setitem(scans.METHODS, "chunked", crash)
+    monkeypatch.setitem(scans.METHODS, AUTO, crash)
     told = []
     for _ in range(2):
-        assert selftest.trusted_method("torch", "auto", *SIZES, told.append) == "sequential"
-    assert "WARNING" in told[0] and counted.count("chunked") == 2
-    assert "crashes: RuntimeError: out of registers" in selftest.self_test("torch", "chunked").message
+        assert selftest.trusted_method("torch", "auto", *SIZES, told.append) == OTHER
+    assert "WARNING" in told[0] and counted.count(AUTO) == 2
+    assert "crashes: RuntimeError: out of registers" in selftest.self_test("torch", AUTO).message

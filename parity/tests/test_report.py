@@ -24,6 +24,7 @@ from tools.cli import main
 torch = pytest.importorskip("torch", reason="faults are planted in torch")
 scans = backends.load_module("torch", "scan")
 pytestmark = pytest.mark.usefixtures("native_methods")
+ROWS = backends.load("torch").METHODS["rows"]
 NATIVE = [method for method in scans.METHODS if method not in interpreted.METHODS]
 CASE = ScanCase((2, 3, 3), "uniform", "normal", "none", "none", 0)
 VOID = {"meta", "br", "link", "img"}
@@ -110,10 +111,10 @@ def test_a_run_that_passes_says_so_in_one_sentence(parity):
     measured = [row for row in result["rows"] if row["cases"]]
     assert {(row["operation"], row["implementation"], row["dtype"]) for row in measured} == {
         ("scan", f"torch {method}", dtype) for method in NATIVE for dtype in ("float32", "float64")
-    } | {("rms_norm", "torch", "float32"), ("rms_norm", "torch", "float64")}
+    } | {("rms_norm", f"torch {method}", dtype) for method in ROWS for dtype in ("float32", "float64")}
     assert all(0.0 < row["worst"] <= 1.0 and row["theorem"] for row in measured)
     assert {(row["operation"], row["cases"]) for row in measured} == {("scan", 12), ("rms_norm", 36)}
-    assert result["problems"] == 48 and result["checks"] == 12 * 2 * len(NATIVE) + 36 * 2
+    assert result["problems"] == 48 and result["checks"] == 12 * 2 * len(NATIVE) + 36 * 2 * len(ROWS)
     assert {"3", "31"} == set(measured[0]["groups"]["T"]) and measured[0]["groups"]["decay"]
 
 
@@ -218,8 +219,11 @@ def test_both_backends_see_the_same_problems(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(survey, "OPERATIONS", {"rms_norm": OPERATIONS["rms_norm"]})
     rows = survey.survey(2)
-    assert [(row.backend, row.dtype, row.cases) for row in rows] == [
-        (backend, dtype, 6) for backend in backends.FRAMEWORKS for dtype in ("float32", "float64")
+    assert [(row.backend, row.method, row.dtype, row.cases) for row in rows] == [
+        (backend, method, dtype, 6)
+        for backend in backends.FRAMEWORKS
+        for method in backends.load(backend).METHODS["rows"]
+        for dtype in ("float32", "float64")
     ]
     result = report.gather(rows, "left out", "left out", 2, None, 0.0)
     assert result["verdict"].startswith("For every one of 6 problems drawn, both implementations were within")
