@@ -102,6 +102,13 @@ CPU = (
         KERNELS,
     ),
     Mutant(
+        "CPU: functions that kernels call are kept, and loops become scalar",
+        "torch_impl/cpu_kernels/__init__.py",
+        'kernel = partial(_compiled, fastmath={"contract"})',
+        'kernel = partial(kept, fastmath={"contract"})',
+        KERNELS,
+    ),
+    Mutant(
         "CPU: the engine gives freed memory back",
         "torch_impl/train.py",
         "        keep_freed_memory()\n",

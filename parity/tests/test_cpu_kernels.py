@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("numba", reason="the extra cpu")
 
 from torch_impl import cpu_kernels, numba_loss, products  # noqa: E402  torch may be missing
-from torch_impl.cpu_kernels import arithmetic, softmax  # noqa: E402
+from torch_impl.cpu_kernels import arithmetic, decode, softmax  # noqa: E402
+from torch_impl.cpu_kernels import mixer as mixer_kernels  # noqa: E402
+from torch_impl.cpu_kernels import rows as rows_kernels  # noqa: E402
+from torch_impl.cpu_kernels import scan as scan_kernels  # noqa: E402
 from torch_impl.mixer import METHODS as MIXERS  # noqa: E402
 from torch_impl.numba_layers import gated, rms_norm  # noqa: E402
 from torch_impl.scan import scan  # noqa: E402
@@ -164,6 +168,33 @@ def test_machine_code_is_kept_by_what_it_was_made_of(tmp_path, monkeypatch):
     with (tmp_path / "arithmetic.py").open("a") as file:
         file.write("# another\n")
     assert cpu_kernels._cache_directory() != before
+
+
+def test_only_what_python_calls_is_kept():
+    """Taken from the cache, a function that a kernel calls would not become part of its loops."""
+    kept, parts = [], []
+    for module in (arithmetic, softmax, mixer_kernels, rows_kernels, scan_kernels, decode):
+        for each in vars(module).values():
+            inside = [cell.cell_contents for cell in getattr(each, "__closure__", None) or ()]
+            kept += [one for one in inside if hasattr(one, "signatures")]
+            parts += [each] if hasattr(each, "signatures") and each is not decode.step else []
+    assert len(kept) >= 20 and {type(one._cache).__name__ for one in (*kept, decode.step)} == {"FunctionCache"}
+    assert len(parts) >= 20 and {type(one._cache).__name__ for one in parts} == {"NullCache"}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names of instructions")
+def test_loops_are_vector_code(tmp_path):
+    """A gate's division, of several numbers at once; beside it one of a single number, for the rest of a row."""
+    program = """if True:
+        import torch
+        from torch_impl.cpu_kernels import rows
+        from torch_impl.numba_layers import gated
+        gated(torch.ones(3, 64))
+        alone = next(c.cell_contents for c in rows.swiglu_forward.__closure__ if hasattr(c.cell_contents, "signatures"))
+        (code,) = alone.inspect_asm().values()
+        print("divps" in code)
+    """
+    assert python(program, OMP_NUM_THREADS="1", NUMBA_CACHE_DIR=str(tmp_path)) == "True\n"
 
 
 @pytest.mark.parametrize("rows", [32, 48, 65])

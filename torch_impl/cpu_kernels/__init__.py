@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -27,26 +28,26 @@ def _cache_directory() -> str:
     return str(Path(_config.CACHE_DIR or home) / "liquidnet" / digest.hexdigest()[:16])
 
 
-def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Compile a function when it is first called, with options of `numba.njit`, and keep the machine code."""
-    make = numba.njit(nogil=True, error_model="numpy", **options)
+def kept(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Compile a function that Python calls, with options of `numba.njit`, when it is first called; keep its code."""
+    found = _compiled(function, **options)
     before, _config.CACHE_DIR = _config.CACHE_DIR, _CACHE
-    try:
-        found = make(function)
+    # Where nothing can be written it is compiled again in every process.
+    with suppress(RuntimeError, OSError):
         found.enable_caching()
-    except (RuntimeError, OSError):
-        # Nowhere to write: compiled again in every process.
-        return make(function)
-    finally:
-        _config.CACHE_DIR = before
+    _config.CACHE_DIR = before
     return found
 
 
 _CACHE = _cache_directory()
-kernel = partial(compiled, fastmath={"contract"})
-"""`compiled`; a product and a sum may be fused."""
-summing = partial(compiled, fastmath={"contract", "reassoc"})
+# What kernels call is not kept: taken from there it would be called, not become part of a loop, which is then scalar.
+_compiled = partial(numba.njit, nogil=True, error_model="numpy")
+kernel = partial(_compiled, fastmath={"contract"})
+"""Compile a function that kernels call; a product and a sum may be fused."""
+summing = partial(_compiled, fastmath={"contract", "reassoc"})
 """The same for a function whose sums may be taken in any order, several at a time."""
+divided = partial(_compiled, parallel=True)
+"""The same for a function whose `numba.prange` is divided between threads."""
 
 
 def threads() -> int:
@@ -64,8 +65,8 @@ def _start() -> None:
 
 
 def parallel(function: Callable[..., None]) -> Callable[..., None]:
-    """The same for a function whose `numba.prange` is divided between threads; one thread has no pool to wake."""
-    alone, together = kernel(function), compiled(function, parallel=True)
+    """`kept`, for a function whose `numba.prange` is divided between threads; one thread has no pool to wake."""
+    alone, together = kept(function, fastmath={"contract"}), kept(function, parallel=True)
 
     def run(*arguments: Any) -> None:
         count = threads()

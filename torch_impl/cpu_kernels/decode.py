@@ -18,7 +18,7 @@ from numba import carray, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from torch_impl.cpu_kernels import compiled, kernel, summing
+from torch_impl.cpu_kernels import divided, kept, kernel, summing
 from torch_impl.cpu_kernels.arithmetic import sigmoid, tanh, two_sigmoids
 
 #: Columns of the table of products: addresses of what each reads, and what becomes of it.
@@ -133,7 +133,7 @@ def _part(kind, i, parts, weight_oi, scale_o, x_bi, pre_bo, bias_d, state_bd, la
                 y_bk[b, j] += constants[2] * pre_bo[b, j]
 
 
-@partial(compiled, parallel=True)
+@divided
 def _parts(kind, parts, weight_oi, scale_o, x_bi, pre_bo, bias_d, state_bd, last_bd, y_bk, constants):
     for i in prange(parts):
         _part(kind, i, parts, weight_oi, scale_o, x_bi, pre_bo, bias_d, state_bd, last_bd, y_bk, constants)
@@ -145,7 +145,7 @@ def _vector(address, size):
     return carray(_pointer(address), (size if address else 0,), np.float32)
 
 
-@kernel
+@partial(kept, fastmath={"contract"})
 def step(
     threads, tokens_b, products, embedding_vd, scale_v, constants, states_lbd, last_lbd, logits_bv, x_bd, normed_bd,
     pre_b3d, gated_bd, pre_b2f, hidden_bf,
