@@ -236,8 +236,8 @@ class Trainer:
         if steps not in (None, training.steps) and self.step < training.steps:
             self._say(f"the schedule has {training.steps} steps, not {steps} as before; so the learning rate jumps")
         if state.get("backend") == self.engine.name:
-            # Checkpoints without these entries are older than compiled steps, and than several processes.
-            before = {"compile": False, "layout": "1 process"}
+            # Checkpoints without these entries are older than compiled steps, several processes, kernels for a CPU.
+            before = {"compile": False, "layout": "1 process", "products": "torch.mm", "numba": "none"}
             now, then = self._environment(), {**before, **(state.get("environment") or {})}
             changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
             if changed:

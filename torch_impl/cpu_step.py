@@ -42,6 +42,8 @@ def refusal(model: LanguageModel) -> str | None:
         return "steps a LiquidNet, the model is a Liquid SSM"
     if model.compute_dtype != "float32":
         return f"computes in float32, the model in {model.compute_dtype}"
+    if any(parameter.dtype != torch.float32 or not parameter.is_contiguous() for parameter in model.parameters()):
+        return "reads contiguous float32, and not all parameters are"
     if weight.device.type != "cpu":
         return f"runs on processors, the model is on {weight.device.type}"
     if hasattr(weight, "full_tensor"):

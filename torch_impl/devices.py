@@ -20,6 +20,8 @@ try:
 except ImportError:
     HAS_NUMBA = False
 
+WIDE = (torch.float32, torch.float64)
+"""What the Numba kernels compute in."""
 OLDEST = (8, 0)
 """Least compute capability of the kernels: below it bfloat16 is missing."""
 
@@ -71,15 +73,18 @@ def require_triton(method: str, device: torch.device) -> None:
         raise NotImplementedError(f"method {method!r}: {reason}")
 
 
-def takes_numba(device: torch.device) -> bool:
-    """Whether `auto` takes the Numba kernels: on every CPU where they are installed, at every size."""
-    return HAS_NUMBA and device.type == "cpu"
+def takes_numba(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether `auto` takes the Numba kernels: on every CPU where they are installed, at every size; not in autocast."""
+    here = HAS_NUMBA and device.type == "cpu" and dtype in WIDE
+    return here and not torch.is_autocast_enabled("cpu")
 
 
-def require_numba(method: str, device: torch.device) -> None:
-    """Raises NotImplementedError where tensors of another device would go through kernels for a CPU."""
-    if device.type != "cpu":
-        raise NotImplementedError(f"method {method!r}: the Numba kernels need a CPU, the tensors are on {device.type}")
+def require_numba(method: str, x: torch.Tensor) -> None:
+    """Raises NotImplementedError where a tensor of another device or dtype would go through kernels for a CPU."""
+    if x.device.type != "cpu" or x.dtype not in WIDE:
+        raise NotImplementedError(
+            f"method {method!r}: the Numba kernels need float32 or float64 on a CPU, not {x.dtype} on {x.device.type}"
+        )
 
 
 def has_bfloat16(device: torch.device) -> bool:

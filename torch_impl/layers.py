@@ -109,4 +109,4 @@ else:
 
 
 def _choose(x: Tensor) -> str:
-    return "numba" if takes_numba(x.device) else "plain"
+    return "numba" if takes_numba(x.device, x.dtype) else "plain"

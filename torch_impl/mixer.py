@@ -68,8 +68,9 @@ def unfused_mixer(
     return (gate_btd * states_btd).to(pre_btx.dtype), last_bd
 
 
-def _automatic(pre_btx: Tensor, *inputs: Any) -> tuple[Tensor, Tensor]:
-    method = scans.choose_method(pre_btx.shape, pre_btx.device)
+def _automatic(pre_btx: Tensor, decay_bias_d: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    inputs = decay_bias_d, *rest
+    method = scans.choose_method(pre_btx.shape, pre_btx.device, decay_bias_d.dtype)
     if sharing() is not None:
         # Where processes share the sequence the scan is a step of its own, after the gates.
         return unfused_mixer(pre_btx, *inputs, scan_method=method)

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from spec.axes import BTD, BTF, BTI, D
 from torch_impl.cpu_kernels import rows as kernels
-from torch_impl.cpu_kernels.calls import arrays, operator
+from torch_impl.cpu_kernels.calls import apart, arrays, operator
 
 
 def rms_norm(x_btd: Float[Tensor, BTD], weight_d: Float[Tensor, D], eps: float) -> Float[Tensor, BTD]:
@@ -32,7 +32,7 @@ def _norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The normalised rows, and 1 / sqrt(mean(x^2) + eps) of each."""
     y, r = _norm_outputs(x, weight, eps)
     (rows,) = arrays(x.reshape(-1, x.shape[-1]))
-    kernels.norm_forward(rows, *arrays(weight), np.array([eps], rows.dtype), *arrays(y.view(rows.shape), r))
+    kernels.norm_forward(rows, apart(weight), np.array([eps], rows.dtype), *arrays(y.view(rows.shape), r))
     return y, r
 
 
@@ -41,8 +41,8 @@ def _norm_backward(x: Tensor, weight: Tensor, r: Tensor, of_y: Tensor) -> tuple[
     """Gradients of x and of the weight."""
     n, d = len(r), x.shape[-1]
     of_x, shares = x.new_empty(x.shape), x.new_empty(-(-n // kernels.ROWS), d)
-    inputs = arrays(x.reshape(n, d), weight, r, of_y.reshape(n, d))
-    kernels.norm_backward(*inputs, *arrays(of_x.view(n, d), shares))
+    (rows,) = arrays(x.reshape(n, d))
+    kernels.norm_backward(rows, apart(weight), *arrays(r, of_y.reshape(n, d), of_x.view(n, d), shares))
     return of_x, shares.sum(dim=0)
 
 

@@ -29,8 +29,14 @@ def one_pass_on_cpu(
         labels: int64, [n].
         chunk_logits: most logits at a time; one row at least.
         wanted: whether gradients are.
+
+    Raises:
+        ValueError: a label that is neither -100 nor a word.
     """
     (n, d), v = hidden.shape, len(embedding)
+    strange = labels[((labels < 0) & (labels != IGNORED_LABEL)) | (labels >= v)]
+    if len(strange):
+        raise ValueError(f"labels must be {IGNORED_LABEL} or in [0, {v}), got {strange[0].item()}")
     nats = hidden.new_empty(n)
     of_hidden = hidden.new_empty(n, d) if wanted else hidden.new_empty(0)
     of_embedding = embedding.new_empty(v, d) if wanted else embedding.new_empty(0)
@@ -65,7 +71,7 @@ class _Chunk:
                 self.blocks.append(z)
 
     def nats(self) -> Tensor:
-        """log sum exp - the label's logit; 0 without a label, NaN where it is no word."""
+        """log sum exp - the label's logit; 0 without a label."""
         nats = self.total.log() - (self.of_label - self.largest)
         return nats.masked_fill(self.labels == IGNORED_LABEL, 0.0)
 

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from spec.axes import BD, BT, BT3D, BTD, D
 from torch_impl.cpu_kernels import mixer as kernels
-from torch_impl.cpu_kernels.calls import arrays, cuts, mask, operator
+from torch_impl.cpu_kernels.calls import apart, arrays, cuts, mask, masks_of, operator
 from torch_impl.devices import require_numba
 from torch_impl.scan.context_parallel import sharing
 
@@ -31,16 +31,20 @@ def fused_mixer(
 
     Raises:
         NotImplementedError: the tensors are not on a CPU, or several processes share the sequence.
+        ValueError: a state of another shape, or a mask that is not bool.
     """
-    require_numba("numba", pre_btx.device)
+    require_numba("numba", decay_bias_d)
     if sharing() is not None:
         raise NotImplementedError("mixer method 'numba' has each row whole; between processes use auto or chunked")
-    b, _, x = pre_btx.shape
+    b, t, x = pre_btx.shape
     wide = decay_bias_d.dtype
+    if state_bd is not None and tuple(state_bd.shape) != (b, x // 3):
+        raise ValueError(f"the state needs shape {(b, x // 3)}, got {tuple(state_bd.shape)}")
+    masks = masks_of(resets_bt, b, t), masks_of(padding_bt, b, t)
     state_bd = torch.zeros(b, x // 3, dtype=wide) if state_bd is None else state_bd.to(wide)
     inputs = pre_btx.to(wide), decay_bias_d, state_bd
     save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    gated_btd, last_bd = _Mixer.apply(*inputs, resets_bt, padding_bt, delta_min, save)
+    gated_btd, last_bd = _Mixer.apply(*inputs, *masks, delta_min, save)
     return gated_btd.to(pre_btx.dtype), last_bd
 
 
@@ -61,7 +65,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gated states, last state, and all states where they are to be saved, else a row of scratch."""
     gated, last, states = _outputs(pre, bias, state, resets, padding, delta_min, save)
-    inputs = *arrays(pre, bias), _constants(bias, delta_min), *arrays(state), mask(resets), mask(padding)
+    inputs = *arrays(pre), apart(bias), _constants(bias, delta_min), *arrays(state), mask(resets), mask(padding)
     kernels.mixer_forward(*inputs, *arrays(gated, states, last), cuts(len(pre)))
     return gated, last, states
 
@@ -85,7 +89,7 @@ def _backward(
     """Gradients of pre-activations, bias and initial state."""
     of_pre, _, of_state = _gradients(pre, bias, state, resets, padding, states, of_gated, of_last, delta_min)
     shares = torch.empty_like(of_state)
-    inputs = *arrays(pre, bias), _constants(bias, delta_min), *arrays(state), mask(resets), mask(padding)
+    inputs = *arrays(pre), apart(bias), _constants(bias, delta_min), *arrays(state), mask(resets), mask(padding)
     kernels.mixer_backward(*inputs, *arrays(states, of_gated, of_last, of_pre, shares, of_state), cuts(len(pre)))
     return of_pre, shares.sum(dim=0), of_state
 
@@ -106,4 +110,4 @@ class _Mixer(torch.autograd.Function):
 
 def _constants(bias: Tensor, delta_min: float) -> np.ndarray:
     """exp(-delta_min) and what is missing to 1, in the dtype of the bias."""
-    return np.array([math.exp(-delta_min), -math.expm1(-delta_min)], arrays(bias)[0].dtype)
+    return np.array([math.exp(-delta_min), -math.expm1(-delta_min)], str(bias.dtype).removeprefix("torch."))

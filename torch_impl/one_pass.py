@@ -40,7 +40,7 @@ def has_wide_products(device: torch.device, compute: torch.dtype) -> bool:
 
 def by_numba(hidden: Tensor, compute: torch.dtype) -> bool:
     """Whether the kernels for a CPU make the gradients: of logits that are not rounded."""
-    return compute == hidden.dtype and takes_numba(hidden.device)
+    return compute == hidden.dtype and takes_numba(hidden.device, hidden.dtype)
 
 
 def wide_read_out(

@@ -19,7 +19,8 @@ def sequential(
         after_bd = _at(decay_btd, i) * before_bd + _at(drive_btd, i)
         return (after_bd, _put(states_btd, after_bd, i)), None
 
-    start = state_bd, jnp.zeros_like(drive_btd)
+    wide = jnp.result_type(decay_btd, drive_btd, state_bd)
+    start = state_bd.astype(wide), jnp.zeros_like(drive_btd, wide)
     (_, states_btd), _ = jax.lax.scan(advance, start, jnp.arange(drive_btd.shape[1]))
     return states_btd
 
@@ -41,7 +42,8 @@ def sequential_adjoint(
         g_bd = _at(states_gradient_btd, i) + carried_bd
         return (_at(decay_btd, i) * g_bd, _put(found_btd, g_bd, i)), None
 
-    start = final_gradient_bd, jnp.zeros_like(states_btd)
+    wide = jnp.result_type(decay_btd, states_gradient_btd, final_gradient_bd)
+    start = final_gradient_bd.astype(wide), jnp.zeros_like(states_btd, wide)
     (of_state_bd, g_btd), _ = jax.lax.scan(advance, start, jnp.arange(states_btd.shape[1]), reverse=True)
     previous_btd = jnp.concatenate([state_bd[:, None], states_btd[:, :-1]], axis=1)
     return g_btd * previous_btd, g_btd, of_state_bd

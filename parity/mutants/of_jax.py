@@ -25,8 +25,8 @@ JAX = (
     Mutant(
         "jax: the scan drops the initial state",
         "jax_impl/scan/sequential.py",
-        "start = state_bd, jnp.zeros_like(drive_btd)",
-        "start = 0.0 * state_bd, jnp.zeros_like(drive_btd)",
+        "start = state_bd.astype(wide), ",
+        "start = 0.0 * state_bd.astype(wide), ",
         SEQUENTIAL,
     ),
     Mutant(

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from parity.running import EXP, SIGMOID, TANH
+from spec.config import LiquidNetConfig
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba", reason="the extra cpu")
 
-from torch_impl import cpu_kernels, numba_loss, products  # noqa: E402  torch may be missing
+from torch_impl import LiquidNet, cpu_kernels, numba_loss, products  # noqa: E402  torch may be missing
 from torch_impl.cpu_kernels import arithmetic, decode, softmax  # noqa: E402
 from torch_impl.cpu_kernels import mixer as mixer_kernels  # noqa: E402
 from torch_impl.cpu_kernels import rows as rows_kernels  # noqa: E402
@@ -77,6 +78,53 @@ def test_what_is_not_finite_is_not_hidden(name, dtype):
         np.testing.assert_allclose(sweep(function, x), exact(x), rtol=0.0, atol=np.finfo(np.float32).tiny)
     assert sweep(function, x).dtype == dtype
     assert sweep(function, np.array([np.inf], dtype))[0] >= 1.0
+
+
+def test_a_gate_that_is_shut_is_a_number():
+    """exp(-p) is no number of float64 there."""
+    pre = torch.zeros(1, 2, 48, dtype=torch.float64)
+    pre[..., 16:32] = -800.0
+    bias = torch.zeros(16, dtype=torch.float64)
+    found, wanted = (MIXERS[method](pre, bias, 1e-6, None, None, None) for method in ("numba", "sequential"))
+    assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True)) and found[0].isfinite().all()
+
+
+def test_masks_are_broadcast_and_checked():
+    """A kernel looks at no shapes: what PyTorch would refuse is refused before it."""
+    pre, bias = torch.randn(3, 5, 24), torch.randn(8)
+    row, padding = torch.tensor([[False, True, False, False, True]]), torch.tensor([[False], [True], [False]])
+    for masks in ((row, None), (None, row), (row, padding)):
+        found, wanted = (MIXERS[method](pre, bias, 1e-6, None, *masks) for method in ("numba", "sequential"))
+        torch.testing.assert_close(found, wanted)
+    for wrong in (torch.zeros(3, 4, dtype=torch.bool), torch.zeros(2, 5, dtype=torch.bool)):
+        with pytest.raises(RuntimeError, match="expanded size"):
+            MIXERS["numba"](pre, bias, 1e-6, None, wrong, None)
+    with pytest.raises(ValueError, match=r"a mask needs dtype bool, got torch\.uint8"):
+        MIXERS["numba"](pre, bias, 1e-6, None, None, torch.zeros(3, 5, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"the state needs shape \(3, 8\), got \(1, 8\)"):
+        MIXERS["numba"](pre, bias, 1e-6, torch.zeros(1, 8), None, None)
+    with pytest.raises(NotImplementedError, match=r"need float32 or float64 on a CPU, not torch.bfloat16 on cpu"):
+        MIXERS["numba"](pre.bfloat16(), bias.bfloat16(), 1e-6, None, None, None)
+
+
+def test_auto_goes_on_where_the_kernels_do_not():
+    config = LiquidNetConfig(vocab_size=33, d_model=16, d_ff=24, n_layers=1, max_seq_len=8)
+    tokens = torch.arange(12).view(2, 6)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert LiquidNet(config).to(dtype)(tokens)[0].dtype == dtype
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = LiquidNet(config).loss(tokens, tokens)
+        loss.backward()
+    assert loss.isfinite()
+    assert LiquidNet(config).double().generate(tokens[:1], max_length=9).shape == (1, 9)
+    empty = torch.zeros(0, 3, 4)
+    assert scan(empty, empty)[0].shape == (0, 3, 4)
+    assert scan(torch.rand(2, 3, 4).double(), torch.rand(2, 3, 4), method="numba")[0].dtype == torch.float64
+
+
+def test_labels_that_are_no_words_are_named():
+    with pytest.raises(ValueError, match=r"labels must be -100 or in \[0, 9\), got 9"):
+        numba_loss.one_pass_on_cpu(torch.randn(2, 4), torch.randn(9, 4), torch.tensor([3, 9]), 2**20, True)
 
 
 @pytest.mark.parametrize("where", ["logit", "pre"])

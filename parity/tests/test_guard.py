@@ -95,9 +95,9 @@ def test_few_operators_a_step(convolutions):
     more = counted(layers=LAYERS + 1)
     a_layer = {name: more[name] - counts[name] for name in more if more[name] != counts[name]}
     report = f"{sum(counts.values())} operators a step, {sum(a_layer.values())} a layer: {a_layer}"
-    # A product of two views is one operator more than three.
-    assert sum(a_layer.values()) <= (35 if convolutions else 43), report
-    assert sum(counts.values()) - LAYERS * sum(a_layer.values()) <= 41, report
+    # A product of two views is one operator more than three. Six are copies of d numbers, which FSDP makes necessary.
+    assert sum(a_layer.values()) <= (41 if convolutions else 49), report
+    assert sum(counts.values()) - LAYERS * sum(a_layer.values()) <= 43, report
     assert counts["_fused_adamw_"] == 2, report
 
 
@@ -109,7 +109,7 @@ def test_kernels_are_compiled_once_for_all_lengths():
     for kernel in (mixer_kernels.mixer_forward, mixer_kernels.mixer_backward):
         (alone, _) = (cell.cell_contents for cell in kernel.__closure__ if hasattr(cell.cell_contents, "signatures"))
         formats = {signature[0].dtype for signature in alone.signatures}
-        assert len(alone.signatures) == len(formats), alone.signatures
+        assert len(alone.signatures) == len(formats) >= 1, alone.signatures
 
 
 @pytest.mark.parametrize("tokens", [128, 512])

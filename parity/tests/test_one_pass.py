@@ -36,7 +36,7 @@ def step(request, monkeypatch):
 
 
 def without_numba(monkeypatch):
-    monkeypatch.setattr(one_pass, "takes_numba", lambda device: False)
+    monkeypatch.setattr(one_pass, "takes_numba", lambda *_: False)
 
 
 def draw(n, v, d=16, dtype=torch.float32, ignored=0.2, size=0.3):
@@ -170,10 +170,10 @@ def test_tensors_need_not_be_contiguous(step, monkeypatch, compute):
 def test_a_label_outside_the_vocabulary_does_not_pass(step):
     hidden, embedding, labels = draw(9, 21)
     for labels[3] in (21, -1):
-        if step != "torch":
+        if step == "triton":
             assert losses.METHODS["one_pass"](hidden, embedding, labels, torch.float32).isnan()
         elif DEVICE.type == "cpu":
-            with pytest.raises(RuntimeError, match="out of bounds"):
+            with pytest.raises((RuntimeError, ValueError), match=r"out of bounds|labels must be -100 or in"):
                 losses.METHODS["one_pass"](hidden, embedding, labels, torch.float32)
 
 

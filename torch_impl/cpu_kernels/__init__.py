@@ -6,7 +6,6 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,27 +14,37 @@ import numba
 import torch
 
 _config: Any = numba.config
+# GNU's OpenMP does not outlive a fork.
+_process = os.getpid()
 # Of Numba's pools of threads, one bears no second kernel beside the first.
 one_at_a_time = threading.Lock()
 
 
-def _cache_directory() -> str:
-    """Numba asks for the date of a kernel's own file alone; what it calls stands in others, so all of them count."""
+def _cache_directory() -> str | None:
+    """Where machine code is kept; None where nothing can be.
+
+    Numba asks for the date of a kernel's own file alone; what it calls stands in others, so all of them count. Where it
+    may not write it would look for another place, in which they do not.
+    """
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return str(Path(_config.CACHE_DIR or home) / "liquidnet" / digest.hexdigest()[:16])
+    try:
+        home = _config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+        place = Path(home) / "liquidnet" / digest.hexdigest()[:16]
+        place.mkdir(parents=True, exist_ok=True)
+    except (RuntimeError, OSError):
+        return None
+    return str(place) if os.access(place, os.W_OK | os.X_OK) else None
 
 
 def kept(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compile a function that Python calls, with options of `numba.njit`, when it is first called; keep its code."""
     found = _compiled(function, **options)
-    before, _config.CACHE_DIR = _config.CACHE_DIR, _CACHE
-    # Where nothing can be written it is compiled again in every process.
-    with suppress(RuntimeError, OSError):
+    if _CACHE is not None and not _config.DISABLE_JIT:
+        before, _config.CACHE_DIR = _config.CACHE_DIR, _CACHE
         found.enable_caching()
-    _config.CACHE_DIR = before
+        _config.CACHE_DIR = before
     return found
 
 
@@ -51,7 +60,9 @@ divided = partial(_compiled, parallel=True)
 
 
 def threads() -> int:
-    """How many threads kernels take: PyTorch's, so far as Numba has them."""
+    """How many threads kernels take: PyTorch's, so far as Numba has them; one in a process that was forked."""
+    if os.getpid() != _process:
+        return 1
     _start()
     return min(torch.get_num_threads(), _config.NUMBA_NUM_THREADS)
 

@@ -34,12 +34,14 @@ else:
     METHODS["numba"], ADJOINTS["numba"] = numba_scan, numba_adjoint
 
 
-def choose_method(shape: tuple[int, ...], device: torch.device | None = None) -> str:
+def choose_method(
+    shape: tuple[int, ...], device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> str:
     """The method that `auto` takes for a scan of shape [b, t, d], on the device where training would run by default."""
     device = default_device() if device is None else device
     if takes_triton(device):
         return "triton"
-    if takes_numba(device):
+    if takes_numba(device, dtype):
         return "numba"
     return "sequential" if shape[1] <= 16 else "chunked"
 
@@ -75,7 +77,7 @@ def scan(
     state_bd = drive_btd.new_zeros(b, d) if state_bd is None else state_bd
     if tuple(state_bd.shape) != (b, d):
         raise ValueError(f"the state needs shape {(b, d)}, got {tuple(state_bd.shape)}")
-    method = choose_method(decay_btd.shape, decay_btd.device) if method == "auto" else method
+    method = choose_method(decay_btd.shape, decay_btd.device, drive_btd.dtype) if method == "auto" else method
     require_known("scan method", method, METHODS)
     if resets_bt is not None:
         decay_btd = decay_btd.masked_fill(resets_bt[..., None], 0.0)

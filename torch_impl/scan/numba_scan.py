@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -19,8 +22,8 @@ def numba_scan(
     Raises:
         NotImplementedError: the tensors are not on a CPU.
     """
-    require_numba("numba", drive_btd.device)
-    return scan_states(decay_btd, drive_btd, state_bd)
+    require_numba("numba", drive_btd)
+    return scan_states(*_of_one_dtype(decay_btd, drive_btd, state_bd))
 
 
 def numba_adjoint(
@@ -31,7 +34,13 @@ def numba_adjoint(
     final_gradient_bd: Float[Tensor, BD],
 ) -> tuple[Float[Tensor, BTD], Float[Tensor, BTD], Float[Tensor, BD]]:
     """Gradients of decay, drive and initial state, in one pass over memory."""
-    return scan_gradients(decay_btd, states_btd, state_bd, states_gradient_btd, final_gradient_bd)
+    inputs = decay_btd, states_btd, state_bd, states_gradient_btd, final_gradient_bd
+    return scan_gradients(*_of_one_dtype(*inputs))
+
+
+def _of_one_dtype(*tensors: Tensor) -> list[Tensor]:
+    wide = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    return [tensor.to(wide) for tensor in tensors]
 
 
 @operator("cpu_scan", lambda decay, drive, state: drive.new_empty(drive.shape))
