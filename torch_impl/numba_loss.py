@@ -48,6 +48,8 @@ def one_pass_on_cpu(
         nats[here] = chunk.nats()
         if wanted:
             chunk.push_back(of_hidden[here], of_embedding, first=start == 0)
+        # Else its logits would live beside those of the next one.
+        del chunk
     if wanted and n == 0:
         of_embedding.zero_()
     return nats, of_hidden, of_embedding

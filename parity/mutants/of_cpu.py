@@ -5,7 +5,7 @@ from parity.mutants.mutant import Mutant
 MIXER = ("parity/tests/test_operations.py", "-k", "mixer and torch-numba and float32")
 SCAN = ("parity/tests/test_operations.py", "-k", "scan and torch-numba and float32")
 ROWS = ("parity/tests/test_operations.py", "-k", "(rms_norm or swiglu) and torch-numba and float32")
-LOSS = ("parity/tests/test_one_pass.py", "-k", "numba or blocks")
+LOSS = ("parity/tests/test_one_pass.py", "parity/tests/test_numba_loss.py", "-k", "numba")
 KERNELS = ("parity/tests/test_cpu_kernels.py",)
 GUARD = ("parity/tests/test_guard.py",)
 

@@ -1,14 +1,12 @@
 """Cross-entropy with its gradients in one pass: registration, both softmax steps, half precision, memory."""
 
-import json
-
-import numpy as np
 import pytest
 
 from parity.cases import LayerCase
 from parity.operations import check
 from spec.config import LiquidNetConfig
 from spec.data import IGNORED_LABEL
+from tools import bench_growth
 
 torch = pytest.importorskip("torch")
 
@@ -258,37 +256,12 @@ def test_a_wide_read_out_has_the_gradients_of_rounded_operands(compute, factor):
     assert ((of_embedding - exact).abs() <= 1.01 * unit * size).all()
 
 
-@pytest.mark.parametrize("rows, words", [(4, 7), (9, 21), (1, 1)])
-def test_blocks_of_words_are_made_once(monkeypatch, rows, words):
-    """Three products a block where gradients are wanted, and one where they are not; any cut gives the same."""
-    numba_loss = pytest.importorskip("torch_impl.numba_loss")
-    hidden, embedding, labels = draw(9, 21)
-    whole = with_gradients("one_pass", hidden, embedding, labels, torch.float32)
-    made, usual = [], (numba_loss.product, numba_loss.gradients)
-    monkeypatch.setattr(numba_loss, "product", lambda x, w: made.append((len(x), len(w))) or usual[0](x, w))
-    monkeypatch.setattr(numba_loss, "gradients", lambda *given: made.append("both") or usual[1](*given))
-    monkeypatch.setattr(numba_loss, "BLOCK_LOGITS", rows * words)
-    chunk_rows(monkeypatch, rows, 21)
-    cut = with_gradients("one_pass", hidden, embedding, labels, torch.float32)
-    assert_near(cut, whole, 1e-6)
-    of_chunks = [
-        (min(rows, 9 - start), min(max(1, rows * words // min(rows, 9 - start)), 21 - first))
-        for start in range(0, 9, rows)
-        for first in range(0, 21, max(1, rows * words // min(rows, 9 - start)))
-    ]
-    assert [each for each in made if each != "both"] == of_chunks and made.count("both") == len(of_chunks)
-    made.clear()
-    with torch.no_grad():
-        assert losses.METHODS["one_pass"](hidden, embedding, labels, torch.float32) == cut[0]
-    assert made == of_chunks
-
-
 @pytest.mark.parametrize("device, method", [("cuda", "one_pass"), ("cpu", "one_pass"), ("mps", "chunked")])
 def test_auto_takes_it_where_it_was_measured(device, method):
     assert losses.choose_method(torch.device(device)) == method
 
 
-def peak_bytes(folder, run):
+def peak_bytes(run):
     """The most that `run` holds of what PyTorch's allocator gives out meanwhile."""
     if DEVICE.type == "cuda":
         run()
@@ -296,11 +269,7 @@ def peak_bytes(folder, run):
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    profiler.export_chrome_trace(str(folder / "trace.json"))
-    events = sorted(json.loads((folder / "trace.json").read_text())["traceEvents"], key=lambda e: e["ts"])
-    return np.cumsum([e["args"]["Bytes"] for e in events if e["name"] == "[memory]"]).max()
+    return bench_growth.peak_bytes(run)
 
 
 SCALED = [(1024, 5003, 48, 2**18), (1024, 5003, 16, 2**19), (4096, 1003, 8, 2**16)]
@@ -309,7 +278,7 @@ SCALED = [(1024, 5003, 48, 2**18), (1024, 5003, 16, 2**19), (4096, 1003, 8, 2**1
 @pytest.mark.filterwarnings("ignore:.*Profiler clears events:UserWarning")
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("n, v, d, chunk", SCALED if DEVICE.type == "cpu" else [(TOKENS, VOCABULARY, 384, 2**24)])
-def test_peak_memory_follows_the_formula(monkeypatch, tmp_path, report, n, v, d, chunk, compute):
+def test_peak_memory_follows_the_formula(monkeypatch, report, n, v, d, chunk, compute):
     """On a CPU where it is quick; the formula is then asked about 24,576 tokens and 50257 words."""
     if DEVICE.type == "cpu":
         without_numba(monkeypatch)
@@ -317,7 +286,7 @@ def test_peak_memory_follows_the_formula(monkeypatch, tmp_path, report, n, v, d,
     monkeypatch.setattr(losses, "CHUNK_LOGITS", chunk)
     hidden, embedding, labels = draw(n, v, d)
     ours, materialised = (
-        peak_bytes(tmp_path, lambda: with_gradients(method, hidden, embedding, labels, compute)) - 4 * (n + v) * d  # noqa: B023
+        peak_bytes(lambda: with_gradients(method, hidden, embedding, labels, compute)) - 4 * (n + v) * d  # noqa: B023
         for method in ("one_pass", "full")
     )
     chunk *= one_pass.MORE if DEVICE.type == "cuda" else 1
