@@ -46,9 +46,7 @@ def unless_there_is_a_gpu() -> None:
             importlib.import_module(f"torch_impl.kernels.{kernel.name}")
 
         fast_scans()
-        from torch_impl.devices import takes_numba
-
-        METHODS.update({"triton"} if takes_numba(torch.device("cpu")) else {"triton", "one_pass"})
+        METHODS.add("triton")
     finally:
         if before is None:
             del os.environ["TRITON_INTERPRET"]

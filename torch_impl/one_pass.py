@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from spec.axes import ANY_D, ANY_V, ND, SCALAR, VD, N
 from spec.data import IGNORED_LABEL
-from torch_impl.devices import has_bfloat16, takes_numba, triton_refusal
+from torch_impl.devices import has_bfloat16, takes_numba, takes_triton
 
 HALF = (torch.float16, torch.bfloat16)
 # A vocabulary such as 50257 is odd, and rows that do not start at 16 bytes get products of a third of the speed.
@@ -208,7 +208,7 @@ def _softmax_gradient(
     logits: Tensor, labels: Tensor, nats: Tensor, gradient: Tensor | None, v: int, scale: float
 ) -> None:
     """`kernels.softmax_gradient`, or the same in operations of PyTorch, which overwrite the logits."""
-    if triton_refusal(logits.device) is None:
+    if takes_triton(logits.device):
         from torch_impl.kernels.softmax_gradient import softmax_gradient
 
         return softmax_gradient(logits, labels, nats, gradient, v, scale)

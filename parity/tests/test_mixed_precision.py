@@ -33,14 +33,6 @@ FLAGS = ("--d-model", "16", "--d-ff", "24", "--n-layers", "1", "--batch-size", "
 MORE = ("--eval-windows", "2", "--dtype", "float16")
 
 
-@pytest.fixture(autouse=True)
-def plain_softmax(monkeypatch):
-    """Interpreted, a kernel says that it met what is not finite, which half of these tests are about."""
-    if devices.default_device().type == "cpu":
-        one_pass = backends.load_module("torch", "one_pass")
-        monkeypatch.setattr(one_pass, "triton_refusal", lambda device: "interpreted")
-
-
 def draw_batches(count: int) -> list[Batch]:
     """Labels that follow from the tokens, so that there is something to learn."""
     tokens = np.random.default_rng(0).integers(0, CONFIG.vocab_size, size=(count, 4, 16)).astype(np.int32)

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from torch_impl import LiquidNet, one_pass  # noqa: E402  torch may be missing
 from torch_impl import loss as losses  # noqa: E402
+from torch_impl.devices import triton_refusal  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALVES = [torch.float16, torch.bfloat16]
@@ -26,10 +27,10 @@ def step(request, monkeypatch):
             pytest.skip("the Numba kernels need a CPU, and Numba")
         return request.param
     without_numba(monkeypatch)
-    if request.param == "torch":
-        monkeypatch.setattr(one_pass, "triton_refusal", lambda device: "not asked for")
-    elif reason := one_pass.triton_refusal(DEVICE):
+    if request.param == "triton" and (reason := triton_refusal(DEVICE)):
         pytest.skip(reason)
+    # Also interpreted, which `auto` never takes.
+    monkeypatch.setattr(one_pass, "takes_triton", lambda device: request.param == "triton")
     return request.param
 
 
@@ -282,7 +283,6 @@ def test_peak_memory_follows_the_formula(monkeypatch, report, n, v, d, chunk, co
     """On a CPU where it is quick; the formula is then asked about 24,576 tokens and 50257 words."""
     if DEVICE.type == "cpu":
         without_numba(monkeypatch)
-        monkeypatch.setattr(one_pass, "triton_refusal", lambda device: "the interpreter's own memory is not counted")
     monkeypatch.setattr(losses, "CHUNK_LOGITS", chunk)
     hidden, embedding, labels = draw(n, v, d)
     ours, materialised = (
