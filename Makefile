@@ -58,15 +58,15 @@ report: setup
 	$(BIN)/liquidnet parity --report $(REPORT) $(REPORT_ARGS)
 
 mutants: setup  ## planted faults, one by one: which test catches each, by how many bounds
-	$(BIN)/python -m parity.mutants $(MUTANTS_ARGS)
+	$(BIN)/python -m parity.suite.mutants $(MUTANTS_ARGS)
 
 soak: kills setup  ## runs killed KILLS times, then property tests on fresh random problems for MINUTES
-	$(BIN)/python -m parity.soak --minutes $(MINUTES) --workers $(WORKERS)
+	$(BIN)/python -m parity.suite.soak --minutes $(MINUTES) --workers $(WORKERS)
 
 kills: setup  ## runs that are SIGKILLed KILLS times, in torch, in two processes of it, and in JAX: the same bits
-	$(BIN)/python -m parity.kills --kills $(KILLS) --backend torch
-	$(BIN)/python -m parity.kills --kills $(KILLS) --backend torch --ranks 2
-	$(BIN)/python -m parity.kills --kills $(KILLS) --backend jax
+	$(BIN)/python -m parity.suite.runs.crash_resume --kills $(KILLS) --backend torch
+	$(BIN)/python -m parity.suite.runs.crash_resume --kills $(KILLS) --backend torch --ranks 2
+	$(BIN)/python -m parity.suite.runs.crash_resume --kills $(KILLS) --backend jax
 
 check: setup  ## lint, format, import fences, types
 	$(BIN)/ruff check .
@@ -74,12 +74,12 @@ check: setup  ## lint, format, import fences, types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 kernels: setup  ## the Triton kernels: compiled for five GPUs, their bytes counted, against the budget
-	$(BIN)/python -m parity.kernels --check
+	$(BIN)/python -m parity.suite.compiled.triton --check
 
 # libtpu makes every `import jax` look for a TPU, so it has an environment of its own.
 tpu: $(READY_TPU)  ## the TPU kernels and train steps: compiled by libtpu, no TPU needed, against the budget
-	$(BIN_TPU)/python -m pytest -q parity/tests/test_hlo.py parity/tests/test_hlo_collectives.py parity/tests/test_plan.py
-	$(BIN_TPU)/python -m parity.tpu --check
+	$(BIN_TPU)/python -m pytest -q parity/tests/compiled/test_hlo.py parity/tests/compiled/test_hlo_collectives.py parity/tests/compiled/test_plan.py
+	$(BIN_TPU)/python -m parity.suite.compiled.tpu --check
 
 $(READY_TPU): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV_TPU)
@@ -90,7 +90,7 @@ bench: setup  ## ratios against limits and peers on this machine
 	$(BIN)/liquidnet bench
 
 gpu-check: setup  ## on a machine with a GPU: its tests, then everything measured, in gpu-check.json
-	$(BIN)/python -m tools.gpu_check --json gpu-check.json
+	$(BIN)/python -m tools.bench.gpu_check --json gpu-check.json
 
 clean:  ## remove the virtual environment, the demo and all caches
 	rm -rf .venv .venv-tpu demo dist parity-report .pytest_cache .ruff_cache .hypothesis

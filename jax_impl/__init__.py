@@ -1,8 +1,8 @@
-"""Both families in JAX and Flax NNX. Twin: torch_impl/__init__.py. Truth: spec/."""
+"""Both families in JAX and Flax NNX. Twin: torch_impl. Truth: spec/."""
 
-from jax_impl.checkpoint import dump_parameters, load_parameters
+from jax_impl.checkpoint.native import dump_parameters, load_parameters
 from jax_impl.model import LiquidNet, LiquidSSMLanguageModel
-from jax_impl.scan import scan
+from jax_impl.ops.scan import scan
 from spec.config import LiquidNetConfig, LiquidSSMConfig
 
 __all__ = [

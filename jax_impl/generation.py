@@ -1,4 +1,4 @@
-"""The model as a step of generation. Twin: torch_impl/generate.py. Truth: spec/sampling.py."""
+"""The model as a step of generation. Twin: torch_impl. Truth: spec/sampling.py."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 from flax import nnx
 
 from jax_impl.layers import COMPUTE, accumulate_dtype
-from jax_impl.loss import read_out
+from jax_impl.ops.cross_entropy import read_out
+from spec.checkpoint.quantization import WEIGHTS
 from spec.config import require_known
-from spec.quantization import WEIGHTS
 from spec.sampling import Sampling, Step, check_tokens, complete
 
 if TYPE_CHECKING:

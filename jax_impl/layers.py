@@ -1,4 +1,4 @@
-"""Linear, embedding, norm and MLP. Twin: torch_impl/layers.py. Truth: spec/reference/blocks.py."""
+"""Linear, embedding, norm and MLP. Twin: torch_impl. Truth: spec/reference/blocks.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jax_impl.parallel import cut_axis, product_of_parts
+from jax_impl.training.distributed import cut_axis, product_of_parts
 from spec.axes import BT, BTD, BTI, BTO
 from spec.config import ModelConfig, require_known
 

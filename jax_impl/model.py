@@ -1,4 +1,4 @@
-"""The language models. Twin: torch_impl/model.py. Truth: spec/reference/model.py."""
+"""The language models. Twin: torch_impl. Truth: spec/reference/model.py."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_impl import liquid_ssm, scan
-from jax_impl.checkpoint import load_parameters
-from jax_impl.generate import generate
+from jax_impl.checkpoint.native import load_parameters
+from jax_impl.generation import generate
 from jax_impl.layers import COMPUTE, Embedding, RMSNorm, SwiGLU, accumulate_dtype
-from jax_impl.liquid_ssm import LiquidSSM
-from jax_impl.loss import cross_entropy, read_out
-from jax_impl.mixer import LiquidMixer
+from jax_impl.mixers import liquid_ssm
+from jax_impl.mixers.liquid_ssm import LiquidSSM
+from jax_impl.ops import scan
+from jax_impl.ops.cross_entropy import cross_entropy, read_out
+from jax_impl.ops.gated_scan import LiquidMixer
 from spec.axes import BN, BT, BTD, BTV, LBN, LBTN, SCALAR
 from spec.config import LiquidSSMConfig, ModelConfig, require_integer, swiglu_width
 from spec.init import initial_parameters

@@ -19,8 +19,8 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from spec.checkpoint.files import new_file
 from spec.config import LiquidSSMConfig
-from spec.files import new_file
 from spec.init import stream
 from torch_impl.model import LanguageModel
 

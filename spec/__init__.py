@@ -1,6 +1,6 @@
 """What is true of both families, without a framework: configuration, parameters, data order, checkpoints, reference."""
 
-from spec.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from spec.checkpoint.format import Checkpoint, read_checkpoint, write_checkpoint
 from spec.config import LiquidNetConfig, LiquidSSMConfig, TrainingConfig
 from spec.init import initial_parameters
 from spec.parameters import num_parameters, parameter_table

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from spec.checkpoint.files import read_file, require_file
 from spec.config import TrainingConfig, require_integer, require_known
-from spec.files import read_file, require_file
 from spec.init import stream
 
 IGNORED_LABEL = -100
@@ -72,7 +72,7 @@ class Batch:
     tokens: np.ndarray
     labels: np.ndarray
     resets: np.ndarray
-    noise: np.ndarray | None = None  # [b, t, l, n], see spec/noise.py
+    noise: np.ndarray | None = None  # [b, t, l, n], see spec/mixers/liquid_ssm/noise.py
 
     def part(self, share: Share) -> Batch:
         """What one process has of the batch."""

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from spec.config import LiquidSSMConfig, ModelConfig
-from spec.hippo import legs_frequencies
+from spec.mixers.liquid_ssm.hippo import legs_frequencies
 from spec.parameters import Parameter, parameter_table
 
 STANDARD_DEVIATION = 0.02

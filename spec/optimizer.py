@@ -1,6 +1,6 @@
 """AdamW with clipping, in the order of operations that both backends follow.
 
-One step at learning rate lr, counted t = 1, 2, ...; `spec.reference.adamw` computes it in float64:
+One step at learning rate lr, counted t = 1, 2, ...; `spec.reference.optimizers` computes it in float64:
 
     norm  = sqrt(sum over all parameters of |g|^2)
     g     = g * min(1, grad_clip / norm)                        grad_clip = 0: unchanged

@@ -11,7 +11,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from spec.checkpoint import (
+from spec.checkpoint.checksums import checksums, file_sha256, files_below
+from spec.checkpoint.files import new_directory
+from spec.checkpoint.format import (
     Checkpoint,
     files_beside,
     find_checkpoint,
@@ -23,11 +25,9 @@ from spec.checkpoint import (
     validate,
     write_checkpoint,
 )
-from spec.checksums import checksums, file_sha256, files_below
-from spec.files import new_directory
-from spec.sharded import PARAMETERS, by_kind, named_arrays
-from tools import backends
-from tools.progress import working
+from spec.checkpoint.sharded import PARAMETERS, by_kind, named_arrays
+from tools.cli import backends
+from tools.cli.progress import working
 
 Format = Literal["neutral", "pt", "msgpack", "dcp", "orbax"]
 SUFFIXES: dict[str, Format] = {".pt": "pt", ".pth": "pt", ".msgpack": "msgpack"}
@@ -113,7 +113,10 @@ def read_orbax(directory: Path) -> Checkpoint:
 
 def _write_orbax(directory: Path, checkpoint: Checkpoint) -> None:
     validate(checkpoint)
-    sharded, world = _load_orbax("format orbax is written through JAX"), backends.load("jax", "parallel").World()
+    sharded, world = (
+        _load_orbax("format orbax is written through JAX"),
+        backends.load("jax", "training.distributed").World(),
+    )
     with new_directory(directory) as temporary:
         sharded.Writing(named_arrays(checkpoint.parameters, checkpoint.moments), temporary, world).result()
         for name, content in files_beside(checkpoint).items():
@@ -127,7 +130,7 @@ def _load_orbax(why: str) -> ModuleType:
         # Files are all that JAX is here for; it would reserve most of the GPU that torch computes on.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
-        sharded = backends.load("jax", "sharded")
+        sharded = backends.load("jax", "checkpoint.sharded")
         sharded.require_orbax()
     except (ValueError, NotImplementedError) as error:
         raise ValueError(f"{why}: {error}; or use liquidnet convert on a machine that has it") from error
@@ -146,6 +149,6 @@ def write(path: Path, checkpoint: Checkpoint, format: Format | None = None) -> N
 
 
 if __name__ == "__main__":
-    from tools.cli import main
+    from tools.cli.main import main
 
     main(["convert", *sys.argv[1:]])

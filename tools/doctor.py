@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from parity.environment import UNUSABLE, environment
+from parity.proof.environment import UNUSABLE, environment
+from spec.checkpoint.files import new_file
 from spec.config import LiquidNetConfig, TrainingConfig
-from spec.files import new_file
 from spec.presets import LIQUID_SSMS, LIQUIDNETS
-from tools import backends
-from tools.progress import track
-from tools.refusals import require_new_or_file
-from tools.selftest import OPERATIONS, Verdict, known_verdict, probe, remember, self_test
+from tools.cli import backends
+from tools.cli.errors import require_new_or_file
+from tools.cli.progress import track
+from tools.training.selftest import OPERATIONS, Verdict, known_verdict, probe, remember, self_test
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Doctor:
 
 def examine(backend: str) -> list[dict[str, Any]]:
     """One row for each method of each operation: whether it runs, how far it is off, what the cache says of it."""
-    from parity.backends import load
+    from parity.proof.adapters import load
 
     rows, methods, auto = [], load(backend).METHODS, automatic(backend)
     every = [(operation, method) for operation in OPERATIONS for method in methods[operation] if method != "auto"]
@@ -83,10 +83,10 @@ def placement(backend: str) -> dict[str, Any]:
     For torch also the GPU's architecture, and why the Triton methods do not run; None where they do.
     """
     model = backends.load(backend, "model").LiquidNet(LiquidNetConfig(1, 1, 1, 1, 1))
-    choose = backends.load(backend, "generate").choose_method
+    choose = backends.load(backend, "generation").choose_method
     if backend != "torch":
         return {"dtype": "bfloat16", "decode": choose(model)}
-    known = backends.load(backend, "devices")
+    known = backends.load(backend, "ops.devices")
     device = known.default_device()
     return {
         "device": device.type,
@@ -100,10 +100,12 @@ def placement(backend: str) -> dict[str, Any]:
 def automatic(backend: str) -> dict[str, str]:
     """What `auto` takes for the shapes of the recipes of nano and ssm-nano."""
     shape = (TrainingConfig().batch_size, TrainingConfig().seq_len, LIQUIDNETS["nano"].d_model)
-    scan = backends.load(backend, "scan").choose_method(shape)
-    of_ssm = backends.load(backend, "liquid_ssm").choose_method(LIQUID_SSMS["ssm-nano"], TrainingConfig().seq_len)
-    losses = backends.load(backend, "loss")
-    where = (backends.load(backend, "devices").default_device(),) if backend == "torch" else ()
+    scan = backends.load(backend, "ops.scan").choose_method(shape)
+    of_ssm = backends.load(backend, "mixers.liquid_ssm").choose_method(
+        LIQUID_SSMS["ssm-nano"], TrainingConfig().seq_len
+    )
+    losses = backends.load(backend, "ops.cross_entropy")
+    where = (backends.load(backend, "ops.devices").default_device(),) if backend == "torch" else ()
     return {"scan": scan, "mixer": scan, "liquid_ssm": of_ssm, "loss": losses.choose_method(*where)}
 
 
@@ -122,7 +124,7 @@ def _word(verdict: Verdict) -> str:
 
 
 def _advice(backend: str) -> str:
-    from parity.backends import missing
+    from parity.proof.adapters import missing
 
     return f"{missing(backend)}: pip install 'liquidnet-dual[{backend}]'"
 

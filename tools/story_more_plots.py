@@ -1,4 +1,4 @@
-"""Plots of the story generator, second half; notation in tools/stories.py."""
+"""Plots of the story generator, second half; notation in tools/data/stories.py."""
 
 MORE_PLOTS: dict[str, str] = {
     "map": """

@@ -1,4 +1,4 @@
-"""Plots of the story generator, first half; notation in tools/stories.py."""
+"""Plots of the story generator, first half; notation in tools/data/stories.py."""
 
 PLOTS: dict[str, str] = {
     "lost": """

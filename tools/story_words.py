@@ -1,4 +1,4 @@
-"""Word tables of the story generator: every table is a tuple of templates in the notation of tools/stories.py."""
+"""Word tables of the story generator: every table is a tuple of templates in the notation of tools/data/stories.py."""
 
 
 def _words(text: str) -> tuple[str, ...]:

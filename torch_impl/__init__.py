@@ -1,9 +1,9 @@
-"""Both families in PyTorch. Twin: jax_impl/__init__.py. Truth: spec/."""
+"""Both families in PyTorch. Twin: jax_impl. Truth: spec/."""
 
 from spec.config import LiquidNetConfig, LiquidSSMConfig
-from torch_impl.checkpoint import dump_parameters, load_parameters
+from torch_impl.checkpoint.native import dump_parameters, load_parameters
 from torch_impl.model import LiquidNet, LiquidSSMLanguageModel
-from torch_impl.scan import scan
+from torch_impl.ops.scan import scan
 
 __all__ = [
     "LiquidNet",

@@ -1,4 +1,4 @@
-"""The model as a step of generation. Twin: jax_impl/generate.py. Truth: spec/sampling.py."""
+"""The model as a step of generation. Twin: jax_impl. Truth: spec/sampling.py."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spec.checkpoint.quantization import WEIGHTS
 from spec.config import require_known
-from spec.quantization import WEIGHTS
 from spec.sampling import Sampling, Step, check_tokens, complete
 from torch_impl.layers import COMPUTE, accumulate_dtype
-from torch_impl.loss import read_out
+from torch_impl.ops.cross_entropy import read_out
 
 if TYPE_CHECKING:
     from torch_impl.model import LanguageModel
@@ -132,8 +132,8 @@ def _numba(model: LanguageModel, weights: str) -> Step:
 METHODS: dict[str, Callable[[LanguageModel], Step]] = {"eager": _eager, "graph": _graph}
 _OF_NUMBA = {weights: "numba" if weights == "float32" else f"numba_{weights}" for weights in WEIGHTS}
 try:
-    from torch_impl.cpu_step import compiled as _compiled
-    from torch_impl.cpu_step import refusal as _refusal
+    from torch_impl.ops.decode.numba import compiled as _compiled
+    from torch_impl.ops.decode.numba import refusal as _refusal
 except ImportError:
 
     def _refusal(model: LanguageModel) -> str | None:

@@ -1,4 +1,4 @@
-"""Linear, embedding, norm and MLP. Twin: jax_impl/layers.py. Truth: spec/reference/blocks.py."""
+"""Linear, embedding, norm and MLP. Twin: jax_impl. Truth: spec/reference/blocks.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from spec.axes import BT, BTD, BTI, BTO
 from spec.config import ModelConfig, require_known
-from torch_impl.devices import takes_numba
-from torch_impl.products import product
+from torch_impl.ops.devices import takes_numba
+from torch_impl.ops.matmul import product
 
 COMPUTE = {
     "float32": torch.float32,
@@ -101,7 +101,7 @@ def _gate(pre_bti: Tensor) -> Tensor:
 
 _ROWS = {"plain": _Rows(_rms_norm, _gate)}
 try:
-    from torch_impl.numba_layers import gated, rms_norm
+    from torch_impl.ops.rowwise.numba import gated, rms_norm
 except ImportError:
     pass
 else:

@@ -1,4 +1,4 @@
-"""The language models. Twin: jax_impl/model.py. Truth: spec/reference/model.py."""
+"""The language models. Twin: jax_impl. Truth: spec/reference/model.py."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from spec.axes import BN, BT, BTD, BTV, LBN, LBTN, SCALAR
 from spec.config import LiquidSSMConfig, ModelConfig, require_integer, swiglu_width
 from spec.init import initial_parameters
 from spec.sampling import Sampling
-from torch_impl import liquid_ssm, scan
-from torch_impl.checkpoint import load_parameters
-from torch_impl.generate import generate
+from torch_impl.checkpoint.native import load_parameters
+from torch_impl.generation import generate
 from torch_impl.layers import COMPUTE, Embedding, RMSNorm, SwiGLU, accumulate_dtype
-from torch_impl.liquid_ssm import LiquidSSM
-from torch_impl.loss import cross_entropy, read_out
-from torch_impl.mixer import LiquidMixer
+from torch_impl.mixers import liquid_ssm
+from torch_impl.mixers.liquid_ssm import LiquidSSM
+from torch_impl.ops import scan
+from torch_impl.ops.cross_entropy import cross_entropy, read_out
+from torch_impl.ops.gated_scan import LiquidMixer
 
 
 class Block(nn.Module):

@@ -1,4 +1,4 @@
-"""Parameters in and out, and Flax's own file. Twin: torch_impl/checkpoint.py. Truth: spec/checkpoint.py."""
+"""Parameters in and out, and Flax's own file. Twin: torch_impl. Truth: spec/checkpoint/format.py."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from spec.checkpoint import Checkpoint
-from spec.files import new_file, read_file, require_new
+from spec.checkpoint.files import new_file, read_file, require_new
+from spec.checkpoint.format import Checkpoint
+from spec.checkpoint.tree import from_tree, to_tree
 from spec.parameters import check_parameters
-from spec.tree import from_tree, to_tree
 
 if TYPE_CHECKING:
     from jax_impl.model import LanguageModel

@@ -1,4 +1,4 @@
-"""Checkpoints of which every process writes and reads its part. Twin: torch_impl/sharded.py. Truth: spec/sharded.py.
+"""Checkpoints of which every process writes and reads its part. Twin: torch_impl. Truth: spec/checkpoint/sharded.py.
 
 Orbax writes them, into the directory `orbax` of a checkpoint, and reads them, onto whatever devices there are.
 """
@@ -20,8 +20,8 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jax_impl.parallel import World
-from spec.sharded import ORBAX
+from jax_impl.training.distributed import World
+from spec.checkpoint.sharded import ORBAX
 
 try:
     import orbax.checkpoint as ocp

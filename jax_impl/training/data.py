@@ -1,4 +1,4 @@
-"""A batch on the device. Twin: torch_impl/data.py. Truth: spec/data.py."""
+"""A batch on the device. Twin: torch_impl. Truth: spec/data.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jax_impl.parallel import ROWS, SEQUENCE, World
+from jax_impl.training.distributed import ROWS, SEQUENCE, World
 from spec.data import IGNORED_LABEL, Batch
 
 FILL = {"labels": IGNORED_LABEL}

@@ -1,4 +1,4 @@
-"""The processes of a run. Twin: torch_impl/parallel.py. Truth: spec/data.py."""
+"""The processes of a run. Twin: torch_impl. Truth: spec/data.py."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from spec.data import Share
-from spec.memory import keep_freed_memory
 from spec.parameters import Parameter
-from spec.processes import Processes, Value
+from spec.runtime.memory import keep_freed_memory
+from spec.runtime.processes import Processes, Value
 
 AXES = DATA, FSDP, SEQUENCE = ("data", "fsdp", "sequence")
 """Copies of the parameters, parts of them, and stretches of time; the first two cut the batch between rows."""

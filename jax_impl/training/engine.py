@@ -1,9 +1,8 @@
-"""The training engine. Twin: torch_impl/train.py. Truth: spec/optimizer.py and spec/data.py."""
+"""The training engine. Twin: torch_impl. Truth: spec/optimizer.py and spec/data.py."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,23 +14,29 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from jax_impl.data import fill_rows, padded_rows, to_device
-from jax_impl.generate import make_step
+from jax_impl.generation import make_step
 from jax_impl.layers import accumulate_dtype
 from jax_impl.model import LanguageModel, build, choose_method
-from jax_impl.optimizer import dump_moments, load_moments, make_optimizer, named_moments, with_moments
-from jax_impl.parallel import AXES, ROWS, World, on_host, placed
-from jax_impl.step import make_programs, with_parameters
+from jax_impl.training.data import fill_rows, padded_rows, to_device
+from jax_impl.training.distributed import AXES, ROWS, World, on_host, placed
+from jax_impl.training.optimizer import (
+    dump_moments,
+    load_moments,
+    make_optimizer,
+    named_moments,
+    with_moments,
+)
+from jax_impl.training.step import make_programs, with_parameters
+from spec.checkpoint.sharded import PARAMETERS, by_kind, named_arrays
 from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig, require_integer
 from spec.data import Batch, Share
 from spec.init import initial_parameters
-from spec.memory import keep_freed_memory
 from spec.parameters import check_parameters
+from spec.runtime.memory import keep_freed_memory
 from spec.sampling import Step
-from spec.sharded import PARAMETERS, by_kind, named_arrays
 
 if TYPE_CHECKING:
-    from jax_impl.sharded import Writing
+    from jax_impl.checkpoint.sharded import Writing
 
 
 class Engine:
@@ -145,13 +150,13 @@ class Engine:
 
     def save_shards(self, directory: Path) -> Writing:
         """Begin to write this process's part of parameters and moments into the directory; steps may go on."""
-        from jax_impl.sharded import Writing
+        from jax_impl.checkpoint.sharded import Writing
 
         return Writing(self._shards(), directory, self.world)
 
     def load_shards(self, directory: Path, step: int) -> None:
         """Take over parameters and moments after `step` steps, each process its part, from any number of shards."""
-        from jax_impl.sharded import read_shards
+        from jax_impl.checkpoint.sharded import read_shards
 
         like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in self._shards().items()}
         groups = by_kind(read_shards(like, directory, self.world))
@@ -231,9 +236,3 @@ def _require_work(config: ModelConfig, training: TrainingConfig, world: World, m
             f"batch_size {training.batch_size} leaves some of {world.share.rows} processes without work; "
             "raise --batch-size or start fewer"
         )
-
-
-if __name__ == "__main__":
-    from tools.cli import main
-
-    main(["train", "jax", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""AdamW and clipping. Twin: torch_impl/optimizer.py. Truth: spec/optimizer.py."""
+"""AdamW and clipping. Twin: torch_impl. Truth: spec/optimizer.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from jax_impl.parallel import on_host
+from jax_impl.training.distributed import on_host
 from spec.config import ModelConfig, TrainingConfig
 from spec.optimizer import MOMENTS
 from spec.parameters import parameter_table

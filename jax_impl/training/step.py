@@ -12,12 +12,12 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from jax_impl.data import FILL
 from jax_impl.layers import accumulate_dtype
 from jax_impl.model import LanguageModel, build
-from jax_impl.optimizer import clip_by_global_norm, make_optimizer
-from jax_impl.parallel import AXES, ROWS, SEQUENCE, World, placement, whole_weight
-from jax_impl.scan.context_parallel import time_sharded
+from jax_impl.ops.scan.context_parallel import time_sharded
+from jax_impl.training.data import FILL
+from jax_impl.training.distributed import AXES, ROWS, SEQUENCE, World, placement, whole_weight
+from jax_impl.training.optimizer import clip_by_global_norm, make_optimizer
 from spec.config import ModelConfig, TrainingConfig
 from spec.data import IGNORED_LABEL
 from spec.parameters import parameter_table

@@ -1,55 +1,55 @@
 """Faults of what people see: text that comes in, pictures, what TensorBoard is told."""
 
-from parity.mutants.mutant import Mutant
+from parity.suite.mutants.mutant import Mutant
 
-HUB = ("parity/tests/test_hub.py",)
-PARTS = ("parity/tests/test_prepare_parts.py",)
-HALF_LIVES = ("parity/tests/test_half_lives.py",)
-REACH = ("parity/tests/test_plot_reach.py",)
-TENSORBOARD = ("parity/tests/test_tensorboard.py",)
-PAGE = ("parity/tests/test_ui.py",)
-SERVER = ("parity/tests/test_ui_server.py",)
-PICTURE = ("parity/tests/test_ui_states.py",)
+HUB = ("parity/tests/data/test_hub.py",)
+PARTS = ("parity/tests/data/test_prepare_split.py",)
+HALF_LIVES = ("parity/tests/cli/test_plot_half_lives.py",)
+REACH = ("parity/tests/cli/test_plot_reach.py",)
+TENSORBOARD = ("parity/tests/training/test_tensorboard.py",)
+PAGE = ("parity/tests/ui/test_ui.py",)
+SERVER = ("parity/tests/ui/test_ui_server.py",)
+PICTURE = ("parity/tests/ui/test_ui_states.py",)
 
 PEOPLE = (
     Mutant(
         "hub: a download that broke off begins again",
-        "tools/hub.py",
+        "tools/data/hub.py",
         "resume_size=target.tell()",
         "resume_size=0",
         HUB,
     ),
     Mutant(
         "hub: any bytes will do",
-        "tools/hub.py",
+        "tools/data/hub.py",
         "    if digest != file.sha256:\n",
         "    if False:\n",
         HUB,
     ),
     Mutant(
         "prepare: --max-tokens takes a document more",
-        "tools/prepare.py",
+        "tools/data/prepare.py",
         "self.tokens >= self._limit",
         "self.tokens > self._limit",
         PARTS,
     ),
     Mutant(
         "half-lives without delta_min",
-        "tools/half_lives.py",
+        "tools/plot/half_life.py",
         " + config.delta_min",
         "",
         HALF_LIVES,
     ),
     Mutant(
         "half-lives on text from the output gate",
-        "tools/half_lives.py",
+        "tools/plot/half_life.py",
         "pre_btx[..., d : 2 * d]",
         "pre_btx[..., 2 * d :]",
         HALF_LIVES,
     ),
     Mutant(
         "reach: distances run the wrong way",
-        "tools/plot_reach.py",
+        "tools/plot/reach.py",
         "return norm_t[::-1]",
         "return norm_t",
         REACH,
@@ -63,42 +63,42 @@ PEOPLE = (
     ),
     Mutant(
         "tensorboard: the step that is made again stays",
-        "tools/tensorboard.py",
+        "tools/training/tensorboard.py",
         "purge_step=step + 1",
         "purge_step=step + 2",
         TENSORBOARD,
     ),
     Mutant(
         "page: all browsers write one text",
-        "tools/ui_desk.py",
+        "tools/ui/controller.py",
         "            if browser not in self._texts:\n",
         '            browser = "any"\n            if browser not in self._texts:\n',
         PAGE,
     ),
     Mutant(
         "page: Stop is not heard",
-        "tools/ui_writing.py",
+        "tools/ui/generation_task.py",
         "        while live and not self.stopped:\n",
         "        while live:\n",
         PAGE,
     ),
     Mutant(
         "page: one model goes on with another one's state",
-        "tools/ui_writing.py",
+        "tools/ui/generation_task.py",
         "        elif self._from != source:\n",
         "        elif False:\n",
         PAGE,
     ),
     Mutant(
         "page: a token of the text is taken for HTML",
-        "tools/ui_states.py",
+        "tools/ui/state_view.py",
         "html.escape(label)",
         "label",
         PICTURE,
     ),
     Mutant(
         "page: any name that points here is served",
-        "tools/ui.py",
+        "tools/ui/command.py",
         "allowed_hosts=names",
         'allowed_hosts=["*"]',
         SERVER,

@@ -1,52 +1,52 @@
 """Faults in what is true: the reference and its gradients, initial weights, schedule, data order."""
 
-from parity.mutants.mutant import Mutant
+from parity.suite.mutants.mutant import Mutant
 
-REFERENCE = ("parity/tests/test_reference.py",)
-CONFIG = ("parity/tests/test_config.py", "-k", "decay or frozen")
-INIT = ("parity/tests/test_init.py", "-k", "first_release and nano or half_lives")
-RATE = ("parity/tests/test_optimizer.py", "-k", "rate_stays or rate_at")
-DATA = ("parity/tests/test_data_order.py",)
+REFERENCE = ("parity/tests/model/test_reference.py",)
+CONFIG = ("parity/tests/model/test_config.py", "-k", "decay or frozen")
+INIT = ("parity/tests/model/test_init.py", "-k", "first_release and nano or half_lives")
+RATE = ("parity/tests/training/test_optimizer.py", "-k", "rate_stays or rate_at")
+DATA = ("parity/tests/data/test_data_order.py",)
 
 SPEC = (
     Mutant(
         "reference: the scan drops the initial state",
-        "spec/reference/liquid.py",
+        "spec/reference/scan.py",
         "zeros_like(drive_btd[:, 0]) if state_bd is None else state_bd",
         "zeros_like(drive_btd[:, 0])",
         REFERENCE,
     ),
     Mutant(
         "reference: the reversed scan is off by one: decay of the step before",
-        "spec/reference/liquid.py",
+        "spec/reference/scan.py",
         "carry_bd = decay_btd[:, t] * drive_gradient_btd[:, t]",
         "carry_bd = decay_btd[:, max(t - 1, 0)] * drive_gradient_btd[:, t]",
         REFERENCE,
     ),
     Mutant(
         "reference: the gradient of the final state is forgotten",
-        "spec/reference/liquid.py",
+        "spec/reference/scan.py",
         "np.zeros_like(states_btd[:, 0]) if final_gradient_bd is None else final_gradient_bd",
         "np.zeros_like(states_btd[:, 0])",
         REFERENCE,
     ),
     Mutant(
         "reference: the gradient of the decay takes the state after the step",
-        "spec/reference/liquid.py",
+        "spec/reference/scan.py",
         "np.concatenate([state_bd[:, None], states_btd[:, :-1]], axis=1)",
         "states_btd",
         REFERENCE,
     ),
     Mutant(
         "reference: 1 - alpha by subtraction",
-        "spec/reference/liquid.py",
+        "spec/reference/scan.py",
         "return c * sigmoid(-p), -math.expm1(-delta_min) + c * sigmoid(p)",
         "return c * sigmoid(-p), 1.0 - c * sigmoid(-p)",
         REFERENCE,
     ),
     Mutant(
         "reference: padding leaks: its drive is added",
-        "spec/reference/liquid.py",
+        "spec/reference/scan.py",
         "        drive_btd = np.where(padding_bt[..., None], 0.0, drive_btd)\n",
         "",
         REFERENCE,
@@ -116,21 +116,21 @@ SPEC = (
     ),
     Mutant(
         "reference: AdamW's bias correction off by one step",
-        "spec/reference/adamw.py",
+        "spec/reference/optimizers.py",
         "m / (1.0 - training.beta1**step)",
         "m / (1.0 - training.beta1 ** (step + 1))",
         REFERENCE,
     ),
     Mutant(
         "reference: AdamW's eps inside the root",
-        "spec/reference/adamw.py",
+        "spec/reference/optimizers.py",
         "(np.sqrt(s / (1.0 - training.beta2**step)) + training.adam_eps)",
         "np.sqrt(s / (1.0 - training.beta2**step) + training.adam_eps)",
         REFERENCE,
     ),
     Mutant(
         "reference: clipping scales small gradients up",
-        "spec/reference/adamw.py",
+        "spec/reference/optimizers.py",
         "min(1.0, grad_clip / norm)",
         "grad_clip / norm",
         REFERENCE,

@@ -1,14 +1,18 @@
 """Faults in what a run reads and carries on: shares, lanes, states from step to step, micro-batches."""
 
-from parity.mutants.mutant import Mutant
+from parity.suite.mutants.mutant import Mutant
 
-ORDER = ("parity/tests/test_stream_order.py",)
-CARRIED = {name: ("parity/tests/test_stream.py", "-k", f"{name} and takes_the_steps") for name in ("torch", "jax")}
-FINITE = {name: ("parity/tests/test_stream.py", "-k", f"{name} and not_finite") for name in ("torch", "jax")}
-RESUMED = {name: ("parity/tests/test_stream.py", "-k", f"{name} and resumes") for name in ("torch", "jax")}
-MICRO = {name: ("parity/tests/test_stream.py", "-k", f"{name} and micro_batches_are") for name in ("torch", "jax")}
-PIECES = ("parity/tests/test_stream.py", "-k", "torch and pieces")
-VALIDATION = ("parity/tests/test_trainer.py", "-k", "validation")
+ORDER = ("parity/tests/training/test_stream_order.py",)
+CARRIED = {
+    name: ("parity/tests/training/test_stream.py", "-k", f"{name} and takes_the_steps") for name in ("torch", "jax")
+}
+FINITE = {name: ("parity/tests/training/test_stream.py", "-k", f"{name} and not_finite") for name in ("torch", "jax")}
+RESUMED = {name: ("parity/tests/training/test_stream.py", "-k", f"{name} and resumes") for name in ("torch", "jax")}
+MICRO = {
+    name: ("parity/tests/training/test_stream.py", "-k", f"{name} and micro_batches_are") for name in ("torch", "jax")
+}
+PIECES = ("parity/tests/training/test_stream.py", "-k", "torch and pieces")
+VALIDATION = ("parity/tests/training/test_trainer.py", "-k", "validation")
 
 STREAMS = (
     Mutant(
@@ -76,28 +80,28 @@ STREAMS = (
     ),
     Mutant(
         "torch: a step starts from zero instead of the carried states",
-        "torch_impl/train.py",
+        "torch_impl/training/engine.py",
         "self._loss(**to_device(part, self.device), states=state)",
         "self._loss(**to_device(part, self.device), states=None)",
         CARRIED["torch"],
     ),
     Mutant(
         "jax: a step starts from zero instead of the carried states",
-        "jax_impl/step.py",
+        "jax_impl/training/step.py",
         '.loss(**{**batch, "noise": noise}, states=states)',
         '.loss(**{**batch, "noise": noise}, states=None)',
         CARRIED["jax"],
     ),
     Mutant(
         "torch: gradients go back into the step before",
-        "torch_impl/train.py",
+        "torch_impl/training/engine.py",
         "[*last_states, last.detach()]",
         "[*last_states, last]",
         CARRIED["torch"],
     ),
     Mutant(
         "torch: a step that is not finite leaves its states",
-        "torch_impl/train.py",
+        "torch_impl/training/engine.py",
         "            loss, norm, states = self._gradients(batch)\n",
         "            loss, norm, states = self._gradients(batch)\n"
         "            self.states = states if self.training.stream else None\n",
@@ -105,56 +109,56 @@ STREAMS = (
     ),
     Mutant(
         "jax: a step that is not finite leaves its states",
-        "jax_impl/step.py",
+        "jax_impl/training/step.py",
         "return *kept, loss, norm",
         "return *kept[:2], made[2], loss, norm",
         FINITE["jax"],
     ),
     Mutant(
         "torch: a resumed stream forgets its states",
-        "torch_impl/train.py",
+        "torch_impl/training/engine.py",
         "self.states = None if states is None else from_numpy(states[:, rows]).to(self.device)",
         "self.states = None",
         RESUMED["torch"],
     ),
     Mutant(
         "jax: a resumed stream forgets its states",
-        "jax_impl/train.py",
+        "jax_impl/training/engine.py",
         "self.states = placed(array, self.world.sharding(None, ROWS))",
         "self.states = placed(np.zeros_like(array), self.world.sharding(None, ROWS))",
         RESUMED["jax"],
     ),
     Mutant(
         "torch: micro-batches weigh alike, whatever labels they count",
-        "torch_impl/train.py",
+        "torch_impl/training/engine.py",
         "mean * (_counted(part) / counted)",
         "mean / len(parts)",
         MICRO["torch"],
     ),
     Mutant(
         "jax: micro-batches weigh alike, whatever labels they count",
-        "jax_impl/step.py",
+        "jax_impl/training/step.py",
         "return mean * (_counted(batch).astype(mean.dtype) / counted), last",
         'return mean * (batch["labels"].size / counted), last',
         MICRO["jax"],
     ),
     Mutant(
         "evaluation of a stream forgets its state between pieces",
-        "tools/evaluate.py",
+        "tools/training/evaluate.py",
         "states = last if carry else None",
         "states = None",
         PIECES,
     ),
     Mutant(
         "evaluation of a stream counts its labels once a process",
-        "tools/evaluate.py",
+        "tools/training/evaluate.py",
         "times = share.rows if carry else 1",
         "times = 1",
         VALIDATION,
     ),
     Mutant(
         "a process without a validation row counts the one it fills up with",
-        "tools/evaluate.py",
+        "tools/training/evaluate.py",
         "np.full_like(batch.labels[:1], IGNORED_LABEL)",
         "batch.labels[:1]",
         VALIDATION,

@@ -9,10 +9,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from parity import backends
+from parity.proof import adapters
 
 UNUSABLE = "cannot be used:"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGES = (
     "liquidnet-dual", "numpy", "torch", "triton", "jax", "jaxlib", "flax", "optax", "ml_dtypes", "safetensors",
     "tokenizers", "hypothesis",
@@ -21,7 +21,7 @@ PACKAGES = (
 
 def environment() -> dict[str, Any]:
     """Everything below, as JSON holds it."""
-    installed = [name for name in backends.FRAMEWORKS if backends.missing(name) is None]
+    installed = [name for name in adapters.FRAMEWORKS if adapters.missing(name) is None]
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -60,7 +60,7 @@ def devices(backend: str) -> list[str]:
 def threads() -> dict[str, Any]:
     """How many threads torch uses, and what the variables that numeric libraries read say."""
     told: dict[str, Any] = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "XLA_FLAGS") if name in os.environ}
-    if backends.missing("torch") is None:
+    if adapters.missing("torch") is None:
         import torch
 
         told["torch"] = torch.get_num_threads()

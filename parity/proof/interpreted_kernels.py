@@ -12,7 +12,7 @@ METHODS: set[str] = set()
 """Methods of torch_impl that run interpreted in this process; empty on a GPU."""
 PALLAS = "pallas"
 """The method of jax_impl that is interpreted wherever there is no TPU."""
-WHY_NOT = "interpreted here, seconds a problem: parity/tests/test_pallas.py has it"
+WHY_NOT = "interpreted here, seconds a problem: parity/tests/ops/test_pallas_kernels.py has it"
 
 
 def is_slow(backend: str, method: str) -> bool:
@@ -38,12 +38,12 @@ def unless_there_is_a_gpu() -> None:
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
     try:
-        from parity.interpreter import fast_scans
+        from parity.proof.triton_interpreter import fast_scans
 
         # All that asks, when it is imported, whether kernels are interpreted.
         importlib.import_module("triton.experimental.gluon")
-        for kernel in pkgutil.iter_modules([str(Path(__file__).parents[1] / "torch_impl" / "kernels")]):
-            importlib.import_module(f"torch_impl.kernels.{kernel.name}")
+        for kernel in pkgutil.iter_modules([str(Path(__file__).parents[2] / "torch_impl" / "kernels" / "triton")]):
+            importlib.import_module(f"torch_impl.kernels.triton.{kernel.name}")
 
         fast_scans()
         METHODS.add("triton")

@@ -1,6 +1,6 @@
 """Property tests on fresh random problems, round after round, until the time is up or something is found.
 
-    python -m parity.soak --minutes 30
+    python -m parity.suite.soak --minutes 30
 
 What it finds is printed with the case that shows it, and kept in .hypothesis/: the next run of the same test begins
 with it. Fix the fault, then keep the case as a test of its own.

@@ -7,10 +7,10 @@ import matplotlib
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from parity import backends, bounds, interpreted
-from parity.fixtures import TOLD, compare, refused, report, small_data, text_data  # noqa: F401  fixtures are found by being here
+from parity.proof import adapters, bounds, interpreted_kernels
+from parity.suite.support.fixtures import TOLD, compare, refused, report, small_data, text_data  # noqa: F401  fixtures are found by being here
 
-interpreted.unless_there_is_a_gpu()
+interpreted_kernels.unless_there_is_a_gpu()
 
 # Examples take as long as a compilation where a shape is new, so neither a deadline nor a check of speed makes sense.
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
@@ -37,18 +37,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     with_method = "method" in metafunc.fixturenames
     rows = []
-    for name in backends.FRAMEWORKS:
-        reason = backends.missing(name)
+    for name in adapters.FRAMEWORKS:
+        reason = adapters.missing(name)
         if reason:
             skip = pytest.mark.skip(reason=reason)
             rows.append(pytest.param(*[None] * (1 + with_method), id=name, marks=skip))
         elif with_method:
-            face = backends.load(name)
+            face = adapters.load(name)
             # What is interpreted takes a second an example; test_operations, test_kernels and test_pallas have it.
-            methods = [method for method in face.METHODS["scan"] if not interpreted.is_slow(name, method)]
+            methods = [method for method in face.METHODS["scan"] if not interpreted_kernels.is_slow(name, method)]
             rows += [pytest.param(face, method, id=f"{name}-{method}") for method in methods]
         else:
-            rows.append(pytest.param(backends.load(name), id=name))
+            rows.append(pytest.param(adapters.load(name), id=name))
     metafunc.parametrize("face, method" if with_method else "face", rows)
 
 
@@ -56,7 +56,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def method_runs_here(request: pytest.FixtureRequest) -> None:
     """Skips what a method cannot do on this machine, in its own words."""
     if {"face", "method"} <= set(request.fixturenames):
-        reason = backends.refusal(request.getfixturevalue("face").NAME, request.getfixturevalue("method"))
+        reason = adapters.refusal(request.getfixturevalue("face").NAME, request.getfixturevalue("method"))
         if reason:
             pytest.skip(reason)
 
@@ -64,10 +64,10 @@ def method_runs_here(request: pytest.FixtureRequest) -> None:
 @pytest.fixture
 def native_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out what is interpreted here, where a test is about something else and would take minutes."""
-    for backend in (name for name in backends.FRAMEWORKS if not backends.missing(name)):
-        face = backends.load(backend)
+    for backend in (name for name in adapters.FRAMEWORKS if not adapters.missing(name)):
+        face = adapters.load(backend)
         native = {
-            name: tuple(method for method in every if not interpreted.is_slow(backend, method))
+            name: tuple(method for method in every if not interpreted_kernels.is_slow(backend, method))
             for name, every in face.METHODS.items()
         }
         monkeypatch.setattr(face, "METHODS", native)
@@ -76,14 +76,14 @@ def native_methods(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def one_thread_and_full_float32():
     """Sums in one order on every machine; float32 means float32; no process is left behind."""
-    if backends.missing("torch") is None:
+    if adapters.missing("torch") is None:
         import torch
 
         torch.set_num_threads(1)
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
     yield
-    backends.stop_worker()
+    adapters.stop_worker()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from spec.sharded import is_part
+from spec.checkpoint.sharded import is_part
 
 
 def checksums(sums: Mapping[str, str]) -> bytes:

@@ -4,7 +4,7 @@
 
 `optimizer.safetensors` holds `first_moment.<path>` and `second_moment.<path>`, `states.safetensors` the one tensor
 `states`; they and `tokenizer.json` are absent where the checkpoint has none. SHA256SUMS names every other file.
-Parameters and moments may lie in parts instead (`spec/sharded.py`).
+Parameters and moments may lie in parts instead (`spec/checkpoint/sharded.py`).
 """
 
 from __future__ import annotations
@@ -21,13 +21,29 @@ from typing import Any, Literal
 import numpy as np
 import safetensors
 
-from spec.checksums import checksums, file_sha256, files_below, listed_sums, sha256, verify
+from spec.checkpoint.checksums import (
+    checksums,
+    file_sha256,
+    files_below,
+    listed_sums,
+    sha256,
+    verify,
+)
+from spec.checkpoint.files import new_directory, read_file, require_file
+from spec.checkpoint.sharded import (
+    ORBAX,
+    PARAMETERS,
+    by_kind,
+    is_part,
+    is_shard,
+    join_shards,
+    named_arrays,
+    one_shard,
+)
+from spec.checkpoint.tensors import DTYPES, Arrays, pack, unpack
 from spec.config import ModelConfig, config_from_json, config_to_json, require_integer, training_from_json
-from spec.files import new_directory, read_file, require_file
 from spec.optimizer import MOMENTS
 from spec.parameters import check_parameters
-from spec.sharded import ORBAX, PARAMETERS, by_kind, is_part, is_shard, join_shards, named_arrays, one_shard
-from spec.tensors import DTYPES, Arrays, pack, unpack
 
 FORMAT_VERSION = 1
 TEXTS = ("config.json", "state.json", "tokenizer.json", "SHA256SUMS")

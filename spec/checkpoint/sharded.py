@@ -18,8 +18,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from spec.checkpoint.tensors import pack, unpack
 from spec.config import require_integer
-from spec.tensors import pack, unpack
 
 Tensor = TypeVar("Tensor")
 """In NumPy, or on any devices."""

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from spec.checkpoint import TEXTS, Checkpoint, assemble, naming, to_files
-from spec.checksums import verify
+from spec.checkpoint.checksums import verify
+from spec.checkpoint.format import TEXTS, Checkpoint, assemble, naming, to_files
+from spec.checkpoint.tensors import pack
 from spec.optimizer import MOMENTS
-from spec.tensors import pack
 
 
 def to_tree(checkpoint: Checkpoint) -> dict[str, Any]:

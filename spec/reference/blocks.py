@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spec.config import LiquidSSMConfig, ModelConfig
-from spec.reference.liquid import decay_gates, mask, scan, scan_adjoint, sigmoid
-from spec.reference.liquid_ssm import Sensed, liquid_ssm, liquid_ssm_adjoint
+from spec.mixers.liquid_ssm.reference import Sensed, liquid_ssm, liquid_ssm_adjoint
+from spec.reference.scan import decay_gates, mask, scan, scan_adjoint, sigmoid
 
 Weights = Mapping[str, np.ndarray]
 

@@ -8,14 +8,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from spec.checkpoint.files import new_file
 from spec.config import LiquidNetConfig, TrainingConfig, require_integer
-from spec.files import new_file
 from spec.presets import RECIPES, preset
-from tools import bench_cpu, bench_gpu, bench_history, bench_model, bench_sizes, bench_states
-from tools.bench_sections import Sizes
-from tools.refusals import require_new_or_file, require_writable
+from tools.bench import (
+    cpu,
+    gpu,
+    roofline_table,
+    ssm_solvers,
+)
+from tools.bench import (
+    history as bench_history,
+)
+from tools.bench import (
+    sizes as bench_sizes,
+)
+from tools.bench.sections import Sizes
+from tools.cli.errors import require_new_or_file, require_writable
 
-STATES = bench_states.Sizes()
+STATES = ssm_solvers.Sizes()
 CPU = bench_sizes.Sizes()
 OF_CPU = ("full", "compiled", "sections", "history")
 
@@ -64,15 +75,15 @@ class Bench:
         self._check()
         name, config, training = self._recipe()
         if self.model:
-            result = bench_model.modelled(name, config, training.batch_size, training.seq_len)
-            bench_model.show(result)
+            result = roofline_table.modelled(name, config, training.batch_size, training.seq_len)
+            roofline_table.show(result)
         elif self.liquid_ssm:
-            result = bench_states.compare(self.rounds, STATES, lambda line: print(line, file=sys.stderr))
-            bench_states.show(result, STATES)
+            result = ssm_solvers.compare(self.rounds, STATES, lambda line: print(line, file=sys.stderr))
+            ssm_solvers.show(result, STATES)
         elif self.device == "cuda":
             sizes = Sizes(config, replace(training, compute_dtype="bfloat16"))
-            result = bench_gpu.measured("cuda", self.rounds, sizes, lambda section: print(section, file=sys.stderr))
-            bench_gpu.show(result)
+            result = gpu.measured("cuda", self.rounds, sizes, lambda section: print(section, file=sys.stderr))
+            gpu.show(result)
         else:
             result = self._of_the_processor()
         if self.json is not None:
@@ -97,16 +108,16 @@ class Bench:
                     f"--{name} goes with the measurements of a processor; leave out --device, --model and --liquid-ssm"
                 )
         if not self.model:
-            bench_gpu.require_device(self.device)
-        bench_cpu.chosen(self.sections)
+            gpu.require_device(self.device)
+        cpu.chosen(self.sections)
         if self.history is not None:
             require_writable(self.history, "--history")
 
     def _of_the_processor(self) -> dict[str, Any]:
         sizes = bench_sizes.full(CPU) if self.full else CPU
         sizes = replace(sizes, compiled=(False, True)) if self.compiled else sizes
-        result = bench_cpu.measured(self.rounds, sizes, bench_cpu.chosen(self.sections))
-        bench_cpu.show(result)
+        result = cpu.measured(self.rounds, sizes, cpu.chosen(self.sections))
+        cpu.show(result)
         if self.history is not None:
             print(bench_history.append(self.history, result))
         return result

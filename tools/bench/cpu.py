@@ -12,21 +12,21 @@ from rich.console import Console
 from rich.table import Table
 
 from spec.config import nearest
-from spec.memory import keep_freed_memory
-from tools import bench_decode, bench_growth, bench_machine, bench_recurrence, bench_steps
-from tools.bench_clock import Clock, Row, guarded
-from tools.bench_sizes import Sizes
-from tools.bench_tables import cell, errors_of, show_table
-from tools.bench_targets import as_json, targets
-from tools.progress import progress
+from spec.runtime.memory import keep_freed_memory
+from tools.bench import decode, machine, recurrence, scaling, train_step
+from tools.bench.limits import as_json, targets
+from tools.bench.sizes import Sizes
+from tools.bench.tables import cell, errors_of, show_table
+from tools.bench.timer import Clock, Row, guarded
+from tools.cli.progress import progress
 
 SECTIONS: dict[str, Callable[[Clock, Sizes], list[Row]]] = {
-    "machine": bench_machine.machine,
-    "scan": bench_recurrence.scans,
-    "mixer": bench_recurrence.mixers,
-    "train": bench_steps.train_steps,
-    "decode": bench_decode.decoding,
-    "growth": bench_growth.growth,
+    "machine": machine.machine,
+    "scan": recurrence.scans,
+    "mixer": recurrence.mixers,
+    "train": train_step.train_steps,
+    "decode": decode.decoding,
+    "growth": scaling.growth,
 }
 SHARE = {"machine": 6, "scan": 8, "mixer": 8, "train": 70, "decode": 40, "growth": 25}
 """About the seconds of each on two cores, for the bar that shows how far it is."""
@@ -72,8 +72,8 @@ def measured(rounds: int, sizes: Sizes, names: Sequence[str] = tuple(SECTIONS)) 
         sizes: what is measured.
         names: of SECTIONS.
     """
-    from parity.environment import environment, version
-    from tools import backends
+    from parity.proof.environment import environment, version
+    from tools.cli import backends
 
     # As the engines do: what a peer allocates costs it as little as ours.
     keep_freed_memory()

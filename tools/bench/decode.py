@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from spec.checkpoint.quantization import WEIGHTS
 from spec.config import LiquidNetConfig
 from spec.parameters import parameter_table
-from spec.quantization import WEIGHTS
-from tools import backends
-from tools.bench_clock import Call, Clock, Row, guarded
-from tools.bench_machine import READING, read_ways
-from tools.bench_sizes import Decoding, Sizes
-from tools.bench_training import stream
+from tools.bench.machine import READING, read_ways
+from tools.bench.sizes import Decoding, Sizes
+from tools.bench.timer import Call, Clock, Row, guarded
+from tools.bench.training import stream
+from tools.cli import backends
 
 GPT2 = "GPT-2, KV cache"
 PIECE = 4096
@@ -48,7 +48,7 @@ def _of_model(clock: Clock, sizes: Sizes, model: Decoding) -> list[Row]:
     made: list[tuple[Row, Callable[[], Call]]] = []
     contexts: dict[int, np.ndarray] = {}
     for backend in backends.installed():
-        generate = backends.load(backend, "generate")
+        generate = backends.load(backend, "generation")
         network = backends.load(backend, "model").build(model.config)
         if backend == "torch":
             network.eval()
@@ -110,7 +110,7 @@ def states_after(step: Callable[..., Any], contexts: tuple[int, ...]) -> dict[in
 
 
 def _gpt2(row: Row, model: Decoding, context: int) -> Call:
-    from tools import bench_gpt2
+    from tools.bench import gpt2 as bench_gpt2
 
     positions = context + model.tokens
     decoder = bench_gpt2.Decoder(bench_gpt2.GPT2(bench_gpt2.equal_to(model.config, positions)))
@@ -120,6 +120,6 @@ def _gpt2(row: Row, model: Decoding, context: int) -> Call:
 
 
 def _transformers(peer: str, model: Decoding, context: int) -> Call:
-    from tools import bench_peers
+    from tools.bench import peers
 
-    return bench_peers.DECODERS[peer](model.config, context, model.tokens)
+    return peers.DECODERS[peer](model.config, context, model.tokens)

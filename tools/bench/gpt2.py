@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spec.config import LiquidNetConfig
-from tools.bench_clock import Call
+from tools.bench.timer import Call
 
 PEAK_LR, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.99), 0.1, 1.0
 

@@ -13,18 +13,19 @@ from typing import Any
 
 from rich.console import Console
 
-from tools import bench_peers, bench_sections, bench_training, roofline
-from tools.bench_clock import Clock, Row, guarded
-from tools.bench_sections import Sizes
-from tools.bench_tables import errors_of, is_fault, show_table
+from tools.bench import peers as bench_peers
+from tools.bench import roofline, sections, training
+from tools.bench.sections import Sizes
+from tools.bench.tables import errors_of, is_fault, show_table
+from tools.bench.timer import Clock, Row, guarded
 
 SECTIONS: dict[str, Callable[[Clock, Sizes], list[Row]]] = {
-    "peak": bench_sections.peak,
-    "scan": bench_sections.scans,
-    "mixer": bench_sections.mixers,
-    "loss": bench_sections.losses,
-    "train": bench_training.train_steps,
-    "decode": bench_training.decoding,
+    "peak": sections.peak,
+    "scan": sections.scans,
+    "mixer": sections.mixers,
+    "loss": sections.losses,
+    "train": training.train_steps,
+    "decode": training.decoding,
 }
 NO_GPU = (
     "--device cuda: torch finds no GPU here; install a CUDA or ROCm build of torch on a machine with one, "
@@ -103,7 +104,7 @@ def identity(device: str) -> dict[str, Any]:
     """The environment and the device that something was measured on."""
     # JAX, where it is installed, is asked for its devices: it would take three quarters of the memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from parity.environment import environment
+    from parity.proof.environment import environment
 
     return {"environment": environment(), "device": facts(device)}
 

@@ -1,4 +1,4 @@
-"""`python -m tools.gpu_check`: all tests that a GPU makes different, then the measurements, in one JSON."""
+"""`python -m tools.bench.gpu_check`: all tests that a GPU makes different, then the measurements, in one JSON."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 import tyro
 
-from spec.files import new_file
-from tools import bench_gpu
-from tools.bench_sections import Sizes
-from tools.cli import fail
+from spec.checkpoint.files import new_file
+from tools.bench import gpu
+from tools.bench.sections import Sizes
+from tools.cli.main import fail
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BOTH = ("operations", "scan", "properties", "model", "gates", "optimizer")
-OWN = ("kernel", "triton", "one_pass", "generat", "decod", "compil", "precision", "doctor")
+OWN = ("kernel", "triton", "cross_entropy", "generat", "decod", "compil", "precision", "doctor")
 SELECTED = f"not jax and (torch or {' or '.join(OWN)})"
 """torch's share of the tests of both backends, and all of those that are torch's own."""
 
@@ -39,17 +39,15 @@ class GpuCheck:
     """Measure."""
 
     def run(self) -> int:
-        bench_gpu.require_device("cuda")
-        result: dict[str, Any] = bench_gpu.identity("cuda")
+        gpu.require_device("cuda")
+        result: dict[str, Any] = gpu.identity("cuda")
         if self.tests:
             result["tests"] = run_tests(files())
             # What is known so far survives whatever happens to the GPU below.
             self._write(result)
         if self.bench:
-            result["bench"] = bench_gpu.measured(
-                "cuda", self.rounds, Sizes(), lambda name: print(name, file=sys.stderr)
-            )
-            bench_gpu.show(result["bench"])
+            result["bench"] = gpu.measured("cuda", self.rounds, Sizes(), lambda name: print(name, file=sys.stderr))
+            gpu.show(result["bench"])
         self._write(result)
         print(summary(result))
         return 0 if passed(result) else 1
@@ -61,7 +59,7 @@ class GpuCheck:
 
 def files() -> list[str]:
     """The tests of both backends that compute on the device, and whatever there is of torch's own."""
-    paths = {path for name in (*BOTH, *OWN) for path in (ROOT / "parity" / "tests").glob(f"test_*{name}*.py")}
+    paths = {path for name in (*BOTH, *OWN) for path in (ROOT / "parity" / "tests").rglob(f"test_*{name}*.py")}
     return sorted(map(str, paths))
 
 

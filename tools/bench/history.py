@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from spec.files import new_file
+from spec.checkpoint.files import new_file
 
 
 def machine_of(result: dict[str, Any]) -> str:

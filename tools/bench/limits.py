@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tools import bench_decode
-from tools.bench_clock import Row
-from tools.bench_products import JAX as JAX_PRODUCTS
-from tools.bench_products import OURS as TORCH_PRODUCTS
-from tools.bench_steps import COMPILED, EAGER, GPT2, JAX
+from tools.bench import decode
+from tools.bench.matmul import JAX as JAX_PRODUCTS
+from tools.bench.matmul import OURS as TORCH_PRODUCTS
+from tools.bench.timer import Row
+from tools.bench.train_step import COMPILED, EAGER, GPT2, JAX
 
 PASSES = 3.0
 """Passes over memory that a scan may take, each for the bytes that it must move at least."""
@@ -79,7 +79,7 @@ def _decode(rows: list[Row]) -> Iterator[Target]:
     for what in dict.fromkeys(row["what"] for row in rows):
         alone = [row for row in rows if row["what"] == what and row.get("batch") == 1]
         ours = {(row["name"], row["context"]): row for row in alone if "peer" not in row}
-        peers = {row["context"]: row["tokens_per_second"] for row in alone if row["name"] == bench_decode.GPT2}
+        peers = {row["context"]: row["tokens_per_second"] for row in alone if row["name"] == decode.GPT2}
         contexts = sorted({context for _, context in ours})
         yield from _of_chosen(what, [row for row in ours.values() if row["auto"]], contexts, peers)
         for name, context in ours:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tools import backends
-from tools.bench_clock import Call, Clock, Row
-from tools.bench_sizes import Sizes
+from tools.bench.sizes import Sizes
+from tools.bench.timer import Call, Clock, Row
+from tools.cli import backends
 
 PASS, READING, PRODUCT = "memory pass", "reading", "float32 product"
 Ways = dict[str, Call]

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from spec.config import LiquidNetConfig
-from tools import backends
-from tools.bench_clock import Call
-from tools.bench_sizes import Training
+from tools.bench.sizes import Training
+from tools.bench.timer import Call
+from tools.cli import backends
 
 OURS = "torch products, as the model multiplies"
 MM = "torch products, torch.mm"
 JAX = "jax products"
 BLOCK_LOGITS = 2**21
-"""As many as torch_impl.numba_loss makes at a time, which needs Numba to be imported."""
+"""As many as torch_impl.ops.cross_entropy.numba makes at a time, which needs Numba to be imported."""
 
 
 def step_products(training: Training) -> dict[str, Callable[[], Call]]:
@@ -65,7 +65,7 @@ def _as_the_model(training: Training) -> Call:
     import torch
 
     from torch_impl.layers import Linear
-    from torch_impl.products import gradients, product
+    from torch_impl.ops.matmul import gradients, product
 
     arrays, tokens = _arrays(training)
     *layers, (hidden, embedding, of_logits) = arrays
@@ -100,7 +100,7 @@ def _by_mm(training: Training) -> Call:
     """torch.mm into arrays that are there; gradients of the embedding are added up by addmm."""
     import torch
 
-    from torch_impl.loss import CHUNK_LOGITS
+    from torch_impl.ops.cross_entropy import CHUNK_LOGITS
 
     arrays, tokens = _arrays(training)
     *layers, (h, table, of_z) = [tuple(torch.from_numpy(array) for array in one) for one in arrays]
@@ -129,8 +129,8 @@ def _by_jax(training: Training) -> Call:
     import jax
     import jax.numpy as jnp
 
-    from jax_impl.loss import CHUNK_LOGITS
-    from jax_impl.one_pass import MORE
+    from jax_impl.ops.cross_entropy import CHUNK_LOGITS
+    from jax_impl.ops.cross_entropy.fused_linear_cross_entropy import MORE
 
     def multiply(a: Any, b: Any) -> Any:
         return jnp.matmul(a, b, precision="highest")

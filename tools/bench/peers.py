@@ -13,7 +13,7 @@ import numpy as np
 
 from spec.config import LiquidNetConfig, TrainingConfig
 from spec.parameters import num_parameters
-from tools.bench_clock import Call, NotRun
+from tools.bench.timer import Call, NotRun
 
 Shape = tuple[int, int, int]
 Job = tuple[Callable[..., Any], list[Any]]

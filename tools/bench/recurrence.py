@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from parity.interpreted import is_slow
-from tools import backends
-from tools.bench_clock import Call, Clock, NotRun, Row, guarded
-from tools.bench_machine import PASS, pass_ways
-from tools.bench_sections import SCAN_BYTES, differentiated
-from tools.bench_sizes import Sizes
+from parity.proof.interpreted_kernels import is_slow
+from tools.bench.machine import PASS, pass_ways
+from tools.bench.sections import SCAN_BYTES, differentiated
+from tools.bench.sizes import Sizes
+from tools.bench.timer import Call, Clock, NotRun, Row, guarded
+from tools.cli import backends
 
 MIXER_BYTES = (16, 28)
 """float32, a token and channel: twice those of `bench_sections.MIXER_BYTES`."""
@@ -30,7 +30,7 @@ def scans(clock: Clock, sizes: Sizes) -> list[Row]:
     arrays = random.random(sizes.shape, np.float32), random.standard_normal(sizes.shape, np.float32)
 
     def function(backend: str, method: str) -> Callable[..., Any]:
-        scan = backends.load(backend, "scan").scan
+        scan = backends.load(backend, "ops.scan").scan
         return lambda decay, drive: scan(decay, drive, method=method)[0]
 
     return _table(clock, sizes, "scan", SCAN_BYTES, arrays, function)
@@ -43,7 +43,7 @@ def mixers(clock: Clock, sizes: Sizes) -> list[Row]:
     bias_d = np.log(np.expm1(np.log(2.0) / np.logspace(0.0, np.log10(4096.0), d))).astype(np.float32)
 
     def function(backend: str, method: str) -> Callable[..., Any]:
-        mixer = backends.load(backend, "mixer").mixer
+        mixer = backends.load(backend, "ops.gated_scan").mixer
         return lambda pre_btx, bias_d: mixer(pre_btx, bias_d, sizes.growing.delta_min, method=method)[0]
 
     return _table(clock, sizes, "mixer", MIXER_BYTES, (pre_btx, bias_d), function)
@@ -60,7 +60,7 @@ def _table(
     ]
     of_passes, rows = [row for row, _ in calls], [row for row, _ in calls]
     for backend in backends.installed():
-        chosen = backends.load(backend, "scan").choose_method(sizes.shape)
+        chosen = backends.load(backend, "ops.scan").choose_method(sizes.shape)
         for method in backends.load(backend, module).METHODS:
             if method == "auto":
                 continue

@@ -13,8 +13,8 @@ from pathlib import Path
 from spec.config import LiquidNetConfig
 from spec.parameters import num_parameters, parameter_table
 
-BUDGET = Path(__file__).parents[1] / "parity" / "kernels" / "budget.json"
-COUNTED = "counted in the interpreter, parity/kernels/budget.json"
+BUDGET = Path(__file__).parents[2] / "parity" / "suite" / "compiled" / "triton" / "budget.json"
+COUNTED = "counted in the interpreter, parity/suite/compiled/triton/budget.json"
 PUBLISHED = ("A5000", 56_668)
 """Tokens a second that the original LiquidNet announcement reports for its 30M model, and on which device."""
 
@@ -124,7 +124,7 @@ class LossForm:
 
 
 CHUNK_LOGITS = 2**26
-"""Those of torch_impl.loss on a GPU, which this file does not import: it needs no backend."""
+"""Those of torch_impl.ops.cross_entropy on a GPU, which this file does not import: it needs no backend."""
 _IN_CHUNKS = (
     "a chunk's float32 logits written and read (8), their bfloat16 gradient written and read by two products (6)"
 )

@@ -8,8 +8,17 @@ from rich.console import Console
 from rich.table import Table
 
 from spec.config import LiquidNetConfig
-from tools import roofline
-from tools.roofline import DEVICES, LOSSES, MINIMUM, OURS, PEERS, PUBLISHED, Device, MixerTraffic
+from tools.bench import roofline
+from tools.bench.roofline import (
+    DEVICES,
+    LOSSES,
+    MINIMUM,
+    OURS,
+    PEERS,
+    PUBLISHED,
+    Device,
+    MixerTraffic,
+)
 
 WHAT = "a model, not a measurement: a floor at 100 % of peak, without launch overhead"
 

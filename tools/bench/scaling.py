@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from spec.config import TrainingConfig
-from tools import backends
-from tools.bench_clock import Call, Clock, Row, guarded
-from tools.bench_sizes import Sizes
-from tools.bench_training import random_batch
+from tools.bench.sizes import Sizes
+from tools.bench.timer import Call, Clock, Row, guarded
+from tools.bench.training import random_batch
+from tools.cli import backends
 
 
 def growth(clock: Clock, sizes: Sizes) -> list[Row]:
@@ -45,15 +45,15 @@ def growth(clock: Clock, sizes: Sizes) -> list[Row]:
 
 def _step(backend: str, sizes: Sizes, length: int) -> Call:
     recipe = TrainingConfig(batch_size=max(1, sizes.tokens // length), seq_len=length)
-    engine = backends.load(backend, "train").Engine(sizes.growing, recipe)
+    engine = backends.load(backend, "training.engine").Engine(sizes.growing, recipe)
     batch = random_batch(sizes.growing, recipe.batch_size, length)
     return lambda: engine.train_step(batch, recipe.peak_lr)
 
 
 def _memory(sizes: Sizes, length: int) -> dict[str, Any]:
     """Peak of forward + backward of one row above what was there, parameters and gradients not counted."""
-    from torch_impl.data import to_device
     from torch_impl.model import build
+    from torch_impl.training.data import to_device
 
     model = build(sizes.growing)
     batch = to_device(random_batch(sizes.growing, 1, length), model.embedding.weight.device)

@@ -9,9 +9,9 @@ from typing import Any
 
 from spec.config import LiquidNetConfig, TrainingConfig
 from spec.presets import LIQUIDNETS, RECIPES
-from tools import bench_peers
-from tools.bench_clock import Call, Clock, Row, bandwidth, guarded
-from tools.bench_peers import Job, Shape
+from tools.bench import peers
+from tools.bench.peers import Job, Shape
+from tools.bench.timer import Call, Clock, Row, bandwidth, guarded
 
 SCAN_BYTES = (12, 20)
 """float32. Forward: decay, drive read; states written. Backward: decay, states and gradient read; two written."""
@@ -97,7 +97,7 @@ def _table(clock: Clock, shape: Shape, least: tuple[int, int], jobs: dict[str, C
     rows = [copy]
     for name, make in jobs.items():
         row: Row = {"name": name, "shape": shape}
-        if name in bench_peers.SCANS or name in bench_peers.MIXERS:
+        if name in peers.SCANS or name in peers.MIXERS:
             row["peer"] = True
         made = guarded(row, lambda make=make: differentiated(make()))
         passes = zip(("forward", "forward + backward"), made or (None, None), (least[0], sum(least)), strict=True)
@@ -115,7 +115,7 @@ def scans(clock: Clock, sizes: Sizes) -> list[Row]:
     """Every scan method and the peers', float32."""
     import torch
 
-    from torch_impl.scan import METHODS, scan
+    from torch_impl.ops.scan import METHODS, scan
 
     def job(shape: Shape, method: str) -> Job:
         generator = torch.Generator(clock.device).manual_seed(0)
@@ -126,14 +126,14 @@ def scans(clock: Clock, sizes: Sizes) -> list[Row]:
     rows = []
     for shape in sizes.shapes:
         jobs: dict[str, Callable[[], Job]] = {name: partial(job, shape, name) for name in METHODS if name != "auto"}
-        jobs |= {name: partial(make, shape, clock.device) for name, make in bench_peers.SCANS.items()}
+        jobs |= {name: partial(make, shape, clock.device) for name, make in peers.SCANS.items()}
         rows += _table(clock, shape, SCAN_BYTES, jobs)
     return rows
 
 
 def mixers(clock: Clock, sizes: Sizes) -> list[Row]:
     """Every mixer method and the peers', bfloat16 pre-activations."""
-    from torch_impl.mixer import METHODS, mixer
+    from torch_impl.ops.gated_scan import METHODS, mixer
 
     delta_min = sizes.config.delta_min
 
@@ -141,12 +141,12 @@ def mixers(clock: Clock, sizes: Sizes) -> list[Row]:
         def run(pre_btx, decay_bias_d):
             return mixer(pre_btx, decay_bias_d, delta_min, method=method)[0]
 
-        return run, bench_peers.mixer_inputs(shape, clock.device)
+        return run, peers.mixer_inputs(shape, clock.device)
 
     rows = []
     for shape in sizes.shapes:
         jobs: dict[str, Callable[[], Job]] = {name: partial(job, shape, name) for name in METHODS if name != "auto"}
-        jobs |= {name: partial(make, shape, clock.device, delta_min) for name, make in bench_peers.MIXERS.items()}
+        jobs |= {name: partial(make, shape, clock.device, delta_min) for name, make in peers.MIXERS.items()}
         rows += _table(clock, shape, MIXER_BYTES, jobs)
     return rows
 
@@ -156,7 +156,7 @@ def losses(clock: Clock, sizes: Sizes) -> list[Row]:
     import torch
 
     from torch_impl.layers import COMPUTE
-    from torch_impl.loss import METHODS, cross_entropy
+    from torch_impl.ops.cross_entropy import METHODS, cross_entropy
 
     b, t, d, v = sizes.training.batch_size, sizes.training.seq_len, sizes.config.d_model, sizes.config.vocab_size
     generator = torch.Generator(clock.device).manual_seed(0)

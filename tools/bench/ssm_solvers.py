@@ -11,12 +11,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from parity.cases import perturbed_parameters
+from parity.proof.problems.cases import perturbed_parameters
 from spec.config import LiquidSSMConfig, TrainingConfig
 from spec.init import initial_parameters
-from tools import backends
-from tools.bench_clock import medians
-from tools.bench_training import random_batch
+from tools.bench.timer import medians
+from tools.bench.training import random_batch
+from tools.cli import backends
 
 METHODS = ("sequential", "parallel")
 MODEL = LiquidSSMConfig(257, 128, 344, 4, 1024, d_state=16, state="diagonal")
@@ -92,7 +92,7 @@ def _problem(sizes: Sizes, length: int, weights: str) -> tuple[LiquidSSMConfig, 
 def _of_torch(config: LiquidSSMConfig, layer: Arrays, pre: np.ndarray, gradient: np.ndarray) -> tuple[Any, Any]:
     import torch
 
-    from torch_impl import liquid_ssm
+    from torch_impl.mixers import liquid_ssm
 
     of = liquid_ssm.Dynamics(*(torch.from_numpy(layer[name]) for name in liquid_ssm.Dynamics._fields))
     given, back = torch.from_numpy(pre).requires_grad_(), torch.from_numpy(gradient)
@@ -109,7 +109,7 @@ def _of_jax(config: LiquidSSMConfig, layer: Arrays, pre: np.ndarray, gradient: n
     import jax
     import jax.numpy as jnp
 
-    from jax_impl import liquid_ssm
+    from jax_impl.mixers import liquid_ssm
 
     of = liquid_ssm.Dynamics(*(jnp.asarray(layer[name]) for name in liquid_ssm.Dynamics._fields))
 
@@ -139,7 +139,7 @@ def _iterations(module: Any, config: LiquidSSMConfig, of: Any, pre: Any, gradien
 
 def _train_step(backend: str, method: str, sizes: Sizes) -> Callable[[], None]:
     training = TrainingConfig(batch_size=sizes.rows, seq_len=sizes.model.max_seq_len)
-    engine = backends.load(backend, "train").Engine(sizes.model, training, method)
+    engine = backends.load(backend, "training.engine").Engine(sizes.model, training, method)
     batch = random_batch(sizes.model, sizes.rows, training.seq_len)
     return lambda: engine.train_step(batch, training.peak_lr)
 

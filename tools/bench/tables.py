@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tools.bench_clock import Row
+from tools.bench.timer import Row
 
 
 def show_table(console: Console, title: str, columns: Mapping[str, str], rows: Sequence[Row]) -> None:

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tools.progress import track
-from tools.refusals import is_lack_of_memory
+from tools.cli.errors import is_lack_of_memory
+from tools.cli.progress import track
 
 Call = Callable[[], Any]
 Row = dict[str, Any]

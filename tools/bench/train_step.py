@@ -7,11 +7,11 @@ from typing import Any
 
 from spec.config import TrainingConfig
 from spec.parameters import num_parameters
-from tools import backends
-from tools.bench_clock import Call, Clock, Row, guarded
-from tools.bench_products import step_products
-from tools.bench_sizes import Sizes, Training
-from tools.bench_training import random_batch
+from tools.bench.matmul import step_products
+from tools.bench.sizes import Sizes, Training
+from tools.bench.timer import Call, Clock, Row, guarded
+from tools.bench.training import random_batch
+from tools.cli import backends
 
 EAGER, COMPILED = "torch eager", "torch compiled"
 JAX, GPT2 = "jax", "GPT-2, "
@@ -58,13 +58,13 @@ def _configuration(clock: Clock, sizes: Sizes, training: Training) -> list[Row]:
 
 def _ours(backend: str, training: Training, compiled: bool) -> Call:
     recipe = TrainingConfig(batch_size=training.rows, seq_len=training.length)
-    engine = backends.load(backend, "train").Engine(training.config, recipe, compile=compiled)
+    engine = backends.load(backend, "training.engine").Engine(training.config, recipe, compile=compiled)
     batch = random_batch(training.config, training.rows, training.length)
     return lambda: engine.train_step(batch, recipe.peak_lr)
 
 
 def _gpt2(row: Row, training: Training, compiled: bool) -> Call:
-    from tools import bench_gpt2
+    from tools.bench import gpt2 as bench_gpt2
 
     model = bench_gpt2.GPT2(bench_gpt2.equal_to(training.config, training.length))
     row["parameters"] = model.num_parameters()
@@ -79,10 +79,10 @@ def _text(training: Training) -> Any:
 
 
 def _transformers(row: Row, training: Training) -> Call:
-    from tools import bench_peers
+    from tools.bench import peers
 
     recipe = TrainingConfig(batch_size=training.rows, seq_len=training.length)
-    step, row["parameters"] = bench_peers.gpt2(training.config, recipe, "cpu", compiled=False)
+    step, row["parameters"] = peers.gpt2(training.config, recipe, "cpu", compiled=False)
     return step
 
 
@@ -93,9 +93,9 @@ def _beside_mamba(clock: Clock, training: Training) -> list[Row]:
     theirs: Row = {"name": "transformers Mamba, its reference path", "peer": True}
 
     def mamba() -> Call:
-        from tools import bench_peers
+        from tools.bench import peers
 
-        call, theirs["parameters"] = bench_peers.mamba_gradients(training.config, training.length)
+        call, theirs["parameters"] = peers.mamba_gradients(training.config, training.length)
         return call
 
     calls: list[tuple[Row, Call]] = []
@@ -110,8 +110,8 @@ def _beside_mamba(clock: Clock, training: Training) -> list[Row]:
 
 
 def _gradients(training: Training) -> Call:
-    from torch_impl.data import to_device
     from torch_impl.model import build
+    from torch_impl.training.data import to_device
 
     model = build(training.config)
     batch = random_batch(training.config, training.rows, training.length)

@@ -11,9 +11,9 @@ import numpy as np
 from spec.config import ModelConfig
 from spec.data import Batch
 from spec.parameters import num_parameters
-from tools import bench_peers, roofline
-from tools.bench_clock import Call, Clock, NotRun, Row, guarded
-from tools.bench_sections import Sizes
+from tools.bench import peers, roofline
+from tools.bench.sections import Sizes
+from tools.bench.timer import Call, Clock, NotRun, Row, guarded
 
 
 def train_steps(clock: Clock, sizes: Sizes) -> list[Row]:
@@ -32,7 +32,7 @@ def train_steps(clock: Clock, sizes: Sizes) -> list[Row]:
         calls += [(row, step)] if step else []
         other: Row = {"name": f"transformers GPT-2, {way}", "peer": True, "tokens": tokens}
         rows.append(other)
-        made = guarded(other, partial(bench_peers.gpt2, config, training, clock.device, compiled))
+        made = guarded(other, partial(peers.gpt2, config, training, clock.device, compiled))
         if made:
             step, other["parameters"] = made
             # Its position table takes part in no product.
@@ -48,7 +48,7 @@ def train_steps(clock: Clock, sizes: Sizes) -> list[Row]:
 
 
 def _liquidnet(row: Row, sizes: Sizes, device: Any, compiled: bool) -> Call:
-    from torch_impl.train import Engine
+    from torch_impl.training.engine import Engine
 
     known = inspect.signature(Engine).parameters
     if compiled and "compile" not in known:
@@ -70,12 +70,12 @@ def random_batch(config: ModelConfig, rows: int, length: int) -> Batch:
 
 def decoding(clock: Clock, sizes: Sizes) -> list[Row]:
     """Tokens a second of the decode step, all streams together, every method and batch; logits to NumPy included."""
-    from torch_impl import generate
+    from torch_impl import generation
     from torch_impl.model import LiquidNet
 
     model = LiquidNet(sizes.config, 0, sizes.training.compute_dtype).to(clock.device).eval()
-    methods = [name for name in getattr(generate, "METHODS", {"eager": None}) if name != "auto"]
-    selectable = "method" in inspect.signature(generate.make_step).parameters
+    methods = [name for name in getattr(generation, "METHODS", {"eager": None}) if name != "auto"]
+    selectable = "method" in inspect.signature(generation.make_step).parameters
     calls: list[tuple[Row, Call]] = []
     rows: list[Row] = []
     for batch in sizes.decoded:
@@ -83,7 +83,7 @@ def decoding(clock: Clock, sizes: Sizes) -> list[Row]:
             row: Row = {"name": method, "batch": batch, "tokens": batch * sizes.steps}
             rows.append(row)
             chosen = {"method": method} if selectable else {}
-            call = guarded(row, partial(stream, generate.make_step, model, batch, sizes.steps, chosen))
+            call = guarded(row, partial(stream, generation.make_step, model, batch, sizes.steps, chosen))
             calls += [(row, call)] if call else []
     clock.steps(calls)
     for row in rows:

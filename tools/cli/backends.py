@@ -7,7 +7,7 @@ import os
 from types import ModuleType
 from typing import Literal
 
-from parity.backends import FRAMEWORKS, missing
+from parity.proof.adapters import FRAMEWORKS, missing
 
 Backend = Literal["torch", "jax"]
 BACKENDS: tuple[Backend, ...] = ("torch", "jax")

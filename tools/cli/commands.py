@@ -24,19 +24,19 @@ class Command(NamedTuple):
 GROUPS = {
     "Train a model": {
         "prepare": Command(
-            "tools.prepare:Prepare",
+            "tools.data.prepare:Prepare",
             "turn text into token files",
             "liquidnet prepare --stories 20000 --out data",
             "nothing half-written is left; run it again",
         ),
         "train": Command(
-            "tools.train:Train",
+            "tools.training.train:Train",
             "train, or carry a run on, in PyTorch or in JAX",
             "liquidnet train torch --preset nano --data data --out run --steps 1000",
             "run it again with --resume",
         ),
         "evaluate": Command(
-            "tools.evaluate:Evaluate",
+            "tools.training.evaluate:Evaluate",
             "the validation loss of a checkpoint",
             "liquidnet evaluate --checkpoint run --data data",
             "nothing was written; run it again, or read less of the text with --windows",
@@ -44,25 +44,25 @@ GROUPS = {
     },
     "Use it": {
         "generate": Command(
-            "tools.generate:Generate",
+            "tools.generation.generate:Generate",
             "continue a prompt",
             'liquidnet generate --checkpoint run --prompt "Once upon a time"',
             "run it again, the same --seed writes the same text; or ask for less with --max-tokens",
         ),
         "chat": Command(
-            "tools.chat:Chat",
+            "tools.generation.chat:Chat",
             "write a text together with the model",
             "liquidnet chat --checkpoint run",
             "run it again",
         ),
         "ui": Command(
-            "tools.ui:Ui",
+            "tools.ui.command:Ui",
             "the same in the browser, on one backend or on both side by side",
             "liquidnet ui --checkpoint run",
             "run it again",
         ),
         "plot": Command(
-            "tools.plot:Plot",
+            "tools.plot.command:Plot",
             "draw the loss of a run, its half-lives, or how far back it looks",
             "liquidnet plot run",
         ),
@@ -75,12 +75,12 @@ GROUPS = {
             "nothing half-written is left; run it again",
         ),
         "compare": Command(
-            "tools.compare:Compare",
+            "tools.compare.command:Compare",
             "one checkpoint in both backends, or two, layer by layer",
             "liquidnet compare torch:run jax:run",
         ),
         "parity": Command(
-            "tools.parity_report:Parity",
+            "parity.suite.report.command:Parity",
             "prove both backends equal on this machine",
             "liquidnet parity --draws 20 --no-trajectories",
             "no report was written; run it again, or a quick look: liquidnet parity --draws 20 --no-trajectories",
@@ -88,13 +88,13 @@ GROUPS = {
     },
     "Know the machine": {
         "bench": Command(
-            "tools.bench:Bench",
+            "tools.bench.command:Bench",
             "what this machine does, in ratios",
             "liquidnet bench",
             "nothing was written; run it again, or shorter with --rounds 3",
         ),
         "plan": Command(
-            "tools.plan:Plan",
+            "tools.plan.command:Plan",
             "size a TPU run from a machine without one",
             "liquidnet plan --topology v6e:4x4 --preset base",
             "nothing was written; run it again, or shorter with --largest-batch skip",

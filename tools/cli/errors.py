@@ -10,8 +10,8 @@ from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
+from spec.checkpoint.files import TEMPORARY_PREFIX
 from spec.config import nearest
-from spec.files import TEMPORARY_PREFIX
 
 # Drawn in ASCII where the terminal knows no other.
 _BOX = re.compile(r"[\u2500-\u257f]+|-{4,}|^[|+]|[|+]$", re.MULTILINE)

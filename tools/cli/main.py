@@ -13,8 +13,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tools import interrupts
-from tools.commands import COMMANDS, show_overview
+from tools.cli import signals
+from tools.cli.commands import COMMANDS, show_overview
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _listen_and_run(given, arguments is None)
     except SystemExit as stop:
         _leave(int(stop.code or 0))
-        if stop.code == interrupts.EXIT_SIGINT and arguments is None:
+        if stop.code == signals.EXIT_SIGINT and arguments is None:
             # Neither a thread of a library that is still at work, nor what it says on being ended, is of use any more.
-            os._exit(interrupts.EXIT_SIGINT)
+            os._exit(signals.EXIT_SIGINT)
         raise
     except BaseException:
         # Nobody expected it. The others must not wait for this process, whose interpreter may not come to its end.
@@ -40,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _joined() -> list[Any]:
     """The modules of the backends in use that know of other processes."""
-    return [sys.modules[name] for name in ("torch_impl.parallel", "jax_impl.parallel") if name in sys.modules]
+    return [
+        sys.modules[name]
+        for name in ("torch_impl.training.distributed", "jax_impl.training.distributed")
+        if name in sys.modules
+    ]
 
 
 def _leave(code: int) -> None:
@@ -65,7 +69,7 @@ def _drop_output() -> None:
 
 def _listen_and_run(arguments: list[str], process_ends: bool) -> None:
     try:
-        with interrupts.listening(lambda: _how_to_go_on(arguments), process_ends):
+        with signals.listening(lambda: _how_to_go_on(arguments), process_ends):
             _run(arguments)
     except KeyboardInterrupt:
         # Before it listened.
@@ -79,7 +83,7 @@ def _run(arguments: list[str]) -> None:
         _interrupted(arguments)
     except Exception as error:
         # Whatever a library makes of a Ctrl-C in the middle of its import, say.
-        if interrupts.just_heard():
+        if signals.just_heard():
             _interrupted(arguments)
         _explain(error)
 
@@ -96,7 +100,7 @@ def _complete(arguments: list[str]) -> None:
 
 def _explain(error: Exception) -> None:
     """End in one line what a user can do something about; raises anything else again."""
-    from tools.refusals import is_lack_of_memory, of_missing, of_system
+    from tools.cli.errors import is_lack_of_memory, of_missing, of_system
 
     if isinstance(error, BrokenPipeError):
         _drop_output()
@@ -120,7 +124,7 @@ def _interrupted(arguments: list[str]) -> None:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     print(f"liquidnet: interrupted; {_how_to_go_on(arguments)}", file=sys.stderr)
-    sys.exit(interrupts.EXIT_SIGINT)
+    sys.exit(signals.EXIT_SIGINT)
 
 
 def _how_to_go_on(arguments: list[str]) -> str:
@@ -128,8 +132,8 @@ def _how_to_go_on(arguments: list[str]) -> str:
     if name not in COMMANDS:
         return "nothing was done; run it again"
     again = COMMANDS[name].again
-    if name == "train" and "--out" in arguments[:-1] and "tools.run" in sys.modules:
-        run = sys.modules["tools.run"].Run(arguments[arguments.index("--out") + 1])
+    if name == "train" and "--out" in arguments[:-1] and "tools.training.run_dir" in sys.modules:
+        run = sys.modules["tools.training.run_dir"].Run(arguments[arguments.index("--out") + 1])
         return f"{run.last_good()}; {again}"
     return again
 
@@ -141,7 +145,7 @@ def parse(arguments: Sequence[str]) -> Any:
         show_overview()
         return None
     if name == "--version":
-        from parity.environment import version
+        from parity.proof.environment import version
 
         print(f"liquidnet {version('liquidnet-dual')}")
         return None
@@ -156,7 +160,7 @@ def _parsed(name: str, flags: list[str]) -> Any:
     """An instance of a command's class from its flags; tyro's boxed message becomes one line."""
     import tyro
 
-    from tools.refusals import short
+    from tools.cli.errors import short
 
     module, _, kind = COMMANDS[name].place.partition(":")
     command, program, message = getattr(importlib.import_module(module), kind), f"liquidnet {name}", io.StringIO()

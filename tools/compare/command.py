@@ -12,17 +12,18 @@ from typing import Annotated, cast
 import numpy as np
 import tyro
 
-from parity.locate import first_outside, locate
-from parity.weights import differences
-from spec.checkpoint import Checkpoint
+from parity.proof.layer_diff.diff import first_outside, locate
+from parity.proof.layer_diff.weights import differences
+from spec.checkpoint.files import require_file
+from spec.checkpoint.format import Checkpoint
 from spec.config import require_known
-from spec.files import require_file
-from tools import backends, convert
-from tools.byte_level import read_utf8
-from tools.compare_report import Comparison, Side, show, write_json
-from tools.progress import working
-from tools.refusals import require_new_or_file
+from tools import convert
+from tools.cli import backends
+from tools.cli.errors import require_new_or_file
+from tools.cli.progress import working
+from tools.compare.report import Comparison, Side, show, write_json
 from tools.tokenizer import Tokenizer, parse_tokenizer
+from tools.tokenizer.byte_level import read_utf8
 
 TEXT = (
     "Once upon a time, a little fox lived beside a river. One day she found a red ball in the grass, "
@@ -175,11 +176,11 @@ def float32(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
 def trace(side: Side, tokens: np.ndarray) -> dict[str, np.ndarray]:
     """What each module of the side's model gives on the tokens."""
-    tracer = importlib.import_module(f"parity.{side.backend}_trace")
+    tracer = importlib.import_module(f"parity.proof.layer_diff.activations_{side.backend}")
     return tracer.activations(tracer.load(side.checkpoint.config, side.checkpoint.parameters), tokens)
 
 
 if __name__ == "__main__":
-    from tools.cli import main
+    from tools.cli.main import main
 
     main(["compare", *sys.argv[1:]])

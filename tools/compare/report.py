@@ -13,12 +13,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from parity.locate import Error, Row, first_outside
-from parity.weights import tensor_of
-from spec.checkpoint import Checkpoint
+from parity.proof.layer_diff.diff import Error, Row, first_outside
+from parity.proof.layer_diff.weights import tensor_of
+from spec.checkpoint.files import new_file
+from spec.checkpoint.format import Checkpoint
 from spec.config import LiquidSSMConfig
-from spec.files import new_file
-from tools.backends import Backend
+from tools.cli.backends import Backend
 from tools.tokenizer import Tokenizer
 
 ROWS_BEFORE, ROWS_AFTER, WEIGHTS, LAYERS = 3, 5, 5, 4

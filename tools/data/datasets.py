@@ -1,7 +1,7 @@
 """Published data sets that come with a validation part of their own."""
 
-from tools.documents import FileSource
-from tools.hub import HubFile, download
+from tools.data.documents import FileSource
+from tools.data.hub import HubFile, download
 
 #: Eldan and Li (2023), TinyStories: How Small Can Language Models Be and Still Speak Coherent English?
 #: arXiv:2305.07759. License: CDLA-Sharing-1.0. Files for training and for validation.

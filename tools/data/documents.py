@@ -10,9 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
-from tools.byte_level import END_OF_TEXT
-from tools.prepare_parquet import parquet_texts
-from tools.stories import stories
+from tools.data.parquet import parquet_texts
+from tools.data.stories import stories
+from tools.tokenizer.byte_level import END_OF_TEXT
 
 #: A piece of a document, and whether the document ends with it.
 Piece = tuple[str, bool]
@@ -44,7 +44,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class StorySource:
-    """Stories by tools/stories.py, each a document."""
+    """Stories by tools/data/stories.py, each a document."""
 
     count: int
     seed: int

@@ -9,9 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from spec.files import fsync
-from tools.byte_level import first_line
-from tools.progress import Bar, progress
+from spec.checkpoint.files import fsync
+from tools.cli.progress import Bar, progress
+from tools.tokenizer.byte_level import first_line
 
 
 @dataclass(frozen=True)

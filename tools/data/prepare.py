@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from spec.checkpoint.files import new_directory, require_new
 from spec.data import DATA_FORMAT_VERSION
-from spec.files import new_directory, require_new
-from tools.documents import Advance, Source, StorySource, choose_split, open_files
-from tools.prepare_datasets import open_dataset
-from tools.prepare_parts import Divided, Parts, Routed, Separate
-from tools.progress import Bar, progress
-from tools.stories import stories
+from tools.cli.progress import Bar, progress
+from tools.data.datasets import open_dataset
+from tools.data.documents import Advance, Source, StorySource, choose_split, open_files
+from tools.data.split import Divided, Parts, Routed, Separate
+from tools.data.stories import stories
 from tools.tokenizer import Tokenizer, build_tokenizer, check_tokenizer_name
 
 _BATCH_CHARACTERS = 1 << 20

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from tools.documents import Advance, Source, Split, route
+from tools.data.documents import Advance, Source, Split, route
 
 #: "train" or "val", a piece of a document, and whether the document ends with it.
 Routed = tuple[str, str, bool]

@@ -11,13 +11,13 @@ from typing import Literal
 
 from rich.console import Console
 
+from spec.checkpoint.quantization import Weights
 from spec.config import require_integer, require_known
 from spec.parameters import num_parameters
-from spec.quantization import Weights
 from spec.sampling import Sampling
-from tools import backends
-from tools.refusals import of_system
-from tools.session import OpenModel, Session, open_model
+from tools.cli import backends
+from tools.cli.errors import of_system
+from tools.generation.session import OpenModel, Session, open_model
 
 HELP = """A line of yours is appended to the text as it is (begin it with a space where you want one), and the model
 goes on; an empty line lets it go on by itself.

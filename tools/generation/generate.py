@@ -6,10 +6,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from spec.quantization import Weights
+from spec.checkpoint.quantization import Weights
 from spec.sampling import Sampling
-from tools import backends
-from tools.session import open_model
+from tools.cli import backends
+from tools.generation.session import open_model
 
 
 @dataclass(frozen=True)

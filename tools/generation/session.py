@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from spec.checkpoint import Checkpoint
-from spec.files import new_file, require_file
-from spec.quantization import Weights, rounded
+from spec.checkpoint.files import new_file, require_file
+from spec.checkpoint.format import Checkpoint
+from spec.checkpoint.quantization import Weights, rounded
+from spec.checkpoint.tensors import pack
 from spec.sampling import Sampling, Step, check_tokens, generate
-from spec.tensors import pack
-from tools import backends, convert
+from tools import convert
+from tools.cli import backends
 from tools.tokenizer import StreamDecoder, Tokenizer, parse_tokenizer
 
 #: States, the number of tokens they have absorbed, and the tokens after these.
@@ -75,9 +76,9 @@ def open_model(path: Path, backend: backends.Backend | None = None, weights: Wei
         raise ValueError(f"{path} holds no tokenizer; write with a checkpoint that `liquidnet train` wrote")
     model = backends.load(backend, "model").build(checkpoint.config)
     if backend == "torch":  # JAX places arrays itself
-        model.to(backends.load(backend, "devices").default_device())
-    backends.load(backend, "checkpoint").load_parameters(model, checkpoint.parameters)
-    step, lock = backends.load(backend, "generate").make_step(model, weights=weights), threading.Lock()
+        model.to(backends.load(backend, "ops.devices").default_device())
+    backends.load(backend, "checkpoint.native").load_parameters(model, checkpoint.parameters)
+    step, lock = backends.load(backend, "generation").make_step(model, weights=weights), threading.Lock()
 
     def one_at_a_time(tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
         with lock:  # a recorded graph has one set of buffers

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from tools.plan_step import Asked, Compiled, DoesNotFit
+from tools.plan.compile_step import Asked, Compiled, DoesNotFit
 
 MOST = 1024
 """Times the rows known to fit: in small micro-batches memory hardly grows, and the line would meet it nowhere near."""

@@ -10,15 +10,24 @@ from typing import Any, Literal
 
 from rich.console import Console
 
+from spec.checkpoint.files import new_file
 from spec.config import TrainingConfig, require_integer
-from spec.files import new_file
 from spec.parameters import num_parameters
 from spec.presets import RECIPES, preset
-from tools import plan_show, topology
-from tools.plan_batch import Tried, largest_batch
-from tools.plan_step import Asked, Compiled, DoesNotFit, by_kind, compiled_step, dearest, summary
-from tools.progress import working
-from tools.refusals import require_new_or_file
+from tools.cli.errors import require_new_or_file
+from tools.cli.progress import working
+from tools.plan import tables as plan_show
+from tools.plan import topology
+from tools.plan.batch import Tried, largest_batch
+from tools.plan.compile_step import (
+    Asked,
+    Compiled,
+    DoesNotFit,
+    by_kind,
+    compiled_step,
+    dearest,
+    summary,
+)
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,7 @@ class Plan:
 
 def _parts(asked: Asked) -> int:
     """Into how many parts the mesh cuts the rows of a batch."""
-    from jax_impl.parallel import mesh_sizes
+    from jax_impl.training.distributed import mesh_sizes
 
     data, fsdp, _ = mesh_sizes(asked.topology.chips, "ddp", 1, asked.mesh)
     return data * fsdp

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from spec.config import ModelConfig, TrainingConfig
-from tools import hlo
-from tools.hlo_count import Cost, Counted, count
-from tools.roofline import step_flops
-from tools.topology import Chip, Topology, described
+from tools.bench.roofline import step_flops
+from tools.plan.topology import Chip, Topology, described
+from tools.xla import hlo
+from tools.xla.count import Cost, Counted, count
 
 WHAT = "a model, not a measurement: the sum of rooflines at 100 % of peak"
 
@@ -62,8 +62,8 @@ def compiled_step(asked: Asked) -> Compiled:
     """
     import jax
 
-    from jax_impl.parallel import mesh_sizes, on_mesh
-    from jax_impl.step import abstract_step
+    from jax_impl.training.distributed import mesh_sizes, on_mesh
+    from jax_impl.training.step import abstract_step
 
     devices = described(asked.topology)
     sizes = mesh_sizes(len(devices), "ddp", 1, asked.mesh)

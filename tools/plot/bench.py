@@ -6,8 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tools import bench_history
-from tools.plot_file import BLUE, GREY, ORANGE, new_figure, write_picture
+from tools.bench import history
+from tools.plot.figure import BLUE, GREY, ORANGE, new_figure, write_picture
 
 COLUMNS = 3
 COLOURS = (ORANGE, BLUE, "#009e73", "#cc79a7", GREY)
@@ -22,7 +22,7 @@ def plot_history(directory: Path, target: Path) -> None:
         directory: that `liquidnet bench --history` was given.
         target: the PNG or SVG.
     """
-    machines = bench_history.runs(directory)
+    machines = history.runs(directory)
     limits = {one["name"]: one for runs in machines.values() for run in runs for one in run["targets"]}
     if not limits:
         raise ValueError(f"{directory} holds runs without a ratio; measure more than one section")
@@ -58,7 +58,7 @@ def plot_scaling(file: Path, target: Path) -> None:
         file: a JSON of `liquidnet bench`.
         target: the PNG or SVG.
     """
-    run = bench_history.read(file)
+    run = history.read(file)
     sections = {name: [row for row in rows if "milliseconds" in row] for name, rows in run["sections"].items()}
     missing = [name for name in ("growth", "decode") if not sections.get(name)]
     if missing:

@@ -10,15 +10,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from spec.checkpoint import Checkpoint
+from spec.checkpoint.format import Checkpoint
 from spec.data import Dataset, open_data
 from tools import convert
-from tools.evaluate import require_same_tokenizer
-from tools.plot_bench import plot_history, plot_scaling
-from tools.plot_file import new_figure, require_picture, write_picture
-from tools.plot_half_lives import plot_half_lives
-from tools.plot_reach import WINDOWS, plot_reach
-from tools.run import Run
+from tools.plot.bench import plot_history, plot_scaling
+from tools.plot.figure import new_figure, require_picture, write_picture
+from tools.plot.half_lives import plot_half_lives
+from tools.plot.reach import WINDOWS, plot_reach
+from tools.training.evaluate import require_same_tokenizer
+from tools.training.run_dir import Run
 
 COLOURS = {"torch": "#ee4c2c", "jax": "#1a73e8"}
 FLAGS = {

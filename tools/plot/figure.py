@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spec.files import new_file
+from spec.checkpoint.files import new_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from spec.config import LiquidNetConfig, LiquidSSMConfig, ModelConfig
-from spec.hippo import NORMAL_RATE, legs_rates
+from spec.mixers.liquid_ssm.hippo import NORMAL_RATE, legs_rates
+from spec.mixers.liquid_ssm.reference import clock
 from spec.reference import activations
 from spec.reference.blocks import Weights, within
-from spec.reference.liquid_ssm import clock
 
 
 def half_lives(parameters: Mapping[str, np.ndarray], config: ModelConfig) -> np.ndarray:

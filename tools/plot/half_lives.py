@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from spec.checkpoint import Checkpoint
+from spec.checkpoint.format import Checkpoint
 from spec.config import LiquidNetConfig
 from spec.data import Dataset, document_resets
 from spec.init import initial_parameters
-from tools.half_lives import half_lives, half_lives_on_text
-from tools.plot_file import BLUE, GREY, in_tokens, new_figure, write_picture
+from tools.plot.figure import BLUE, GREY, in_tokens, new_figure, write_picture
+from tools.plot.half_life import half_lives, half_lives_on_text
 
 ROWS, TOKENS = 4, 256
 """The text that is read: windows, and tokens of each."""

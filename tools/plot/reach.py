@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from spec.checkpoint import Checkpoint
+from spec.checkpoint.format import Checkpoint
 from spec.config import LiquidNetConfig, ModelConfig, require_integer
 from spec.data import Dataset, document_resets
 from spec.init import STANDARD_DEVIATION, initial_parameters, stream
 from spec.reference.model import input_gradients
-from tools.half_lives import half_lives
-from tools.plot_file import BLUE, GREY, ORANGE, in_tokens, new_figure, write_picture
-from tools.plot_half_lives import spread
-from tools.progress import track
+from tools.cli.progress import track
+from tools.plot.figure import BLUE, GREY, ORANGE, in_tokens, new_figure, write_picture
+from tools.plot.half_life import half_lives
+from tools.plot.half_lives import spread
 
 WINDOWS, LONGEST = 32, 1024
 BINS, LEAST_WINDOWS = 32, 4

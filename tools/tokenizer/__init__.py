@@ -18,8 +18,15 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from tools.byte_level import END_OF_TEXT, byte_backend, byte_level, byte_symbols, first_line, read_utf8
-from tools.gpt2 import gpt2_backend
+from tools.tokenizer.byte_level import (
+    END_OF_TEXT,
+    byte_backend,
+    byte_level,
+    byte_symbols,
+    first_line,
+    read_utf8,
+)
+from tools.tokenizer.gpt2 import gpt2_backend
 
 _OTHER_END_OF_TEXT = ("<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 _BYTE_VOCABULARY = 257

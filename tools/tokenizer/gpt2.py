@@ -7,8 +7,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import models
 
-from tools.byte_level import END_OF_TEXT, byte_level, byte_symbols, read_utf8
-from tools.hub import HubFile, download
+from tools.data.hub import HubFile, download
+from tools.tokenizer.byte_level import END_OF_TEXT, byte_level, byte_symbols, read_utf8
 
 REPOSITORY = "openai-community/gpt2"
 REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"

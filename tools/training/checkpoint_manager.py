@@ -6,12 +6,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-from spec.checkpoint import Checkpoint, files_beside
-from spec.checksums import checksums, file_sha256, files_below, sha256
+from spec.checkpoint.checksums import checksums, file_sha256, files_below, sha256
+from spec.checkpoint.files import new_directory
+from spec.checkpoint.format import Checkpoint, files_beside
 from spec.config import ModelConfig
-from spec.files import new_directory
-from tools import backends
-from tools.run import Run
+from tools.cli import backends
+from tools.training.run_dir import Run
 
 CheckpointFormat = Literal["neutral", "dcp", "orbax"]
 OWN_FORMAT: dict[str, CheckpointFormat] = {"torch": "dcp", "jax": "orbax"}
@@ -52,7 +52,7 @@ class Saver:
 
 
 class ShardedSaver(Saver):
-    """Checkpoints in parts (`spec/sharded.py`): a copy is made at once, and written while the next steps are made."""
+    """Sharded checkpoints (spec/checkpoint/sharded.py): copied at once, written while the next steps are made."""
 
     def __init__(self, run: Run, engine: Any, keep: int):
         super().__init__(run, engine, keep)
@@ -116,7 +116,7 @@ def require_format(backend: backends.Backend, format: CheckpointFormat) -> None:
         other = {"dcp": "PyTorch's", "orbax": "JAX's"}[format]
         raise ValueError(f"--checkpoint-format {format} is {other}; {backend} reads it, and writes neutral or {own}")
     if format != "neutral":
-        sharded = backends.load(backend, "sharded")
+        sharded = backends.load(backend, "checkpoint.sharded")
         (sharded.require_orbax if format == "orbax" else sharded.require_safetensors)()
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from spec.checkpoint import Checkpoint
+from spec.checkpoint.format import Checkpoint
+from spec.checkpoint.quantization import Weights, rounded
 from spec.config import TrainingConfig, training_from_json
 from spec.data import IGNORED_LABEL, Batch, Dataset, Share, open_data, validation_batches, validation_stream
-from spec.quantization import Weights, rounded
-from tools import backends, convert
-from tools.progress import Bar, progress
+from tools import convert
+from tools.cli import backends
+from tools.cli.progress import Bar, progress
 
 STREAM_SEQ_LEN = 4096
 

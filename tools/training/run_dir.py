@@ -12,7 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spec.checkpoint import Checkpoint, list_checkpoints, parts_of, read_beside, write_checkpoint
+from spec.checkpoint.files import TEMPORARY_PREFIX, new_file, remove_unfinished
+from spec.checkpoint.format import (
+    Checkpoint,
+    list_checkpoints,
+    parts_of,
+    read_beside,
+    write_checkpoint,
+)
 from spec.config import (
     ModelConfig,
     TrainingConfig,
@@ -23,9 +30,8 @@ from spec.config import (
     training_from_json,
 )
 from spec.data import Dataset
-from spec.files import TEMPORARY_PREFIX, new_file, remove_unfinished
 from tools import convert
-from tools.tensorboard import event_writer
+from tools.training.tensorboard import event_writer
 
 
 @dataclass(frozen=True)

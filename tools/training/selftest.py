@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from parity.environment import ROOT, devices, processor, version
+from parity.proof.environment import ROOT, devices, processor, version
+from spec.checkpoint.files import new_file
 from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig
-from spec.files import new_file
-from tools import backends
+from tools.cli import backends
 
 # Most trusted last: what stands in for a method that fails is the next in this list that passes. `sequential` is the
 # recurrence as it is written.
@@ -46,7 +46,7 @@ def self_test(backend: str, method: str) -> Verdict:
 
     In float32, on the device that the backend takes here, against the float64 reference.
     """
-    from parity.backends import load
+    from parity.proof.adapters import load
 
     methods = load(backend).METHODS
     found = [probe(backend, name, method) for name in ("scan", "mixer") if method in methods[name]]
@@ -57,7 +57,7 @@ def self_test(backend: str, method: str) -> Verdict:
 
 def probe(backend: str, operation: str, method: str) -> Verdict:
     """Runs one method of one operation, a key of OPERATIONS, on fixed problems."""
-    from parity.operations import check
+    from parity.proof.operations import check
 
     worst = 0.0
     for case in _cases(operation):
@@ -91,7 +91,7 @@ def trusted_method(
     # A Liquid SSM falls back by itself where its method finds no solution, and runs no kernels.
     if method != "auto" or isinstance(model, LiquidSSMConfig):
         return method
-    scan = backends.load(backend, "scan")
+    scan = backends.load(backend, "ops.scan")
     choice = scan.choose_method((training.batch_size, training.seq_len, model.d_model))
     verdict = cached_self_test(backend, choice)
     if verdict.passed:
@@ -143,7 +143,12 @@ def cache_file() -> Path:
 
 def sources_digest(backend: str) -> str:
     """SHA-256 over the sources that a verdict depends on: the backend's, the reference's, the bounds'."""
-    patterns = "spec/**/*.py", f"{backend}_impl/**/*.py", "parity/*.py", "parity/operations/*.py", "tools/selftest.py"
+    patterns = (
+        "spec/**/*.py",
+        f"{backend}_impl/**/*.py",
+        "parity/proof/**/*.py",
+        "tools/training/selftest.py",
+    )
     sha = hashlib.sha256()
     for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
         sha.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
@@ -165,7 +170,7 @@ def _read_cache() -> dict[str, Any]:
 
 def _cases(operation: str) -> list[Any]:
     """Few shapes, since each is compiled; several chunks and a rest."""
-    from parity.cases import CONFIG, DIAGONAL, NANO, LayerCase, ScanCase
+    from parity.proof.problems.cases import CONFIG, DIAGONAL, NANO, LayerCase, ScanCase
 
     b, t, _ = SHAPE
     if operation == "scan":
@@ -179,10 +184,10 @@ def _cases(operation: str) -> list[Any]:
 
 
 def _units(operation: str, backend: str, method: str, case: Any) -> float:
-    from parity.backends import load
-    from parity.bounds import in_units
-    from parity.operations import OPERATIONS as KNOWN
-    from parity.operations import expected
+    from parity.proof.adapters import load
+    from parity.proof.bounds import in_units
+    from parity.proof.operations import OPERATIONS as KNOWN
+    from parity.proof.operations import expected
 
     found = KNOWN[operation].run(load(backend), case, method, "float32")
     truth, bound = expected(operation, case, "float32")

@@ -14,18 +14,19 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from spec.checkpoint import Checkpoint, list_checkpoints
+from spec.checkpoint.format import Checkpoint, list_checkpoints
 from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig, require_integer
 from spec.data import Dataset, next_batch, open_data, validation_batches
 from spec.parameters import num_parameters
 from spec.presets import RECIPES, preset
-from tools import backends, convert
-from tools.evaluate import require_same_tokenizer
-from tools.run import Habits, Run, Settings, data_identity
-from tools.saver import CheckpointFormat, require_format
-from tools.selftest import trusted_method
-from tools.tensorboard import require_tensorboard
-from tools.trainer import Trainer
+from tools import convert
+from tools.cli import backends
+from tools.training.checkpoint_manager import CheckpointFormat, require_format
+from tools.training.evaluate import require_same_tokenizer
+from tools.training.run_dir import Habits, Run, Settings, data_identity
+from tools.training.selftest import trusted_method
+from tools.training.tensorboard import require_tensorboard
+from tools.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Train:
         require_format(self.backend, self.checkpoint_format)
         if self.tensorboard:
             require_tensorboard()
-        parallel = backends.load(self.backend, "parallel")
+        parallel = backends.load(self.backend, "training.distributed")
         world = parallel.join(self.parallel, self.context_parallel, self.rank_timeout, self.mesh)
         run = Run(self.out, self.tensorboard)
         try:
@@ -180,7 +181,7 @@ class Train:
         compiled = _compiles(self.backend, habits.compile, plain)
         if world.rank == 0:
             _warn_of_bfloat16(self.backend, training.compute_dtype)
-        engine = backends.load(self.backend, "train").Engine
+        engine = backends.load(self.backend, "training.engine").Engine
         with world.together():
             return engine(model, training, method, habits.remat, compiled, self.micro_batch_size, world)
 
@@ -246,7 +247,7 @@ def _compiles(backend: str, asked: bool | None, plain: bool = False) -> bool:
     """Whether the engine compiles: JAX always, torch where asked to or, where it can, by itself on CUDA with Triton."""
     if backend == "jax" or asked is not None:
         return backend == "jax" or bool(asked)
-    devices = backends.load(backend, "devices")
+    devices = backends.load(backend, "ops.devices")
     return devices.default_device().type == "cuda" and devices.HAS_TRITON and not plain
 
 
@@ -254,7 +255,7 @@ def _warn_of_bfloat16(backend: str, dtype: str) -> None:
     """bfloat16 runs everywhere, but slowly where no hardware multiplies it."""
     if backend != "torch" or dtype != "bfloat16":
         return
-    devices = backends.load(backend, "devices")
+    devices = backends.load(backend, "ops.devices")
     device = devices.default_device()
     if not devices.has_bfloat16(device):
         _say_loudly(

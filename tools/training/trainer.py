@@ -13,22 +13,22 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from parity.environment import processor
-from spec.checkpoint import Checkpoint
+from parity.proof.environment import processor
+from spec.checkpoint.format import Checkpoint
 from spec.data import Dataset, next_batch, validation_batches, validation_stream
-from spec.noise import with_noise
+from spec.mixers.liquid_ssm.noise import with_noise
 from spec.sampling import Sampling, Step
 from spec.schedule import learning_rate
-from tools import interrupts
-from tools.evaluate import mean_loss
-from tools.plot import plot_loss
-from tools.run import Run, Settings
-from tools.saver import OWN_FORMAT, make_saver
-from tools.session import Session
+from tools.cli import signals
+from tools.generation.session import Session
+from tools.plot.command import plot_loss
 from tools.tokenizer import parse_tokenizer
+from tools.training.checkpoint_manager import OWN_FORMAT, make_saver
+from tools.training.evaluate import mean_loss
+from tools.training.run_dir import Run, Settings
 
 if TYPE_CHECKING:
-    from tools.train import Train
+    from tools.training.train import Train
 
 EXIT_SIGTERM = 75
 EXIT_SIGINT = 130
@@ -292,7 +292,7 @@ def _signals() -> Iterator[list[signal.Signals]]:
 
     def remember(number: int, _frame: Any) -> None:
         caught.append(signal.Signals(number))
-        interrupts.put_off(number)
+        signals.put_off(number)
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

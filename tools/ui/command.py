@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spec.quantization import Weights
-from tools import backends
-from tools.ui_desk import Desk
-from tools.ui_models import Catalogue
+from spec.checkpoint.quantization import Weights
+from tools.cli import backends
+from tools.ui.controller import Desk
+from tools.ui.models import Catalogue
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def serve(options: Ui) -> Iterator[tuple[str, Desk]]:
         raise ValueError("name a run or a checkpoint with --checkpoint")
     _check_place(options.host, options.port)
     backend = options.backend or backends.default()
-    backends.load(backend, "generate")
+    backends.load(backend, "generation")
     desk = Desk(Catalogue(options.checkpoint), options.max_length, options.weights)
     page = _gradio().build(desk, backends.installed(), backend)
     if not is_loopback(options.host):
@@ -100,7 +100,7 @@ def _gradio() -> Any:
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     # How long a browser can be gone before its text is stopped.
     os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "1")
-    from tools import ui_page
+    from tools.ui import page as ui_page
 
     return ui_page
 
@@ -109,7 +109,7 @@ def _launch(page: Any, host: str, port: int) -> None:
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    from tools.ui_look import CSS, theme
+    from tools.ui.theme import CSS, theme
 
     # Gradio asks its own server whether it is there; a proxy would not know.
     for name in ("NO_PROXY", "no_proxy"):

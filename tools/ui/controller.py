@@ -8,12 +8,12 @@ import weakref
 from collections import OrderedDict
 from typing import Any, get_args
 
-from spec.quantization import Weights
+from spec.checkpoint.quantization import Weights
 from spec.sampling import Sampling
-from tools import backends
-from tools.backends import Backend
-from tools.ui_models import Catalogue, Models
-from tools.ui_writing import Order, Writing
+from tools.cli import backends
+from tools.cli.backends import Backend
+from tools.ui.generation_task import Order, Writing
+from tools.ui.models import Catalogue, Models
 
 BOTH = "both, side by side"
 #: Texts that are kept; the one that was not touched for longest is forgotten first.

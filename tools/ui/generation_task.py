@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from spec.sampling import Sampling
-from tools.backends import Backend
-from tools.session import Session, as_array
-from tools.ui_models import Models, Opened
+from tools.cli.backends import Backend
+from tools.generation.session import Session, as_array
+from tools.ui.models import Models, Opened
 
 #: Tokens whose states are shown.
 WINDOW = 100

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from spec.checkpoint import find_checkpoint, list_checkpoints
-from spec.quantization import Weights
-from tools.backends import Backend
+from spec.checkpoint.format import find_checkpoint, list_checkpoints
+from spec.checkpoint.quantization import Weights
+from tools.cli.backends import Backend
 from tools.convert import SUFFIXES
-from tools.half_lives import half_lives
-from tools.run import Run
-from tools.session import OpenModel, open_model
+from tools.generation.session import OpenModel, open_model
+from tools.plot.half_life import half_lives
+from tools.training.run_dir import Run
 
 OPEN_MODELS = 4
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import gradio as gr
 
-from tools.backends import BACKENDS, Backend
-from tools.plot import COLOURS
-from tools.ui_desk import BOTH, Desk
-from tools.ui_look import told
-from tools.ui_models import metrics_of
-from tools.ui_states import heat_map
-from tools.ui_writing import Writing
+from tools.cli.backends import BACKENDS, Backend
+from tools.plot.command import COLOURS
+from tools.ui.controller import BOTH, Desk
+from tools.ui.generation_task import Writing
+from tools.ui.models import metrics_of
+from tools.ui.state_view import heat_map
+from tools.ui.theme import told
 
 #: Browsers that write at a time; the others wait for their turn.
 AT_ONCE = 4

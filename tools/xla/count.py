@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tools.hlo import HBM, Computation, Instruction, Program, leaves
-from tools.hlo_flops import product_flops
-from tools.hlo_loops import trip_count
-from tools.hlo_traffic import COLLECTIVES, ENDS, Traffic, goes_on, result_of
+from tools.xla.flops import product_flops
+from tools.xla.hlo import HBM, Computation, Instruction, Program, leaves
+from tools.xla.loops import trip_count
+from tools.xla.traffic import COLLECTIVES, ENDS, Traffic, goes_on, result_of
 
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",

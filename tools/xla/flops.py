@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from tools.hlo import Array, Computation, Instruction, array
+from tools.xla.hlo import Array, Computation, Instruction, array
 
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")

@@ -1,7 +1,7 @@
 """The text of a compiled XLA program, parsed: computations, instructions, shapes, layouts, memory spaces.
 
 `compiled.as_text()` prints one instruction a line, `%name = shape opcode(operands), attributes`, and a layout such as
-`{1,0:T(8,128)(2,1)S(1)}`: dimensions from minor to major, tiles, memory space. `tools/hlo_count.py` counts with it.
+`{1,0:T(8,128)(2,1)S(1)}`: dimensions from minor to major, tiles, memory space. `tools/xla/count.py` counts with it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from tools.hlo import Computation, Instruction, Program, leaves
+from tools.xla.hlo import Computation, Instruction, Program, leaves
 
 Known: TypeAlias = "int | tuple[Known, ...] | None"
 MOST_TRIPS = 10**6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tools.hlo import HBM, Array, Computation, Instruction, Program, Shape, leaves
+from tools.xla.hlo import HBM, Array, Computation, Instruction, Program, Shape, leaves
 
 COLLECTIVES = (
     "all-gather",

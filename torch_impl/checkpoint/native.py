@@ -1,4 +1,4 @@
-"""Parameters in and out, and PyTorch's own file. Twin: jax_impl/checkpoint.py. Truth: spec/checkpoint.py."""
+"""Parameters in and out, and PyTorch's own file. Twin: jax_impl. Truth: spec/checkpoint/format.py."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spec.checkpoint import Checkpoint
-from spec.files import new_file, require_file, require_new
+from spec.checkpoint.files import new_file, require_file, require_new
+from spec.checkpoint.format import Checkpoint
+from spec.checkpoint.tree import from_tree, to_tree
 from spec.parameters import check_parameters
-from spec.tree import from_tree, to_tree
-from torch_impl.parallel import own, own_part, whole
+from torch_impl.training.distributed import own, own_part, whole
 
 if TYPE_CHECKING:
     from torch_impl.model import LanguageModel

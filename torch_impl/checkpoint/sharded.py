@@ -1,4 +1,4 @@
-"""Checkpoints of which every process writes and reads its part. Twin: jax_impl/sharded.py. Truth: spec/sharded.py."""
+"""Checkpoints of which every process writes and reads its part. Twin: jax_impl. Truth: spec/checkpoint/sharded.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from torch_impl.parallel import World, own
+from torch_impl.training.distributed import World, own
 
 # One process is meant to write alone, and a warning from DCP's thread would stand among the lines of progress.
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spec.axes import BTI, BTO, NI, NO, OI
-from torch_impl.devices import takes_numba
+from torch_impl.ops.devices import takes_numba
 
 IMAGES = 16
 """So many images PyTorch gives to oneDNN whatever the number of threads; fewer, where there are two threads."""

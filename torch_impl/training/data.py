@@ -1,4 +1,4 @@
-"""A batch on the device. Twin: jax_impl/data.py. Truth: spec/data.py."""
+"""A batch on the device. Twin: jax_impl. Truth: spec/data.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The processes of a run. Twin: jax_impl/parallel.py. Truth: spec/data.py."""
+"""The processes of a run. Twin: jax_impl. Truth: spec/data.py."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from spec.data import Share
-from spec.processes import Processes, Value
-from torch_impl.devices import default_device
+from spec.runtime.processes import Processes, Value
+from torch_impl.ops.devices import default_device
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -1,8 +1,7 @@
-"""The training engine. Twin: jax_impl/train.py. Truth: spec/optimizer.py and spec/data.py."""
+"""The training engine. Twin: jax_impl. Truth: spec/optimizer.py and spec/data.py."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,17 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spec.checkpoint.sharded import PARAMETERS
 from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig, require_integer
 from spec.data import IGNORED_LABEL, Batch, Share
-from spec.memory import keep_freed_memory
+from spec.runtime.memory import keep_freed_memory
 from spec.sampling import Step
-from spec.sharded import PARAMETERS
-from torch_impl.checkpoint import dump_parameters, from_numpy, load_parameters, to_numpy
-from torch_impl.data import to_device
-from torch_impl.devices import default_device
-from torch_impl.generate import make_step
+from torch_impl.checkpoint.native import dump_parameters, from_numpy, load_parameters, to_numpy
+from torch_impl.generation import make_step
 from torch_impl.model import build, choose_method
-from torch_impl.optimizer import (
+from torch_impl.ops.devices import default_device
+from torch_impl.ops.matmul import libraries
+from torch_impl.ops.scan.context_parallel import time_sharded
+from torch_impl.training.data import to_device
+from torch_impl.training.distributed import World, accumulating, replicate, reshard, shard
+from torch_impl.training.optimizer import (
     clip_by_global_norm,
     dump_moments,
     load_moments,
@@ -30,12 +32,9 @@ from torch_impl.optimizer import (
     named_moments,
     set_steps,
 )
-from torch_impl.parallel import World, accumulating, replicate, reshard, shard
-from torch_impl.products import libraries
-from torch_impl.scan.context_parallel import time_sharded
 
 if TYPE_CHECKING:
-    from torch_impl.sharded import Writing
+    from torch_impl.checkpoint.sharded import Writing
 
 LEAST_SCALE = 1.0
 """Gradients that overflow although they are scaled by no more than this are not finite."""
@@ -194,13 +193,13 @@ class Engine:
 
     def save_shards(self, directory: Path) -> Writing:
         """Begin to write this process's part of parameters and moments into the directory; steps may go on."""
-        from torch_impl.sharded import Writing
+        from torch_impl.checkpoint.sharded import Writing
 
         return Writing(self._shards(), directory, self.world)
 
     def load_shards(self, directory: Path, step: int) -> None:
         """Take over parameters and moments after `step` steps, each process its part, from any number of shards."""
-        from torch_impl.sharded import read_shards
+        from torch_impl.checkpoint.sharded import read_shards
 
         read_shards(self._shards(), directory, self.world)
         set_steps(self.optimizer, step)
@@ -297,9 +296,3 @@ def _require_work(
         )
     if compile and world.share.columns > 1:
         raise ValueError("--context-parallel does not go with a compiled step so far; add --no-compile")
-
-
-if __name__ == "__main__":
-    from tools.cli import main
-
-    main(["train", "torch", *sys.argv[1:]])

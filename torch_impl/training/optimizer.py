@@ -1,4 +1,4 @@
-"""AdamW and clipping. Twin: jax_impl/optimizer.py. Truth: spec/optimizer.py."""
+"""AdamW and clipping. Twin: jax_impl. Truth: spec/optimizer.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from spec.config import TrainingConfig
 from spec.optimizer import MOMENTS, decayed_paths
-from torch_impl.checkpoint import from_numpy, to_numpy
-from torch_impl.parallel import own, own_part, whole
+from torch_impl.checkpoint.native import from_numpy, to_numpy
+from torch_impl.training.distributed import own, own_part, whole
 
 if TYPE_CHECKING:
     from torch_impl.model import LanguageModel

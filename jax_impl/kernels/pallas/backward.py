@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from jax_impl.kernels.pallas_blocks import (
+from jax_impl.kernels.pallas.blocks import (
     LANES,
     ROWS,
     SEGMENTS,
@@ -26,7 +26,7 @@ from jax_impl.kernels.pallas_blocks import (
     sixteen,
     states_before,
 )
-from jax_impl.kernels.pallas_forward import masked
+from jax_impl.kernels.pallas.forward import masked
 
 SCRATCH = 7
 """Intermediate results for each step and channel that is worked on."""

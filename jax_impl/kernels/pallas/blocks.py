@@ -1,4 +1,4 @@
-"""How the Pallas kernels cut their arrays, what they share. No twin: Pallas is JAX's. Truth: spec/reference/liquid.py.
+"""How the Pallas kernels cut their arrays, what they share. No twin: Pallas is JAX's. Truth: spec/reference/scan.py.
 
 A kernel goes through time in blocks of `steps` steps. A vector register of a TPU has 8 rows of 128 lanes. Channels are
 its lanes. What a step does by itself (gates, derivatives) is done on rows of consecutive steps, as they lie in memory;

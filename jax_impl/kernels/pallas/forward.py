@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from jax_impl.kernels.pallas_blocks import (
+from jax_impl.kernels.pallas.blocks import (
     LANES,
     SEGMENTS,
     Walk,

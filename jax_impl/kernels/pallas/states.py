@@ -1,4 +1,4 @@
-"""The scan and its adjoint as kernels. No twin: Pallas is JAX's. Truth: spec/reference/liquid.py.
+"""The scan and its adjoint as kernels. No twin: Pallas is JAX's. Truth: spec/reference/scan.py.
 
 The grid is (blocks of the batch, groups of 128 channels, blocks of time). Rows and channels do not mix: what a block
 has beyond the last of them is computed on and never written.
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jax_impl.kernels.pallas_blocks import LANES, SEGMENTS, Walk, states_before
+from jax_impl.kernels.pallas.blocks import LANES, SEGMENTS, Walk, states_before
 
 
 def scan_forward(decay: Any, drive: Any, state: Any, states: Any, last: Any, *, walk: Walk) -> None:

@@ -1,4 +1,4 @@
-"""The liquid state space model. Twin: torch_impl/liquid_ssm.py. Truth: spec/reference/liquid_ssm.py."""
+"""The liquid state space model. Twin: torch_impl. Truth: spec/mixers/liquid_ssm/reference.py."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jax_impl.dynamics import Dynamics, Inputs, clock, clock_adjoint, matrix_of
 from jax_impl.layers import Linear, accumulate_dtype
-from jax_impl.trajectory import METHODS, Solved, Trajectory, require_takes, shifted
+from jax_impl.mixers.liquid_ssm.dynamics import Dynamics, Inputs, clock, clock_adjoint, matrix_of
+from jax_impl.mixers.liquid_ssm.solvers import METHODS, Solved, Trajectory, require_takes, shifted
 from spec.axes import BN, BT, BTD, BTN, BTX
 from spec.config import LiquidSSMConfig
 

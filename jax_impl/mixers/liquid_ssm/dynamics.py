@@ -1,4 +1,4 @@
-"""One step of a liquid state. Twin: torch_impl/dynamics.py. Truth: spec/reference/liquid_ssm.py."""
+"""One step of a liquid state. Twin: torch_impl. Truth: spec/mixers/liquid_ssm/reference.py."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_impl.scan.chunked import chunked
+from jax_impl.ops.scan.chunked import chunked
 from spec.config import LiquidSSMConfig
-from spec.hippo import NORMAL_RATE, coupling, legs_factor, legs_rates
-from spec.reference.liquid_ssm import STEPS_A_TIME_CONSTANT
+from spec.mixers.liquid_ssm.hippo import NORMAL_RATE, coupling, legs_factor, legs_rates
+from spec.mixers.liquid_ssm.reference import STEPS_A_TIME_CONSTANT
 
 
 class Dynamics(NamedTuple):

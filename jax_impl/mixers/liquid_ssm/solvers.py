@@ -1,4 +1,4 @@
-"""All states of a row, one by one or together. Twin: torch_impl/trajectory.py. Truth: spec/reference/liquid_ssm.py."""
+"""All states of a row, one by one or together. Twin: torch_impl. Truth: spec/mixers/liquid_ssm/reference.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_impl.dynamics import (
+from jax_impl.mixers.liquid_ssm.dynamics import (
     Clock,
     Diagonal,
     Dynamics,
@@ -20,7 +20,7 @@ from jax_impl.dynamics import (
     clock_adjoint,
     matrix_of,
 )
-from jax_impl.scan.chunked import chunked
+from jax_impl.ops.scan.chunked import chunked
 from spec.config import LiquidSSMConfig, require_known
 
 MOST_ITERATIONS = 64

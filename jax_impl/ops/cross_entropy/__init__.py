@@ -1,4 +1,4 @@
-"""Cross-entropy of a tied read-out. Twin: torch_impl/loss.py. Truth: spec/reference/model.py."""
+"""Cross-entropy of a tied read-out. Twin: torch_impl. Truth: spec/reference/model.py."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jax_impl.one_pass import MORE, TPU_ROWS, TPU_WORDS, one_pass
-from jax_impl.platforms import by_platform
+from jax_impl.ops.cross_entropy.fused_linear_cross_entropy import (
+    MORE,
+    TPU_ROWS,
+    TPU_WORDS,
+    one_pass,
+)
+from jax_impl.ops.lowering import by_platform
 from spec.axes import ANY_D, ANY_V, BT, BTD, ND, SCALAR, VD, N
 from spec.config import require_known
 from spec.data import IGNORED_LABEL

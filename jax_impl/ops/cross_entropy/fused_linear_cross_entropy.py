@@ -1,4 +1,4 @@
-"""Cross-entropy with its gradients in one pass. Twin: torch_impl/one_pass.py. Truth: spec/reference/model.py.
+"""Cross-entropy with its gradients in one pass. Twin: torch_impl. Truth: spec/reference/model.py.
 
 The gradient of -log softmax(logits)[label] by the logits needs nothing that comes after it but one factor, the gradient
 of the sum of nats. So the forward pass turns each tile of logits into its gradients where it stands, and drops it; the

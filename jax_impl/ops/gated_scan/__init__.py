@@ -1,4 +1,4 @@
-"""The liquid mixer. Twin: torch_impl/mixer.py. Truth: spec/reference/blocks.py."""
+"""The liquid mixer. Twin: torch_impl. Truth: spec/reference/blocks.py."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jax_impl import scan as scans
 from jax_impl.layers import Linear, accumulate_dtype
-from jax_impl.pallas_mixer import fused_mixer
-from jax_impl.platforms import by_platform
-from jax_impl.scan.context_parallel import sharing
+from jax_impl.ops import scan as scans
+from jax_impl.ops.gated_scan.pallas import fused_mixer
+from jax_impl.ops.lowering import by_platform
+from jax_impl.ops.scan.context_parallel import sharing
 from spec.axes import BD, BT, BT3D, BTD, D
 from spec.config import LiquidNetConfig, require_known
 

@@ -10,11 +10,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jax_impl.kernels import pallas_blocks
-from jax_impl.kernels.pallas_backward import SCRATCH, mixer_backward
-from jax_impl.kernels.pallas_blocks import LANES, ROWS, SEGMENTS, Block, Limits, Walk, launch, mask_words, where_lowered
-from jax_impl.kernels.pallas_forward import mixer_forward
-from jax_impl.scan.context_parallel import sharing
+from jax_impl.kernels.pallas import blocks
+from jax_impl.kernels.pallas.backward import SCRATCH, mixer_backward
+from jax_impl.kernels.pallas.blocks import (
+    LANES,
+    ROWS,
+    SEGMENTS,
+    Block,
+    Limits,
+    Walk,
+    launch,
+    mask_words,
+    where_lowered,
+)
+from jax_impl.kernels.pallas.forward import mixer_forward
+from jax_impl.ops.scan.context_parallel import sharing
 from spec.axes import BD, BT, BT3D, BTD, D
 
 
@@ -49,18 +59,18 @@ def fused_mixer(
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _mixer(pre, bias, state, resets, padding, delta_min, only_tpu):
-    run = partial(_forward, delta_min=delta_min, save=False, limits=pallas_blocks.MIXER)
+    run = partial(_forward, delta_min=delta_min, save=False, limits=blocks.MIXER)
     return where_lowered(run, pre, bias, state, resets, padding, only_tpu=only_tpu)[:2]
 
 
 def _mixer_forward(pre, bias, state, resets, padding, delta_min, only_tpu):
-    run = partial(_forward, delta_min=delta_min, save=True, limits=pallas_blocks.MIXER)
+    run = partial(_forward, delta_min=delta_min, save=True, limits=blocks.MIXER)
     gated, last, saved = where_lowered(run, pre, bias, state, resets, padding, only_tpu=only_tpu)
     return (gated, last), (pre, bias, saved, resets, padding)
 
 
 def _mixer_backward(delta_min, only_tpu, residuals, gradients):
-    run = partial(_backward, delta_min=delta_min, limits=pallas_blocks.MIXER)
+    run = partial(_backward, delta_min=delta_min, limits=blocks.MIXER)
     return *where_lowered(run, *residuals, *gradients, only_tpu=only_tpu), None, None
 
 

@@ -1,4 +1,4 @@
-"""The scan, its masks and its gradient. Twin: torch_impl/scan/__init__.py. Truth: spec/reference/liquid.py."""
+"""The scan, its masks and its gradient. Twin: torch_impl. Truth: spec/reference/scan.py."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jax_impl.platforms import by_platform
-from jax_impl.scan.associative import associative
-from jax_impl.scan.chunked import chunked, chunked_adjoint
-from jax_impl.scan.context_parallel import context_parallel_scan, sharing
-from jax_impl.scan.pallas_scan import pallas_adjoint, pallas_scan
-from jax_impl.scan.sequential import sequential, sequential_adjoint
+from jax_impl.ops.lowering import by_platform
+from jax_impl.ops.scan.associative import associative
+from jax_impl.ops.scan.chunked import chunked, chunked_adjoint
+from jax_impl.ops.scan.context_parallel import context_parallel_scan, sharing
+from jax_impl.ops.scan.pallas import pallas_adjoint, pallas_scan
+from jax_impl.ops.scan.sequential import sequential, sequential_adjoint
 from spec.axes import BD, BT, BTD
 from spec.config import require_known
 

@@ -1,4 +1,4 @@
-"""The recurrence as a parallel prefix of an associative combine. No twin. Truth: spec/reference/liquid.py."""
+"""The recurrence as a parallel prefix of an associative combine. No twin. Truth: spec/reference/scan.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recurrence in two levels of sqrt(t) steps. Twin: torch_impl/scan/chunked.py. Truth: spec/reference/liquid.py."""
+"""The recurrence in two levels of sqrt(t) steps. Twin: torch_impl. Truth: spec/reference/scan.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scan of a shared sequence. Twin: torch_impl/scan/context_parallel.py. Truth: spec/reference/liquid.py."""
+"""The scan of a shared sequence. Twin: torch_impl. Truth: spec/reference/scan.py."""
 
 from __future__ import annotations
 

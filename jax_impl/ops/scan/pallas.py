@@ -1,4 +1,4 @@
-"""The recurrence as one kernel in each direction. No twin: Pallas is JAX's. Truth: spec/reference/liquid.py."""
+"""The recurrence as one kernel in each direction. No twin: Pallas is JAX's. Truth: spec/reference/scan.py."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from jax_impl.kernels import pallas_blocks
-from jax_impl.kernels.pallas_blocks import LANES, SEGMENTS, Block, Limits, Walk, launch, where_lowered
-from jax_impl.kernels.pallas_states import scan_backward, scan_forward
+from jax_impl.kernels.pallas import blocks as pallas_blocks
+from jax_impl.kernels.pallas.blocks import (
+    LANES,
+    SEGMENTS,
+    Block,
+    Limits,
+    Walk,
+    launch,
+    where_lowered,
+)
+from jax_impl.kernels.pallas.states import scan_backward, scan_forward
 from spec.axes import BD, BTD
 
 

@@ -1,4 +1,4 @@
-"""The recurrence, one token after another. Twin: torch_impl/scan/sequential.py. Truth: spec/reference/liquid.py."""
+"""The recurrence, one token after another. Twin: torch_impl. Truth: spec/reference/scan.py."""
 
 from __future__ import annotations
 

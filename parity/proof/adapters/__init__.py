@@ -1,6 +1,6 @@
 """Both backends behind one face: NumPy in, NumPy out. Imported without either, and without pytest.
 
-    backend = backends.load("jax")             # parity/torch_face.py or parity/jax_face.py: the same functions
+    backend = adapters.load("jax")  # adapters/torch.py or adapters/jax.py: the same functions
     states, last = backend.scan(decay, drive, method="chunked")
 
 Scans and gates compute in the dtype of their arrays, models in `compute_dtype`. JAX computes in float64 only in a
@@ -39,11 +39,11 @@ def missing(name: str) -> str | None:
 
 def load(name: str) -> Any:
     """The face of a backend, a module."""
-    return importlib.import_module(f"parity.{name}_face")
+    return importlib.import_module(f"parity.proof.adapters.{name}")
 
 
 def load_module(name: str, module: str) -> Any:
-    """A module of the backend itself: `load_module("torch", "loss")` is torch_impl.loss."""
+    """A module of the backend itself: `load_module("torch", "ops.cross_entropy")` is torch_impl.ops.cross_entropy."""
     return importlib.import_module(f"{name}_impl.{module}")
 
 
@@ -75,7 +75,7 @@ def chunk_logits(loss_module: Any, size: int | None) -> Iterator[None]:
 
 
 def float64_elsewhere(function: Any) -> Any:
-    """Sends a call of parity/jax_face.py that is in float64 to the worker, unless this process computes in float64."""
+    """Sends a call of adapters/jax.py that is in float64 to the worker, unless this process computes in float64."""
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

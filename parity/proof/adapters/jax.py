@@ -1,4 +1,4 @@
-"""jax_impl in NumPy, jitted: each shape is compiled once. Twin: parity/torch_face.py."""
+"""jax_impl in NumPy, jitted: each shape is compiled once. Twin: parity/proof/adapters/torch.py."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import numpy as np
 from flax import nnx
 
 import jax_impl
-from jax_impl import generate as generation
-from jax_impl import layers, liquid_ssm, mixer, trajectory
-from jax_impl import loss as losses
+from jax_impl import generation, layers
 from jax_impl import model as models
-from jax_impl import optimizer as optimizers
-from jax_impl.scan import METHODS as SCANS
-from parity.backends import (
+from jax_impl.mixers import liquid_ssm
+from jax_impl.mixers.liquid_ssm import solvers
+from jax_impl.ops import cross_entropy as losses
+from jax_impl.ops import gated_scan
+from jax_impl.ops.scan import METHODS as SCANS
+from jax_impl.training import optimizer as optimizers
+from parity.proof.adapters import (
     GATES_RESULTS,
     LIQUID_RESULTS,
     LOSS_RESULTS,
@@ -34,8 +36,8 @@ NAME = "jax"
 METHODS = {
     "rows": ("plain",),
     "scan": tuple(SCANS),
-    "mixer": tuple(mixer.METHODS),
-    "liquid_ssm": tuple(trajectory.METHODS),
+    "mixer": tuple(gated_scan.METHODS),
+    "liquid_ssm": tuple(solvers.METHODS),
     "loss": tuple(losses.METHODS),
     "decode": tuple(generation.METHODS),
 }
@@ -203,19 +205,19 @@ def _scan_vjp(inputs, method, resets, padding, output_gradients):
     return *outputs, *pull_back(output_gradients)
 
 
-_gates = jax.jit(mixer.decay_gates, static_argnums=1)
+_gates = jax.jit(gated_scan.decay_gates, static_argnums=1)
 
 
 @partial(jax.jit, static_argnums=1)
 def _gates_vjp(inputs, delta_min, output_gradients):
-    outputs, pull_back = jax.vjp(lambda *inputs: mixer.gates(*inputs, delta_min), *inputs)
+    outputs, pull_back = jax.vjp(lambda *inputs: gated_scan.gates(*inputs, delta_min), *inputs)
     return *outputs, *pull_back(output_gradients)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _mixer_vjp(inputs, delta_min, method, resets, padding, output_gradients):
     def run(pre, bias, state):
-        return mixer.mixer(pre, bias, delta_min, state, resets, padding, method)
+        return gated_scan.mixer(pre, bias, delta_min, state, resets, padding, method)
 
     outputs, pull_back = jax.vjp(run, *inputs)
     return *outputs, *pull_back(output_gradients)
@@ -287,7 +289,7 @@ def _optimizer(config: ModelConfig, training: TrainingConfig) -> tuple[Any, Call
 
     @jax.jit
     def advance(parameters, state, gradients, rate):
-        # The same three lines as in jax_impl/train.py, there in one jitted step with the model.
+        # The same three lines as in jax_impl/training/engine.py, there in one jitted step with the model.
         gradients, norm = optimizers.clip_by_global_norm(gradients, training.grad_clip)
         steps, state = optimizer.update(gradients, state, parameters)
         return jax.tree.map(lambda parameter, step: parameter - rate * step, parameters, steps), state, norm

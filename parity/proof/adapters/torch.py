@@ -1,4 +1,4 @@
-"""torch_impl in NumPy. Twin: parity/jax_face.py."""
+"""torch_impl in NumPy. Twin: parity/proof/adapters/jax.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import torch_impl
-from parity.backends import (
+from parity.proof.adapters import (
     GATES_RESULTS,
     LIQUID_RESULTS,
     LOSS_RESULTS,
@@ -23,20 +23,22 @@ from parity.backends import (
     real,
 )
 from spec.config import ModelConfig
-from torch_impl import generate as generation
-from torch_impl import layers, liquid_ssm, mixer, trajectory
-from torch_impl import loss as losses
+from torch_impl import generation, layers
 from torch_impl import model as models
-from torch_impl import optimizer as optimizers
-from torch_impl.devices import default_device
-from torch_impl.scan import METHODS as SCANS
+from torch_impl.mixers import liquid_ssm
+from torch_impl.mixers.liquid_ssm import solvers
+from torch_impl.ops import cross_entropy as losses
+from torch_impl.ops import gated_scan
+from torch_impl.ops.devices import default_device
+from torch_impl.ops.scan import METHODS as SCANS
+from torch_impl.training import optimizer as optimizers
 
 NAME = "torch"
 METHODS = {
     "rows": tuple(layers._ROWS),
     "scan": tuple(SCANS),
-    "mixer": tuple(mixer.METHODS),
-    "liquid_ssm": tuple(trajectory.METHODS),
+    "mixer": tuple(gated_scan.METHODS),
+    "liquid_ssm": tuple(solvers.METHODS),
     "loss": tuple(losses.METHODS),
     "decode": tuple(generation.METHODS),
 }
@@ -73,7 +75,7 @@ def scan_vjp(decay, drive, state, method, resets, padding, states_gradient, fina
 
 def decay_gates(p, delta_min):
     """(alpha, 1 - alpha) in the dtype of p."""
-    return _arrays(*mixer.decay_gates(*_tensors(p), delta_min))
+    return _arrays(*gated_scan.decay_gates(*_tensors(p), delta_min))
 
 
 def elementary(name, x):
@@ -83,7 +85,9 @@ def elementary(name, x):
 
 def gates_vjp(pre, bias, delta_min, *gradients):
     """GATES_RESULTS: decay, drive and output gate, and the gradients of pre-activations and bias."""
-    return dict(zip(GATES_RESULTS, _vjp(lambda *x: mixer.gates(*x, delta_min), (pre, bias), gradients), strict=True))
+    return dict(
+        zip(GATES_RESULTS, _vjp(lambda *x: gated_scan.gates(*x, delta_min), (pre, bias), gradients), strict=True)
+    )
 
 
 def mixer_vjp(pre, bias, delta_min, state, method, resets, padding, *gradients):
@@ -91,7 +95,7 @@ def mixer_vjp(pre, bias, delta_min, state, method, resets, padding, *gradients):
     masks = _tensors(resets, padding)
 
     def run(pre, bias, state):
-        return mixer.mixer(pre, bias, delta_min, state, *masks, method)
+        return gated_scan.mixer(pre, bias, delta_min, state, *masks, method)
 
     return dict(zip(MIXER_RESULTS, _vjp(run, (pre, bias, state), gradients), strict=True))
 

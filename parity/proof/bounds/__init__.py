@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from parity.backends import SCAN_RESULTS
-from spec.reference.liquid import mask, scan, scan_adjoint
+from parity.proof.adapters import SCAN_RESULTS
+from spec.reference.scan import mask, scan, scan_adjoint
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from parity.bounds import unit
+from parity.proof.bounds import unit
 from spec.config import TrainingConfig
 from spec.reference import adamw_step, clip_by_global_norm
 

@@ -1,6 +1,6 @@
 """Bounds on the float32 errors of gates, RMSNorm, SwiGLU and cross-entropy: outputs and every gradient.
 
-Each is written once in running error analysis (parity/running.py). Where the two frameworks differentiate by different
+Each is written once in running error analysis (running_error.py). Where the two frameworks differentiate by different
 formulas, all of them stand here and the largest bound counts.
 """
 
@@ -12,9 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from parity.running import EXP, LOG, RSQRT, SIGMOID, TANH, Running, either, exact, join
+from parity.proof.bounds.running_error import (
+    EXP,
+    LOG,
+    RSQRT,
+    SIGMOID,
+    TANH,
+    Running,
+    either,
+    exact,
+    join,
+)
 from spec.data import IGNORED_LABEL
-from spec.reference.liquid import sigmoid
+from spec.reference.scan import sigmoid
 
 Bounds = dict[str, np.ndarray]
 

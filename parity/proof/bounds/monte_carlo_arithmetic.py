@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from parity.running import EXP, LOG, TANH
+from parity.proof.bounds.running_error import EXP, LOG, TANH
 from spec.data import mix
 
 FACTOR = 4.0
 RUNS = 8
-# Library functions are off by several units, half of what parity/running.py allows them.
+# Library functions are off by several units, half of what parity/proof/bounds/running_error.py allows them.
 LIBRARY = {np.tanh: TANH / 2, np.exp: EXP / 2, np.log: LOG / 2}
 EXACT = {np.maximum, np.minimum, np.negative, np.positive, np.absolute}
 

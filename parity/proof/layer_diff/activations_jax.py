@@ -1,4 +1,4 @@
-"""What each module of a model gives. Twin: parity/torch_trace.py. Truth: spec/reference/model.py."""
+"""What each module of a model gives. Twin: activations_torch.py. Truth: spec/reference/model.py."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from jax_impl.checkpoint import load_parameters
+from jax_impl.checkpoint.native import load_parameters
 from jax_impl.model import LanguageModel, build
-from parity.trace import in_order, keep
+from parity.proof.layer_diff.activations import in_order, keep
 from spec.config import ModelConfig
 
 

@@ -1,4 +1,4 @@
-"""What each module of a model gives. Twin: parity/jax_trace.py. Truth: spec/reference/model.py."""
+"""What each module of a model gives. Twin: activations_jax.py. Truth: spec/reference/model.py."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from parity.trace import in_order, keep
+from parity.proof.layer_diff.activations import in_order, keep
 from spec.config import ModelConfig
-from torch_impl.checkpoint import load_parameters, to_numpy
+from torch_impl.checkpoint.native import load_parameters, to_numpy
 from torch_impl.model import LanguageModel, build
 
 

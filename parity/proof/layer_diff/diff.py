@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from parity.bounds import in_units, unit
-from parity.perturbed import estimate
-from parity.trace import RECURRENCE
+from parity.proof.bounds import in_units, unit
+from parity.proof.bounds.monte_carlo_arithmetic import estimate
+from parity.proof.layer_diff.activations import RECURRENCE
 from spec.config import LiquidSSMConfig, ModelConfig
+from spec.mixers.liquid_ssm.reference import liquid_states
 from spec.reference import activations
 from spec.reference.blocks import gated_states, rms_norm, within
-from spec.reference.liquid import sigmoid
-from spec.reference.liquid_ssm import liquid_states
+from spec.reference.scan import sigmoid
 
 RUNS, MANY, CLOSE = 4, 32, 10.0
 """Perturbed runs an estimate, and those before a tensor is called outside by less than CLOSE: on a few dozen entries
@@ -29,7 +29,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class Error(NamedTuple):
-    """The largest error of a tensor, in units of its bound (parity/perturbed.py), and the entry that has it."""
+    """The largest error of a tensor, in units of its bound (monte_carlo_arithmetic.py), and the entry that has it."""
 
     units: float
     at: tuple[int, ...]
@@ -68,7 +68,7 @@ def locate(params: Arrays, config: ModelConfig, tokens: np.ndarray, traces: Sequ
         params: float32, by path.
         config: the reference's.
         tokens: integers, [b, t].
-        traces: what `activations` of parity/torch_trace.py or parity/jax_trace.py gave for each model.
+        traces: what `activations` of activations_torch.py or activations_jax.py gave for each model.
     """
     rows = judge(params, config, tokens, traces, RUNS)
     first = first_outside(rows)

@@ -7,7 +7,7 @@ from itertools import permutations
 
 import numpy as np
 
-from parity.trace import split
+from parity.proof.layer_diff.activations import split
 from spec.config import ModelConfig
 from spec.parameters import fused_parts, parameter_table
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from parity import backends
-from parity.bounds import assert_within
-from parity.operations.base import Arrays, Operation
-from parity.operations.layers import AdamW, CrossEntropy, Gates, RMSNorm, Scan, SwiGLU
-from parity.operations.liquid import DenseStates, DiagonalStates, SSMBlock, SSMModel
-from parity.operations.models import Block, Mixer, Model
+from parity.proof import adapters
+from parity.proof.bounds import assert_within
+from parity.proof.operations.base import Arrays, Operation
+from parity.proof.operations.layers import AdamW, CrossEntropy, Gates, RMSNorm, Scan, SwiGLU
+from parity.proof.operations.liquid_ssm import DenseStates, DiagonalStates, SSMBlock, SSMModel
+from parity.proof.operations.models import Block, Mixer, Model
 
 __all__ = ["OPERATIONS", "Operation", "check", "expected"]
 
@@ -42,10 +42,10 @@ def check(name: str, backend: str, method: str, dtype: str, case: Any, **options
         backend: `torch` or `jax`.
         method: one of the operation's methods, or "" where it has none.
         dtype: one of the operation's dtypes.
-        case: of parity/cases.py.
+        case: of parity/proof/problems/cases.py.
         options: for the operation's `run`.
     """
-    found = OPERATIONS[name].run(backends.load(backend), case, method, dtype, **options)
+    found = OPERATIONS[name].run(adapters.load(backend), case, method, dtype, **options)
     label = ", ".join(part for part in (name, dtype, f"{backend} {method}".strip()) if part)
     truth, bounds = expected(name, case, dtype)
     # A float32 method that computes wider keeps every bound, and is another method. A loss is told as a plain number.

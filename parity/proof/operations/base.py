@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from parity.bounds import double_bound
-from parity.perturbed import Compute, estimate
+from parity.proof.bounds import double_bound
+from parity.proof.bounds.monte_carlo_arithmetic import Compute, estimate
 
 Arrays = Mapping[str, np.ndarray]
 UNITS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
@@ -17,7 +17,7 @@ UNITS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 class Operation:
     """One operation of the model, as inputs to outputs and output gradients to input gradients.
 
-    `theorem`: its float32 bound is proved; else it is an estimate (parity/perturbed.py). `choice` names the dict of
+    `theorem`: its float32 bound is proved; else it is an estimate (monte_carlo_arithmetic.py). `choice` names the dict of
     METHODS that it has, if any.
     """
 

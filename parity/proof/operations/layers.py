@@ -6,17 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from parity import backends
-from parity.adamw_bounds import adamw_truth_and_bounds
-from parity.bounds import scan_bounds, scan_truth
-from parity.cases import AdamWCase, LayerCase, ScanCase, draw_values
-from parity.layer_bounds import cross_entropy_bounds, gates_bounds, rms_norm_bounds, swiglu_bounds
-from parity.operations.base import Arrays, Operation, cast, float32
+from parity.proof import adapters
+from parity.proof.bounds import scan_bounds, scan_truth
+from parity.proof.bounds.adamw import adamw_truth_and_bounds
+from parity.proof.bounds.layers import (
+    cross_entropy_bounds,
+    gates_bounds,
+    rms_norm_bounds,
+    swiglu_bounds,
+)
+from parity.proof.operations.base import Arrays, Operation, cast, float32
+from parity.proof.problems.cases import AdamWCase, LayerCase, ScanCase, draw_values
 from spec.init import half_life_bias
 from spec.optimizer import MOMENTS, decayed_paths
 from spec.reference import blocks
-from spec.reference.liquid import decay_gates, sigmoid
 from spec.reference.model import cross_entropy
+from spec.reference.scan import decay_gates, sigmoid
 
 
 class Scan(Operation):
@@ -56,7 +61,7 @@ class Gates(Operation):
         of_value, of_output = of_drive * fresh * (1.0 / np.cosh(value)) ** 2, of_gate * o * sigmoid(-gate)
         of_pre = np.concatenate([of_value, of_p, of_output], axis=-1)
         results = (alpha, fresh * t, o, of_pre, of_p.sum(axis=(0, 1)))
-        return dict(zip(backends.GATES_RESULTS, results, strict=True))
+        return dict(zip(adapters.GATES_RESULTS, results, strict=True))
 
     def bounds(self, case: LayerCase, dtype: Any = np.float32) -> Arrays:
         pre, bias, *gradients = self.arrays(case)
@@ -152,7 +157,7 @@ class CrossEntropy(Operation):
         count = max(1, int((labels >= 0).sum()))
         mean, of_logits = cross_entropy(hidden @ embedding.T, labels)
         of_hidden, of_embedding = blocks.linear_adjoint(hidden, embedding, of_logits * count)
-        return dict(zip(backends.LOSS_RESULTS, (np.asarray(mean * count), of_hidden, of_embedding), strict=True))
+        return dict(zip(adapters.LOSS_RESULTS, (np.asarray(mean * count), of_hidden, of_embedding), strict=True))
 
     def bounds(self, case: LayerCase, dtype: Any = np.float32) -> Arrays:
         hidden, embedding, labels = self.arrays(case)

@@ -6,14 +6,20 @@ from typing import Any
 
 import numpy as np
 
-from parity.backends import LIQUID_RESULTS
-from parity.cases import LayerCase, ModelCase, draw_values, perturbed_parameters
-from parity.operations.base import Arrays, Estimated, cast, float32
-from parity.operations.models import Block, Model
-from parity.perturbed import Compute
+from parity.proof.adapters import LIQUID_RESULTS
+from parity.proof.bounds.monte_carlo_arithmetic import Compute
+from parity.proof.operations.base import Arrays, Estimated, cast, float32
+from parity.proof.operations.models import Block, Model
+from parity.proof.problems.cases import LayerCase, ModelCase, draw_values, perturbed_parameters
 from spec.config import LiquidSSMConfig
+from spec.mixers.liquid_ssm.reference import (
+    STEPS_A_TIME_CONSTANT,
+    Clock,
+    Sensed,
+    liquid_states,
+    liquid_states_adjoint,
+)
 from spec.reference import activations, blocks
-from spec.reference.liquid_ssm import STEPS_A_TIME_CONSTANT, Clock, Sensed, liquid_states, liquid_states_adjoint
 
 NEAR = 2.0**-16
 """Two numbers that differ by less than this fraction: float32 may find the other one to be the least."""

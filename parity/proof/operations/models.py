@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from parity import backends
-from parity.cases import LayerCase, ModelCase, draw_values, perturbed_parameters
-from parity.operations.base import Arrays, Estimated, cast, float32
-from parity.perturbed import Compute
+from parity.proof import adapters
+from parity.proof.bounds.monte_carlo_arithmetic import Compute
+from parity.proof.operations.base import Arrays, Estimated, cast, float32
+from parity.proof.problems.cases import LayerCase, ModelCase, draw_values, perturbed_parameters
 from spec.init import half_life_bias
 from spec.reference import blocks, forward, loss_and_gradients
 
@@ -31,7 +31,7 @@ class Mixer(Estimated):
             masks = case.masks()
             gated, last, saved = blocks.gated_states(pre, bias, case.config.delta_min, state, *masks)
             gradients = blocks.gated_states_adjoint(saved, of_gated, of_last)
-            return dict(zip(backends.MIXER_RESULTS, (gated, last, *gradients), strict=True))
+            return dict(zip(adapters.MIXER_RESULTS, (gated, last, *gradients), strict=True))
 
         return run
 

@@ -1,4 +1,4 @@
-"""Hypothesis strategies over the cases of parity/cases.py."""
+"""Hypothesis strategies over the cases of parity/proof/problems/cases.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from parity.cases import (
+from parity.proof.operations import OPERATIONS
+from parity.proof.operations.liquid_ssm import clear_of_ties
+from parity.proof.problems.cases import (
     ADAMW,
     AS_PRINTED,
     CONFIG,
@@ -27,8 +29,6 @@ from parity.cases import (
     ModelCase,
     ScanCase,
 )
-from parity.operations import OPERATIONS
-from parity.operations.liquid import clear_of_ties
 from spec.config import ModelConfig
 
 seeds = st.integers(0, 2**32 - 1)
@@ -100,4 +100,4 @@ CASES: dict[str, st.SearchStrategy] = {
         "ssm_model", st.sampled_from((DENSE, DIAGONAL)).flatmap(lambda c: model_cases(lengths=(31,), config=c))
     ),
 }
-"""Problems for each of parity.operations.OPERATIONS."""
+"""Problems for each of parity.proof.operations.OPERATIONS."""

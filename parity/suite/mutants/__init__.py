@@ -1,6 +1,5 @@
-"""Planted faults: what the tests are worth is how many of these they notice. `python -m parity.mutants` counts."""
+"""Planted faults: `python -m parity.suite.mutants` counts how many of them the tests notice."""
 
-from parity.mutants.mutant import Mutant
 from parity.mutants.of_cpu import CPU
 from parity.mutants.of_decode import DECODE
 from parity.mutants.of_gpu import GPU
@@ -16,7 +15,8 @@ from parity.mutants.of_streams import STREAMS
 from parity.mutants.of_tools import TOOLS
 from parity.mutants.of_torch import TORCH
 from parity.mutants.of_worlds import WORLDS
-from parity.mutants.record import load_score, sources_digest
+from parity.suite.mutants.mutant import Mutant
+from parity.suite.mutants.record import load_score, sources_digest
 
 MUTANTS = (
     *SPEC, *TORCH, *CPU, *DECODE, *STREAMS, *JAX, *JAX_CPU, *MESHES, *GPU, *TOOLS, *SHARDS, *WORLDS, *LIQUID_SSM,

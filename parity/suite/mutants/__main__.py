@@ -1,4 +1,4 @@
-"""`python -m parity.mutants`: plant every fault, alone, and say which test caught it and by how much."""
+"""`python -m parity.suite.mutants`: plant every fault, alone, and say which test caught it and by how much."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from parity.mutants import MUTANTS, Mutant
-from parity.mutants.record import ROOT, SCORE, Row, sources_digest, write_score
-from parity.mutants.runner import Copy, each, whole_selections
+from parity.suite.mutants import MUTANTS, Mutant
+from parity.suite.mutants.record import ROOT, SCORE, Row, sources_digest, write_score
+from parity.suite.mutants.runner import Copy, each, whole_selections
 
 
 @dataclass(frozen=True)
 class Flags:
     """Plant faults one by one in a copy of the working tree and run the tests that must catch them.
 
-    The exit code is 0 where every one is caught. A run of all of them is kept in parity/mutants/score.json.
+    The exit code is 0 where every one is caught. A run of all of them is kept in parity/suite/mutants/score.json.
     """
 
     only: tuple[str, ...] = ()
@@ -99,4 +99,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main(tyro.cli(Flags, config=(tyro.conf.FlagCreatePairsOff,))))
     except ValueError as error:
-        sys.exit(f"parity.mutants: error: {error}")
+        sys.exit(f"parity.suite.mutants: error: {error}")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parity.environment import commit
-from spec.files import new_file
+from parity.proof.environment import commit
+from spec.checkpoint.files import new_file
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SCORE = Path(__file__).with_name("score.json")
 PACKAGES = ("spec", "torch_impl", "jax_impl", "tools", "parity")
 

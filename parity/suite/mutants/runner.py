@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parity.fixtures import SHARED
-from parity.mutants.mutant import Mutant
-from parity.mutants.record import PACKAGES, Row
+from parity.suite.mutants.mutant import Mutant
+from parity.suite.mutants.record import PACKAGES, Row
+from parity.suite.support.fixtures import SHARED
 
 # What the tests read beside the packages.
 FILES = ("pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "LICENSE", "recipes", "docs")

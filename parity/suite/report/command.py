@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from spec.config import require_integer
-from tools import backends
-from tools.refusals import require_writable
+from tools.cli import backends
+from tools.cli.errors import require_writable
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ class Parity:
         result = self._measure()
         _show(result)
         if self.report is not None:
-            from parity.report import write
+            from parity.suite.report.report import write
 
             write(self.report, result)
             print(f"the report is in {self.report / 'report.html'}")
         sys.exit(0 if result["passed"] else 1)
 
     def _measure(self) -> dict[str, Any]:
-        from parity import survey
-        from parity.backends import stop_worker
-        from parity.report import gather
+        from parity.proof.adapters import stop_worker
+        from parity.suite.report import sweep
+        from parity.suite.report.report import gather
 
         started = time.perf_counter()
-        survey.full_float32()
+        sweep.full_float32()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("this one in"),
                    TimeRemainingColumn(), TextColumn("so far"), TimeElapsedColumn())  # fmt: skip
         try:
@@ -72,28 +72,28 @@ class Parity:
                         bar.console.print(name)
                     bar.update(task, description=name, completed=done, total=total)
 
-                rows = survey.survey(self.draws, self.seed, told)
+                rows = sweep.survey(self.draws, self.seed, told)
                 runs = self._trajectories(told)
         finally:
             stop_worker()
         return gather(rows, *runs, self.draws, self.seed, time.perf_counter() - started)
 
     def _trajectories(self, told: Callable[[str], None]) -> tuple[Any, Any]:
-        """Both runs of parity/races.py, or why they are absent."""
+        """Both runs of parity/suite/runs/trajectory_drift.py, or why they are absent."""
         if self.no_trajectories:
             return "left out by --no-trajectories", "left out by --no-trajectories"
-        from parity import races
+        from parity.suite.runs import trajectory_drift
 
-        data, installed = races.story_data(), backends.installed()
+        data, installed = trajectory_drift.story_data(), backends.installed()
         race: Any = "needs both backends"
         if set(installed) == set(backends.BACKENDS):
-            race = races.perturbed_run(data, told=told)
-        return race, races.estimated_run(data, tuple(installed), told=told)
+            race = trajectory_drift.perturbed_run(data, told=told)
+        return race, trajectory_drift.estimated_run(data, tuple(installed), told=told)
 
 
 def _show(result: dict[str, Any]) -> None:
     """The table of errors, and the sentence above the report below it."""
-    from parity import report_tables as tables
+    from parity.suite.report import tables
 
     shown = Table(title="largest errors, in units of the bound", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     lines = tables.error_rows(result)

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from parity import report_plots as plots
-from parity import report_tables as tables
+from parity.suite.report import plots, tables
 
 Result = dict[str, Any]
 
@@ -154,7 +153,7 @@ def _errors(result: Result) -> str:
         lines.append(f"<tr{marked}>{_cells(shown, numbers)}</tr>")
     note = (
         "The largest |error| / bound over all problems and all entries of outputs and gradients. A theorem is proved "
-        "in parity/bounds.py and its neighbours; an estimate is the float64 reference rounding at random, times 4; "
+        "in parity/proof/bounds/; an estimate is the float64 reference rounding at random, times 4; "
         "1e-12 is of the largest entry of a tensor."
     )
     return _section("Errors, in units of the bound", note, _grid(tables.ERROR_HEADER, lines))

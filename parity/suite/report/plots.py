@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from parity.cases import DECAYS
-from tools.plot import COLOURS
+from parity.proof.problems.cases import DECAYS
+from tools.plot.command import COLOURS
 
 GREY, INK = "#8a94a0", "#26313d"
 MARKS = "osD^v"

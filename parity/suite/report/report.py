@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from parity import backends, mutants
-from parity.environment import environment
-from parity.races import Estimate, Race
-from parity.report_html import page
-from parity.report_tables import markdown
-from parity.survey import TIGHT, Row
-from spec.files import new_file
+from parity.proof import adapters
+from parity.proof.environment import environment
+from parity.suite import mutants
+from parity.suite.report.html import page
+from parity.suite.report.sweep import TIGHT, Row
+from parity.suite.report.tables import markdown
+from parity.suite.runs.trajectory_drift import Estimate, Race
+from spec.checkpoint.files import new_file
 
 Result = dict[str, Any]
 
@@ -30,7 +31,7 @@ def gather(
 
     Args:
         rows: of the survey.
-        race, estimated: runs of parity/races.py, or why there is none.
+        race, estimated: runs of parity/suite/runs/trajectory_drift.py, or why there is none.
         draws, seed, seconds: how it was made.
     """
     result = {
@@ -100,7 +101,7 @@ def passed(result: Result) -> bool:
     """Whether no bound was broken, no trajectory left its limit, and every operation of each backend here was tried."""
     within = all(row["failure"] is None for row in result["rows"])
     tried = {(row["operation"], row["backend"]) for row in result["rows"] if row["cases"]}
-    wanted = {(row["operation"], row["backend"]) for row in result["rows"] if backends.missing(row["backend"]) is None}
+    wanted = {(row["operation"], row["backend"]) for row in result["rows"] if adapters.missing(row["backend"]) is None}
     whole = bool(tried) and tried >= wanted
     return whole and within and all(x.get("passed", True) for x in result["trajectories"].values())
 

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import seed as seeded
 from hypothesis.errors import NoSuchExample
 
-from parity import backends, interpreted
-from parity.bounds import in_units
-from parity.cases import NANO
-from parity.operations import OPERATIONS, Operation, check, expected
-from parity.strategies import CASES
+from parity.proof import adapters, interpreted_kernels
+from parity.proof.bounds import in_units
+from parity.proof.operations import OPERATIONS, Operation, check, expected
+from parity.proof.problems.cases import NANO
+from parity.proof.problems.strategies import CASES
 
 DRAWS = 150
 # Of the draws that were asked for: what one problem costs differs this much.
@@ -30,7 +30,7 @@ SHARES |= dict.fromkeys(("dense_states", "diagonal_states", "ssm_block", "ssm_mo
 TIGHT = 1 / 30
 MOST_SHRUNK = 3
 QUIET = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
-IMPORTS = "from parity.cases import *; from parity.operations import check"
+IMPORTS = "from parity.proof.problems.cases import *; from parity.proof.operations import check"
 
 Progress = Callable[[str, int, int], None]
 
@@ -111,7 +111,7 @@ def survey(
     draws: int = DRAWS,
     seed: int | None = None,
     progress: Progress | None = None,
-    names: Iterable[str] = tuple(backends.FRAMEWORKS),
+    names: Iterable[str] = tuple(adapters.FRAMEWORKS),
 ) -> list[Row]:
     """Draw problems for every operation and measure every implementation on them.
 
@@ -140,14 +140,14 @@ def rows_of(operation: Operation, names: Iterable[str]) -> list[Row]:
     """One row an implementation and dtype; a backend that is missing has one that says so."""
     rows = []
     for name in names:
-        reason = backends.missing(name)
+        reason = adapters.missing(name)
         if reason:
             rows.append(Row(operation.name, name, "", "", operation.theorem, skipped=reason))
             continue
-        methods = operation.methods(backends.load(name))
+        methods = operation.methods(adapters.load(name))
         # Where there is a choice, `auto` is one of the others.
         for method in [method for method in methods if method != "auto"] or methods:
-            reason = interpreted.WHY_NOT if interpreted.is_slow(name, method) else None
+            reason = interpreted_kernels.WHY_NOT if interpreted_kernels.is_slow(name, method) else None
             for dtype in operation.dtypes:
                 rows.append(Row(operation.name, name, method, dtype, operation.theorem, skipped=reason))
     return rows
@@ -173,7 +173,7 @@ def reproduction(row: Row, case: str) -> str:
 
 def full_float32() -> None:
     """Sums in one order on every machine; float32 means float32."""
-    if backends.missing("torch") is None:
+    if adapters.missing("torch") is None:
         import torch
 
         torch.set_num_threads(1)
@@ -215,7 +215,7 @@ def _measure_all(
 def _measure(operation: Operation, row: Row, case: Any) -> None:
     truth, bound = expected(row.operation, case, row.dtype)
     try:
-        found = operation.run(backends.load(row.backend), case, row.method, row.dtype)
+        found = operation.run(adapters.load(row.backend), case, row.method, row.dtype)
     except NotImplementedError as error:
         row.refusal = str(error) or "not implemented here"
         return

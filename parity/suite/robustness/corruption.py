@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from spec.checkpoint import TEXTS, Checkpoint, pack
+from spec.checkpoint.format import TEXTS, Checkpoint, pack
+from spec.checkpoint.tree import to_tree
 from spec.config import LiquidNetConfig
 from spec.init import initial_parameters
 from spec.optimizer import MOMENTS
-from spec.tree import to_tree
 from tools import convert
 
 SUFFIXES = {"neutral": "", "pt": ".pt", "msgpack": ".msgpack", "data": ""}

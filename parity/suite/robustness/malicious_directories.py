@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from parity.damage import VOCABULARY, Damage, files_in, rewrite
-from spec.checkpoint import TEXTS
+from parity.suite.robustness.corruption import VOCABULARY, Damage, files_in, rewrite
+from spec.checkpoint.format import TEXTS
 
 BEYOND_MEMORY = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 PARTS = {

@@ -1,6 +1,6 @@
 """Files that are made to harm their reader: pickles that run code, archives and headers that ask for any memory, pipes.
 
-Those of parity/damage.py came to harm by chance.
+Those of parity/suite/robustness/corruption.py came to harm by chance.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from parity.damage import BIAS, Damage, rewrite, sample, write_tree
-from spec.checkpoint import pack
-from spec.tree import to_tree
+from parity.suite.robustness.corruption import BIAS, Damage, rewrite, sample, write_tree
+from spec.checkpoint.format import pack
+from spec.checkpoint.tree import to_tree
 
 MARKER = "executed"
 """What a pickle bomb makes beside the sample."""

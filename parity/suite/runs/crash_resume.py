@@ -1,6 +1,6 @@
 """Kill a training run at random instants, resume it each time, and show that nothing is lost.
 
-    python -m parity.kills --kills 50 --backend torch
+    python -m parity.suite.runs.crash_resume --kills 50 --backend torch
 
 An uninterrupted run first. Then the same run with --resume again and again, each time SIGKILLed with every process that
 it started: while it starts, in a step, in an evaluation, while a checkpoint is written. At the end weights, moments
@@ -26,11 +26,11 @@ from typing import Any
 
 import tyro
 
-from spec.checkpoint import list_checkpoints
-from spec.files import TEMPORARY_PREFIX
-from tools.backends import Backend
-from tools.prepare import Prepare
-from tools.run import Run
+from spec.checkpoint.files import TEMPORARY_PREFIX
+from spec.checkpoint.format import list_checkpoints
+from tools.cli.backends import Backend
+from tools.data.prepare import Prepare
+from tools.training.run_dir import Run
 
 EVERY, EVALUATE_EVERY = 3, 10
 MODEL = ("--d-model", "32", "--d-ff", "48", "--n-layers", "2", "--seq-len", "32", "--batch-size", "12")

@@ -3,7 +3,7 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m parity.meshes OUT [short]
 
 With JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID several processes share the eight. Twin of sorts:
-parity/worlds.py.
+parity/suite/runs/distributed_torch.py.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_impl.parallel import SEQUENCE, World, join, leave, on_mesh
-from jax_impl.scan import METHODS as SCANS
-from jax_impl.scan import scan
-from jax_impl.scan.context_parallel import time_sharded
-from jax_impl.step import abstract_step
-from jax_impl.train import Engine
-from parity.cases import ScanCase
-from parity.legs import SCAN_CASES, TRAINING, Leg, evaluated, same
-from parity.operations.base import cast
-from parity.races import SMALL, SMALL_SSM
+from jax_impl.ops.scan import METHODS as SCANS
+from jax_impl.ops.scan import scan
+from jax_impl.ops.scan.context_parallel import time_sharded
+from jax_impl.training.distributed import SEQUENCE, World, join, leave, on_mesh
+from jax_impl.training.engine import Engine
+from jax_impl.training.step import abstract_step
+from parity.proof.operations.base import cast
+from parity.proof.problems.cases import ScanCase
+from parity.suite.runs.segment import SCAN_CASES, TRAINING, Leg, evaluated, same
+from parity.suite.runs.trajectory_drift import SMALL, SMALL_SSM
 from spec.config import TrainingConfig
-from tools import hlo
-from tools.hlo_count import count
+from tools.xla import hlo
+from tools.xla.count import count
 
 DEVICES, STEPS, SSM_STEPS, FEW = 8, 20, 6, 4
 UNEVEN = replace(TRAINING, batch_size=10, stream=True)

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from parity.cases import ScanCase
-from parity.legs import SCAN_CASES, TRAINING, Leg, evaluated, same
-from parity.operations.base import cast
-from parity.races import SMALL, SMALL_SSM
-from parity.trajectories import MODEL
+from parity.proof.operations.base import cast
+from parity.proof.problems.cases import ScanCase
+from parity.suite.runs.segment import SCAN_CASES, TRAINING, Leg, evaluated, same
+from parity.suite.runs.trajectories import MODEL
+from parity.suite.runs.trajectory_drift import SMALL, SMALL_SSM
 from spec.config import LiquidSSMConfig, TrainingConfig
-from torch_impl.parallel import World, leave, world_of
-from torch_impl.scan import METHODS as SCANS
-from torch_impl.scan.context_parallel import time_sharded
-from torch_impl.train import Engine
+from torch_impl.ops.scan import METHODS as SCANS
+from torch_impl.ops.scan.context_parallel import time_sharded
+from torch_impl.training.distributed import World, leave, world_of
+from torch_impl.training.engine import Engine
 
 PROCESSES = 4
 STEPS = 30
@@ -173,7 +173,7 @@ def scans(found: dict[str, Any], out: Path) -> None:
 
 
 def _scan(case: ScanCase, method: str, dtype: str, world: World) -> dict[str, np.ndarray]:
-    from parity import torch_face
+    from parity.proof.adapters import torch as torch_face
 
     arrays = case.arrays()
     cut = world.share.of_columns(case.shape[1])

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 
-from parity.environment import ROOT
+from parity.proof.environment import ROOT
 
 
 def environment(devices: int, rank: int = 0, size: int = 1, port: int = 0) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Steps of a small run in some layout of processes or devices: what parity/worlds.py and parity/meshes.py share."""
+"""Steps of a small run in some layout of processes or devices: for distributed_torch.py and distributed_jax.py."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from parity.cases import ScanCase, perturbed_parameters
-from parity.races import NOISE, SMALL_TRAINING, story_data
+from parity.proof.problems.cases import ScanCase, perturbed_parameters
+from parity.suite.runs.trajectory_drift import NOISE, SMALL_TRAINING, story_data
 from spec.data import Batch, next_batch, validation_batches, validation_stream
-from spec.noise import with_noise
-from spec.processes import Processes
-from tools.evaluate import mean_loss
+from spec.mixers.liquid_ssm.noise import with_noise
+from spec.runtime.processes import Processes
+from tools.training.evaluate import mean_loss
 
 # Twelve rows: 1, 2, 3 and 4 processes have equal shares, 8 have not.
 TRAINING = replace(SMALL_TRAINING, batch_size=12)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from parity.cases import perturbed_parameters
-from spec.checkpoint import Checkpoint
+from parity.proof.problems.cases import perturbed_parameters
+from spec.checkpoint.format import Checkpoint
 from spec.config import LiquidNetConfig, LiquidSSMConfig, ModelConfig, TrainingConfig
 from spec.data import Batch, Dataset, training_batch
-from spec.noise import with_noise
+from spec.mixers.liquid_ssm.noise import with_noise
 from spec.presets import PRESETS
-from tools import backends, convert
+from tools import convert
+from tools.cli import backends
 
 # A constant rate from the first step on: no warm-up hides the steps where the loss moves most.
 TRAINING = TrainingConfig(peak_lr=1e-3, warmup_steps=0, final_lr_fraction=1.0)
@@ -58,7 +59,7 @@ class Leg:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        engine = backends.load(self.backend, "train").Engine
+        engine = backends.load(self.backend, "training.engine").Engine
         # Orders of summation are those of a linear scan.
         method = "auto" if isinstance(self.model, LiquidSSMConfig) else self.order.method
         self.engine = engine(self.model, self.training, method)

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from parity.cases import perturbed_parameters
-from parity.perturbed import FACTOR, Rounding
-from parity.trajectories import REORDERINGS, TRAINING, Leg, Order
+from parity.proof.bounds.monte_carlo_arithmetic import FACTOR, Rounding
+from parity.proof.problems.cases import perturbed_parameters
+from parity.suite.runs.trajectories import REORDERINGS, TRAINING, Leg, Order
 from spec.config import LiquidNetConfig, LiquidSSMConfig, ModelConfig, TrainingConfig
 from spec.data import Dataset, next_batch
-from spec.noise import with_noise
+from spec.mixers.liquid_ssm.noise import with_noise
 from spec.optimizer import decayed_paths
 from spec.reference import adamw_step, clip_by_global_norm, forward, loss_and_gradients
 from spec.schedule import learning_rate
-from tools.stories import stories
+from tools.data.stories import stories
 
 NOISE = 0.02
 LARGEST_SHARE = 5.0

@@ -15,16 +15,16 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from parity.fixtures import HEARS
-from tools.hub import HubFile
+from parity.suite.support.fixtures import HEARS
+from tools.data.hub import HubFile
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 CHUNK = 1 << 12  # the hub's client writes what it has in pieces of this size, here smaller than its 10 MB
 _PREPARE = """
 import json, os, sys
 from huggingface_hub import constants
 from tools import cli, prepare_datasets
-from tools.hub import HubFile
+from tools.data.hub import HubFile
 constants.DOWNLOAD_CHUNK_SIZE = int(os.environ["CHUNK"])
 prepare_datasets.DATASETS["tinystories"] = tuple(HubFile(**file) for file in json.loads(os.environ["FILES"]))
 cli.main(sys.argv[1:])

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from spec.data import Dataset, open_data
-from tools.cli import main
-from tools.prepare import Prepare
+from tools.cli.main import main
+from tools.data.prepare import Prepare
 
 TOLD = "told"
 #: Begins a program that Ctrl-C must reach even where the tests run in the background of a shell, which has it ignored.
 HEARS = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 TEXT = ("--text", "The fox ran home.")
-SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")

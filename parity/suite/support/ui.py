@@ -10,12 +10,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from parity.cases import perturbed_parameters
-from spec.checkpoint import Checkpoint, write_checkpoint
+from parity.proof.problems.cases import perturbed_parameters
+from spec.checkpoint.format import Checkpoint, write_checkpoint
 from spec.config import LiquidNetConfig
 from spec.sampling import Sampling
-from tools.backends import Backend
-from tools.session import open_model
+from tools.cli.backends import Backend
+from tools.generation.session import open_model
 from tools.tokenizer import build_tokenizer
 
 CONFIG = LiquidNetConfig(vocab_size=257, d_model=24, d_ff=32, n_layers=3, max_seq_len=16)
@@ -69,7 +69,7 @@ def served(*flags: object, **environment: str) -> Iterator[tuple[subprocess.Pope
     # Whatever started the tests may have them ignore Ctrl-C.
     program = """import os, signal, sys, tyro
 os.environ |= dict(pair.split("=", 1) for pair in sys.argv.pop(1).split())
-from tools.ui import Ui
+from tools.ui.command import Ui
 signal.signal(signal.SIGINT, signal.default_int_handler)
 tyro.cli(Ui).run()"""
     pairs = " ".join(f"{name}={value}" for name, value in environment.items())

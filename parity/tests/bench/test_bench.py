@@ -7,10 +7,13 @@ import json
 import pytest
 
 from spec.config import LiquidNetConfig, TrainingConfig
-from tools import backends, bench, bench_gpu, bench_peers, gpu_check
-from tools.bench_clock import Clock, NotRun, Row, bandwidth, guarded
-from tools.bench_sections import Sizes
-from tools.cli import main
+from tools.bench import command as bench
+from tools.bench import gpu, gpu_check
+from tools.bench import peers as bench_peers
+from tools.bench.sections import Sizes
+from tools.bench.timer import Clock, NotRun, Row, bandwidth, guarded
+from tools.cli import backends
+from tools.cli.main import main
 
 TINY = Sizes(
     config=LiquidNetConfig(vocab_size=61, d_model=16, d_ff=24, n_layers=2, max_seq_len=8),
@@ -45,12 +48,12 @@ def test_without_a_gpu_one_line_says_what_to_do(refused):
 def measured():
     """Every section at tiny sizes on the CPU."""
     pytest.importorskip("torch", reason="times torch")
-    return bench_gpu.measured("cpu", 2, TINY)
+    return gpu.measured("cpu", 2, TINY)
 
 
 def test_every_section_measures_every_method(measured):
     sections = measured["sections"]
-    assert not measured["errors"] and set(sections) == set(bench_gpu.SECTIONS)
+    assert not measured["errors"] and set(sections) == set(gpu.SECTIONS)
     for section, module in (("scan", "scan"), ("mixer", "mixer"), ("loss", "loss")):
         methods = {name for name in backends.load("torch", module).METHODS if name != "auto"}
         assert methods <= {row["name"] for row in sections[section]}
@@ -75,26 +78,26 @@ def test_what_does_not_run_here_says_why(measured):
 
 
 def test_what_was_measured_is_printed(measured, capsys):
-    bench_gpu.show(measured)
+    gpu.show(measured)
     told = capsys.readouterr().out
     assert "mixer, 2 x 8 x 16" in told and "chunked" in told and "tokens/s" in told
 
 
 def test_a_section_or_a_method_that_fails_leaves_the_others_alone(monkeypatch, tmp_path, capsys):
     torch = pytest.importorskip("torch", reason="times torch")
-    scans = backends.load("torch", "scan").METHODS
+    scans = backends.load("torch", "ops.scan").METHODS
 
     def fail(*_):
         raise RuntimeError("a fault of the\ndevice")
 
     monkeypatch.setitem(scans, "chunked", fail)
     monkeypatch.setitem(bench_peers.SCANS, "a peer", fail)
-    sections = {name: bench_gpu.SECTIONS[name] for name in ("peak", "scan", "train")}
-    monkeypatch.setattr(bench_gpu, "SECTIONS", {**sections, "train": fail, "decode": bench_gpu.SECTIONS["decode"]})
-    monkeypatch.setattr(bench_gpu, "require_device", lambda _: None)
+    sections = {name: gpu.SECTIONS[name] for name in ("peak", "scan", "train")}
+    monkeypatch.setattr(gpu, "SECTIONS", {**sections, "train": fail, "decode": gpu.SECTIONS["decode"]})
+    monkeypatch.setattr(gpu, "require_device", lambda _: None)
     monkeypatch.setattr(bench, "Sizes", lambda *_: TINY)
-    real = bench_gpu.measured
-    monkeypatch.setattr(bench_gpu, "measured", lambda _, *rest: real("cpu", *rest))
+    real = gpu.measured
+    monkeypatch.setattr(gpu, "measured", lambda _, *rest: real("cpu", *rest))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     with pytest.raises(SystemExit) as stop:
         main(["bench", "--device", "cuda", "--rounds", "1", "--json", str(tmp_path / "gpu.json")])
@@ -161,11 +164,11 @@ def test_gpu_check_reads_what_pytest_said(tmp_path, capfd):
 
 
 def test_gpu_check_writes_one_json_and_fails_where_something_did(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench_gpu, "require_device", lambda _: None)
-    monkeypatch.setattr(bench_gpu, "identity", lambda _: {"environment": {"python": "3"}})
+    monkeypatch.setattr(gpu, "require_device", lambda _: None)
+    monkeypatch.setattr(gpu, "identity", lambda _: {"environment": {"python": "3"}})
     monkeypatch.setattr(gpu_check, "run_tests", lambda files: {"exit_code": 0, "tests": len(files), "failed": []})
     told = {"environment": {}, "device": {"name": "x"}, "seconds": 1.0, "sections": {}, "errors": []}
-    monkeypatch.setattr(bench_gpu, "measured", lambda *_: told)
+    monkeypatch.setattr(gpu, "measured", lambda *_: told)
     for errors, code in (([], 0), (["scan: broken"], 1)):
         told["errors"] = errors
         with pytest.raises(SystemExit) as stop:

@@ -11,11 +11,13 @@ import pytest
 from spec.config import LiquidNetConfig
 from spec.parameters import num_parameters
 from spec.presets import LIQUIDNETS
-from tools import backends, bench_cpu, bench_decode, bench_products, bench_sizes
-from tools.bench_clock import Clock
-from tools.bench_products import chunk_sizes, layer_shapes
-from tools.bench_sizes import Decoding, Sizes, Training
-from tools.bench_targets import targets
+from tools.bench import cpu, matmul, sizes
+from tools.bench import decode as bench_decode
+from tools.bench.limits import targets
+from tools.bench.matmul import chunk_sizes, layer_shapes
+from tools.bench.sizes import Decoding, Sizes, Training
+from tools.bench.timer import Clock
+from tools.cli import backends
 
 MODEL = LiquidNetConfig(vocab_size=61, d_model=16, d_ff=24, n_layers=2, max_seq_len=8)
 TINY = Sizes(
@@ -36,13 +38,13 @@ def result():
     """Every section, measured."""
     if not backends.installed():
         pytest.skip("times a backend")
-    return bench_cpu.measured(1, TINY)
+    return cpu.measured(1, TINY)
 
 
 def test_every_section_measures_every_method_of_every_backend(result):
     sections = result["sections"]
     assert not result["errors"], result["errors"]
-    assert set(sections) == set(bench_cpu.SECTIONS) == set(bench_cpu.SHARE) == set(bench_cpu.COLUMNS)
+    assert set(sections) == set(cpu.SECTIONS) == set(cpu.SHARE) == set(cpu.COLUMNS)
     for backend in backends.installed():
         for section, module in (("scan", "scan"), ("mixer", "mixer"), ("decode", "generate")):
             methods = {f"{backend} {name}" for name in backends.load(backend, module).METHODS if name != "auto"}
@@ -87,7 +89,7 @@ def test_targets_are_taken_from_the_rows():
         "scan": [{"name": "torch a", "pass": "forward", "auto": True, "passes": 2.5, "milliseconds": 1.0},
                  {"name": "torch b", "pass": "forward", "auto": False, "passes": 9.0, "milliseconds": 1.0}],
         "train": [train("torch eager", 120.0), train("GPT-2, torch eager", 150.0), train("jax", 240.0),
-                  train(bench_products.OURS, 100.0)],
+                  train(matmul.OURS, 100.0)],
         "decode": [decoded("torch numba", 32, 400.0, of_reading=0.8), decoded("torch numba", 9, 440.0, of_reading=0.7),
                    decoded("torch numba_int8", 9, 1320.0), decoded("GPT-2, KV cache", 4096, 90.0, peer=True),
                    decoded("GPT-2, KV cache", 32, 100.0, peer=True)],
@@ -131,7 +133,7 @@ def test_weights_are_counted_as_they_are_stored():
 
 def test_the_states_of_a_context_are_those_of_its_tokens_in_one_go(monkeypatch):
     torch = pytest.importorskip("torch", reason="decodes with torch")
-    generate, model = backends.load("torch", "generate"), backends.load("torch", "model").build(MODEL)
+    generate, model = backends.load("torch", "generation"), backends.load("torch", "model").build(MODEL)
     monkeypatch.setattr(bench_decode, "PIECE", 3)
     found = bench_decode.states_after(generate.make_step(model, "eager"), (8, 3))
     random = np.random.default_rng(0)
@@ -159,23 +161,23 @@ def test_products_have_the_shapes_and_results_of_the_model(monkeypatch):
     weights = sum(i * o for i, o in layer_shapes(MODEL)) + 61 * 16
     assert weights == sum(p.numel() for p in backends.load("torch", "model").build(MODEL).parameters() if p.ndim == 2)
     assert chunk_sizes(10, 4) == [4, 4, 2] and chunk_sizes(3, 9) == [3]
-    monkeypatch.setattr(bench_products, "BLOCK_LOGITS", 40 * 20)
+    monkeypatch.setattr(matmul, "BLOCK_LOGITS", 40 * 20)
     flops = {}
-    for name, make in bench_products.step_products(Training("", MODEL, 2, 20)).items():
+    for name, make in matmul.step_products(Training("", MODEL, 2, 20)).items():
         call = make()
-        if name == bench_products.JAX:
+        if name == matmul.JAX:
             call()
             continue
         with Counter() as counted:
             call()
         flops[name] = counted.flops
     # Three products of each weight with 40 tokens.
-    assert flops == dict.fromkeys((bench_products.OURS, bench_products.MM), 6 * 40 * weights)
+    assert flops == dict.fromkeys((matmul.OURS, matmul.MM), 6 * 40 * weights)
 
 
 def test_peak_memory_is_what_is_held_at_once():
     torch = pytest.importorskip("torch", reason="asks torch's allocator")
-    from tools.bench_growth import peak_bytes
+    from tools.bench.scaling import peak_bytes
 
     def call():
         first = torch.ones(1000)
@@ -189,7 +191,7 @@ def test_peak_memory_is_what_is_held_at_once():
 @pytest.fixture
 def gpt2():
     pytest.importorskip("torch", reason="the peer is in torch")
-    from tools import bench_gpt2
+    from tools.bench import gpt2 as bench_gpt2
 
     return bench_gpt2
 
@@ -228,7 +230,7 @@ def test_the_peer_is_gpt_2_by_a_plain_formula(gpt2):
 def test_the_peer_has_as_many_parameters_as_ours_and_learns(gpt2):
     import torch
 
-    for config in (bench_sizes.NANO, LIQUIDNETS["small"]):
+    for config in (sizes.NANO, LIQUIDNETS["small"]):
         with torch.device("meta"):
             shape = gpt2.equal_to(config, 64)
         d, layers = shape.d_model, shape.n_layers

@@ -9,9 +9,12 @@ import re
 import pytest
 
 from spec.config import LiquidNetConfig
-from tools import backends, bench, bench_cpu, bench_gpu, bench_history, bench_sizes
-from tools.bench_sizes import Sizes
-from tools.cli import main
+from tools.bench import command as bench
+from tools.bench import cpu, gpu, sizes
+from tools.bench import history as bench_history
+from tools.bench.sizes import Sizes
+from tools.cli import backends
+from tools.cli.main import main
 
 MODEL = LiquidNetConfig(vocab_size=61, d_model=16, d_ff=24, n_layers=2, max_seq_len=8)
 LIMIT = {"limit": 3.0, "most": True, "holds": True}
@@ -108,9 +111,7 @@ def test_flags_of_a_processor_are_checked_before_the_work(refused, tmp_path):
         assert f"{flag[0]} goes with the measurements of a processor" in refused("bench", "--model", *flag)
     (tmp_path / "file").touch()
     assert "--history needs a directory that can be written" in refused("bench", "--history", str(tmp_path / "file"))
-    assert bench_cpu.chosen("growth, scan") == ("scan", "growth") and bench_cpu.chosen(None) == tuple(
-        bench_cpu.SECTIONS
-    )
+    assert cpu.chosen("growth, scan") == ("scan", "growth") and cpu.chosen(None) == tuple(cpu.SECTIONS)
 
 
 def test_the_command_measures_shows_and_keeps(monkeypatch, tmp_path, capsys):
@@ -131,12 +132,12 @@ def test_the_command_measures_shows_and_keeps(monkeypatch, tmp_path, capsys):
 def test_a_target_that_is_missed_is_a_result_and_a_fault_is_not(monkeypatch, capsys):
     missed = copy.deepcopy(RUN)
     missed["targets"][0] |= {"measured": 9.0, "holds": False}
-    monkeypatch.setattr(bench_cpu, "measured", lambda *_: missed)
+    monkeypatch.setattr(cpu, "measured", lambda *_: missed)
     main(["bench"])
     told = capsys.readouterr().out
     assert re.search(r"scan torch a: passes\W+9\W+<= 3\W+no", told) and "jax pallas: not run: interpreted" in told
     assert re.search(r"torch numba \*\W+32\W+400\W+1\b", told)
-    monkeypatch.setattr(bench_cpu, "measured", lambda *_: {**missed, "errors": ["scan: broken"]})
+    monkeypatch.setattr(cpu, "measured", lambda *_: {**missed, "errors": ["scan: broken"]})
     with pytest.raises(SystemExit) as stop:
         main(["bench"])
     assert stop.value.code == 1
@@ -147,15 +148,15 @@ def test_a_section_that_fails_leaves_the_others_alone(monkeypatch):
         raise RuntimeError("a fault")
 
     sections = {"machine": fail, "scan": lambda *_: [{"name": "a peer", "peer": True, "error": "its own"}]}
-    monkeypatch.setattr(bench_cpu, "SECTIONS", sections)
-    result = bench_cpu.measured(1, Sizes(), tuple(sections))
+    monkeypatch.setattr(cpu, "SECTIONS", sections)
+    result = cpu.measured(1, Sizes(), tuple(sections))
     assert result["errors"] == ["machine: machine: RuntimeError: a fault"] and result["targets"] == []
     assert result["sections"]["scan"] == [{"name": "a peer", "peer": True, "error": "its own"}]
 
 
 def test_full_measures_more_of_everything():
-    quick, full = Sizes(), bench_sizes.full(Sizes())
+    quick, full = Sizes(), sizes.full(Sizes())
     assert full.lengths == tuple(2**power for power in range(9, 17)) and set(quick.lengths) <= set(full.lengths)
     small, nano = full.decoding
     assert small.streams == (1, 4, 16) and nano.contexts[-1] == 1_000_000 and full.peers and not quick.peers
-    assert full.training == quick.training and set(bench_gpu.SECTIONS) - {"peak", "loss"} <= set(bench_cpu.SECTIONS)
+    assert full.training == quick.training and set(gpu.SECTIONS) - {"peak", "loss"} <= set(cpu.SECTIONS)

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from spec.presets import PRESETS
-from tools import backends, bench_model, roofline
-from tools.cli import main
+from tools.bench import roofline, roofline_table
+from tools.cli import backends
+from tools.cli.main import main
 
 TOKENS = 24_576
 COUNTED = {"mixer forward": 8.07, "mixer backward": 14.1}
@@ -79,7 +80,10 @@ def test_chunks_pay_for_the_gradient_that_each_adds_to():
 
 def test_the_chunks_are_those_of_the_loss():
     pytest.importorskip("torch", reason="torch_impl's loss")
-    at_most = backends.load("torch", "one_pass").MORE * backends.load("torch", "loss").CHUNK_LOGITS
+    at_most = (
+        backends.load("torch", "ops.cross_entropy.fused_linear_cross_entropy").MORE
+        * backends.load("torch", "ops.cross_entropy").CHUNK_LOGITS
+    )
     assert at_most == roofline.CHUNK_LOGITS
 
 
@@ -93,10 +97,12 @@ def test_peers_cost_their_counted_bytes():
 
 
 def test_every_number_has_an_origin(counted):
-    result = bench_model.modelled("small", PRESETS["small"], 48, 512)
+    result = roofline_table.modelled("small", PRESETS["small"], 48, 512)
     for row in (*result["terms"], *result["losses"], *result["mixers"]):
         assert len(row["origin"]) > 10, row
-    assert "parity/kernels/budget.json" in next(row["origin"] for row in result["terms"] if row["term"] == "mixer")
+    assert "parity/suite/compiled/triton/budget.json" in next(
+        row["origin"] for row in result["terms"] if row["term"] == "mixer"
+    )
     assert all("datasheet" in row["source"] or "whitepaper" in row["source"] for row in result["devices"].values())
     for device in roofline.DEVICES:
         total = sum(row["milliseconds"][device] for row in result["terms"])

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec.checkpoint import (
+from spec.checkpoint.format import (
     Checkpoint,
     from_files,
     pack,
@@ -23,10 +23,10 @@ from spec.checkpoint import (
     unpack,
     write_checkpoint,
 )
+from spec.checkpoint.tree import from_tree, to_tree
 from spec.config import LiquidNetConfig
 from spec.init import initial_parameters
 from spec.optimizer import MOMENTS
-from spec.tree import from_tree, to_tree
 from tools import convert
 
 CONFIG = LiquidNetConfig(vocab_size=11, d_model=6, d_ff=7, n_layers=2, max_seq_len=8)

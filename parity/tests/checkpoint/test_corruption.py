@@ -15,25 +15,25 @@ from pathlib import Path
 
 import pytest
 
-from parity import damage, hostile, hostile_files
-from spec.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
+from parity.suite.robustness import corruption, malicious_directories, malicious_files
+from spec.checkpoint.format import list_checkpoints, read_checkpoint, write_checkpoint
 from spec.data import open_data
 from tools import convert
-from tools.run import Run
+from tools.training.run_dir import Run
 
 NEEDS = {"pt": "torch", "msgpack": "jax"}
 CASES = [
-    *damage.everywhere(),
-    *damage.rewritten(),
-    *hostile.pickle_bombs(),
-    *hostile.zip_tricks(),
-    *hostile.tensor_tricks(),
-    *hostile.msgpack_tricks(),
-    *hostile_files.headers(),
-    *hostile_files.no_files(),
-    *hostile_files.swapped(),
-    *hostile_files.meta_json(),
-    *hostile_files.emptied(),
+    *corruption.everywhere(),
+    *corruption.rewritten(),
+    *malicious_files.pickle_bombs(),
+    *malicious_files.zip_tricks(),
+    *malicious_files.tensor_tricks(),
+    *malicious_files.msgpack_tricks(),
+    *malicious_directories.headers(),
+    *malicious_directories.no_files(),
+    *malicious_directories.swapped(),
+    *malicious_directories.meta_json(),
+    *malicious_directories.emptied(),
 ]
 
 
@@ -87,21 +87,21 @@ def outcome(case, path, whole):
     return "read" if read == whole else "was read as something else than was written"
 
 
-@pytest.mark.parametrize("form", damage.SUFFIXES)
+@pytest.mark.parametrize("form", corruption.SUFFIXES)
 def test_damage_is_refused_or_does_no_harm(form, impatient, tmp_path, report):
     if form in NEEDS:
         pytest.importorskip(NEEDS[form], reason=f"{form} needs {NEEDS[form]}")
-    whole = tmp_path / f"whole{damage.SUFFIXES[form]}"
-    damage.write_sample(form, whole)
+    whole = tmp_path / f"whole{corruption.SUFFIXES[form]}"
+    corruption.write_sample(form, whole)
     written, wrong, counts, before = content(form, whole), [], Counter(), memory_peak()
     for number, case in enumerate(case for case in CASES if case.form == form):
         place = tmp_path / str(number)
         place.mkdir()
-        path = place / f"sample{damage.SUFFIXES[form]}"
+        path = place / f"sample{corruption.SUFFIXES[form]}"
         (shutil.copytree if whole.is_dir() else shutil.copy)(whole, path)
         case.change(path)
         found = outcome(case, path, written)
-        if found not in ("refused", "read") or (place / hostile.MARKER).exists():
+        if found not in ("refused", "read") or (place / malicious_files.MARKER).exists():
             wrong.append(f"{case.kind}, {case.name}: {found}")
         counts[case.kind] += 1
         counts[found] += 1
@@ -110,7 +110,7 @@ def test_damage_is_refused_or_does_no_harm(form, impatient, tmp_path, report):
     kinds = ", ".join(f"{counts[kind]} {kind}" for kind in sorted({case.kind for case in CASES}) if counts[kind])
     report(f"{form}: {kinds}: {counts['refused']} refused, {counts['read']} read back whole")
     assert counts["refused"] > 4 * counts["read"]
-    assert memory_peak() - before < hostile.BOMB_BYTES // 2
+    assert memory_peak() - before < malicious_files.BOMB_BYTES // 2
 
 
 def test_there_are_hundreds_of_cases_and_no_two_are_one():
@@ -131,9 +131,9 @@ COMMANDS = {
 def test_a_command_says_it_in_one_line(form, more, tmp_path, refused):
     if form in NEEDS:
         pytest.importorskip(NEEDS[form], reason=f"{form} needs {NEEDS[form]}")
-    path, whole = tmp_path / f"sample{damage.SUFFIXES[form]}", tmp_path / "whole"
-    damage.write_sample(form, path)
-    damage.write_sample("neutral", whole)
+    path, whole = tmp_path / f"sample{corruption.SUFFIXES[form]}", tmp_path / "whole"
+    corruption.write_sample(form, path)
+    corruption.write_sample("neutral", whole)
     kind, name = COMMANDS[form]
     if more:
         kind, name = "no regular file", f"{'state.json' if form == 'neutral' else ''}: {more}"
@@ -142,7 +142,7 @@ def test_a_command_says_it_in_one_line(form, more, tmp_path, refused):
         told = refused("evaluate", "--checkpoint", str(whole), "--data", str(path))
     else:
         told = refused("convert", str(path), str(tmp_path / "target"))
-    assert str(path) in told and not (tmp_path / hostile.MARKER).exists() and not (tmp_path / "target").exists()
+    assert str(path) in told and not (tmp_path / malicious_files.MARKER).exists() and not (tmp_path / "target").exists()
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def full_disk():
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, request):
-    run, old = Run(tmp_path / "run"), damage.sample()
+    run, old = Run(tmp_path / "run"), corruption.sample()
     run.save(old, 1)
     request.getfixturevalue("full_disk")
     new = replace(old, state={**old.state, "step": 8})
@@ -172,8 +172,8 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, request):
 def test_a_full_disk_stops_a_command_in_one_line(form, tmp_path, request, refused):
     if form in NEEDS:
         pytest.importorskip(NEEDS[form], reason=f"{form} needs {NEEDS[form]}")
-    damage.write_sample("neutral", tmp_path / "whole")
-    target = tmp_path / f"target{damage.SUFFIXES[form]}"
+    corruption.write_sample("neutral", tmp_path / "whole")
+    target = tmp_path / f"target{corruption.SUFFIXES[form]}"
     request.getfixturevalue("full_disk")
     told = refused("convert", str(tmp_path / "whole"), str(target))
     assert "File too large" in told and [path.name for path in tmp_path.iterdir()] == ["whole"]
@@ -182,7 +182,7 @@ def test_a_full_disk_stops_a_command_in_one_line(form, tmp_path, request, refuse
 @pytest.mark.parametrize("point", range(17))
 def test_no_moment_of_a_failing_write_leaves_half_a_checkpoint(point, tmp_path, monkeypatch):
     """The disk fills up at each write, fsync and rename in turn."""
-    run, old = Run(tmp_path / "run"), damage.sample()
+    run, old = Run(tmp_path / "run"), corruption.sample()
     run.save(old, 1)
     calls = itertools.count()
 

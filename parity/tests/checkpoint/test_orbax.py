@@ -18,34 +18,41 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from parity import backends, damage
-from parity.tests.test_checkpoint import assert_same
-from parity.tests.test_sharded import bits
-from spec.checkpoint import list_checkpoints, parts_of, read_beside, read_checkpoint, write_checkpoint
-from spec.checksums import checksums, file_sha256, files_below
-from spec.sharded import named_arrays
+from parity.proof import adapters
+from parity.suite.robustness import corruption
+from parity.tests.checkpoint.test_checkpoint_format import assert_same
+from parity.tests.checkpoint.test_sharded import bits
+from spec.checkpoint.checksums import checksums, file_sha256, files_below
+from spec.checkpoint.format import (
+    list_checkpoints,
+    parts_of,
+    read_beside,
+    read_checkpoint,
+    write_checkpoint,
+)
+from spec.checkpoint.sharded import named_arrays
 from tools import convert
-from tools.cli import main
-from tools.run import Run
-from tools.saver import make_saver, require_format
+from tools.cli.main import main
+from tools.training.checkpoint_manager import make_saver, require_format
+from tools.training.run_dir import Run
 
-if backends.missing("jax"):
-    pytest.skip(backends.missing("jax") or "", allow_module_level=True)
+if adapters.missing("jax"):
+    pytest.skip(adapters.missing("jax") or "", allow_module_level=True)
 pytest.importorskip("orbax.checkpoint")
 
-from jax_impl import sharded
-from jax_impl.parallel import World
+from jax_impl.checkpoint import sharded
+from jax_impl.training.distributed import World
 
 
 @pytest.fixture
 def written(tmp_path):
     """The sample as Orbax writes it."""
-    convert.write(tmp_path / "c", damage.sample(), "orbax")
+    convert.write(tmp_path / "c", corruption.sample(), "orbax")
     return tmp_path / "c"
 
 
 def named(checkpoint=None):
-    checkpoint = checkpoint or damage.sample()
+    checkpoint = checkpoint or corruption.sample()
     return named_arrays(checkpoint.parameters, checkpoint.moments)
 
 
@@ -63,11 +70,11 @@ def test_a_directory_is_complete_and_checked_by_standard_tools(written):
     assert subprocess.run(["sha256sum", "--quiet", "--check", "SHA256SUMS"], cwd=written, check=False).returncode == 0
     assert parts_of(written) == "orbax" and oct(written.stat().st_mode)[-3:] == "755"
     with pytest.raises(ValueError, match="already exists"):
-        convert.write(written, damage.sample(), "orbax")
+        convert.write(written, corruption.sample(), "orbax")
 
 
 def test_the_command_converts_there_and_back(tmp_path, capsys):
-    write_checkpoint(tmp_path / "a", damage.sample())
+    write_checkpoint(tmp_path / "a", corruption.sample())
     main(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--format", "orbax"])
     assert "(orbax, step 7, 16 tensors)" in capsys.readouterr().out
     main(["convert", str(tmp_path / "b"), str(tmp_path / "c")])
@@ -80,8 +87,8 @@ def test_the_command_converts_there_and_back(tmp_path, capsys):
 def test_a_run_is_read_whatever_lies_newest(tmp_path):
     """Whole for those who cannot read it in parts, and by those who can, the rest of it."""
     run = Run(tmp_path)
-    run.save(damage.sample(), keep=3)
-    convert.write(run.place(9), replace(damage.sample(), state={**damage.sample().state, "step": 9}), "orbax")
+    run.save(corruption.sample(), keep=3)
+    convert.write(run.place(9), replace(corruption.sample(), state={**corruption.sample().state, "step": 9}), "orbax")
     for newest in (run.newest_checkpoint(), run.newest_checkpoint((0, 2), "dcp"), convert.read(tmp_path)):
         assert newest is not None and newest.state["step"] == 9 and newest.verified
         assert bits(named(newest)) == bits(named())
@@ -126,7 +133,7 @@ def test_each_reader_verifies_its_share(written):
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         with pytest.raises(ValueError, match=f"{parts[number]} does not match SHA256SUMS"):
             read_beside(written, number, 2)
-        assert read_beside(written, 1 - number, 2).state == damage.sample().state
+        assert read_beside(written, 1 - number, 2).state == corruption.sample().state
         path.write_bytes(content)
 
 
@@ -152,9 +159,12 @@ def test_wrong_content_under_right_checksums_is_refused(written, tmp_path):
             with pytest.raises(ValueError, match="checkpoint "):
                 convert.read(written)
         (written / "orbax" / name).write_bytes(content)
-    sample = damage.sample()
-    arrays = {**named(), f"parameters.{damage.BIAS}": np.full(6, np.nan, np.float32)}
-    for kept, told in ((arrays, f"{damage.BIAS} holds a value"), ({"parameters.more": np.ones(2)}, "2 layers|missing")):
+    sample = corruption.sample()
+    arrays = {**named(), f"parameters.{corruption.BIAS}": np.full(6, np.nan, np.float32)}
+    for kept, told in (
+        (arrays, f"{corruption.BIAS} holds a value"),
+        ({"parameters.more": np.ones(2)}, "2 layers|missing"),
+    ):
         shutil.rmtree(written / "orbax")
         sharded.Writing(kept, written, World()).result()
         sign(written)
@@ -214,7 +224,7 @@ class Parts:
         self.world, self.scale = World(), scale
 
     def dump_states(self):
-        return damage.sample().states
+        return corruption.sample().states
 
     def save_shards(self, directory):
         arrays = {name: array * np.float32(self.scale) for name, array in named().items()}
@@ -222,8 +232,8 @@ class Parts:
 
 
 def save(saver, step: int) -> None:
-    whole = damage.sample()
-    saver.save(damage.CONFIG, {**whole.state, "step": step, "best": None}, whole.tokenizer)
+    whole = corruption.sample()
+    saver.save(corruption.CONFIG, {**whole.state, "step": step, "best": None}, whole.tokenizer)
 
 
 def test_the_saver_lets_it_appear_whole(tmp_path):
@@ -238,7 +248,8 @@ def test_the_saver_lets_it_appear_whole(tmp_path):
             saver.poll()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000002", "step_00000003"]
     assert_same(
-        convert.read(tmp_path), replace(damage.sample(), state={**damage.sample().state, "step": 3, "best": None})
+        convert.read(tmp_path),
+        replace(corruption.sample(), state={**corruption.sample().state, "step": 3, "best": None}),
     )
     with full_disk(600):
         save(saver, 4)
@@ -258,7 +269,7 @@ def test_each_backend_refuses_the_other_ones_format():
     ):
         require_format("jax", "dcp")
     for backend, own in (("torch", "dcp"), ("jax", "orbax")):
-        if not backends.missing(backend):
+        if not adapters.missing(backend):
             require_format(backend, own)
             require_format(backend, "neutral")
 

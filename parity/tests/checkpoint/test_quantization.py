@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity.cases import CONFIG, DENSE, perturbed_parameters
-from spec.checkpoint import Checkpoint, find_checkpoint, read_checkpoint, write_checkpoint
-from spec.quantization import WEIGHTS, quantize, rounded
+from parity.proof.problems.cases import CONFIG, DENSE, perturbed_parameters
+from spec.checkpoint.format import Checkpoint, find_checkpoint, read_checkpoint, write_checkpoint
+from spec.checkpoint.quantization import WEIGHTS, quantize, rounded
 from spec.sampling import Sampling
-from tools import backends
-from tools.cli import main
-from tools.session import open_model
+from tools.cli import backends
+from tools.cli.main import main
+from tools.generation.session import open_model
 from tools.tokenizer import build_tokenizer
 
 HERE = backends.installed()

@@ -9,15 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from parity import backends, damage
-from spec.checkpoint import list_checkpoints, read_beside, read_checkpoint, write_checkpoint
-from spec.checksums import checksums, sha256, verify
+from parity.proof import adapters
+from parity.suite.robustness import corruption
+from spec.checkpoint.checksums import checksums, sha256, verify
+from spec.checkpoint.format import list_checkpoints, read_beside, read_checkpoint, write_checkpoint
+from spec.checkpoint.sharded import is_shard, join_shards, one_shard
+from spec.checkpoint.tensors import pack
 from spec.config import TrainingConfig
 from spec.data import WHOLE, Batch
-from spec.sharded import is_shard, join_shards, one_shard
-from spec.tensors import pack
-from tools.run import Run
-from tools.saver import make_saver
+from tools.training.checkpoint_manager import make_saver
+from tools.training.run_dir import Run
 
 SHARD = "shard-0000{}-model-00001-of-00001.safetensors"
 
@@ -86,7 +87,7 @@ def test_what_is_no_whole_is_refused(name):
 
 def sharded(directory, shards: int = 3):
     """The sample in a directory, its embedding cut between three shards."""
-    write_checkpoint(directory, damage.sample(), sharded=True)
+    write_checkpoint(directory, corruption.sample(), sharded=True)
     (single,) = (path for path in directory.iterdir() if is_shard(path.name))
     whole = join_shards({single.name: single.read_bytes()})
     single.unlink()
@@ -105,7 +106,7 @@ def bits(arrays):
 
 
 def test_a_sharded_checkpoint_is_read_as_it_was_written(tmp_path):
-    whole, place = damage.sample(), tmp_path / "run" / "checkpoints" / "step_00000007"
+    whole, place = corruption.sample(), tmp_path / "run" / "checkpoints" / "step_00000007"
     sharded(place)
     assert len([path for path in place.iterdir() if is_shard(path.name)]) == 3
     read = read_checkpoint(tmp_path / "run")
@@ -121,8 +122,8 @@ def test_each_reader_of_the_rest_verifies_its_share_of_the_shards(tmp_path):
     directory = sharded(tmp_path / "c")
     for rank in range(2):
         read = read_beside(directory, rank, 2)
-        assert read.state == damage.sample().state and not read.parameters and not read.moments
-        assert read.states.tobytes() == damage.sample().states.tobytes()
+        assert read.state == corruption.sample().state and not read.parameters and not read.moments
+        assert read.states.tobytes() == corruption.sample().states.tobytes()
     for number, reader in ((1, 0), (2, 1), (3, 0)):
         path = directory / SHARD.format(number)
         content = path.read_bytes()
@@ -167,14 +168,14 @@ class Parts:
         self.run, self.fails, self.ready, self.seen = run, False, False, []
 
     def dump_states(self):
-        return damage.sample().states
+        return corruption.sample().states
 
     def save_shards(self, directory):
         def result():
             self.seen = [path.name for path in list_checkpoints(self.run.path)]
             if self.fails:
                 raise OSError("disk full")
-            whole = damage.sample()
+            whole = corruption.sample()
             flat = {f"{kind}.{path}": x for kind, group in whole.moments.items() for path, x in group.items()}
             flat |= {f"parameters.{path}": x for path, x in whole.parameters.items()}
             for name, content in one_shard(flat).items():
@@ -184,12 +185,12 @@ class Parts:
 
 
 def test_a_sharded_checkpoint_appears_whole_and_then_an_old_one_goes(tmp_path):
-    run, whole = Run(tmp_path), damage.sample()
+    run, whole = Run(tmp_path), corruption.sample()
     engine = Parts(run)
     saver = make_saver("dcp", run, engine, keep=2)
 
     def save(step):
-        saver.save(damage.CONFIG, {**whole.state, "step": step, "best": None}, whole.tokenizer)
+        saver.save(corruption.CONFIG, {**whole.state, "step": step, "best": None}, whole.tokenizer)
 
     def names():
         return [path.name for path in list_checkpoints(tmp_path)]
@@ -219,11 +220,13 @@ def test_a_sharded_checkpoint_appears_whole_and_then_an_old_one_goes(tmp_path):
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_torch_writes_and_reads_its_shards(tmp_path):
     """One process: what is trained after the copy was made is not in it."""
-    if backends.missing("torch"):
-        pytest.skip(backends.missing("torch"))
+    if adapters.missing("torch"):
+        pytest.skip(adapters.missing("torch"))
     training = TrainingConfig(batch_size=2, seq_len=4)
-    made, other = (backends.load_module("torch", "train").Engine(damage.CONFIG, training) for _ in range(2))
-    tokens, labels = np.random.default_rng(0).integers(0, damage.CONFIG.vocab_size, (2, 2, 4)).astype(np.int32)
+    made, other = (
+        adapters.load_module("torch", "training.engine").Engine(corruption.CONFIG, training) for _ in range(2)
+    )
+    tokens, labels = np.random.default_rng(0).integers(0, corruption.CONFIG.vocab_size, (2, 2, 4)).astype(np.int32)
     batch = Batch(tokens, labels, np.zeros((2, 4), bool))
     made.train_step(batch, 0.1)
     parameters, moments = made.dump()

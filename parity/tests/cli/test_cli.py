@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from spec.checkpoint import list_checkpoints, read_checkpoint
-from tools import backends
-from tools.cli import main
+from spec.checkpoint.format import list_checkpoints, read_checkpoint
+from tools.cli import backends
+from tools.cli.main import main
 
 TRAIN = ("--d-model", "16", "--d-ff", "24", "--n-layers", "2", "--eval-windows", "4", "--batch-size", "2")
 
@@ -272,7 +272,7 @@ def test_text_that_cannot_be_prepared_leaves_nothing(refused, tmp_path):
 
 def test_a_full_disk_leaves_no_half_of_a_conversion(run, tmp_path):
     pytest.importorskip("torch", reason=".pt files are PyTorch's")
-    program = "import resource, sys\nfrom tools.cli import main\n"
+    program = "import resource, sys\nfrom tools.cli.main import main\n"
     program += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({2**13}, {resource.RLIM_INFINITY}))\nmain(sys.argv[1:])"
     for target in ("a", "a.pt"):
         command = [sys.executable, "-c", program, "convert", str(run), str(tmp_path / target)]
@@ -284,7 +284,7 @@ def test_a_full_disk_leaves_no_half_of_a_conversion(run, tmp_path):
 def test_a_full_disk_keeps_the_old_checkpoint(damaged, small_data, backend):
     before = [path.name for path in list_checkpoints(damaged)]
     arguments = ["train", backend, "--data", str(small_data), "--out", str(damaged), "--resume", "--steps", "9"]
-    program = "import resource, sys\nfrom tools.cli import main\n"
+    program = "import resource, sys\nfrom tools.cli.main import main\n"
     program += f"resource.setrlimit(resource.RLIMIT_FSIZE, ({2**15}, {resource.RLIM_INFINITY}))\nmain(sys.argv[1:])"
     ended = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
     assert ended.returncode == 2 and "liquidnet: error:" in ended.stderr.splitlines()[-1], ended.stderr

@@ -11,35 +11,35 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from parity import backends
-from parity import locate as finder
-from parity.cases import perturbed_parameters
-from parity.fixtures import TEXT
-from parity.locate import first_outside, judge, locate
-from parity.trace import names
-from parity.weights import differences
-from spec.checkpoint import Checkpoint, write_checkpoint
+from parity.proof import adapters
+from parity.proof.layer_diff import diff as finder
+from parity.proof.layer_diff.activations import names
+from parity.proof.layer_diff.diff import first_outside, judge, locate
+from parity.proof.layer_diff.weights import differences
+from parity.proof.problems.cases import perturbed_parameters
+from parity.suite.support.fixtures import TEXT
+from spec.checkpoint.format import Checkpoint, write_checkpoint
 from spec.config import LiquidNetConfig
 from spec.reference import activations
-from tools.byte_level import byte_backend
-from tools.cli import main
-from tools.compare import open_sides, parse_source
+from tools.cli.main import main
+from tools.compare.command import open_sides, parse_source
+from tools.tokenizer.byte_level import byte_backend
 
 CONFIG = LiquidNetConfig(vocab_size=257, d_model=16, d_ff=24, n_layers=2, max_seq_len=8)
 PARAMETERS = perturbed_parameters(CONFIG, seed=1)
 BYTES = byte_backend().to_str()
 BACKENDS = [
-    pytest.param(name, marks=pytest.mark.skipif(bool(backends.missing(name)), reason=str(backends.missing(name))))
-    for name in backends.FRAMEWORKS
+    pytest.param(name, marks=pytest.mark.skipif(bool(adapters.missing(name)), reason=str(adapters.missing(name))))
+    for name in adapters.FRAMEWORKS
 ]
 # What does not depend on the backend: a model is compiled in a second or two by JAX.
-ANY = next((name for name in backends.FRAMEWORKS if not backends.missing(name)), "none")
-BOTH = pytest.mark.skipif(any(map(backends.missing, backends.FRAMEWORKS)), reason="compares both backends")
+ANY = next((name for name in adapters.FRAMEWORKS if not adapters.missing(name)), "none")
+BOTH = pytest.mark.skipif(any(map(adapters.missing, adapters.FRAMEWORKS)), reason="compares both backends")
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, size=(2, 31))
 
 
 def tracer(backend):
-    return importlib.import_module(f"parity.{backend}_trace")
+    return importlib.import_module(f"parity.proof.layer_diff.activations_{backend}")
 
 
 @cache

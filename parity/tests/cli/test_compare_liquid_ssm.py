@@ -9,26 +9,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from parity import backends
-from parity.cases import CONFIG, DENSE, DIAGONAL, perturbed_parameters
-from parity.locate import RUNS, first_outside, judge
-from parity.trace import names
-from parity.weights import differences, tensor_of
-from spec.checkpoint import Checkpoint, write_checkpoint
+from parity.proof import adapters
+from parity.proof.layer_diff.activations import names
+from parity.proof.layer_diff.diff import RUNS, first_outside, judge
+from parity.proof.layer_diff.weights import differences, tensor_of
+from parity.proof.problems.cases import CONFIG, DENSE, DIAGONAL, perturbed_parameters
+from spec.checkpoint.format import Checkpoint, write_checkpoint
 from spec.parameters import fused_parts, parameter_table
 from spec.presets import PRESETS
 from spec.reference import activations
-from tools.cli import main
+from tools.cli.main import main
 
 # As long as `auto` needs to take the parallel method of torch.
 TOKENS = np.random.default_rng(0).integers(0, DENSE.vocab_size, size=(2, 17))
 BACKENDS = [
-    pytest.param(name, marks=pytest.mark.skipif(bool(backends.missing(name)), reason=str(backends.missing(name))))
-    for name in backends.FRAMEWORKS
+    pytest.param(name, marks=pytest.mark.skipif(bool(adapters.missing(name)), reason=str(adapters.missing(name))))
+    for name in adapters.FRAMEWORKS
 ]
 # What does not depend on the backend: a model is compiled in a second or two by JAX.
-ANY = next((name for name in backends.FRAMEWORKS if not backends.missing(name)), "none")
-BOTH = pytest.mark.skipif(any(map(backends.missing, backends.FRAMEWORKS)), reason="compares both backends")
+ANY = next((name for name in adapters.FRAMEWORKS if not adapters.missing(name)), "none")
+BOTH = pytest.mark.skipif(any(map(adapters.missing, adapters.FRAMEWORKS)), reason="compares both backends")
 STATES = pytest.mark.parametrize("config", [DENSE, DIAGONAL], ids=lambda config: config.state)
 
 
@@ -37,7 +37,7 @@ def parameters_of(config):
 
 
 def tracer_of(backend):
-    return importlib.import_module(f"parity.{backend}_trace")
+    return importlib.import_module(f"parity.proof.layer_diff.activations_{backend}")
 
 
 def judged(config, trace):

@@ -6,15 +6,17 @@ import json
 
 import pytest
 
-from parity import backends as proved
-from parity import bounds
+from parity.proof import adapters as proved
+from parity.proof import bounds
 from spec.config import LiquidNetConfig, TrainingConfig
-from tools import backends, doctor, selftest
-from tools.cli import main
-from tools.selftest import Verdict
+from tools import doctor
+from tools.cli import backends
+from tools.cli.main import main
+from tools.training import selftest
+from tools.training.selftest import Verdict
 
 torch = pytest.importorskip("torch", reason="faults are planted in torch")
-scans = backends.load("torch", "scan")
+scans = backends.load("torch", "ops.scan")
 
 pytestmark = pytest.mark.usefixtures("native_methods")
 TRAIN = ("--d-model", "16", "--d-ff", "24", "--n-layers", "1", "--eval-windows", "2", "--batch-size", "2")
@@ -154,7 +156,7 @@ def test_doctor_passes_and_keeps_its_verdicts(monkeypatch, tmp_path, capsys):
 def test_doctor_says_where_torch_computes_in_what_and_how(monkeypatch, tmp_path, capsys):
     """Of this machine, and of one with a GPU that is too old for bfloat16 and for the kernels."""
     monkeypatch.setattr(backends, "installed", lambda: ["torch"])
-    devices = backends.load("torch", "devices")
+    devices = backends.load("torch", "ops.devices")
     _, found, out, _ = run_doctor(tmp_path, capsys)
     one = found["backends"]["torch"]
     assert one["device"] == devices.default_device().type and one["decode"] in ("eager", "graph", "numba")
@@ -193,7 +195,7 @@ def test_doctor_finds_a_fault_and_corrects_the_cache(monkeypatch, tmp_path, caps
 
 def test_doctor_says_what_to_install(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(backends, "installed", list)
-    monkeypatch.setattr("parity.backends.missing", lambda name: f"{name} is not installed")
+    monkeypatch.setattr("parity.proof.adapters.missing", lambda name: f"{name} is not installed")
     code, found, out, err = run_doctor(tmp_path, capsys)
     assert code == 2 and "no backend is installed" in err
     assert "pip install 'liquidnet-dual[jax]'" in out and "missing" in found["backends"]["torch"]
@@ -213,7 +215,7 @@ def test_doctor_survives_a_backend_without_a_device(monkeypatch, tmp_path, capsy
 
 
 def test_doctor_knows_what_auto_takes_of_the_losses_in_torch(monkeypatch):
-    losses = backends.load("torch", "loss")
+    losses = backends.load("torch", "ops.cross_entropy")
     taken = []
 
     class Told(dict):
@@ -222,7 +224,7 @@ def test_doctor_knows_what_auto_takes_of_the_losses_in_torch(monkeypatch):
             raise KeyError(name)
 
     monkeypatch.setattr(losses, "METHODS", Told(losses.METHODS))
-    one = torch.ones(1, 1, 1, device=backends.load("torch", "devices").default_device())
+    one = torch.ones(1, 1, 1, device=backends.load("torch", "ops.devices").default_device())
     with pytest.raises(KeyError):
         losses.cross_entropy(one, one[0], one[0] > 2, one.dtype)
     assert taken == [doctor.automatic("torch")["loss"]]
@@ -231,7 +233,7 @@ def test_doctor_knows_what_auto_takes_of_the_losses_in_torch(monkeypatch):
 def test_doctor_knows_what_auto_takes_of_the_losses_in_jax(monkeypatch):
     """The program of `auto` is that of the method, where there is more than one chunk."""
     jax = pytest.importorskip("jax", reason="it is asked")
-    losses = backends.load("jax", "loss")
+    losses = backends.load("jax", "ops.cross_entropy")
     monkeypatch.setattr(losses, "CHUNK_LOGITS", 1)
 
     def program(method):

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from parity.pages import wandering
-from spec.checkpoint import write_checkpoint
+from parity.suite.support.ui import wandering
+from spec.checkpoint.files import require_file
+from spec.checkpoint.format import write_checkpoint
 from spec.data import open_data
-from spec.files import require_file
-from tools import backends, refusals
-from tools.cli import main, parse
-from tools.commands import COMMANDS, GROUPS, show_overview
-from tools.plot import Plot
-from tools.progress import progress, track, working
+from tools.cli import backends, errors
+from tools.cli.commands import COMMANDS, GROUPS, show_overview
+from tools.cli.main import main, parse
+from tools.cli.progress import progress, track, working
+from tools.plot.command import Plot
 
-LIQUIDNET = (sys.executable, "-c", "from tools.cli import main\nmain()")
+LIQUIDNET = (sys.executable, "-c", "from tools.cli.main import main\nmain()")
 # In place of a package: as if it were not installed.
 ABSENT = 'raise ModuleNotFoundError(f"No module named {__name__!r}", name=__name__)\n'
 
@@ -89,10 +89,13 @@ def test_the_version(capsys):
 
 
 def test_the_overview_starts_at_once():
-    program = "import sys\nfrom tools.cli import main\nmain([])\nprint(*sys.modules)"
+    program = "import sys\nfrom tools.cli.main import main\nmain([])\nprint(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout
     loaded = loaded.splitlines()[-1].split()
-    assert not {"torch", "jax", "numpy", "tyro", "matplotlib", "tools.train"} & {*loaded} and "tools.commands" in loaded
+    assert (
+        not {"torch", "jax", "numpy", "tyro", "matplotlib", "tools.training.train"} & {*loaded}
+        and "tools.cli.commands" in loaded
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,7 @@ def test_what_is_not_understood_is_named(line, message, columns, refused, monkey
 
 
 def test_words_of_tyro_that_are_not_known_are_kept():
-    assert refusals.short("╭─ New words ─╮\n│ of tyro     │\n╰───╯", "liquidnet plot", [], Plot) == "New words of tyro"
+    assert errors.short("╭─ New words ─╮\n│ of tyro     │\n╰───╯", "liquidnet plot", [], Plot) == "New words of tyro"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -138,7 +141,7 @@ def test_no_escape_code_leaves_a_pipe(name):
 
 def test_commands_at_work_write_no_escape_code(small_data, tmp_path):
     run, size = tmp_path / "run", ("--d-model", 16, "--d-ff", 24, "--n-layers", 1, "--steps", 2, "--eval-windows", 2)
-    from tools import backends
+    from tools.cli import backends
 
     for arguments in (
         (),
@@ -161,7 +164,7 @@ def test_commands_at_work_write_no_escape_code(small_data, tmp_path):
 )
 def test_a_missing_package_is_named_with_its_remedy(package, extra, small_data, tmp_path):
     (tmp_path / f"{package}.py").write_text(ABSENT)
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[2])])
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[3])])
     model = tmp_path / "model"
     write_checkpoint(model, wandering())
     commands = {"parity": ("parity",), "ui": ("ui", "--checkpoint", model)}
@@ -200,7 +203,7 @@ def test_a_result_that_cannot_be_written_is_refused_before_the_work(command, ref
 
 
 def test_a_refusal_of_the_system_names_path_and_remedy(refused, tmp_path, monkeypatch):
-    from tools import plot
+    from tools.plot import command as plot
 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", str(tmp_path / ".unfinished-12-loss.png"))
@@ -212,7 +215,7 @@ def test_a_refusal_of_the_system_names_path_and_remedy(refused, tmp_path, monkey
 
 
 def test_lack_of_memory_has_one_message(refused, monkeypatch):
-    from tools import plot
+    from tools.plot import command as plot
 
     for error in (
         MemoryError(),
@@ -227,7 +230,7 @@ def test_lack_of_memory_has_one_message(refused, monkeypatch):
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(capsys, monkeypatch):
-    monkeypatch.setattr("tools.progress._SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("tools.cli.progress._SECONDS_BETWEEN_LINES", 0.0)
     assert list(track(range(4), "counting")) == [0, 1, 2, 3]
     with progress("reading", 10, done=5) as bar:
         bar.expect(20)

@@ -13,19 +13,21 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from parity import backends, bounds, interpreted, report, report_tables, survey
-from parity.cases import ScanCase
-from parity.operations import OPERATIONS
-from parity.races import Estimate, Race
-from parity.strategies import scan_cases
-from tools import backends as tool_backends
-from tools.cli import main
+from parity.proof import adapters, bounds, interpreted_kernels
+from parity.proof.operations import OPERATIONS
+from parity.proof.problems.cases import ScanCase
+from parity.proof.problems.strategies import scan_cases
+from parity.suite.report import report, sweep
+from parity.suite.report import tables as report_tables
+from parity.suite.runs.trajectory_drift import Estimate, Race
+from tools.cli import backends as tool_backends
+from tools.cli.main import main
 
 torch = pytest.importorskip("torch", reason="faults are planted in torch")
-scans = backends.load_module("torch", "scan")
+scans = adapters.load_module("torch", "ops.scan")
 pytestmark = pytest.mark.usefixtures("native_methods")
-ROWS = backends.load("torch").METHODS["rows"]
-NATIVE = [method for method in scans.METHODS if method not in interpreted.METHODS]
+ROWS = adapters.load("torch").METHODS["rows"]
+NATIVE = [method for method in scans.METHODS if method not in interpreted_kernels.METHODS]
 CASE = ScanCase((2, 3, 3), "uniform", "normal", "none", "none", 0)
 VOID = {"meta", "br", "link", "img"}
 SCORE = {"commit": "0123abc", "sources": "old", "total": 72, "caught": 72, "rows": []}
@@ -58,12 +60,12 @@ class Page(HTMLParser):
 @pytest.fixture(autouse=True)
 def one_operation_and_torch(monkeypatch):
     """Two operations in torch, short scans; the float64 process of the session stays."""
-    monkeypatch.setattr(survey, "OPERATIONS", {name: OPERATIONS[name] for name in ("scan", "rms_norm")})
-    monkeypatch.setitem(survey.CASES, "scan", scan_cases(((2, 3, 3), (2, 31, 3))))
-    real = backends.missing
-    monkeypatch.setattr(backends, "missing", lambda name: "jax is not installed" if name == "jax" else real(name))
+    monkeypatch.setattr(sweep, "OPERATIONS", {name: OPERATIONS[name] for name in ("scan", "rms_norm")})
+    monkeypatch.setitem(sweep.CASES, "scan", scan_cases(((2, 3, 3), (2, 31, 3))))
+    real = adapters.missing
+    monkeypatch.setattr(adapters, "missing", lambda name: "jax is not installed" if name == "jax" else real(name))
     monkeypatch.setattr(tool_backends, "installed", lambda: ["torch"])
-    monkeypatch.setattr(backends, "stop_worker", lambda: None)
+    monkeypatch.setattr(adapters, "stop_worker", lambda: None)
     monkeypatch.setattr(report.mutants, "load_score", lambda: dict(SCORE))
 
 
@@ -156,18 +158,18 @@ def test_a_planted_fault_fails_with_a_reproduction(parity, faulty_chunked):
 
 def test_a_result_of_another_shape_breaks_its_bound():
     truth, bound = {"y": np.ones(3), "x": np.ones(2)}, {"y": np.ones(3), "x": np.ones(2)}
-    found = survey.measure({"y": np.ones((1, 3))}, truth, bound)
+    found = sweep.measure({"y": np.ones((1, 3))}, truth, bound)
     assert found == {"y": float("inf"), "x": float("inf")}
 
 
 def test_a_reproduction_is_a_complete_shell_command():
-    row = survey.Row("scan", "torch", "chunked", "float32", True)
-    command = survey.reproduction(row, repr(ScanCase((2, 3, 3), "slow", "normal", "some", "left", 1)))
+    row = sweep.Row("scan", "torch", "chunked", "float32", True)
+    command = sweep.reproduction(row, repr(ScanCase((2, 3, 3), "slow", "normal", "some", "left", 1)))
     assert command.startswith('python -c "from parity.')
     command = command.replace("python", shlex.quote(sys.executable), 1)
     ended = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=report.__file__.split("parity/")[0])
     assert ended.returncode == 0, ended.stderr
-    odd = survey.reproduction(row, "Case('$HOME')")
+    odd = sweep.reproduction(row, "Case('$HOME')")
     assert shlex.split(odd)[2].endswith("Case('$HOME'))")
 
 
@@ -202,27 +204,27 @@ def test_what_does_not_run_here_is_skipped_in_its_own_words(parity, monkeypatch)
 
 def test_problems_are_the_same_unless_a_seed_is_given():
     def cases(seed):
-        return [row.case for row in survey.survey(5, seed, names=["torch"])]
+        return [row.case for row in sweep.survey(5, seed, names=["torch"])]
 
     assert cases(None) == cases(None) and cases(1) == cases(1)
     assert cases(None) != cases(1) != cases(2)
 
 
 def test_a_problem_that_costs_more_is_drawn_less_often():
-    amounts = [survey.amount_of(name, 200) for name in ("gates", "scan", "model")]
-    assert amounts == [600, 200, 20] and survey.amount_of("model", 1) == 1
-    assert set(survey.SHARES) < set(OPERATIONS)
+    amounts = [sweep.amount_of(name, 200) for name in ("gates", "scan", "model")]
+    assert amounts == [600, 200, 20] and sweep.amount_of("model", 1) == 1
+    assert set(sweep.SHARES) < set(OPERATIONS)
 
 
 def test_both_backends_see_the_same_problems(monkeypatch):
     pytest.importorskip("jax", reason="compares both backends")
     monkeypatch.undo()
-    monkeypatch.setattr(survey, "OPERATIONS", {"rms_norm": OPERATIONS["rms_norm"]})
-    rows = survey.survey(2)
+    monkeypatch.setattr(sweep, "OPERATIONS", {"rms_norm": OPERATIONS["rms_norm"]})
+    rows = sweep.survey(2)
     assert [(row.backend, row.method, row.dtype, row.cases) for row in rows] == [
         (backend, method, dtype, 6)
-        for backend in backends.FRAMEWORKS
-        for method in backends.load(backend).METHODS["rows"]
+        for backend in adapters.FRAMEWORKS
+        for method in adapters.load(backend).METHODS["rows"]
         for dtype in ("float32", "float64")
     ]
     result = report.gather(rows, "left out", "left out", 2, None, 0.0)
@@ -230,7 +232,7 @@ def test_both_backends_see_the_same_problems(monkeypatch):
 
 
 def test_a_bound_that_is_too_large_is_a_warning():
-    rows = [survey.Row("scan", "torch", "chunked", "float32", True) for _ in range(2)]
+    rows = [sweep.Row("scan", "torch", "chunked", "float32", True) for _ in range(2)]
     rows[0].add(CASE, {"states": 0.02, "last": 0.01})
     rows[1].add(CASE, {"states": 0.01, "last": 0.03})
     (line,) = report.tightness(rows)
@@ -258,7 +260,7 @@ def test_trajectories_are_shown_and_judged():
 
 
 def test_values_in_the_page_are_escaped(parity, monkeypatch):
-    monkeypatch.setattr(backends, "missing", lambda name: "<b>&" if name == "jax" else None)
+    monkeypatch.setattr(adapters, "missing", lambda name: "<b>&" if name == "jax" else None)
     _, _, _, page, _ = parity()
     assert "<b>&" not in page and "&lt;b&gt;&amp;" in page
 

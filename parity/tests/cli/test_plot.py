@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from spec import LiquidNetConfig, LiquidSSMConfig, initial_parameters
-from spec.checkpoint import Checkpoint, write_checkpoint
+from spec.checkpoint.format import Checkpoint, write_checkpoint
 from spec.data import open_data
-from tools.cli import main
-from tools.plot import plot_loss
+from tools.cli.main import main
+from tools.plot.command import plot_loss
 
 LIQUID = LiquidNetConfig(vocab_size=257, d_model=8, d_ff=12, n_layers=2, max_seq_len=16)
 SSM = LiquidSSMConfig(257, d_model=8, d_ff=12, n_layers=2, max_seq_len=16, d_state=4, d_tau=4, state="diagonal")

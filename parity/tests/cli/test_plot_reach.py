@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from parity.complex_step import complex_step
+from parity.proof.problems.complex_step import complex_step
 from spec import LiquidNetConfig, LiquidSSMConfig, initial_parameters
 from spec.data import document_resets
 from spec.reference import activations
 from spec.reference.model import cross_entropy, input_gradients
-from tools.plot_half_lives import spread
-from tools.plot_reach import drawn_parameters, expected_shape, quartiles, reach
+from tools.plot.half_lives import spread
+from tools.plot.reach import drawn_parameters, expected_shape, quartiles, reach
 
 LIQUID = LiquidNetConfig(vocab_size=9, d_model=4, d_ff=6, n_layers=2, max_seq_len=8)
 DIAGONAL = LiquidSSMConfig(9, d_model=4, d_ff=6, n_layers=2, max_seq_len=8, d_state=4, d_tau=3, state="diagonal")

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from tools import progress as module
-from tools.progress import progress
+from tools.cli import progress as module
+from tools.cli.progress import progress
 
 
 @pytest.fixture

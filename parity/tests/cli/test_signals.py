@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from parity.fixtures import HEARS
-from spec.checkpoint import list_checkpoints
-from tools import backends
-from tools.cli import main
-from tools.commands import COMMANDS
-from tools.interrupts import DEAF_SECONDS
+from parity.suite.support.fixtures import HEARS
+from spec.checkpoint.format import list_checkpoints
+from tools.cli import backends
+from tools.cli.commands import COMMANDS
+from tools.cli.main import main
+from tools.cli.signals import DEAF_SECONDS
 
-PLAIN = "from tools.cli import main\nimport sys\nprint('started', file=sys.stderr, flush=True)\nmain()"
+PLAIN = "from tools.cli.main import main\nimport sys\nprint('started', file=sys.stderr, flush=True)\nmain()"
 # Where every file is waited for on the disk, a writer is met in the middle of its work.
-SLOW_DISK = "import time, spec.files\nspec.files.fsync = lambda path: time.sleep(60)\n" + PLAIN
+SLOW_DISK = "import time, spec.checkpoint.files\nspec.files.fsync = lambda path: time.sleep(60)\n" + PLAIN
 # As a compiler does: no Python code runs in this thread until it has finished. A mutex that is taken twice never has.
 DEAF = (
     "import ctypes, tools.doctor\nlock, take = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock\n"
@@ -191,11 +191,12 @@ def test_a_second_one_while_a_checkpoint_is_written(run, data, tmp_path):
 def test_a_checkpoint_that_cannot_be_written_is_told(run, data, tmp_path):
     """It was asked for by Ctrl-C, and yet is no interruption but an error."""
     program = (
-        "import errno, tools.run\ndef full(path, checkpoint):\n    raise OSError(errno.ENOSPC, 'full', str(path))\n"
+        "import errno, tools.training.run_dir\n"
+        "def full(path, checkpoint):\n    raise OSError(errno.ENOSPC, 'full', str(path))\n"
     )
     flags = (*SMALL, "--steps", 10**6, "--eval-every", 10**6, "--checkpoint-every", 10**6)
     command = ("train", backends.default(), "--data", data, "--out", tmp_path / "out", *flags)
-    live = Live(tmp_path, command, program + "tools.run.write_checkpoint = full\n" + PLAIN)
+    live = Live(tmp_path, command, program + "tools.training.run_dir.write_checkpoint = full\n" + PLAIN)
     live.wait_for_file(tmp_path, "metrics.jsonl")
     time.sleep(1)
     live.press()
@@ -204,7 +205,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told(run, data, tmp_path):
 
 
 def test_a_second_one_names_the_last_good_checkpoint(run, data, tmp_path):
-    program = "import time, tools.trainer as t\nt.Trainer._evaluate = lambda self: time.sleep(60)\n" + PLAIN
+    program = "import time, tools.training.trainer as t\nt.Trainer._evaluate = lambda self: time.sleep(60)\n" + PLAIN
     flags = (*SMALL, "--steps", 10**6, "--eval-every", 20, "--checkpoint-every", 10)
     live = Live(tmp_path, ("train", backends.default(), "--data", data, "--out", tmp_path / "out", *flags), program)
     live.wait_for_file(tmp_path, "step_00000010")

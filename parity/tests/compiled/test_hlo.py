@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from tools import hlo
-from tools.hlo_count import count
-from tools.hlo_flops import product_flops
+from tools.xla import hlo
+from tools.xla.count import count
+from tools.xla.flops import product_flops
 
 ROW = "f32[1024,1024]{1,0:T(8,128)}"
 IN_VMEM = "f32[1024,1024]{1,0:T(8,128)S(1)}"
@@ -228,7 +228,7 @@ from tools import topology
 topology.without_hardware()
 import jax, jax.numpy as jnp
 from tools import hlo
-from tools.hlo_count import count
+from tools.xla.count import count
 device = topology.described(topology.topology("v5e:2x2"))[0]
 place = jax.sharding.SingleDeviceSharding(device)
 def compiled(f, *shapes):

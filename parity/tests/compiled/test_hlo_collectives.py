@@ -2,8 +2,8 @@
 
 import pytest
 
-from tools import hlo
-from tools.hlo_count import count
+from tools.xla import hlo
+from tools.xla.count import count
 
 ROW = "f32[1024,1024]{1,0:T(8,128)}"
 MB4 = 4 * 2**20

@@ -9,17 +9,17 @@ from dataclasses import replace
 
 import pytest
 
-from parity import backends
-from parity.tpu import budget, steps
+from parity.proof import adapters
+from parity.suite.compiled.tpu import budget, steps
 from spec.presets import PRESETS, RECIPES
-from tools import plan_step, topology
-from tools.hlo_count import Collective, Cost, Counted
-from tools.plan_batch import Tried, largest_batch
-from tools.plan_step import Asked, Compiled, DoesNotFit
+from tools.plan import compile_step, topology
+from tools.plan.batch import Tried, largest_batch
+from tools.plan.compile_step import Asked, Compiled, DoesNotFit
+from tools.xla.count import Collective, Cost, Counted
 
 HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="the TPU's compiler, libtpu, is not installed")
-needs_jax = pytest.mark.skipif(backends.missing("jax") is not None, reason="JAX is not installed")
+needs_jax = pytest.mark.skipif(adapters.missing("jax") is not None, reason="JAX is not installed")
 CHIP = topology.CHIPS["v6e"]
 
 
@@ -75,16 +75,16 @@ def asked(**changes) -> Asked:
 
 def test_an_instruction_takes_the_longest_of_three():
     product = Cost("a", "fusion", "", times=2, read=1e6, written=1e6, flops=1e12, passes=6e12)
-    assert plan_step.seconds_of(product, CHIP) == pytest.approx(2 * 6e12 / CHIP.flops)
+    assert compile_step.seconds_of(product, CHIP) == pytest.approx(2 * 6e12 / CHIP.flops)
     moved = Cost("b", "copy", "", times=3, read=1e9, written=1e9)
-    assert plan_step.seconds_of(moved, CHIP) == pytest.approx(3 * 2e9 / CHIP.bandwidth)
+    assert compile_step.seconds_of(moved, CHIP) == pytest.approx(3 * 2e9 / CHIP.bandwidth)
     exchange = Cost("c", "all-reduce", "", read=1e9, written=1e9, collective=Collective("all-reduce", 1e9, 1e9, 16))
-    assert plan_step.seconds_of(exchange, CHIP) == pytest.approx(2e9 * 15 / 16 / CHIP.interconnect)
+    assert compile_step.seconds_of(exchange, CHIP) == pytest.approx(2e9 * 15 / 16 / CHIP.interconnect)
 
 
 def test_the_summary_adds_up():
     counted = Counted([Cost("a", "fusion", "", times=2, read=1e9, written=1e9, flops=1e12, passes=1e12)])
-    found = plan_step.summary(asked(), Compiled({"peak": 1}, counted, 1.0, (16, 1, 1)))
+    found = compile_step.summary(asked(), Compiled({"peak": 1}, counted, 1.0, (16, 1, 1)))
     seconds = 2 * 2e9 / CHIP.bandwidth
     assert found["hbm_bytes"] == 4e9 and found["flops"] == 2e12
     assert found["milliseconds"] == pytest.approx(1e3 * seconds)
@@ -190,7 +190,7 @@ SMALL = ("--topology", "v5e:2x2", "--preset", "nano", "--n-layers", "1", "--voca
 
 def planned(tmp_path, *flags: str) -> tuple[subprocess.CompletedProcess, dict]:
     out = tmp_path / "plan.json"
-    command = [sys.executable, "-m", "tools.cli", "plan", *SMALL, "--json", str(out), *flags]
+    command = [sys.executable, "-m", "tools.cli.main", "plan", *SMALL, "--json", str(out), *flags]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
     return ran, json.loads(out.read_text()) if out.exists() else {}
 

@@ -9,21 +9,21 @@ import shutil
 import numpy as np
 import pytest
 
-from parity import backends
-from parity.bounds import assert_within
-from parity.cases import ModelCase
-from parity.operations import expected
-from spec.checkpoint import read_checkpoint
+from parity.proof import adapters
+from parity.proof.bounds import assert_within
+from parity.proof.operations import expected
+from parity.proof.problems.cases import ModelCase
+from spec.checkpoint.format import read_checkpoint
 from spec.config import LiquidNetConfig, TrainingConfig
 from spec.data import Batch, open_data
-from tools import train as shell
-from tools.cli import main
-from tools.run import Run
+from tools.cli.main import main
+from tools.training import train as shell
+from tools.training.run_dir import Run
 
 torch = pytest.importorskip("torch", reason="JAX compiles everywhere")
-engines = backends.load_module("torch", "train")
-models = backends.load_module("torch", "model")
-face = backends.load("torch")
+engines = adapters.load_module("torch", "training.engine")
+models = adapters.load_module("torch", "model")
+face = adapters.load("torch")
 
 # Dynamo's own way with an autograd.Function, in torch 2.13.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -53,12 +53,14 @@ def test_the_loss_is_one_graph(without_a_compiler, method, loss_method, remat):
     case = ModelCase(9, "some", "left", "some", False, 3, config=CONFIG)
     truth, bound = expected("model", case, "float32")
     net = models.LiquidNet(CONFIG, method=method, remat=remat, loss_method=loss_method).to(face.DEVICE)
-    backends.load_module("torch", "checkpoint").load_parameters(net, case.parameters)
+    adapters.load_module("torch", "checkpoint.native").load_parameters(net, case.parameters)
     tokens, labels, states, resets, padding, of_last = (torch.tensor(x, device=face.DEVICE) for x in case.arrays())
     loss_of = torch.compile(net.loss, fullgraph=True, dynamic=False)
     rows = 5 if loss_method == "chunked" else None
     try:
-        with backends.chunk_logits(backends.load_module("torch", "loss"), rows and rows * CONFIG.vocab_size):
+        with adapters.chunk_logits(
+            adapters.load_module("torch", "ops.cross_entropy"), rows and rows * CONFIG.vocab_size
+        ):
             loss, last = loss_of(tokens, labels, states.requires_grad_(), resets, padding)
     except NotImplementedError as error:
         pytest.skip(str(error))
@@ -147,7 +149,7 @@ def test_jax_always_compiles(small_data, tmp_path, capsys):
     message = "JAX always compiles its steps; leave --no-compile out, or train with torch"
     assert capsys.readouterr().err == f"liquidnet: error: {message}\n" and not out.exists()
     with pytest.raises(ValueError, match="JAX always compiles"):
-        backends.load_module("jax", "train").Engine(CONFIG, TrainingConfig(), compile=False)
+        adapters.load_module("jax", "training.engine").Engine(CONFIG, TrainingConfig(), compile=False)
     # What a leg in torch did without is no matter to the next one in JAX.
     more = ("--eval-windows", 2, "--steps", 2, "--stop-at", 1)
     assert run("train", "torch", *flags, *TRAIN, *more, "--no-compile") == 0
@@ -174,7 +176,7 @@ def test_compiling_and_not_compiling_exclude_each_other(small_data, tmp_path, ca
     ],
 )
 def test_who_compiles_when_nothing_is_said(monkeypatch, backend, asked, device, triton, expected_choice):
-    devices = backends.load_module("torch", "devices")
+    devices = adapters.load_module("torch", "ops.devices")
     monkeypatch.setattr(devices, "default_device", lambda: torch.device(device))
     monkeypatch.setattr(devices, "HAS_TRITON", triton is not None)
     assert shell._compiles(backend, asked) is expected_choice

@@ -9,16 +9,17 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from parity.backends import MIXER_RESULTS
-from parity.bounds import assert_within
+from parity.proof.adapters import MIXER_RESULTS
+from parity.proof.bounds import assert_within
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from parity.kernels.count import blocks_of_a_gpu  # noqa: E402  torch or triton may be missing
-from parity.kernels.problem import MixerProblem  # noqa: E402
-from torch_impl import devices, triton_mixer  # noqa: E402
-from torch_impl.scan import triton_scan  # noqa: E402
+from parity.suite.compiled.triton.count import blocks_of_a_gpu
+from parity.suite.compiled.triton.problem import MixerProblem
+from torch_impl.ops import devices
+from torch_impl.ops.gated_scan import triton as triton_mixer
+from torch_impl.ops.scan import triton as triton_scan
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if reason := devices.triton_refusal(DEVICE):

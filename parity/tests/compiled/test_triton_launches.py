@@ -11,33 +11,34 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from parity.kernels.budget import faults
+from parity.suite.compiled.triton.budget import faults
 from spec.config import LiquidNetConfig
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-from torch_impl import LiquidNet, devices, triton_mixer  # noqa: E402  torch or triton may be missing
-from torch_impl.kernels import mixer_backward, mixer_forward, scan, table  # noqa: E402
-from torch_impl.mixer import METHODS  # noqa: E402
-from torch_impl.scan import choose_method, triton_scan  # noqa: E402
+from torch_impl import LiquidNet
+from torch_impl.kernels.triton import gated_scan_backward, gated_scan_forward, launch, scan
+from torch_impl.ops import devices
+from torch_impl.ops.gated_scan import METHODS
+from torch_impl.ops.gated_scan import triton as triton_mixer
+from torch_impl.ops.scan import choose_method
+from torch_impl.ops.scan import triton as triton_scan
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if reason := devices.triton_refusal(DEVICE):
     pytest.skip(reason, allow_module_level=True)
 INTERPRETED = DEVICE.type == "cpu"
 TINY = LiquidNetConfig(vocab_size=37, d_model=8, d_ff=16, n_layers=1, max_seq_len=8)
-# The package has a function of this name.
-scans = sys.modules[triton_scan.__module__]
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 7, 32, 1000])
 @pytest.mark.parametrize("processors", [1, 14, 132])
 def test_time_is_split_where_programs_do_not_fill_the_device(blocks, processors):
-    wanted = table.PROGRAMS_EACH * processors
+    wanted = launch.PROGRAMS_EACH * processors
     for programs in range(1, 2 * wanted):
-        segments = table.split(programs, blocks, processors)
-        assert (segments > 1) <= (programs * table.SPLIT_COST < wanted)
+        segments = launch.split(programs, blocks, processors)
+        assert (segments > 1) <= (programs * launch.SPLIT_COST < wanted)
         assert 1 <= segments <= blocks
         each = -(-blocks // segments)
         # The kernels take `each` blocks a segment: the last has what is left, and something is.
@@ -48,9 +49,9 @@ def test_time_is_split_where_programs_do_not_fill_the_device(blocks, processors)
 
 def test_the_rule_at_its_threshold():
     # 132 processors want 264 programs: 176 cost 1.5 times the bytes and fill the device no better.
-    assert table.split(176, 64, 132) == 1 and table.split(175, 64, 132) == 2
-    assert table.split(1, 64, 132) == 64 and table.split(12, 64, 132) == 32
-    assert pytest.approx((12.5 + 20.4) / (8.2 + 14.2), abs=0.05) == table.SPLIT_COST
+    assert launch.split(176, 64, 132) == 1 and launch.split(175, 64, 132) == 2
+    assert launch.split(1, 64, 132) == 64 and launch.split(12, 64, 132) == 32
+    assert pytest.approx((12.5 + 20.4) / (8.2 + 14.2), abs=0.05) == launch.SPLIT_COST
 
 
 def leaves(dtype, b=2, t=5, d=3):
@@ -71,8 +72,8 @@ def test_the_operators_are_registered_as_pytorch_asks(dtype, masked):
     gradients = plain[0], plain[1], resets, padding, saved, of_gated, plain[2], 1e-6
     torch.library.opcheck(triton_mixer._backward, gradients)
     wide, one = torch.rand(2, 5, 3, device=DEVICE), plain[2]
-    torch.library.opcheck(scans.scan_states, (wide, wide, one), {"reverse": masked})
-    torch.library.opcheck(scans.scan_gradients, (wide, wide, one, wide, one))
+    torch.library.opcheck(triton_scan.scan_states, (wide, wide, one), {"reverse": masked})
+    torch.library.opcheck(triton_scan.scan_gradients, (wide, wide, one, wide, one))
 
 
 @pytest.mark.parametrize("t", [3, 33])
@@ -136,10 +137,10 @@ VALUE, DECAY, GATE = range(3)
 # Of arguments with an entry a step: which, and which thirds of its row are touched; None where it has no thirds.
 WHOLE = (VALUE, DECAY, GATE)
 KERNELS = {
-    "forward": (mixer_forward.mixer_forward, 8, 2, {0: WHOLE, 5: None}, {"SAVE": True, "EVERY": 32, **PLAIN}),
-    "backward": (mixer_backward.mixer_backward, 10, 2, {0: WHOLE, 5: None, 7: WHOLE}, PLAIN),
-    "summary": (mixer_forward.mixer_summary, 6, 2, {0: (VALUE, DECAY)}, PLAIN),
-    "adjoint": (mixer_backward.adjoint_summary, 7, 2, {0: (DECAY, GATE), 4: None}, PLAIN),
+    "forward": (gated_scan_forward.mixer_forward, 8, 2, {0: WHOLE, 5: None}, {"SAVE": True, "EVERY": 32, **PLAIN}),
+    "backward": (gated_scan_backward.mixer_backward, 10, 2, {0: WHOLE, 5: None, 7: WHOLE}, PLAIN),
+    "summary": (gated_scan_forward.mixer_summary, 6, 2, {0: (VALUE, DECAY)}, PLAIN),
+    "adjoint": (gated_scan_backward.adjoint_summary, 7, 2, {0: (DECAY, GATE), 4: None}, PLAIN),
     "scan": (scan.scan_forward, 4, 4, {0: None, 1: None, 3: None}, {"REVERSE": False, **LAYOUT}),
     "scan back": (scan.scan_forward, 4, 4, {0: None, 1: None, 3: None}, {"REVERSE": True, **LAYOUT}),
     "scan adjoint": (scan.scan_backward, 7, 4, {0: None, 3: None, 5: None, 6: None}, LAYOUT),
@@ -178,7 +179,7 @@ def test_addresses_beyond_two_to_the_31_elements_are_right(name, far):
 @pytest.mark.skipif(not INTERPRETED, reason="there is a GPU")
 def test_a_machine_without_a_gpu_says_so():
     code = (
-        "import torch; from torch_impl.mixer import mixer; from torch_impl.scan import scan\n"
+        "import torch; from torch_impl.ops.gated_scan import mixer; from torch_impl.ops.scan import scan\n"
         "x = torch.zeros(1, 2, 3)\n"
         "for run in (lambda: mixer(x, torch.zeros(1), 0.1, method='triton'), lambda: scan(x, x, method='triton')):\n"
         "    try: run()\n"

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools import documents
-from tools.byte_level import END_OF_TEXT
-from tools.documents import Piece, Split, choose_split, route, split_documents
-from tools.stories import stories
+from tools.data import documents
+from tools.data.documents import Piece, Split, choose_split, route, split_documents
+from tools.data.stories import stories
 from tools.tokenizer import Tokenizer, build_tokenizer
+from tools.tokenizer.byte_level import END_OF_TEXT
 
 
 def _joined(pieces: Iterator[Piece]) -> list[str]:

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from parity import hub as stand_in
-from parity.hub import Hub
-from tools import gpt2
-from tools.byte_level import END_OF_TEXT
-from tools.tokenizer import build_tokenizer
+from parity.suite.support import fake_hub as stand_in
+from parity.suite.support.fake_hub import Hub
+from tools.tokenizer import build_tokenizer, gpt2
+from tools.tokenizer.byte_level import END_OF_TEXT
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", ROOT.parent / "shared/data"))
 GPT2_FILES = (SHARED / "gpt2/vocab.json", SHARED / "gpt2/merges.txt")
 needs_gpt2 = pytest.mark.skipif(not GPT2_FILES[0].exists(), reason=f"no GPT-2 files in {SHARED / 'gpt2'}")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from parity.hub import ROOT
+from parity.suite.support.fake_hub import ROOT
 from spec.data import open_data
-from tools.byte_level import END_OF_TEXT
-from tools.documents import FileSource
-from tools.prepare import Prepare
-from tools.stories import stories
+from tools.data.documents import FileSource
+from tools.data.prepare import Prepare
+from tools.data.stories import stories
 from tools.tokenizer import load_tokenizer
+from tools.tokenizer.byte_level import END_OF_TEXT
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
@@ -116,7 +116,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, length: int, report:
     options = {"row_group_size": 10**6, "write_batch_size": 1, "use_dictionary": False}
     parquet.write_table(table, tmp_path / "large.parquet", **options)
     program = (
-        "import re, sys; from pathlib import Path; from tools.documents import FileSource\n"
+        "import re, sys; from pathlib import Path; from tools.data.documents import FileSource\n"
         "import pyarrow.parquet\n"
         "used = lambda: int(re.search(r'VmHWM:\\s*(\\d+) kB', Path('/proc/self/status').read_text())[1]) >> 10\n"
         "before = used(); source = FileSource((Path(sys.argv[1]),))\n"

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spec.data import open_data
-from tools import documents
-from tools import prepare as module
-from tools.byte_level import END_OF_TEXT
-from tools.documents import Split, choose_split
-from tools.prepare import Prepare
-from tools.stories import stories
+from tools.data import documents
+from tools.data import prepare as module
+from tools.data.documents import Split, choose_split
+from tools.data.prepare import Prepare
+from tools.data.stories import stories
 from tools.tokenizer import build_tokenizer, load_tokenizer
+from tools.tokenizer.byte_level import END_OF_TEXT
 
-SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", Path(__file__).parents[3] / "shared/data"))
+SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", Path(__file__).parents[4] / "shared/data"))
 
 
 def prepare(**flags) -> None:

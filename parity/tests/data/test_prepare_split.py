@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity.tests.test_prepare import check_meta, prepare, read_meta, refused, texts_of
+from parity.tests.data.test_prepare import check_meta, prepare, read_meta, refused, texts_of
 from spec.data import open_data
-from tools import documents
-from tools import prepare as module
-from tools.byte_level import END_OF_TEXT
-from tools.stories import stories
+from tools.data import documents
+from tools.data import prepare as module
+from tools.data.stories import stories
 from tools.tokenizer import build_tokenizer
+from tools.tokenizer.byte_level import END_OF_TEXT
 
 
 @pytest.fixture

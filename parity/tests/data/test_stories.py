@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools.stories import MAX_CHARACTERS, MIN_CHARACTERS, stories
+from tools.data.stories import MAX_CHARACTERS, MIN_CHARACTERS, stories
 from tools.story_words import BOYS, GIRLS, TABLES
 
 SAMPLE = 600

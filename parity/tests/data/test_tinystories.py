@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import tyro
 
-from parity.fixtures import SHARED
-from parity.hub import ROOT
+from parity.suite.support.fake_hub import ROOT
+from parity.suite.support.fixtures import SHARED
 from spec.data import open_data
-from tools import prepare_datasets
-from tools.byte_level import END_OF_TEXT
-from tools.documents import split_documents
-from tools.evaluate import Evaluate
-from tools.generate import Generate
-from tools.hub import HubFile
-from tools.prepare import Prepare
-from tools.train import Train
+from tools.data import datasets as prepare_datasets
+from tools.data.documents import split_documents
+from tools.data.hub import HubFile
+from tools.data.prepare import Prepare
+from tools.generation.generate import Generate
+from tools.tokenizer.byte_level import END_OF_TEXT
+from tools.training.evaluate import Evaluate
+from tools.training.train import Train
 
 RECIPE = ROOT / "recipes/tinystories_small.sh"
 SAMPLE = SHARED / "tinystories_sample.txt"
@@ -85,7 +85,7 @@ def test_its_flags_exist_and_say_what_was_published(tmp_path: Path, machine: str
     asked = tyro.cli(Prepare, args=prepare[2:])
     assert (asked.dataset, asked.tokenizer, asked.max_tokens) == ("tinystories", "gpt2", 50e6)
     if machine == "gpus":
-        start = ["torchrun", "--standalone", "--nproc-per-node", "8", "-m", "torch_impl.train"]
+        start = ["torchrun", "--standalone", "--nproc-per-node", "8", "-m", "torch_impl.training.engine"]
         assert train[: len(start)] == start
         train = ["liquidnet", "train", "torch", *train[len(start) :]]
     flags = tyro.cli(Train, args=train[2:], config=(tyro.conf.FlagCreatePairsOff,))

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from tools.byte_level import END_OF_TEXT
-from tools.stories import stories
+from tools.data.stories import stories
 from tools.tokenizer import Tokenizer, build_tokenizer, load_tokenizer, parse_tokenizer
+from tools.tokenizer.byte_level import END_OF_TEXT
 
-SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", Path(__file__).parents[3] / "shared/data"))
+SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", Path(__file__).parents[4] / "shared/data"))
 GPT2_FILES = (SHARED / "gpt2/vocab.json", SHARED / "gpt2/merges.txt")
 needs_gpt2 = pytest.mark.skipif(not GPT2_FILES[0].exists(), reason=f"no GPT-2 files in {SHARED / 'gpt2'}")
 

@@ -11,13 +11,13 @@ import pytest
 
 pytest.importorskip("torch", reason="only PyTorch cuts time between processes")
 
-from parity import torch_face
-from parity.bounds import assert_within
-from parity.cases import ScanCase
-from parity.operations import OPERATIONS
-from parity.operations.base import cast
+from parity.proof.adapters import torch as torch_face
+from parity.proof.bounds import assert_within
+from parity.proof.operations import OPERATIONS
+from parity.proof.operations.base import cast
+from parity.proof.problems.cases import ScanCase
 from spec.data import Share
-from torch_impl.scan import context_parallel
+from torch_impl.ops.scan import context_parallel
 
 CASES = tuple(
     ScanCase((2, t, 3), decays, "normal", resets, padding, seed)

@@ -11,14 +11,23 @@ import pytest
 
 pytest.importorskip("jax", reason="meshes are JAX's")
 
-from parity.bounds import assert_within
-from parity.hosts import finish, start
-from parity.legs import SCAN_CASES, TRAINING, digest
-from parity.meshes import ALONE, CHAIN, DEVICES, LAYOUTS, SSM_LAYOUTS, SSM_STEPS, STEPS, TOGETHER
-from parity.operations import OPERATIONS
-from parity.races import SMALL, SMALL_SSM, bounded_run, story_data
+from parity.proof.bounds import assert_within
+from parity.proof.operations import OPERATIONS
+from parity.suite.runs.distributed_jax import (
+    ALONE,
+    CHAIN,
+    DEVICES,
+    LAYOUTS,
+    SSM_LAYOUTS,
+    SSM_STEPS,
+    STEPS,
+    TOGETHER,
+)
+from parity.suite.runs.launch import finish, start
+from parity.suite.runs.segment import SCAN_CASES, TRAINING, digest
+from parity.suite.runs.trajectory_drift import SMALL, SMALL_SSM, bounded_run, story_data
 from spec.data import next_batch
-from spec.processes import Processes
+from spec.runtime.processes import Processes
 
 pytestmark = pytest.mark.long
 
@@ -27,7 +36,7 @@ pytestmark = pytest.mark.long
 def out(tmp_path_factory):
     """What one process with eight devices wrote."""
     place = tmp_path_factory.mktemp("meshes")
-    finish(start(DEVICES, 1, "-m", "parity.meshes", str(place)))
+    finish(start(DEVICES, 1, "-m", "parity.suite.runs.distributed_jax", str(place)))
     return place
 
 
@@ -40,7 +49,7 @@ def found(out):
 def found_by_two(tmp_path_factory):
     """What two processes with four devices each found."""
     place = tmp_path_factory.mktemp("two")
-    finish(start(DEVICES, 2, "-m", "parity.meshes", str(place)))
+    finish(start(DEVICES, 2, "-m", "parity.suite.runs.distributed_jax", str(place)))
     return json.loads((place / "results_2.json").read_text())
 
 

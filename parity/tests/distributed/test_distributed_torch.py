@@ -14,15 +14,23 @@ import pytest
 
 pytest.importorskip("torch", reason="torchrun is PyTorch's")
 
-from parity import worlds
-from parity.bounds import assert_within
-from parity.legs import SCAN_CASES, TRAINING, digest
-from parity.operations import OPERATIONS
-from parity.races import SMALL_SSM, bounded_run, story_data
-from parity.worlds import ALONE, CHAIN, LAYOUTS, PROCESSES, SSM_LAYOUTS, SSM_STEPS, STEPS
+from parity.proof.bounds import assert_within
+from parity.proof.operations import OPERATIONS
+from parity.suite.runs import distributed_torch
+from parity.suite.runs.distributed_torch import (
+    ALONE,
+    CHAIN,
+    LAYOUTS,
+    PROCESSES,
+    SSM_LAYOUTS,
+    SSM_STEPS,
+    STEPS,
+)
+from parity.suite.runs.segment import SCAN_CASES, TRAINING, digest
+from parity.suite.runs.trajectory_drift import SMALL_SSM, bounded_run, story_data
+from spec.checkpoint.sharded import join_shards
 from spec.data import next_batch
-from spec.processes import Processes
-from spec.sharded import join_shards
+from spec.runtime.processes import Processes
 
 pytestmark = pytest.mark.long
 
@@ -33,7 +41,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def out(tmp_path_factory):
     """What four processes wrote: started once for all tests here."""
     place = tmp_path_factory.mktemp("worlds")
-    command = [*TORCHRUN, str(PROCESSES), "-m", "parity.worlds", str(place)]
+    command = [*TORCHRUN, str(PROCESSES), "-m", "parity.suite.runs.distributed_torch", str(place)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-6000:]
     return place
@@ -153,7 +161,7 @@ def test_half_precision_scales_alike_in_every_layout(found):
                 ratio = other["grad_scaler"]["scale"] / alone["grad_scaler"]["scale"]
                 # Smaller parts of the batch have smaller gradients: they may overflow later.
                 assert ratio in (1.0, 2.0, 4.0)
-                assert alone["grad_scaler"]["scale"] < worlds.HUGE
+                assert alone["grad_scaler"]["scale"] < distributed_torch.HUGE
 
 
 def test_context_parallel_keeps_a_quarter_for_the_backward_pass(found, report):

@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("jax", reason="meshes are JAX's")
 
-from parity.cases import perturbed_parameters
-from parity.hosts import finish, start
-from parity.races import NOISE, SMALL, bounded_run
-from spec.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
+from parity.proof.problems.cases import perturbed_parameters
+from parity.suite.runs.launch import finish, start
+from parity.suite.runs.trajectory_drift import NOISE, SMALL, bounded_run
+from spec.checkpoint.format import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
 from spec.config import TrainingConfig
 from spec.data import open_data
 from tools.convert import read
@@ -28,7 +28,7 @@ FLAGS = (*MODEL_FLAGS, "--steps", str(STEPS), "--lr", "1e-3", "--warmup-steps", 
 
 
 def train(devices, processes, *flags):
-    return start(devices, processes, "-m", "jax_impl.train", *flags)
+    return start(devices, processes, "-m", "jax_impl.training.engine", *flags)
 
 
 def metrics(out, key="loss"):

@@ -1,4 +1,4 @@
-"""A few steps on meshes of eight devices, in seconds; parity/tests/test_meshes.py has the whole runs."""
+"""A few steps on meshes of eight devices, in seconds; test_distributed_jax.py has the whole runs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 
 pytest.importorskip("jax", reason="meshes are JAX's")
 
-from jax_impl.parallel import mesh_sizes
-from parity.bounds import assert_within
-from parity.cases import perturbed_parameters
-from parity.hosts import finish, start
-from parity.legs import SCAN_CASES
-from parity.meshes import ALONE, DEVICES, FEW, SHORT, UNEVEN
-from parity.operations import OPERATIONS
-from parity.perturbed import FACTOR, Rounding
-from parity.races import NOISE, SMALL, bounded_run, story_data
+from jax_impl.training.distributed import mesh_sizes
+from parity.proof.bounds import assert_within
+from parity.proof.bounds.monte_carlo_arithmetic import FACTOR, Rounding
+from parity.proof.operations import OPERATIONS
+from parity.proof.problems.cases import perturbed_parameters
+from parity.suite.runs.distributed_jax import ALONE, DEVICES, FEW, SHORT, UNEVEN
+from parity.suite.runs.launch import finish, start
+from parity.suite.runs.segment import SCAN_CASES
+from parity.suite.runs.trajectory_drift import NOISE, SMALL, bounded_run, story_data
 from spec.data import next_batch
 from spec.reference import clip_by_global_norm, loss_and_gradients
 
@@ -26,7 +26,7 @@ from spec.reference import clip_by_global_norm, loss_and_gradients
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     place = tmp_path_factory.mktemp("mesh")
-    finish(start(DEVICES, 1, "-m", "parity.meshes", str(place), "short"))
+    finish(start(DEVICES, 1, "-m", "parity.suite.runs.distributed_jax", str(place), "short"))
     return place
 
 

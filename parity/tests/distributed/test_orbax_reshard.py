@@ -11,21 +11,21 @@ import time
 import numpy as np
 import pytest
 
-from parity import backends
-from parity.tests.test_checkpoint import assert_same
-from parity.tests.test_orbax import named
-from parity.tests.test_sharded import bits
-from spec.checkpoint import list_checkpoints, parts_of
-from spec.files import TEMPORARY_PREFIX
+from parity.proof import adapters
+from parity.tests.checkpoint.test_checkpoint_format import assert_same
+from parity.tests.checkpoint.test_orbax import named
+from parity.tests.checkpoint.test_sharded import bits
+from spec.checkpoint.files import TEMPORARY_PREFIX
+from spec.checkpoint.format import list_checkpoints, parts_of
 from tools import convert
-from tools.cli import main
-from tools.run import Run
+from tools.cli.main import main
+from tools.training.run_dir import Run
 
-if backends.missing("jax"):
-    pytest.skip(backends.missing("jax") or "", allow_module_level=True)
+if adapters.missing("jax"):
+    pytest.skip(adapters.missing("jax") or "", allow_module_level=True)
 pytest.importorskip("orbax.checkpoint")
 
-from jax_impl import sharded
+from jax_impl.checkpoint import sharded
 
 MESHES = """
 import sys, warnings
@@ -34,7 +34,7 @@ from pathlib import Path
 import jax, jax.numpy as jnp, ml_dtypes, numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from jax_impl import sharded
-from jax_impl.parallel import World
+from jax_impl.training.distributed import World
 
 def mesh(*sizes):
     axes, devices = ("data", "fsdp")[-len(sizes):], np.array(jax.devices()[: np.prod(sizes)])
@@ -169,9 +169,9 @@ def test_two_processes_write_one_checkpoint(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from parity.tests.test_orbax import Parts, save
-from tools.run import Run
-from tools.saver import make_saver
+from parity.tests.checkpoint.test_orbax import Parts, save
+from tools.training.run_dir import Run
+from tools.training.checkpoint_manager import make_saver
 
 saver = make_saver("orbax", Run(Path(sys.argv[1])), Parts(), keep=2)
 print("ready", flush=True)
@@ -220,12 +220,12 @@ def test_a_run_goes_on_from_it_on_either_backend(small_data, tmp_path, capfd):
     assert [parts_of(path) for path in list_checkpoints(tmp_path / "parts")] == ["orbax"] * 3
     whole, parts = (convert.read(tmp_path / name) for name in ("whole", "parts"))
     assert_same(parts, whole)
-    command = [sys.executable, "-m", "jax_impl.train", "--out", str(tmp_path / "parts"), *flags, "--resume"]
+    command = [sys.executable, "-m", "jax_impl.training.engine", "--out", str(tmp_path / "parts"), *flags, "--resume"]
     command += ["--stop-at", "6", "--checkpoint-format", "orbax", "--parallel", "fsdp"]
     done = subprocess.run(command, env=environment(2), capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "orbax" not in done.stderr.lower(), done.stderr
     assert convert.read(tmp_path / "parts").state["step"] == 6
-    if not backends.missing("torch"):
+    if not adapters.missing("torch"):
         train("torch", "parts", "--resume", "--stop-at", "7")
         assert parts_of(list_checkpoints(tmp_path / "parts")[-1]) is None
     assert "absl" not in capfd.readouterr().err

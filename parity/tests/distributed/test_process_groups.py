@@ -14,16 +14,16 @@ import pytest
 
 pytest.importorskip("torch", reason="only PyTorch trains in several processes")
 
-from parity.cases import perturbed_parameters
+from parity.proof.problems.cases import perturbed_parameters
 from spec.config import LiquidNetConfig, TrainingConfig
 from spec.data import IGNORED_LABEL, Batch, Share
-from tools.evaluate import total_nats
-from torch_impl.parallel import World, own
-from torch_impl.train import Engine
+from tools.training.evaluate import total_nats
+from torch_impl.training.distributed import World, own
+from torch_impl.training.engine import Engine
 
 pytestmark = pytest.mark.long
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=2, max_seq_len=8)
 # Seven rows: one process has three, the other four. A large eps: with a small one AdamW enlarges rounding.
 TRAINING = TrainingConfig(batch_size=7, seq_len=7, adam_eps=1e-2, weight_decay=0.5, grad_clip=0.5, stream=True)
@@ -121,7 +121,7 @@ def work(rank: int, place: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    from torch_impl.parallel import leave, world_of
+    from torch_impl.training.distributed import leave, world_of
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{place / 'meeting'}", rank=rank, world_size=2)

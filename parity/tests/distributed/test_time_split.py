@@ -3,10 +3,10 @@
 import pytest
 
 torch = pytest.importorskip("torch")
-triton_mixer = pytest.importorskip("torch_impl.triton_mixer")
+triton_mixer = pytest.importorskip("torch_impl.ops.gated_scan.triton")
 
-from torch_impl.devices import default_device, triton_refusal  # noqa: E402
-from torch_impl.mixer import mixer  # noqa: E402
+from torch_impl.ops.devices import default_device, triton_refusal
+from torch_impl.ops.gated_scan import mixer
 
 DEVICE = default_device()
 pytestmark = pytest.mark.skipif(triton_refusal(DEVICE) is not None, reason=str(triton_refusal(DEVICE)))

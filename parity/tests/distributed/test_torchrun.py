@@ -15,12 +15,12 @@ import pytest
 
 pytest.importorskip("torch", reason="torchrun is PyTorch's")
 
-from parity.cases import perturbed_parameters
-from parity.races import NOISE, SMALL, bounded_run
-from spec.checkpoint import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
+from parity.proof.problems.cases import perturbed_parameters
+from parity.suite.runs.trajectory_drift import NOISE, SMALL, bounded_run
+from spec.checkpoint.format import Checkpoint, list_checkpoints, read_checkpoint, write_checkpoint
+from spec.checkpoint.sharded import is_shard
 from spec.config import TrainingConfig
 from spec.data import open_data
-from spec.sharded import is_shard
 
 pytestmark = pytest.mark.long
 
@@ -160,7 +160,7 @@ LEAVING = """
 import atexit
 import sys
 atexit.register(lambda: print("the interpreter is taken down"))
-from tools.cli import main
+from tools.cli.main import main
 from torch_impl import parallel
 parallel.join()
 main(sys.argv[1:])

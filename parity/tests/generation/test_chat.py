@@ -13,13 +13,13 @@ import time
 
 import pytest
 
-from parity.cases import perturbed_parameters
-from parity.fixtures import HEARS
-from parity.tests.test_session import BYTES, CONFIG
-from spec.checkpoint import Checkpoint, write_checkpoint
-from tools import backends
-from tools.chat import CHAT_STOP, CHAT_TURN, Chat, Dialogue
-from tools.session import open_model
+from parity.proof.problems.cases import perturbed_parameters
+from parity.suite.support.fixtures import HEARS
+from parity.tests.generation.test_session import BYTES, CONFIG
+from spec.checkpoint.format import Checkpoint, write_checkpoint
+from tools.cli import backends
+from tools.generation.chat import CHAT_STOP, CHAT_TURN, Chat, Dialogue
+from tools.generation.session import open_model
 
 HERE = backends.installed()
 FLAGS = ("--max-tokens", "12", "--seed", "4")
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory):
 
 
 def command(checkpoint, *flags: object) -> list[str]:
-    program = HEARS + "from tools.cli import main\nmain()"
+    program = HEARS + "from tools.cli.main import main\nmain()"
     return [sys.executable, "-c", program, "chat", "--checkpoint", str(checkpoint), *map(str, flags)]
 
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from parity import backends
-from parity.bounds import assert_within
-from parity.cases import CONFIG, DENSE, DIAGONAL, ModelCase
-from parity.operations import expected
-from spec.quantization import WEIGHTS, rounded
+from parity.proof import adapters
+from parity.proof.bounds import assert_within
+from parity.proof.operations import expected
+from parity.proof.problems.cases import CONFIG, DENSE, DIAGONAL, ModelCase
+from spec.checkpoint.quantization import WEIGHTS, rounded
 
 LENGTH = 7
-HERE = [name for name in backends.FRAMEWORKS if not backends.missing(name)]
-DECODERS = [(name, method) for name in HERE for method in ("auto", *backends.load(name).METHODS["decode"])]
+HERE = [name for name in adapters.FRAMEWORKS if not adapters.missing(name)]
+DECODERS = [(name, method) for name in HERE for method in ("auto", *adapters.load(name).METHODS["decode"])]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def test_one_token_at_a_time_is_the_whole_text(name, method, prompt):
     truth, bound = expected("model", RoundedCase(**vars(case), weights=weights_of(method)), "float32")
     tokens = case.arrays().tokens
     try:
-        step = backends.load(name).make_step(case.parameters, case.config, method)
+        step = adapters.load(name).make_step(case.parameters, case.config, method)
     except NotImplementedError as error:
         pytest.skip(str(error))
     logits, states = step(tokens[:, :prompt], None)
@@ -61,9 +61,9 @@ def test_one_token_at_a_time_is_the_whole_text(name, method, prompt):
 @pytest.mark.parametrize("name", HERE)
 def test_an_unknown_method_gets_the_nearest_one(name):
     case = ModelCase(LENGTH, "none", "none", "none", True, 5)
-    known = backends.load(name).METHODS["decode"][0]
+    known = adapters.load(name).METHODS["decode"][0]
     with pytest.raises(ValueError, match=f"unknown decode method '{known}x'; .*did you mean '{known}'"):
-        backends.load(name).make_step(case.parameters, case.config, known + "x")
+        adapters.load(name).make_step(case.parameters, case.config, known + "x")
 
 
 @pytest.mark.skipif("jax" not in HERE, reason="torch compiles nothing here")
@@ -71,8 +71,8 @@ def test_an_unknown_method_gets_the_nearest_one(name):
 def test_prompts_of_any_length_need_few_programs(config):
     """One for a token and one for each power of two, in the middle of a text as at its start."""
     case = ModelCase(LENGTH, "none", "none", "none", True, 5, config=config)
-    step = backends.load("jax").make_step(case.parameters, config)
-    advance = backends.load_module("jax", "generate")._advance
+    step = adapters.load("jax").make_step(case.parameters, config)
+    advance = adapters.load_module("jax", "generation")._advance
     before, states = advance._cache_size(), None
     for length in range(1, 18):
         _, states = step(np.ones((1, length), int), states)
@@ -85,7 +85,7 @@ def test_the_twins_take_the_same_arguments():
         pytest.skip("compares both backends")
     for function in ("make_step", "generate", "choose_method"):
         one, other = (
-            inspect.signature(getattr(backends.load_module(name, "generate"), function), eval_str=False)
+            inspect.signature(getattr(adapters.load_module(name, "generation"), function), eval_str=False)
             for name in HERE
         )
         assert [(p.name, p.default) for p in one.parameters.values()] == [
@@ -100,14 +100,14 @@ torch_only = pytest.mark.skipif("torch" not in HERE, reason="the buffers are tor
 def model(request):
     """On the CPU, whatever else is here: what is recorded is then simply run again."""
     case = ModelCase(LENGTH, "none", "none", "none", True, 5, config=request.param)
-    net = backends.load_module("torch", "model").build(case.config)
-    backends.load_module("torch", "checkpoint").load_parameters(net, case.parameters)
+    net = adapters.load_module("torch", "model").build(case.config)
+    adapters.load_module("torch", "checkpoint.native").load_parameters(net, case.parameters)
     return net
 
 
 @pytest.fixture
 def generation():
-    return backends.load_module("torch", "generate")
+    return adapters.load_module("torch", "generation")
 
 
 @pytest.fixture

@@ -11,17 +11,17 @@ from functools import partial
 import numpy as np
 import pytest
 
-from parity import backends
-from parity.cases import CONFIG, DENSE, ModelCase
+from parity.proof import adapters
+from parity.proof.problems.cases import CONFIG, DENSE, ModelCase
+from spec.checkpoint.quantization import WEIGHTS, rounded
 from spec.config import LiquidNetConfig
-from spec.quantization import WEIGHTS, rounded
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba")
 
 cpu_step, generate, models, checkpoints, decode = (
-    backends.load_module("torch", name)
-    for name in ("cpu_step", "generate", "model", "checkpoint", "cpu_kernels.decode")
+    adapters.load_module("torch", name)
+    for name in ("ops.decode.numba", "generation", "model", "checkpoint.native", "kernels.numba.decode")
 )
 METHODS = [method for method in generate.METHODS if method.startswith("numba")]
 MOST = cpu_step.MOST_ROWS
@@ -184,7 +184,7 @@ FORKS = """
 import os, sys
 import numpy as np, torch
 from spec.config import LiquidNetConfig
-from torch_impl.generate import make_step
+from torch_impl.generation import make_step
 from torch_impl.model import LiquidNet
 torch.set_num_threads(1)
 step = make_step(LiquidNet(LiquidNetConfig(vocab_size=1031, d_model=200, d_ff=330, n_layers=2)), "numba")
@@ -263,7 +263,7 @@ def test_auto_takes_what_the_weights_are_rounded_to(weights):
     )
     for other in (net(DENSE), net(compute_dtype="float64"), net(compute_dtype="bfloat16")):
         assert generate.choose_method(other, weights) == "eager"
-    for name in backends.FRAMEWORKS:
-        if backends.missing(name) is None:
+    for name in adapters.FRAMEWORKS:
+        if adapters.missing(name) is None:
             with pytest.raises(ValueError, match=r"unknown weights 'int9'; .*did you mean 'int8'"):
-                backends.load_module(name, "generate").make_step(model, weights="int9")
+                adapters.load_module(name, "generation").make_step(model, weights="int9")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity import backends
-from parity.cases import CONFIG, perturbed_parameters
+from parity.proof import adapters
+from parity.proof.problems.cases import CONFIG, perturbed_parameters
 from spec.sampling import Sampling, check_tokens, complete, generate, sample, uniforms
 
 PROMPT = np.array([[1, 2, 3], [4, 5, 6]])
@@ -92,10 +92,10 @@ def test_uniforms_are_pure_functions():
 
 def test_both_backends_write_one_text():
     """From one seed, in every mode; a uniform would have to fall within 1e-6 of a boundary to tell them apart."""
-    reasons = [reason for reason in map(backends.missing, backends.FRAMEWORKS) if reason]
+    reasons = [reason for reason in map(adapters.missing, adapters.FRAMEWORKS) if reason]
     if reasons:
         pytest.skip(reasons[0])
-    steps = [backends.load(name).make_step(perturbed_parameters(CONFIG, 4), CONFIG) for name in backends.FRAMEWORKS]
+    steps = [adapters.load(name).make_step(perturbed_parameters(CONFIG, 4), CONFIG) for name in adapters.FRAMEWORKS]
     texts = []
     for mode in ({}, {"temperature": 0.7, "top_k": 5}, {"top_p": 0.8, "seed": 3}, {"temperature": 0.0}):
         one, other = (complete(step, PROMPT, 40, Sampling(**mode)) for step in steps)

@@ -11,14 +11,14 @@ import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity.cases import perturbed_parameters
+from parity.proof.problems.cases import perturbed_parameters
 from spec import sampling
-from spec.checkpoint import Checkpoint, write_checkpoint
+from spec.checkpoint.format import Checkpoint, write_checkpoint
+from spec.checkpoint.tensors import pack
 from spec.config import LiquidNetConfig
 from spec.sampling import PROMPT_PIECE, Sampling, generate
-from spec.tensors import pack
-from tools import backends
-from tools.session import Session, open_model
+from tools.cli import backends
+from tools.generation.session import Session, open_model
 from tools.tokenizer import build_tokenizer
 
 BYTES = build_tokenizer("byte")

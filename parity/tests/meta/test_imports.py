@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 OWN = frozenset({"spec", "torch_impl", "jax_impl", "parity", "tools"})
 TORCH = frozenset({"torch", "triton", "torch_impl"})
 JAX = frozenset({"jax", "jaxlib", "flax", "optax", "orbax", "jax_impl"})
@@ -19,7 +19,7 @@ SPEC_MAY_IMPORT = frozenset({"spec", "numpy", "ml_dtypes", "safetensors", "jaxty
 IMPL_MAY_NOT_IMPORT = {"torch_impl": JAX | ABOVE, "jax_impl": TORCH | ABOVE}
 
 # A model in PyTorch, written out as one, which the bench imports on demand.
-PEER = "tools.bench_gpt2"
+PEER = "tools.bench.gpt2"
 
 # Hidden packages are absent, not broken: `importlib.util.find_spec` finds nothing, as on a machine without them.
 HIDE = """
@@ -117,7 +117,7 @@ def test_spec_and_tools_import_without_any_backend(package: str) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("module", ["spec", "tools.cli"])
+@pytest.mark.parametrize("module", ["spec", "tools.cli.main"])
 def test_no_backend_is_loaded_before_it_is_asked_for(module: str) -> None:
     done = run_without(frozenset(), f"import {module}\nhidden = {TORCH | JAX!r}{SEE_NOTHING}")
     assert done.returncode == 0, done.stderr[-4000:]
@@ -165,9 +165,9 @@ def test_imports_point_one_way(package: str) -> None:
         ("spec/data.py", "def f():\n    from torch import nn", 1),
         ("spec/data.py", "import json, numpy.random\nfrom spec.axes import BTD", 0),
         ("torch_impl/model.py", "import torch, jax.numpy", 1),
-        ("torch_impl/model.py", "if __name__ == '__main__':\n    from tools.train import main", 1),
-        ("torch_impl/train.py", "if __name__ == '__main__':\n    from tools.train import main", 0),
-        ("torch_impl/train.py", "from tools.train import main", 1),
+        ("torch_impl/model.py", "if __name__ == '__main__':\n    from tools.training.train import main", 1),
+        ("torch_impl/training/engine.py", "if __name__ == '__main__':\n    from tools.training.train import main", 0),
+        ("torch_impl/training/engine.py", "from tools.training.train import main", 1),
         ("jax_impl/model.py", "try:\n    import torch_impl\nexcept ImportError:\n    pass", 1),
     ],
 )

@@ -6,14 +6,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from parity import backends
-from parity.bounds import in_units
+from parity.proof import adapters
+from parity.proof.bounds import in_units
 from spec.config import LiquidNetConfig, TrainingConfig
 from spec.data import IGNORED_LABEL, Batch
 from spec.init import half_life_bias, initial_parameters
 from spec.optimizer import MOMENTS, decayed_paths
 from spec.reference import adamw_step, clip_by_global_norm, loss_and_gradients
-from spec.reference.liquid import decay_gates, sigmoid
+from spec.reference.scan import decay_gates, sigmoid
 
 # One block: a compilation takes seconds. A large eps: with a small one AdamW enlarges the rounding of small gradients.
 CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=1, max_seq_len=8)
@@ -28,15 +28,15 @@ def noisy_parameters(config: LiquidNetConfig) -> dict[str, np.ndarray]:
     return {path: x + np.float32(0.3) * noise[path] for path, x in initial_parameters(config).items()}
 
 
-@pytest.fixture(params=sorted(backends.FRAMEWORKS))
+@pytest.fixture(params=sorted(adapters.FRAMEWORKS))
 def engine(request):
     """Makes the training engine of a backend, with noise on every parameter."""
-    reason = backends.missing(request.param)
+    reason = adapters.missing(request.param)
     if reason:
         pytest.skip(reason)
 
     def make():
-        made = backends.load_module(request.param, "train").Engine(CONFIG, TRAINING)
+        made = adapters.load_module(request.param, "training.engine").Engine(CONFIG, TRAINING)
         made.load(noisy_parameters(CONFIG), {}, 0)
         return made
 
@@ -108,15 +108,15 @@ def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16(face):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", sorted(backends.FRAMEWORKS))
+@pytest.mark.parametrize("name", sorted(adapters.FRAMEWORKS))
 def test_a_tensor_keeps_dtype_and_bits_on_its_way_to_numpy(name, dtype):
-    if backends.missing(name):
-        pytest.skip(backends.missing(name))
-    module = backends.load_module(name, "layers")
+    if adapters.missing(name):
+        pytest.skip(adapters.missing(name))
+    module = adapters.load_module(name, "layers")
     framework = __import__("torch") if name == "torch" else __import__("jax").numpy
     values = [1.0, -0.5, 3.25]
     make = framework.tensor if name == "torch" else framework.array
-    found = backends.load_module(name, "checkpoint").to_numpy(make(values, dtype=module.COMPUTE[dtype]))
+    found = adapters.load_module(name, "checkpoint.native").to_numpy(make(values, dtype=module.COMPUTE[dtype]))
     assert found.dtype == np.dtype(getattr(ml_dtypes, dtype, dtype)) and found.tolist() == values
 
 
@@ -135,7 +135,7 @@ def test_a_step_of_generation_reads_out_the_last_position(face):
 def test_the_gradient_of_the_decay_gate_keeps_its_digits(face):
     """-alpha sigmoid(p) at p from -12 to 12 and at every half-life: as y (1 - y), the last digits cancel.
 
-    17 u for alpha, the sigmoid and their product (parity/layer_bounds.py); doubled, since the bias is summed from it.
+    17 u for alpha, the sigmoid and their product (bounds/layers.py); doubled, since the bias is summed from it.
     """
     bias = np.concatenate([np.linspace(-12, 12, 257), half_life_bias(129)]).astype(np.float32)
     d = len(bias)

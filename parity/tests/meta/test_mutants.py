@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity import bounds
-from parity.mutants import MUTANTS, Mutant, load_score, sources_digest
-from parity.mutants.__main__ import Flags, choose, main
-from parity.mutants.record import ROOT
-from parity.mutants.runner import UNITS, Copy, whole_selections
+from parity.proof import bounds
+from parity.suite.mutants import MUTANTS, Mutant, load_score, sources_digest
+from parity.suite.mutants.__main__ import Flags, choose, main
+from parity.suite.mutants.record import ROOT
+from parity.suite.mutants.runner import UNITS, Copy, whole_selections
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -45,7 +45,9 @@ def test_the_flags_choose():
     assert every == list(MUTANTS)
     few = choose(MUTANTS, Flags(sample=4))
     assert len(few) == 4 and {mutant.file.split("/")[0] for mutant in few} >= {"spec", "torch_impl", "jax_impl"}
-    assert {mutant.file for mutant in choose(MUTANTS, Flags(only=("torch_impl/loss.py",)))} == {"torch_impl/loss.py"}
+    assert {mutant.file for mutant in choose(MUTANTS, Flags(only=("torch_impl/ops/cross_entropy/__init__.py",)))} == {
+        "torch_impl/ops/cross_entropy/__init__.py"
+    }
     for flags in (Flags(only=("no such fault",)), Flags(sample=0), Flags(workers=0)):
         with pytest.raises(ValueError, match="nothing to do"):
             choose(MUTANTS, flags)

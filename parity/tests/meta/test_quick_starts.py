@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from parity import backends
-from tools.cli import main, parse
-from tools.train import Train
+from parity.proof import adapters
+from tools.cli.main import main, parse
+from tools.training.train import Train
 
-SEEDS = Path(os.environ.get("LIQUIDNET_SEEDS", Path(__file__).parents[3] / "shared" / "seeds"))
+SEEDS = Path(os.environ.get("LIQUIDNET_SEEDS", Path(__file__).parents[4] / "shared" / "seeds"))
 IMPORTS = {"liquidnet": "LiquidNet, LiquidNetConfig", "liquid_state_space": "LiquidSSMLanguageModel"}
-HERE = [name for name in backends.FRAMEWORKS if not backends.missing(name)]
+HERE = [name for name in adapters.FRAMEWORKS if not adapters.missing(name)]
 
 
 def announcement(package: str) -> str:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from parity.prose import FOREIGN, PAGES, ROOT, blocks, commands, flags, problems
-from tools.cli import main
-from tools.commands import COMMANDS
-from tools.stories import stories
+from parity.suite.support.doc_checks import FOREIGN, PAGES, ROOT, blocks, commands, flags, problems
+from tools.cli.commands import COMMANDS
+from tools.cli.main import main
+from tools.data.stories import stories
 
 README = (ROOT / "README.md").read_text()
 page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 # These are compared name by name.
 STRICT = ["layers.py", "mixer.py", "dynamics.py", "trajectory.py", "liquid_ssm.py", "model.py", "loss.py"]

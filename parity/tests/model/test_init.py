@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from parity.cases import CONFIG
+from parity.proof.problems.cases import CONFIG
 from spec import PRESETS, LiquidNetConfig, initial_parameters, num_parameters, parameter_table
 from spec.init import half_life_bias, stream
-from spec.reference.liquid import decay_gates
+from spec.reference.scan import decay_gates
 
 # NumPy does not promise its normal stream for ever. If a digest differs after an upgrade of NumPy and of nothing else,
 # runs started before it no longer share their initial weights with new ones: say so in the release notes, and print the

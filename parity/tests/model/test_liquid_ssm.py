@@ -7,19 +7,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from parity.cases import SSM_KINDS as KINDS
-from parity.cases import perturbed_parameters
-from parity.complex_step import complex_step
+from parity.proof.problems.cases import SSM_KINDS as KINDS
+from parity.proof.problems.cases import perturbed_parameters
+from parity.proof.problems.complex_step import complex_step
 from spec import LiquidSSMConfig, initial_parameters, parameter_table
-from spec.hippo import legs_frequencies
-from spec.reference import forward, loss_and_gradients
-from spec.reference.blocks import within
-from spec.reference.liquid_ssm import (
+from spec.mixers.liquid_ssm.hippo import legs_frequencies
+from spec.mixers.liquid_ssm.reference import (
     liquid_ssm,
     liquid_ssm_adjoint,
     liquid_states,
     liquid_states_adjoint,
 )
+from spec.reference import forward, loss_and_gradients
+from spec.reference.blocks import within
 from spec.reference.model import cross_entropy
 
 # What sets the step, and a target_dt for that; `problem` knows a better one for both.

@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "irregular.py"
+RECIPE = Path(__file__).parents[3] / "recipes" / "irregular.py"
 STEPS = 90
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from parity import backends
-from parity.cases import DENSE, DIAGONAL, LayerCase
-from parity.operations import OPERATIONS, check
-from parity.operations.liquid import clear_of_ties
+from parity.proof import adapters
+from parity.proof.operations import OPERATIONS, check
+from parity.proof.operations.liquid_ssm import clear_of_ties
+from parity.proof.problems.cases import DENSE, DIAGONAL, LayerCase
 
 NAMES = {"dense": "dense_states", "diagonal": "diagonal_states"}
 CASE = LayerCase((2, 31), "normal", 3, DIAGONAL, resets="some", padding="right")
@@ -18,7 +18,7 @@ CASE = LayerCase((2, 31), "normal", 3, DIAGONAL, resets="some", padding="right")
 
 def given(face, case):
     """The modules of a backend that compute states, and the inputs of `liquid_states` in it."""
-    modules = [backends.load_module(face.NAME, name) for name in ("liquid_ssm", "trajectory")]
+    modules = [adapters.load_module(face.NAME, name) for name in ("liquid_ssm", "trajectory")]
     weights, (pre, state, *_) = OPERATIONS["diagonal_states"].arrays(case)
     own = face._tensors if face.NAME == "torch" else lambda *arrays: arrays
     of = dict(zip((path.removesuffix(".weight") for path in weights), own(*weights.values()), strict=True))
@@ -45,7 +45,7 @@ def test_parallel_reports_how_it_got_there(face):
 
 def test_parallel_says_where_it_did_not_converge(face, monkeypatch):
     """By name it raises, or where nothing can raise gives NaN; `auto`, in torch, steps instead and says so."""
-    trajectory = backends.load_module(face.NAME, "trajectory")
+    trajectory = adapters.load_module(face.NAME, "mixers.liquid_ssm.solvers")
     stepped = results(face, CASE, "sequential")
     monkeypatch.setattr(trajectory, "MOST_ITERATIONS", 2)
     fresh = replace(DIAGONAL, norm_eps=2e-6)  # another configuration, another compiled program
@@ -77,10 +77,10 @@ def test_a_clock_that_hangs_on_every_bit_of_the_state_is_no_trap(face):
 def test_either_direction_goes_by_the_length_of_the_row(monkeypatch):
     """In torch, where the choice depends on it: 20 tokens are many, 4 numbers of a state are not tokens."""
     torch = pytest.importorskip("torch", reason="JAX chooses without looking at the length")
-    module = backends.load_module("torch", "liquid_ssm")
+    module = adapters.load_module("torch", "mixers.liquid_ssm")
     usual, asked = module.choose_method, []
     monkeypatch.setattr(module, "choose_method", lambda config, length: asked.append(length) or usual(config, length))
-    model = backends.load_module("torch", "model").build(DIAGONAL)
+    model = adapters.load_module("torch", "model").build(DIAGONAL)
     tokens = torch.zeros((1, 20), dtype=torch.long)
     model.loss(tokens, tokens)[0].backward()
     assert asked == [20] * 2 * DIAGONAL.n_layers
@@ -111,7 +111,7 @@ def test_time_does_not_run_backward(face):
 
 def test_noise_and_gaps_have_their_shapes(face):
     """Nothing is spread over what it was not given for."""
-    model = backends.load_module(face.NAME, "model").build(DIAGONAL)
+    model = adapters.load_module(face.NAME, "model").build(DIAGONAL)
     (tokens,) = face._tensors(np.zeros((2, 5), np.int64)) if face.NAME == "torch" else (np.zeros((2, 5), np.int32),)
     for name, shape in (("gaps", (1, 5)), ("gaps", (5,)), ("noise", (2, 2, 1, 4)), ("noise", (3, 2, 5, 4))):
         (array,) = face._tensors(np.ones(shape, np.float32)) if face.NAME == "torch" else (np.ones(shape, np.float32),)
@@ -123,14 +123,14 @@ def test_a_dense_state_is_stepped(face):
     """The named method refuses, `auto` does not take it."""
     with pytest.raises(NotImplementedError, match="needs a diagonal state, this one is dense"):
         results(face, replace(CASE, config=DENSE), "parallel")
-    choose = backends.load_module(face.NAME, "liquid_ssm").choose_method
+    choose = adapters.load_module(face.NAME, "mixers.liquid_ssm").choose_method
     assert choose(DENSE, 1024) == choose(DIAGONAL, 1) == "sequential"
     # Measured by `liquidnet bench --liquid-ssm`: torch steps through Python, XLA in a compiled loop.
     assert choose(DIAGONAL, 1024) == {"torch": "parallel", "jax": "sequential"}[face.NAME]
 
 
 def test_unknown_methods_get_the_nearest_name(face):
-    model = backends.load_module(face.NAME, "model")
+    model = adapters.load_module(face.NAME, "model")
     with pytest.raises(ValueError, match=r"unknown liquid_ssm method 'paralel'.*did you mean 'parallel'"):
         model.build(DIAGONAL, method="paralel")
 
@@ -150,7 +150,7 @@ def test_large_states(face, config, n):
 def test_a_thousand_tokens(config, n, report):
     case = LayerCase((1, 1000), "normal", 7, replace(config, d_state=n), resets="some", padding="left")
     assert clear_of_ties(OPERATIONS[NAMES[config.state]], case)
-    for backend in backends.FRAMEWORKS:
-        for method in backends.load(backend).METHODS["liquid_ssm"][: 1 if config is DENSE else None]:
+    for backend in adapters.FRAMEWORKS:
+        for method in adapters.load(backend).METHODS["liquid_ssm"][: 1 if config is DENSE else None]:
             units = check(NAMES[config.state], backend, method, "float32", case)
             report(f"{config.state}, n {n}, 1000 tokens: {backend} {method} at {units:.2f} of the bound")

@@ -7,14 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from parity import backends
-from parity.bounds import assert_within, double_bound
-from parity.cases import DENSE, DIAGONAL, ModelCase, perturbed_parameters
-from parity.operations import OPERATIONS, check, expected
-from parity.races import NOISE, SMALL_SSM, SMALL_TRAINING, bounded_run, story_data
-from parity.trajectories import Leg, hand_over
+from parity.proof import adapters
+from parity.proof.bounds import assert_within, double_bound
+from parity.proof.operations import OPERATIONS, check, expected
+from parity.proof.problems.cases import DENSE, DIAGONAL, ModelCase, perturbed_parameters
+from parity.suite.runs.trajectories import Leg, hand_over
+from parity.suite.runs.trajectory_drift import (
+    NOISE,
+    SMALL_SSM,
+    SMALL_TRAINING,
+    bounded_run,
+    story_data,
+)
 from spec.data import Share, next_batch
-from spec.noise import with_noise
+from spec.mixers.liquid_ssm.noise import with_noise
 from spec.reference import forward
 from spec.sampling import Sampling, generate
 
@@ -85,7 +91,7 @@ def test_padding_changes_nothing(face, config):
 @CONFIGS
 def test_a_sentence_goes_on_in_the_other_backend(config):
     """Ten tokens in one backend, ten in the other: the text of either alone."""
-    for name in backends.FRAMEWORKS:
+    for name in adapters.FRAMEWORKS:
         pytest.importorskip(name, reason="hands a state over between both backends")
     params, prompt = perturbed_parameters(config, 5), np.array([[1, 2, 3]])
 
@@ -93,7 +99,7 @@ def test_a_sentence_goes_on_in_the_other_backend(config):
         calls = iter(range(100))
 
         def step(tokens, states):
-            face = backends.load(order[next(calls) // 10 % len(order)])
+            face = adapters.load(order[next(calls) // 10 % len(order)])
             logits, states = face.model(params, config, tokens.astype(np.int32), states)
             return logits[:, -1], states
 
@@ -107,7 +113,7 @@ def test_a_sentence_goes_on_in_the_other_backend(config):
 @pytest.mark.parametrize("state", ["dense", "diagonal"])
 def test_a_run_goes_over_to_the_other_backend(state, tmp_path, report):
     """Through a native and a neutral checkpoint, with noise, within the bound of the float64 reference."""
-    for name in backends.FRAMEWORKS:
+    for name in adapters.FRAMEWORKS:
         pytest.importorskip(name, reason="hands a run over between both backends")
     model, data = replace(SMALL_SSM, state=state), story_data()
     truth, bound = bounded_run(data, STEPS, SMALL_TRAINING, model=model)
@@ -162,7 +168,7 @@ def test_noise_is_that_of_the_sample():
 
 def test_noise_is_for_training_alone(face):
     """Evaluation of the same weights is the same whatever the rate."""
-    engine = backends.load_module(face.NAME, "train").Engine
+    engine = adapters.load_module(face.NAME, "training.engine").Engine
     batch = next_batch(story_data(), 0, SMALL_TRAINING)
     told = []
     for rate in (0.0, 0.5):

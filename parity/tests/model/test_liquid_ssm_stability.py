@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from parity.cases import SSM_KINDS as KINDS
+from parity.proof.problems.cases import SSM_KINDS as KINDS
 from spec import LiquidSSMConfig
-from spec.hippo import hippo_matrix, legs_frequencies
 from spec.init import log_time_constants
-from spec.reference.liquid_ssm import clock, liquid_states, solve
+from spec.mixers.liquid_ssm.hippo import hippo_matrix, legs_frequencies
+from spec.mixers.liquid_ssm.reference import clock, liquid_states, solve
 
 EPS = np.finfo(np.float64).eps
 STABLE = ("dense", "diagonal")

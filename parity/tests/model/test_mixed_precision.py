@@ -10,21 +10,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from parity import backends
-from parity.bounds import assert_within
-from parity.cases import ModelCase
-from parity.operations import OPERATIONS, expected
-from parity.operations.base import UNITS
-from parity.perturbed import estimate
-from spec.checkpoint import list_checkpoints, read_checkpoint
+from parity.proof import adapters
+from parity.proof.bounds import assert_within
+from parity.proof.bounds.monte_carlo_arithmetic import estimate
+from parity.proof.operations import OPERATIONS, expected
+from parity.proof.operations.base import UNITS
+from parity.proof.problems.cases import ModelCase
+from spec.checkpoint.format import list_checkpoints, read_checkpoint
 from spec.config import LiquidNetConfig, TrainingConfig
 from spec.data import Batch
-from tools import train as shell
-from tools.cli import main
+from tools.cli.main import main
+from tools.training import train as shell
 
 torch = pytest.importorskip("torch", reason="float16 needs its GradScaler")
-engines = backends.load_module("torch", "train")
-devices = backends.load_module("torch", "devices")
+engines = adapters.load_module("torch", "training.engine")
+devices = adapters.load_module("torch", "ops.devices")
 
 CONFIG = LiquidNetConfig(vocab_size=31, d_model=16, d_ff=24, n_layers=2, max_seq_len=16)
 TRAINING = TrainingConfig(batch_size=4, seq_len=16, compute_dtype="float16")
@@ -62,13 +62,13 @@ def test_a_float16_model_is_within_the_estimate_for_eleven_bits(seed, scale):
     arrays, operation = case.arrays(), OPERATIONS["model"]
     truth, _ = expected("model", case, "float32")
     bound = estimate(operation.compute(case), truth, UNITS["float32"], product_unit=2.0**-11)
-    face = backends.load("torch")
+    face = adapters.load("torch")
     inputs = arrays.tokens, arrays.states, arrays.resets, arrays.padding
     logits, last = face.model(case.parameters, CONFIG, *inputs, compute_dtype="float16")
     assert logits.dtype == last.dtype == np.float32
     results = {"logits": logits, "last": last}
-    net = backends.load_module("torch", "model").LiquidNet(CONFIG, compute_dtype="float16").to(face.DEVICE)
-    backends.load_module("torch", "checkpoint").load_parameters(net, case.parameters)
+    net = adapters.load_module("torch", "model").LiquidNet(CONFIG, compute_dtype="float16").to(face.DEVICE)
+    adapters.load_module("torch", "checkpoint.native").load_parameters(net, case.parameters)
     tokens, labels, states, resets, padding, of_last = (torch.tensor(x, device=face.DEVICE) for x in arrays)
     loss, last = net.loss(tokens, labels, states.requires_grad_(), resets, padding)
     (scale * (loss + (of_last * last).sum())).backward()
@@ -219,7 +219,7 @@ def test_jax_refuses_float16_before_it_writes_anything(small_data, tmp_path, cap
     assert capsys.readouterr().err == f"liquidnet: error: {message}\n"
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     for make in ("layers", "model"):
-        module = backends.load_module("jax", make)
+        module = adapters.load_module("jax", make)
         with pytest.raises(NotImplementedError, match="float16 needs a GradScaler"):
             module.accumulate_dtype("float16") if make == "layers" else module.LiquidNet(CONFIG, 0, "float16")
 

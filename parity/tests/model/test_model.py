@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity import backends, operations
-from parity.bounds import assert_within, double_bound
-from parity.cases import BATCH, CONFIG, LENGTHS, ModelCase, perturbed_parameters
-from parity.operations import OPERATIONS, expected
-from parity.strategies import model_cases, seeds
+from parity.proof import adapters, operations
+from parity.proof.bounds import assert_within, double_bound
+from parity.proof.operations import OPERATIONS, expected
+from parity.proof.problems.cases import BATCH, CONFIG, LENGTHS, ModelCase, perturbed_parameters
+from parity.proof.problems.strategies import model_cases, seeds
 from spec import LiquidNetConfig
 from spec.reference import forward
 
@@ -93,7 +93,7 @@ def test_remat_and_loss_chunks_change_nothing(face, options):
 
 
 def test_no_chunk_holds_more_rows_than_it_may(face, monkeypatch):
-    losses = backends.load_module(face.NAME, "loss")
+    losses = adapters.load_module(face.NAME, "ops.cross_entropy")
     rows, usual = [], losses.total_nats
 
     def count(hidden, *rest):
@@ -211,16 +211,16 @@ def test_rows_do_not_mix(face, method, case, other):
 
 def test_bfloat16_is_as_good_in_one_backend_as_in_the_other():
     """Errors against float64 as root mean squares over three models: within a factor 2, and of bfloat16's size."""
-    reasons = [reason for reason in map(backends.missing, backends.FRAMEWORKS) if reason]
+    reasons = [reason for reason in map(adapters.missing, adapters.FRAMEWORKS) if reason]
     if reasons:
         pytest.skip(reasons[0])
     config = LiquidNetConfig(vocab_size=64, d_model=32, d_ff=48, n_layers=2, max_seq_len=63)
     errors = {}
-    for name in backends.FRAMEWORKS:
+    for name in adapters.FRAMEWORKS:
         squares: dict[str, float] = {}
         for seed in range(3):
             case = ModelCase(63, "some", "left", "some", False, seed, config=config)
-            results = OPERATIONS["model"].run(backends.load(name), case, "auto", "bfloat16")
+            results = OPERATIONS["model"].run(adapters.load(name), case, "auto", "bfloat16")
             assert results["logits"].dtype == results["last"].dtype == np.float32
             for tensor, truth in expected("model", case, "float64")[0].items():
                 found = results[tensor]

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from parity.cases import ModelArrays, ModelCase, perturbed_parameters
-from parity.complex_step import complex_step
-from parity.strategies import model_cases
+from parity.proof.problems.cases import ModelArrays, ModelCase, perturbed_parameters
+from parity.proof.problems.complex_step import complex_step
+from parity.proof.problems.strategies import model_cases
 from spec import LiquidNetConfig, TrainingConfig
 from spec.reference import adamw_step, clip_by_global_norm, forward, loss_and_gradients
-from spec.reference.liquid import decay_gates, scan, scan_adjoint
 from spec.reference.model import cross_entropy
+from spec.reference.scan import decay_gates, scan, scan_adjoint
 
 SMALL = LiquidNetConfig(vocab_size=5, d_model=3, d_ff=4, n_layers=2, max_seq_len=4)
 very_few = settings(max_examples=max(1, settings().max_examples // 5))

@@ -2,17 +2,18 @@
 
 import pytest
 
-from parity.cases import LayerCase
-from parity.operations import check
+from parity.proof.operations import check
+from parity.proof.problems.cases import LayerCase
 from spec.config import LiquidNetConfig
 from spec.data import IGNORED_LABEL
-from tools import bench_growth
+from tools.bench import scaling
 
 torch = pytest.importorskip("torch")
 
-from torch_impl import LiquidNet, one_pass  # noqa: E402  torch may be missing
-from torch_impl import loss as losses  # noqa: E402
-from torch_impl.devices import triton_refusal  # noqa: E402
+from torch_impl import LiquidNet
+from torch_impl.ops import cross_entropy as losses
+from torch_impl.ops.cross_entropy import fused_linear_cross_entropy
+from torch_impl.ops.devices import triton_refusal
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALVES = [torch.float16, torch.bfloat16]
@@ -23,19 +24,19 @@ TOKENS, VOCABULARY = 24576, 50257
 def step(request, monkeypatch):
     """All ways from logits to their gradients."""
     if request.param == "numba":
-        if not one_pass.takes_numba(DEVICE):
+        if not fused_linear_cross_entropy.takes_numba(DEVICE):
             pytest.skip("the Numba kernels need a CPU, and Numba")
         return request.param
     without_numba(monkeypatch)
     if request.param == "triton" and (reason := triton_refusal(DEVICE)):
         pytest.skip(reason)
     # Also interpreted, which `auto` never takes.
-    monkeypatch.setattr(one_pass, "takes_triton", lambda device: request.param == "triton")
+    monkeypatch.setattr(fused_linear_cross_entropy, "takes_triton", lambda device: request.param == "triton")
     return request.param
 
 
 def without_numba(monkeypatch):
-    monkeypatch.setattr(one_pass, "takes_numba", lambda *_: False)
+    monkeypatch.setattr(fused_linear_cross_entropy, "takes_numba", lambda *_: False)
 
 
 def draw(n, v, d=16, dtype=torch.float32, ignored=0.2, size=0.3):
@@ -49,7 +50,11 @@ def draw(n, v, d=16, dtype=torch.float32, ignored=0.2, size=0.3):
 
 def chunk_rows(monkeypatch, rows, v):
     """So many rows a chunk, on a GPU too."""
-    more = one_pass.MORE if DEVICE.type == "cuda" or one_pass.takes_numba(DEVICE) else 1
+    more = (
+        fused_linear_cross_entropy.MORE
+        if DEVICE.type == "cuda" or fused_linear_cross_entropy.takes_numba(DEVICE)
+        else 1
+    )
     monkeypatch.setattr(losses, "CHUNK_LOGITS", -(-rows * v // more))
 
 
@@ -76,7 +81,7 @@ def distances(found, exact):
 def test_the_operator_is_registered_as_pytorch_asks(step, compute, gradients):
     hidden, embedding, labels = draw(9, 21)
     leaves = [x.requires_grad_(gradients) for x in (hidden, embedding)]
-    torch.library.opcheck(one_pass._cross_entropy, (*leaves, labels, compute, 4 * 21, gradients))
+    torch.library.opcheck(fused_linear_cross_entropy._cross_entropy, (*leaves, labels, compute, 4 * 21, gradients))
 
 
 # Dynamo makes an instance of every autograd.Function that it traces, which PyTorch itself warns of.
@@ -130,7 +135,7 @@ def test_columns_beyond_the_vocabulary_count_for_nothing(step):
     logits[:, 64:70], labels, nats = torch.nan, torch.tensor([0, 63, -100, 5, 6], device=DEVICE), logits.new_empty(5)
     leaf = logits[:, :64].clone().requires_grad_()
     wanted = torch.nn.functional.cross_entropy(leaf, labels, reduction="none")
-    one_pass._softmax_gradient(logits[:, :70], labels, nats, gradient, 64, 2.0)
+    fused_linear_cross_entropy._softmax_gradient(logits[:, :70], labels, nats, gradient, 64, 2.0)
     (of_leaf,) = torch.autograd.grad(2.0 * wanted.sum(), leaf)
     assert_near((nats, gradient[:, :64]), (wanted.detach(), of_leaf), 1e-6)
     assert (gradient[:, 64:] == 0).all()
@@ -143,17 +148,17 @@ def test_products_that_widen_give_the_same(step, monkeypatch, compute):
     arrays = draw(9, 101)
     chunk_rows(monkeypatch, 4, 101)
     widened = with_gradients("one_pass", *arrays, compute)
-    read = one_pass.wide_read_out(*arrays[:2], compute)
+    read = fused_linear_cross_entropy.wide_read_out(*arrays[:2], compute)
 
     def product(a, b, wide, out=None, add_to=None):
         assert a.dtype == b.dtype == compute
         result = a.to(wide) @ b.to(wide)
         return result if out is add_to else out.copy_(result) if add_to is None else add_to.add_(result)
 
-    monkeypatch.setattr(one_pass, "has_wide_products", lambda device, compute: compute in HALVES)
-    monkeypatch.setattr(one_pass, "_product", product)
+    monkeypatch.setattr(fused_linear_cross_entropy, "has_wide_products", lambda device, compute: compute in HALVES)
+    monkeypatch.setattr(fused_linear_cross_entropy, "_product", product)
     assert_near(with_gradients("one_pass", *arrays, compute), widened, 1e-6)
-    assert torch.equal(one_pass.wide_read_out(*arrays[:2], compute), read)
+    assert torch.equal(fused_linear_cross_entropy.wide_read_out(*arrays[:2], compute), read)
 
 
 @pytest.mark.parametrize("compute", [torch.float32, *HALVES])
@@ -201,7 +206,7 @@ def test_float16_would_lose_small_probabilities_unscaled(step, monkeypatch):
     exact = with_gradients("full", hidden.double(), embedding.double(), labels, torch.float64)
     plain = distances(with_gradients("full", hidden, embedding, labels, torch.float16), exact)
     scaled = distances(with_gradients("one_pass", hidden, embedding, labels, torch.float16), exact)
-    monkeypatch.setattr(one_pass, "FLOAT16_SCALE", 1.0)
+    monkeypatch.setattr(fused_linear_cross_entropy, "FLOAT16_SCALE", 1.0)
     unscaled = distances(with_gradients("one_pass", hidden, embedding, labels, torch.float16), exact)
     assert all(mine <= 2 * its for mine, its in zip(scaled, plain, strict=True)), (scaled, plain)
     assert unscaled[0] > 100 * scaled[0] and unscaled[1] > 3 * scaled[1], (unscaled, scaled)
@@ -209,14 +214,14 @@ def test_float16_would_lose_small_probabilities_unscaled(step, monkeypatch):
 
 def test_without_gradients_there_is_one_product_a_chunk(monkeypatch):
     without_numba(monkeypatch)
-    products, usual = [], one_pass._product
+    products, usual = [], fused_linear_cross_entropy._product
 
     def count(*args, **kwargs):
         result = usual(*args, **kwargs)
         products.append(tuple(result.shape))
         return result
 
-    monkeypatch.setattr(one_pass, "_product", count)
+    monkeypatch.setattr(fused_linear_cross_entropy, "_product", count)
     hidden, embedding, labels = draw(9, 21)
     chunk_rows(monkeypatch, 4, 21)
     leaves = [x.requires_grad_() for x in (hidden, embedding)]
@@ -246,7 +251,7 @@ def test_a_wide_read_out_has_the_gradients_of_rounded_operands(compute, factor):
     hidden, embedding, _ = draw(6, 21)
     of_logits = factor * torch.randn(2, 3, 21, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     leaves = [x.requires_grad_() for x in (hidden.reshape(2, 3, -1), embedding)]
-    logits = one_pass.wide_read_out(*leaves, compute)
+    logits = fused_linear_cross_entropy.wide_read_out(*leaves, compute)
     of_hidden, of_embedding = torch.autograd.grad(logits, leaves, of_logits)
     h, e = (x.detach().to(compute).double() for x in leaves)
     assert logits.dtype == of_hidden.dtype == of_embedding.dtype == torch.float32
@@ -270,7 +275,7 @@ def peak_bytes(run):
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    return bench_growth.peak_bytes(run)
+    return scaling.peak_bytes(run)
 
 
 SCALED = [(1024, 5003, 48, 2**18), (1024, 5003, 16, 2**19), (4096, 1003, 8, 2**16)]
@@ -289,20 +294,24 @@ def test_peak_memory_follows_the_formula(monkeypatch, report, n, v, d, chunk, co
         peak_bytes(lambda: with_gradients(method, hidden, embedding, labels, compute)) - 4 * (n + v) * d  # noqa: B023
         for method in ("one_pass", "full")
     )
-    chunk *= one_pass.MORE if DEVICE.type == "cuda" else 1
-    formula = one_pass.extra_bytes(n, d, v, torch.float32, compute, chunk, one_pass.has_wide_products(DEVICE, compute))
-    whole = one_pass.materialised_bytes(n, v, torch.float32)
+    chunk *= fused_linear_cross_entropy.MORE if DEVICE.type == "cuda" else 1
+    formula = fused_linear_cross_entropy.extra_bytes(
+        n, d, v, torch.float32, compute, chunk, fused_linear_cross_entropy.has_wide_products(DEVICE, compute)
+    )
+    whole = fused_linear_cross_entropy.materialised_bytes(n, v, torch.float32)
     report(f"{compute}, {(n, v, d)}: {ours / formula:.3f} of the formula, materialised {materialised / whole:.3f}")
     assert (ours, materialised) == pytest.approx((formula, whole), rel=0.05)
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("wide_products, factor", [(True, one_pass.MORE), (False, 1)], ids=["GPU", "CPU"])
+@pytest.mark.parametrize(
+    "wide_products, factor", [(True, fused_linear_cross_entropy.MORE), (False, 1)], ids=["GPU", "CPU"]
+)
 def test_peak_memory_at_the_sizes_of_a_run(report, compute, wide_products, factor):
     """A tenth of the materialised form; a tenth even of one tensor of float32 logits."""
     for d in (192, 384, 768):
         shape = TOKENS, d, VOCABULARY, torch.float32, compute, factor * losses.CHUNK_LOGITS
-        ours = one_pass.extra_bytes(*shape, wide_products)
-        whole = one_pass.materialised_bytes(TOKENS, VOCABULARY, torch.float32)
+        ours = fused_linear_cross_entropy.extra_bytes(*shape, wide_products)
+        whole = fused_linear_cross_entropy.materialised_bytes(TOKENS, VOCABULARY, torch.float32)
         report(f"x{factor}, {compute}, d = {d}: {ours / 2**20:.0f} MiB, {ours / whole:.4f} of the materialised form")
         assert ours < whole / 10 and ours < TOKENS * VOCABULARY * 4 / 10

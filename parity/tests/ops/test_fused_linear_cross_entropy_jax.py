@@ -6,16 +6,16 @@ from functools import partial
 import numpy as np
 import pytest
 
-from parity.cases import LayerCase
-from parity.operations import check
+from parity.proof.operations import check
+from parity.proof.problems.cases import LayerCase
 from spec.data import IGNORED_LABEL
 
 jax = pytest.importorskip("jax")
 
-import jax.numpy as jnp  # noqa: E402  jax may be missing
+import jax.numpy as jnp
 
-from jax_impl import loss as losses  # noqa: E402
-from jax_impl import one_pass  # noqa: E402
+from jax_impl.ops import cross_entropy as losses
+from jax_impl.ops.cross_entropy import fused_linear_cross_entropy
 
 # More than a block of words, which is a multiple of 128: 300 takes three, the last with 84 columns that are none.
 V = 300
@@ -33,7 +33,11 @@ def draw(n, v=V, d=16, ignored=0.2, size=0.3):
 def tiled(rows, block=None, compute=jnp.float32, narrow=False, v=V):
     """`one_pass` with so many rows and words a tile."""
     return partial(
-        one_pass.one_pass, compute=compute, chunk_logits=rows * (block or v), block_words=block, narrow_logits=narrow
+        fused_linear_cross_entropy.one_pass,
+        compute=compute,
+        chunk_logits=rows * (block or v),
+        block_words=block,
+        narrow_logits=narrow,
     )
 
 
@@ -224,6 +228,6 @@ def test_the_platform_of_the_program_decides(method):
 
     traced = jax.jit(jax.grad(nats, (0, 1))).trace(*shapes, labels)
     on_tpu, on_cpu = (traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("tpu", "cpu"))
-    tile = f"{one_pass.TPU_ROWS}x{one_pass.TPU_WORDS}xf32"
+    tile = f"{fused_linear_cross_entropy.TPU_ROWS}x{fused_linear_cross_entropy.TPU_WORDS}xf32"
     assert tile in on_tpu and tile not in on_cpu
     assert "x50257xf32" in on_cpu and "x50257xf32" not in on_tpu

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from parity.bounds import assert_within, in_units
-from parity.running import EXP, LOG, RSQRT, SIGMOID, TANH
+from parity.proof.bounds import assert_within, in_units
+from parity.proof.bounds.running_error import EXP, LOG, RSQRT, SIGMOID, TANH
 from spec.init import half_life_bias
-from spec.reference.liquid import decay_gates, sigmoid
+from spec.reference.scan import decay_gates, sigmoid
 
 LIBRARY = {
     "tanh": (np.tanh, TANH, np.concatenate([np.linspace(-12, 12, 400_001), np.geomspace(1e-30, 1, 100_001)])),

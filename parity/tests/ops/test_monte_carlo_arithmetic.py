@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity.cases import CONFIG, ModelCase
-from parity.perturbed import FACTOR, Rounding, estimate
-from parity.running import either, exact, join
+from parity.proof.bounds.monte_carlo_arithmetic import FACTOR, Rounding, estimate
+from parity.proof.bounds.running_error import either, exact, join
+from parity.proof.problems.cases import CONFIG, ModelCase
 from spec.reference import forward
 
 UNIT = 2.0**-24

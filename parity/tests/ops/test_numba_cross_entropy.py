@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tools.bench_growth import peak_bytes
+from tools.bench.scaling import peak_bytes
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba", reason="the extra cpu")
 
-from torch_impl import numba_loss, products  # noqa: E402  torch may be missing
-from torch_impl.cpu_kernels import softmax  # noqa: E402
+from torch_impl.kernels.numba import softmax
+from torch_impl.ops import matmul
+from torch_impl.ops.cross_entropy import numba as numba_loss
 
 
 def draw(n, v, d=16):
@@ -76,7 +77,7 @@ def test_what_it_holds_is_a_chunk_of_logits(monkeypatch):
 
     What oneDNN takes for itself, two blocks of weights, is not counted.
     """
-    monkeypatch.setattr(products, "PREFERS_CONVOLUTIONS", False)
+    monkeypatch.setattr(matmul, "PREFERS_CONVOLUTIONS", False)
     n, v, d = 256, 3000, 32
     inputs = draw(n, v, d)
     rows = 2**18 // v // 16 * 16

@@ -11,22 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity.running import EXP, SIGMOID, TANH
+from parity.proof.bounds.running_error import EXP, SIGMOID, TANH
 from spec.config import LiquidNetConfig
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba", reason="the extra cpu")
 
-from torch_impl import LiquidNet, cpu_kernels, numba_loss, products  # noqa: E402  torch may be missing
-from torch_impl.cpu_kernels import arithmetic, decode, softmax  # noqa: E402
-from torch_impl.cpu_kernels import mixer as mixer_kernels  # noqa: E402
-from torch_impl.cpu_kernels import rows as rows_kernels  # noqa: E402
-from torch_impl.cpu_kernels import scan as scan_kernels  # noqa: E402
-from torch_impl.mixer import METHODS as MIXERS  # noqa: E402
-from torch_impl.numba_layers import gated, rms_norm  # noqa: E402
-from torch_impl.scan import scan  # noqa: E402
+from torch_impl import LiquidNet
+from torch_impl.kernels import numba as cpu_kernels
+from torch_impl.kernels.numba import arithmetic, decode, softmax
+from torch_impl.kernels.numba import gated_scan as mixer_kernels
+from torch_impl.kernels.numba import rowwise as rows_kernels
+from torch_impl.kernels.numba import scan as scan_kernels
+from torch_impl.ops import matmul
+from torch_impl.ops.cross_entropy import numba as numba_loss
+from torch_impl.ops.gated_scan import METHODS as MIXERS
+from torch_impl.ops.rowwise.numba import gated, rms_norm
+from torch_impl.ops.scan import scan
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def one_exp(x):
@@ -180,7 +183,7 @@ def test_pytorch_keeps_its_number_of_threads(count):
     """Numba tells OpenMP how many threads there are, and PyTorch's may be the same OpenMP."""
     program = """if True:
         import torch
-        from torch_impl.numba_layers import gated
+        from torch_impl.ops.rowwise.numba import gated
         gated(torch.randn(64, 64))
         print(torch.get_num_threads())
     """
@@ -189,7 +192,7 @@ def test_pytorch_keeps_its_number_of_threads(count):
 
 def test_kernels_run_where_nothing_can_be_kept(tmp_path):
     (tmp_path / "file").touch()
-    program = "import torch; from torch_impl.numba_layers import gated; print(gated(torch.ones(1, 2)).item())"
+    program = "import torch; from torch_impl.ops.rowwise.numba import gated; print(gated(torch.ones(1, 2)).item())"
     assert python(program, NUMBA_CACHE_DIR=str(tmp_path / "file")) == "0.7310585975646973\n"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
@@ -223,8 +226,8 @@ def test_loops_are_vector_code(tmp_path):
     """A gate's division, of several numbers at once; beside it one of a single number, for the rest of a row."""
     program = """if True:
         import torch
-        from torch_impl.cpu_kernels import rows
-        from torch_impl.numba_layers import gated
+        from torch_impl.kernels.numba import rows
+        from torch_impl.ops.rowwise.numba import gated
         gated(torch.ones(3, 64))
         alone = next(c.cell_contents for c in rows.swiglu_forward.__closure__ if hasattr(c.cell_contents, "signatures"))
         (code,) = alone.inspect_asm().values()
@@ -241,15 +244,15 @@ def test_products_are_right_to_a_dot_product(monkeypatch, rows, threads):
     torch.set_num_threads(threads)
     try:
         for convolutions in (True, False):
-            monkeypatch.setattr(products, "PREFERS_CONVOLUTIONS", convolutions)
+            monkeypatch.setattr(matmul, "PREFERS_CONVOLUTIONS", convolutions)
             x, weight = torch.randn(rows, 24).requires_grad_(), torch.randn(40, 24).requires_grad_()
             of_y = torch.randn(rows, 40)
-            y = products.product(x, weight)
+            y = matmul.product(x, weight)
             made = y.grad_fn is not None and "Convolution" in type(y.grad_fn).__name__
             assert made == (convolutions and (threads > 1 or rows % 16 == 0))
             found = y, *torch.autograd.grad(y, (x, weight), of_y)
             with torch.no_grad():
-                assert all(map(torch.equal, found[1:], products.gradients(x, weight, of_y)))
+                assert all(map(torch.equal, found[1:], matmul.gradients(x, weight, of_y)))
             both = (x.detach().double(), weight.detach().double(), of_y.double())
             pairs = (both[0], both[1].T), (both[2], both[1]), (both[2].T, both[0])
             for one, (a, b) in zip(found, pairs, strict=True):
@@ -263,7 +266,7 @@ def test_freed_memory_is_kept():
     program = """if True:
         import torch
         from pathlib import Path
-        from spec.memory import keep_freed_memory
+        from spec.runtime.memory import keep_freed_memory
         assert keep_freed_memory()
         def held():
             return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20

@@ -10,22 +10,23 @@ from collections import Counter
 import pytest
 
 from spec.config import LiquidNetConfig, TrainingConfig
-from spec.memory import keep_freed_memory
-from tools.bench_training import random_batch
+from spec.runtime.memory import keep_freed_memory
+from tools.bench.training import random_batch
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba", reason="the extra cpu")
 if torch.cuda.is_available():
     pytest.skip("the steps of a GPU are other ones", allow_module_level=True)
 
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402  torch may be missing
-from torch.utils._pytree import tree_leaves  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from torch_impl import numba_loss, products  # noqa: E402
-from torch_impl.cpu_kernels import mixer as mixer_kernels  # noqa: E402
-from torch_impl.model import build  # noqa: E402
-from torch_impl.numba_mixer import fused_mixer  # noqa: E402
-from torch_impl.train import Engine  # noqa: E402
+from torch_impl.kernels.numba import gated_scan as mixer_kernels
+from torch_impl.model import build
+from torch_impl.ops import matmul
+from torch_impl.ops.cross_entropy import numba as numba_loss
+from torch_impl.ops.gated_scan.numba import fused_mixer
+from torch_impl.training.engine import Engine
 
 LAYERS = 2
 CONFIG = LiquidNetConfig(vocab_size=96, d_model=32, d_ff=48, n_layers=LAYERS, max_seq_len=32)
@@ -64,7 +65,7 @@ class Allocations(TorchDispatchMode):
 
 @pytest.fixture(params=[True, False], ids=["oneDNN", "BLAS"])
 def convolutions(request, monkeypatch):
-    monkeypatch.setattr(products, "PREFERS_CONVOLUTIONS", request.param)
+    monkeypatch.setattr(matmul, "PREFERS_CONVOLUTIONS", request.param)
     return request.param
 
 

@@ -11,11 +11,11 @@ pytest.importorskip("jax", reason="the counts are of JAX's programs")
 import jax
 import jax.numpy as jnp
 
-from jax_impl import loss as losses
-from jax_impl.parallel import World
-from jax_impl.scan import scan
-from jax_impl.step import abstract_step
-from jax_impl.train import Engine
+from jax_impl.ops import cross_entropy as losses
+from jax_impl.ops.scan import scan
+from jax_impl.training.distributed import World
+from jax_impl.training.engine import Engine
+from jax_impl.training.step import abstract_step
 from spec.config import LiquidNetConfig, TrainingConfig
 from spec.data import Batch
 

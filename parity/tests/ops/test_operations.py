@@ -7,21 +7,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity import backends, cases, interpreted
-from parity.bounds import WORST, in_units
-from parity.cases import NANO, NANO_BLOCK, SSM_NANO_BLOCK, AdamWCase, LayerCase, ScanCase
-from parity.operations import OPERATIONS, check, expected
-from parity.strategies import CASES
+from parity.proof import adapters, interpreted_kernels
+from parity.proof.bounds import WORST, in_units
+from parity.proof.operations import OPERATIONS, check, expected
+from parity.proof.problems import cases
+from parity.proof.problems.cases import (
+    NANO,
+    NANO_BLOCK,
+    SSM_NANO_BLOCK,
+    AdamWCase,
+    LayerCase,
+    ScanCase,
+)
+from parity.proof.problems.strategies import CASES
 
 
 def implementations() -> list:
     """(operation, backend, method, dtype), skipped with the reason where the backend is not here."""
     rows = []
     for name, operation in OPERATIONS.items():
-        for backend in backends.FRAMEWORKS:
-            reason = backends.missing(backend)
+        for backend in adapters.FRAMEWORKS:
+            reason = adapters.missing(backend)
             marks = [pytest.mark.skip(reason=reason)] if reason else []
-            for method in ("",) if reason else operation.methods(backends.load(backend)):
+            for method in ("",) if reason else operation.methods(adapters.load(backend)):
                 for dtype in operation.dtypes:
                     label = "-".join(filter(None, (name, backend, method, dtype)))
                     rows.append(pytest.param(name, backend, method, dtype, id=label, marks=marks))
@@ -46,7 +54,7 @@ class TestOperation:
     """
 
     def test_within_its_bound(self, name, backend, method, dtype):
-        slow = interpreted.is_slow(backend, method)
+        slow = interpreted_kernels.is_slow(backend, method)
         often = RARELY if slow else OFTEN if OPERATIONS[name].theorem else SELDOM
 
         @often
@@ -60,20 +68,20 @@ class TestOperation:
             pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("backend", backends.FRAMEWORKS)
+@pytest.mark.parametrize("backend", adapters.FRAMEWORKS)
 def test_a_saturated_gate_is_compared_with_what_it_cancels(backend):
     """A soak found 1.41 units of 1e-12 of the largest entry, where 1 - tanh^2 makes every entry small."""
-    if backends.missing(backend):
-        pytest.skip(str(backends.missing(backend)))
+    if adapters.missing(backend):
+        pytest.skip(str(adapters.missing(backend)))
     check("mixer", backend, "sequential", "float64", LayerCase((1, 1), "wide", 1675254, resets="first"))
 
 
-@pytest.mark.parametrize("backend", backends.FRAMEWORKS)
+@pytest.mark.parametrize("backend", adapters.FRAMEWORKS)
 @pytest.mark.parametrize("seed", [3563022, 118221757])
 def test_bfloat16_keeps_eight_bits(backend, seed):
     """A soak found 1.04 units: the unit of bfloat16 is 2^-8, and it had stood as 2^-9."""
-    if backends.missing(backend):
-        pytest.skip(str(backends.missing(backend)))
+    if adapters.missing(backend):
+        pytest.skip(str(adapters.missing(backend)))
     check("block", backend, "auto", "bfloat16", LayerCase((2, 31), "small", seed, resets="last"))
     check("block", backend, "auto", "bfloat16", LayerCase((2, 31), "normal", seed))
 
@@ -121,24 +129,24 @@ def test_each_bound_is_tight_at_the_shapes_of_nano(name):
     """A bound that nothing comes near would let mistakes through: more than 1/30 of it is used; the report has more."""
     usual = [LayerCase((2, 31), values, 1, NANO) for values in ("normal", "small", "absorbed")]
     usual = [case for case in usual if case.values != "absorbed" or name in ("rms_norm", "swiglu", "cross_entropy")]
-    here = [backend for backend in backends.FRAMEWORKS if not backends.missing(backend)]
+    here = [backend for backend in adapters.FRAMEWORKS if not adapters.missing(backend)]
     if not here:
         pytest.skip("no backend is installed")
     used = 0.0
     for backend in here:
-        method = OPERATIONS[name].methods(backends.load(backend))[-1]
+        method = OPERATIONS[name].methods(adapters.load(backend))[-1]
         used = max([used, *(check(name, backend, method, "float32", case) for case in NANO_CASES.get(name, usual))])
     assert used > 1 / 30
 
 
 def test_a_broken_bound_names_the_worst_entry(monkeypatch):
     """What check raises: label, tensor, place, units and values."""
-    backend = next((name for name in backends.FRAMEWORKS if not backends.missing(name)), None)
+    backend = next((name for name in adapters.FRAMEWORKS if not adapters.missing(name)), None)
     if backend is None:
         pytest.skip("no backend is installed")
     case = LayerCase((2, 31), "normal", 3)
     truth, bound = expected("rms_norm", case, "float32")
-    right = OPERATIONS["rms_norm"].run(backends.load(backend), case, "plain", "float32")
+    right = OPERATIONS["rms_norm"].run(adapters.load(backend), case, "plain", "float32")
     wrong = {**right, "y": (truth["y"] + 3.0 * bound["y"]).astype(np.float32)}
     monkeypatch.setattr(OPERATIONS["rms_norm"], "run", lambda *arguments: wrong, raising=False)
     with pytest.raises(AssertionError, match=rf"rms_norm, float32, {backend}: y\[.*\] is off by 3.*units of its bound"):

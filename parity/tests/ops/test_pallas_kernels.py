@@ -8,20 +8,20 @@ from functools import partial
 import numpy as np
 import pytest
 
-from parity.backends import MIXER_RESULTS, SCAN_RESULTS
-from parity.bounds import assert_within, scan_bounds, scan_truth
-from parity.cases import ScanCase
-from parity.kernels.problem import MixerProblem
+from parity.proof.adapters import MIXER_RESULTS, SCAN_RESULTS
+from parity.proof.bounds import assert_within, scan_bounds, scan_truth
+from parity.proof.problems.cases import ScanCase
+from parity.suite.compiled.triton.problem import MixerProblem
 
 jax = pytest.importorskip("jax")
-import jax.numpy as jnp  # noqa: E402  jax may be missing
-from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter  # noqa: E402  no public name has it
-from jax.experimental.pallas import tpu as pltpu  # noqa: E402
+import jax.numpy as jnp
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
+from jax.experimental.pallas import tpu as pltpu
 
-from jax_impl.kernels import pallas_blocks  # noqa: E402
-from jax_impl.mixer import mixer  # noqa: E402
-from jax_impl.scan import choose_method, scan  # noqa: E402
-from jax_impl.scan.context_parallel import time_sharded  # noqa: E402
+from jax_impl.kernels.pallas import blocks
+from jax_impl.ops.gated_scan import mixer
+from jax_impl.ops.scan import choose_method, scan
+from jax_impl.ops.scan.context_parallel import time_sharded
 
 # Each length, width, batch, dtype and kind of mask at least once; with the most steps that a block may have.
 MIXERS = [
@@ -49,8 +49,8 @@ def most_steps(monkeypatch):
     """Sets the most steps that a block may have; two rows of a scan's block are less to compile than four."""
 
     def shrink(steps):
-        monkeypatch.setattr(pallas_blocks, "MIXER", pallas_blocks.MIXER._replace(steps=steps))
-        monkeypatch.setattr(pallas_blocks, "SCAN", pallas_blocks.SCAN._replace(steps=steps, rows=2))
+        monkeypatch.setattr(blocks, "MIXER", blocks.MIXER._replace(steps=steps))
+        monkeypatch.setattr(blocks, "SCAN", blocks.SCAN._replace(steps=steps, rows=2))
 
     return shrink
 
@@ -126,7 +126,7 @@ def test_a_decay_of_one_keeps_the_state_and_one_of_zero_forgets_it():
 def simulated(monkeypatch):
     """Kernels run in a simulated TPU: memory begins as NaN, blocks come when waited for, races are looked for."""
     interpret = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", random_seed=1)
-    monkeypatch.setattr(pallas_blocks, "INTERPRET", interpret)
+    monkeypatch.setattr(blocks, "INTERPRET", interpret)
     yield
     pltpu.reset_tpu_interpret_mode_state()
 
@@ -220,9 +220,9 @@ def test_the_blocks_of_the_mixer_move_at_most_24_bytes(d):
 
 
 def test_blocks_are_counted_when_their_place_changes():
-    block = pallas_blocks.Block((1, 16, 128), lambda b, k: (b, k, 0))
-    assert pallas_blocks.moved_entries(block, (2, 40, 128), (2, 3)) == 2 * 40 * 128
-    shared = pallas_blocks.Block((1, 128), lambda b, k: (0, 0))
-    assert pallas_blocks.moved_entries(shared, (1, 128), (2, 3)) == 128
-    row = pallas_blocks.Block((1, 1, 128), lambda b, k: (k, 0, 0))
-    assert pallas_blocks.moved_entries(row, (3, 1, 128), (2, 3)) == 6 * 128
+    block = blocks.Block((1, 16, 128), lambda b, k: (b, k, 0))
+    assert blocks.moved_entries(block, (2, 40, 128), (2, 3)) == 2 * 40 * 128
+    shared = blocks.Block((1, 128), lambda b, k: (0, 0))
+    assert blocks.moved_entries(shared, (1, 128), (2, 3)) == 128
+    row = blocks.Block((1, 1, 128), lambda b, k: (k, 0, 0))
+    assert blocks.moved_entries(row, (3, 1, 128), (2, 3)) == 6 * 128

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity import backends
-from parity.bounds import assert_within
-from parity.cases import CONFIG, LayerCase, ModelCase, perturbed_parameters
-from parity.operations import OPERATIONS, expected
-from parity.strategies import model_cases, seeds
-from spec.checkpoint import pack, unpack
+from parity.proof import adapters
+from parity.proof.bounds import assert_within
+from parity.proof.operations import OPERATIONS, expected
+from parity.proof.problems.cases import CONFIG, LayerCase, ModelCase, perturbed_parameters
+from parity.proof.problems.strategies import model_cases, seeds
+from spec.checkpoint.format import pack, unpack
 from spec.init import LONGEST_HALF_LIFE, half_life_bias
 from spec.sampling import Sampling, generate
 
@@ -73,7 +73,7 @@ def test_a_state_on_disk_is_the_state(face, method, case, at):
 
 def test_a_sentence_goes_on_in_the_other_backend():
     """Ten tokens in one backend, its state through a file, ten in the other: the text of either alone."""
-    for name in backends.FRAMEWORKS:
+    for name in adapters.FRAMEWORKS:
         pytest.importorskip(name, reason="hands a state over between both backends")
     params, prompt, sampling = perturbed_parameters(CONFIG, 5), np.array([[1, 2, 3]]), Sampling(seed=3)
 
@@ -82,7 +82,7 @@ def test_a_sentence_goes_on_in_the_other_backend():
         calls = iter(range(100))
 
         def step(tokens, states):
-            face = backends.load(order[next(calls) // 10 % len(order)])
+            face = adapters.load(order[next(calls) // 10 % len(order)])
             states = None if states is None else unpack(pack({"states": states}))["states"]
             logits, states = face.model(params, CONFIG, tokens.astype(np.int32), states)
             return logits[:, -1], states

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity import backends
-from parity.bounds import assert_within, scan_bounds, scan_truth
-from parity.cases import BATCH, LENGTHS, SHAPES, WIDTH, ScanCase
-from parity.strategies import scan_cases
+from parity.proof import adapters
+from parity.proof.bounds import assert_within, scan_bounds, scan_truth
+from parity.proof.problems.cases import BATCH, LENGTHS, SHAPES, WIDTH, ScanCase
+from parity.proof.problems.strategies import scan_cases
 
 few = settings(max_examples=max(1, settings().max_examples // 2))
 SHORT = tuple(t for t in LENGTHS if t <= 63)
@@ -176,7 +176,7 @@ def test_a_leaky_integrator_contracts(face, method, case, seed):
 @given(st.lists(st.tuples(*[st.integers(-1000, 1000)] * 2), min_size=3, max_size=3))
 def test_the_combine_is_associative(pairs):
     """Of integers, exactly: any bracketing of (a2, b2) after (a1, b1) = (a2 a1, a2 b1 + b2) is the same map."""
-    associative = pytest.importorskip("jax_impl.scan.associative", reason="the combine is JAX's")
+    associative = pytest.importorskip("jax_impl.ops.scan.associative", reason="the combine is JAX's")
     combine, (x, y, z) = associative.combine, pairs
     assert combine(combine(x, y), z) == combine(x, combine(y, z))
     h = 7
@@ -253,5 +253,5 @@ def test_a_method_that_does_not_run_is_skipped_in_its_own_words(monkeypatch):
         def scan(decay, drive, method):
             raise NotImplementedError(f"{method} needs a device that is not here")
 
-    monkeypatch.setattr(backends, "load", lambda name: Face)
-    assert backends.refusal("planted", "kernel") == "kernel needs a device that is not here"
+    monkeypatch.setattr(adapters, "load", lambda name: Face)
+    assert adapters.refusal("planted", "kernel") == "kernel needs a device that is not here"

@@ -4,13 +4,29 @@ import numpy as np
 import pytest
 from hypothesis import Phase, find, given, settings
 
-from parity import cases
-from parity.bounds import WORST, assert_within, in_units, rounding, scan_bounds, scan_truth, unit
-from parity.cases import ALMOST_ONE, CONFIG, LENGTHS, SHAPES, VALUES, LayerCase, perturbed_parameters
-from parity.strategies import CASES, GATES, HIDDEN, model_cases, scan_cases
+from parity.proof.bounds import (
+    WORST,
+    assert_within,
+    in_units,
+    rounding,
+    scan_bounds,
+    scan_truth,
+    unit,
+)
+from parity.proof.problems import cases
+from parity.proof.problems.cases import (
+    ALMOST_ONE,
+    CONFIG,
+    LENGTHS,
+    SHAPES,
+    VALUES,
+    LayerCase,
+    perturbed_parameters,
+)
+from parity.proof.problems.strategies import CASES, GATES, HIDDEN, model_cases, scan_cases
 from spec.data import IGNORED_LABEL
 from spec.init import initial_parameters
-from spec.reference.liquid import mask, scan
+from spec.reference.scan import mask, scan
 
 SMALLEST = np.finfo(np.float32).tiny
 

@@ -9,9 +9,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from parity import damage
-from parity.kills import PLACES, Kills, Leg, Table, differences, kill_runs, main, steps_of, told
-from spec.checkpoint import write_checkpoint
+from parity.suite.robustness import corruption
+from parity.suite.runs.crash_resume import (
+    PLACES,
+    Kills,
+    Leg,
+    Table,
+    differences,
+    kill_runs,
+    main,
+    steps_of,
+    told,
+)
+from spec.checkpoint.format import write_checkpoint
 
 
 @pytest.mark.long
@@ -50,8 +60,8 @@ def a_run(path, checkpoint, *losses):
 
 
 def test_a_difference_is_told(tmp_path):
-    whole = damage.sample()
-    bits = {**whole.parameters, damage.BIAS: np.nextafter(whole.parameters[damage.BIAS], np.float32(9))}
+    whole = corruption.sample()
+    bits = {**whole.parameters, corruption.BIAS: np.nextafter(whole.parameters[corruption.BIAS], np.float32(9))}
     first = a_run(tmp_path / "first", whole, 2.0, 1.5)
     assert differences(first, a_run(tmp_path / "same", whole, 2.0, 1.5)) == []
     assert differences(first, a_run(tmp_path / "bits", replace(whole, parameters=bits), 2.0, 1.5)) == [

@@ -11,13 +11,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from parity import backends
-from parity.cases import perturbed_parameters
-from spec.checkpoint import read_checkpoint
+from parity.proof import adapters
+from parity.proof.problems.cases import perturbed_parameters
+from spec.checkpoint.format import read_checkpoint
 from spec.config import LiquidSSMConfig
 from spec.parameters import num_parameters
 from spec.reference import loss_and_gradients
-from tools.cli import main
+from tools.cli.main import main
 
 # One block: a compilation takes seconds.
 SIZES = {"vocab_size": 50, "d_model": 16, "state_dim": 4, "num_layers": 1, "max_seq_len": 16}
@@ -34,8 +34,8 @@ TRAINED = LiquidSSMConfig(257, 16, 24, 1, 16, d_state=4, state="diagonal", explo
 @cache
 def published(backend):
     """The model of the published constructor with noise on every weight, how arrays are made, its call and its loss."""
-    model = backends.load_module(backend, "model").LiquidSSMLanguageModel(**SIZES)
-    backends.load_module(backend, "checkpoint").load_parameters(model, perturbed_parameters(CONFIG, 1))
+    model = adapters.load_module(backend, "model").LiquidSSMLanguageModel(**SIZES)
+    adapters.load_module(backend, "checkpoint.native").load_parameters(model, perturbed_parameters(CONFIG, 1))
     if backend == "torch":
         import torch
 
@@ -138,7 +138,7 @@ def test_a_text_goes_on_from_the_states_of_the_output(face):
 
 def test_the_published_defaults(face, monkeypatch):
     """By the configuration alone: the model itself has millions of weights; they are counted here by hand."""
-    models, asked = backends.load_module(face.NAME, "model"), []
+    models, asked = adapters.load_module(face.NAME, "model"), []
     monkeypatch.setattr(models.LanguageModel, "__init__", lambda self, config, **options: asked.append(config))
     models.LiquidSSMLanguageModel()
     models.LiquidSSMLanguageModel(32000, 512, 256, 6, 2048)
@@ -150,7 +150,7 @@ def test_the_published_defaults(face, monkeypatch):
 def test_a_configuration_stands_for_the_sizes(face):
     """Also for what the published sizes do not tell."""
     config = replace(CONFIG, d_ff=8, d_tau=3, state="diagonal", eta=0.25)
-    model = backends.load_module(face.NAME, "model").LiquidSSMLanguageModel(config=config, seed=3)
+    model = adapters.load_module(face.NAME, "model").LiquidSSMLanguageModel(config=config, seed=3)
     assert model.config == config and model.num_parameters() == num_parameters(config)
 
 
@@ -164,7 +164,7 @@ def test_a_configuration_stands_for_the_sizes(face):
 )
 def test_a_wrong_argument_is_named(face, given, told):
     with pytest.raises(ValueError, match=told):
-        backends.load_module(face.NAME, "model").LiquidSSMLanguageModel(**{**SIZES, **given})
+        adapters.load_module(face.NAME, "model").LiquidSSMLanguageModel(**{**SIZES, **given})
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity.bounds import assert_within, in_units, rounding, unit
-from parity.cases import ADAMW, CONFIG, AdamWCase, perturbed_parameters
-from parity.operations import OPERATIONS, check, expected
+from parity.proof.bounds import assert_within, in_units, rounding, unit
+from parity.proof.operations import OPERATIONS, check, expected
+from parity.proof.problems.cases import ADAMW, CONFIG, AdamWCase, perturbed_parameters
 from spec.config import TrainingConfig
 from spec.optimizer import MOMENTS, decayed_paths
 from spec.schedule import learning_rate

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from spec.checkpoint import list_checkpoints, read_checkpoint
-from tools.trainer import EXIT_SIGTERM
+from spec.checkpoint.format import list_checkpoints, read_checkpoint
+from tools.training.trainer import EXIT_SIGTERM
 
 STEPS = 24
 FLAGS = (
@@ -92,7 +92,7 @@ def dying(function):
         return function(*arguments, **named)
     return call
 os.rename, os.replace, shutil.rmtree = map(dying, (os.rename, os.replace, shutil.rmtree))
-from tools.cli import main
+from tools.cli.main import main
 main(sys.argv[2:])
 """
 

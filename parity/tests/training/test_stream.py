@@ -9,17 +9,17 @@ from functools import cache
 import numpy as np
 import pytest
 
-from parity import backends
-from parity.bounds import in_units
-from parity.cases import perturbed_parameters
-from parity.perturbed import estimate
-from spec.checkpoint import Checkpoint, write_checkpoint
+from parity.proof import adapters
+from parity.proof.bounds import in_units
+from parity.proof.bounds.monte_carlo_arithmetic import estimate
+from parity.proof.problems.cases import perturbed_parameters
+from spec.checkpoint.format import Checkpoint, write_checkpoint
 from spec.config import LiquidNetConfig, TrainingConfig
 from spec.data import IGNORED_LABEL, Batch, Dataset, document_resets, next_batch, open_data, validation_stream
 from spec.optimizer import MOMENTS, decayed_paths
 from spec.reference import adamw_step, clip_by_global_norm, forward, loss_and_gradients
-from tools.cli import main
-from tools.evaluate import mean_loss, total_nats
+from tools.cli.main import main
+from tools.training.evaluate import mean_loss, total_nats
 
 # One block: a compilation takes seconds. Two where it matters that states are stacked over layers.
 CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=1, max_seq_len=8)
@@ -45,13 +45,13 @@ def stream_steps(steps: int) -> list[Batch]:
 
 @cache
 def cached_engine(name: str, config: LiquidNetConfig, training: TrainingConfig, micro_batch: int | None):
-    return backends.load_module(name, "train").Engine(config, training, micro_batch=micro_batch)
+    return adapters.load_module(name, "training.engine").Engine(config, training, micro_batch=micro_batch)
 
 
-@pytest.fixture(params=sorted(backends.FRAMEWORKS))
+@pytest.fixture(params=sorted(adapters.FRAMEWORKS))
 def engine(request):
     """Gives the training engine of a backend with noise on every parameter, as if nothing had been trained."""
-    reason = backends.missing(request.param)
+    reason = adapters.missing(request.param)
     if reason:
         pytest.skip(reason)
 
@@ -126,7 +126,7 @@ def test_a_stream_resumes_to_the_same_bits(engine):
         stored.append((*whole.dump(), whole.dump_states()))
         told.append(whole.train_step(batch, rate))
     expected = everything(whole, told)
-    other = backends.load_module(engine.name, "train").Engine(CONFIG, TRAINING)
+    other = adapters.load_module(engine.name, "training.engine").Engine(CONFIG, TRAINING)
     other.train_step(batches[2], 0.3)
     for start in (2, 0):
         parameters, moments, states = stored[start]
@@ -245,10 +245,10 @@ def test_the_loss_of_a_text_does_not_depend_on_the_pieces(engine):
     np.testing.assert_allclose(np.asarray(states), last, rtol=0, atol=1e-5 * np.abs(last).max())
 
 
-@pytest.mark.parametrize("backend", sorted(backends.FRAMEWORKS))
+@pytest.mark.parametrize("backend", sorted(adapters.FRAMEWORKS))
 def test_evaluate_reads_the_validation_part_as_one_sequence(backend, small_data, tmp_path, capsys):
-    if backends.missing(backend):
-        pytest.skip(backends.missing(backend))
+    if adapters.missing(backend):
+        pytest.skip(adapters.missing(backend))
     data, config = open_data(small_data), replace(CONFIG, vocab_size=257)
     params = perturbed_parameters(config, 1)
     write_checkpoint(tmp_path / "model", Checkpoint(config, params, tokenizer=data.tokenizer))

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tools import backends, tensorboard
-from tools.cli import main
-from tools.run import Run
-from tools.tensorboard import SCALARS
+from tools.cli import backends
+from tools.cli.main import main
+from tools.training import tensorboard
+from tools.training.run_dir import Run
+from tools.training.tensorboard import SCALARS
 
 SMALL = ("--d-model", "16", "--d-ff", "24", "--n-layers", "1", "--eval-windows", "2", "--batch-size", "2")
 EVERY = ("--eval-every", "2", "--checkpoint-every", "2")

@@ -10,16 +10,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from spec.checkpoint import Checkpoint, from_files, list_checkpoints, read_checkpoint, to_files
+from spec.checkpoint.format import (
+    Checkpoint,
+    from_files,
+    list_checkpoints,
+    read_checkpoint,
+    to_files,
+)
+from spec.checkpoint.tensors import unpack
 from spec.config import LiquidNetConfig, TrainingConfig
 from spec.data import IGNORED_LABEL, WHOLE, Batch, Share, open_data, training_batch
 from spec.init import initial_parameters
 from spec.optimizer import MOMENTS
 from spec.schedule import learning_rate
-from spec.tensors import unpack
-from tools.evaluate import mean_loss, total_nats
-from tools.run import Habits, Run, Settings, data_identity
-from tools.trainer import Trainer
+from tools.training.evaluate import mean_loss, total_nats
+from tools.training.run_dir import Habits, Run, Settings, data_identity
+from tools.training.trainer import Trainer
 
 CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=1, max_seq_len=8)
 

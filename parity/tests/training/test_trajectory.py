@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("torch", reason="a trajectory is compared across both backends")
 pytest.importorskip("jax", reason="a trajectory is compared across both backends")
 
-from parity.races import LARGEST_SHARE, estimated_run, perturbed_run
-from parity.trajectories import REORDERINGS, TRAINING, Leg, Order, hand_over, spread
+from parity.suite.runs.trajectories import REORDERINGS, TRAINING, Leg, Order, hand_over, spread
+from parity.suite.runs.trajectory_drift import LARGEST_SHARE, estimated_run, perturbed_run
 
 STEPS = 200
 # Two orders of summation of one backend were seen to differ by 7e-7 at this rate: more than this is a bug.

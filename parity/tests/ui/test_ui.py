@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from parity.pages import CONFIG, GREEDY, alone, write_run
-from spec.checkpoint import Checkpoint
+from parity.suite.support.ui import CONFIG, GREEDY, alone, write_run
+from spec.checkpoint.format import Checkpoint
 from spec.sampling import Sampling
-from tools import backends
-from tools.session import OpenModel
+from tools.cli import backends
+from tools.generation.session import OpenModel
 from tools.tokenizer import build_tokenizer
-from tools.ui_desk import BOTH, TEXTS, Desk
-from tools.ui_models import Catalogue, Opened
-from tools.ui_writing import PROMPT_CHARACTERS, WINDOW, Order, Writing, agreement
+from tools.ui.controller import BOTH, TEXTS, Desk
+from tools.ui.generation_task import PROMPT_CHARACTERS, WINDOW, Order, Writing, agreement
+from tools.ui.models import Catalogue, Opened
 
 BACKENDS = backends.installed()
 
@@ -243,7 +243,7 @@ def test_the_end_of_a_text_is_told(desk, handed_over, monkeypatch):
         return logits_bv, np.full((1, 1, 1), count, np.float32)
 
     model = OpenModel(BACKENDS[0], Checkpoint(CONFIG, {}), build_tokenizer("byte"), step)
-    monkeypatch.setattr("tools.ui_models.Models.open", lambda *_: Opened(model, np.ones((1, 1))))
+    monkeypatch.setattr("tools.ui.models.Models.open", lambda *_: Opened(model, np.ones((1, 1))))
     writing = desk.text_of("one")
     assert finish(writing, order(handed_over, max_tokens=3)).startswith("Done: 3 tokens") and not writing.ended
     assert finish(writing, order(handed_over, max_tokens=4)).startswith("The text ends here: 3 tokens")

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from parity import pages
-from parity.pages import alone, free_port, served
-from parity.visitor import Visitor
-from spec.checkpoint import write_checkpoint
+from parity.suite.support import ui as pages
+from parity.suite.support.browser import Visitor
+from parity.suite.support.ui import alone, free_port, served
+from spec.checkpoint.format import write_checkpoint
 from spec.sampling import Sampling
-from tools import backends
-from tools.cli import main
-from tools.ui_writing import PROMPT_CHARACTERS
+from tools.cli import backends
+from tools.cli.main import main
+from tools.ui.generation_task import PROMPT_CHARACTERS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LONG = 200_000

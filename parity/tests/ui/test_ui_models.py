@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from parity.pages import write_run
-from tools import backends
-from tools.session import open_model
-from tools.ui_models import OPEN_MODELS, Catalogue, Models, metrics_of
+from parity.suite.support.ui import write_run
+from tools.cli import backends
+from tools.generation.session import open_model
+from tools.ui.models import OPEN_MODELS, Catalogue, Models, metrics_of
 
 BACKENDS = backends.installed()
 
@@ -68,7 +68,7 @@ def test_a_model_is_loaded_once_and_few_are_kept(handed_over, monkeypatch):
             raise ValueError("broken")
         return open_model(handed_over, backend, weights)
 
-    monkeypatch.setattr("tools.ui_models.open_model", slow)
+    monkeypatch.setattr("tools.ui.models.open_model", slow)
     threads = [threading.Thread(target=models.open, args=(handed_over, BACKENDS[0])) for _ in range(4)]
     for thread in threads:
         thread.start()

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from parity.pages import free_port, served, wandering
-from spec.checkpoint import write_checkpoint
-from tools.ui import Ui, is_loopback
+from parity.suite.support.ui import free_port, served, wandering
+from spec.checkpoint.format import write_checkpoint
+from tools.ui.command import Ui, is_loopback
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import re
 
 import numpy as np
 
-from tools.ui_look import told
-from tools.ui_states import ROWS, heat_map
+from tools.ui.state_view import ROWS, heat_map
+from tools.ui.theme import told
 
 
 def picture_of(page: str) -> np.ndarray:

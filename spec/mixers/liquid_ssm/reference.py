@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spec.config import LiquidSSMConfig
-from spec.hippo import NORMAL_RATE, coupling, legs_factor, legs_rates
+from spec.mixers.liquid_ssm.hippo import NORMAL_RATE, coupling, legs_factor, legs_rates
 
 Weights = Mapping[str, np.ndarray]
 

@@ -1,4 +1,4 @@
-"""Exponential and gates, inside a kernel. No twin: Numba. Truth: spec/reference/liquid.py.
+"""Exponential and gates, inside a kernel. No twin: Numba. Truth: spec/reference/scan.py.
 
 In float32 without a call and without a branch, so that loops over channels become vector instructions; in float64 by
 the C library, one number at a time.
@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from torch_impl.cpu_kernels import kernel
+from torch_impl.kernels.numba import kernel
 
 LOG2_E = np.float32(1.44269504)
 # ln 2 in two parts, the first of 12 bits: an integer of 12 bits times it is exact.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_impl.cpu_kernels import threads
+from torch_impl.kernels.numba import threads
 
 NONE = np.zeros((0, 0), np.bool_)
 """A mask that is not there."""

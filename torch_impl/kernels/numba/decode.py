@@ -18,8 +18,8 @@ from numba import carray, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from torch_impl.cpu_kernels import divided, kept, kernel, summing
-from torch_impl.cpu_kernels.arithmetic import sigmoid, tanh, two_sigmoids
+from torch_impl.kernels.numba import divided, kept, kernel, summing
+from torch_impl.kernels.numba.arithmetic import sigmoid, tanh, two_sigmoids
 
 #: Columns of the table of products: addresses of what each reads, and what becomes of it.
 WEIGHT, SCALE, NORM, BIAS, KIND = range(5)

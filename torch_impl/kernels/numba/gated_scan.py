@@ -9,8 +9,8 @@ the gradient that reaches h_t from later steps, a step does
 import numpy as np
 from numba import prange
 
-from torch_impl.cpu_kernels import kernel, parallel
-from torch_impl.cpu_kernels.arithmetic import number, sigmoid, tanh, two_sigmoids
+from torch_impl.kernels.numba import kernel, parallel
+from torch_impl.kernels.numba.arithmetic import number, sigmoid, tanh, two_sigmoids
 
 
 @kernel

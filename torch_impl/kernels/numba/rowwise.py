@@ -7,8 +7,8 @@ import math
 
 from numba import prange
 
-from torch_impl.cpu_kernels import kernel, parallel, summing
-from torch_impl.cpu_kernels.arithmetic import number, sigmoid
+from torch_impl.kernels.numba import kernel, parallel, summing
+from torch_impl.kernels.numba.arithmetic import number, sigmoid
 
 ROWS = 32
 

@@ -1,8 +1,8 @@
-"""The recurrence on a processor: one pass over memory in each direction. No twin. Truth: spec/reference/liquid.py."""
+"""The recurrence on a processor: one pass over memory in each direction. No twin. Truth: spec/reference/scan.py."""
 
 from numba import prange
 
-from torch_impl.cpu_kernels import kernel, parallel
+from torch_impl.kernels.numba import kernel, parallel
 
 
 @kernel

@@ -3,8 +3,8 @@
 import numpy as np
 from numba import prange
 
-from torch_impl.cpu_kernels import kernel, parallel, summing
-from torch_impl.cpu_kernels.arithmetic import exp, number
+from torch_impl.kernels.numba import kernel, parallel, summing
+from torch_impl.kernels.numba.arithmetic import exp, number
 
 LANES = 64
 

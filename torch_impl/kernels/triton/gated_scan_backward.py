@@ -10,7 +10,7 @@ The states of a block are made again from the one that was saved before it.
 import triton
 import triton.language as tl
 
-from torch_impl.kernels.gates import (
+from torch_impl.kernels.triton.gates import (
     compose,
     compose_beside,
     is_marked,

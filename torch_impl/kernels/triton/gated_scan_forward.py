@@ -11,7 +11,7 @@ padding is set. STILLS: there is padding, or the length is no multiple of a bloc
 import triton
 import triton.language as tl
 
-from torch_impl.kernels.gates import (
+from torch_impl.kernels.triton.gates import (
     compose,
     compose_beside,
     masked_step,

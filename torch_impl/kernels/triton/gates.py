@@ -1,4 +1,4 @@
-"""The gates of the mixer, inside a kernel. No twin: Triton. Truth: spec/reference/liquid.py.
+"""The gates of the mixer, inside a kernel. No twin: Triton. Truth: spec/reference/scan.py.
 
 Nothing here needs libdevice, so the same source runs interpreted and compiles for every target.
 """

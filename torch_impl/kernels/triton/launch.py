@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from torch_impl.devices import architecture
+from torch_impl.ops.devices import architecture
 
 ROW = 8
 """Consecutive steps that a warp keeps in registers."""

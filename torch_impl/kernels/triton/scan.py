@@ -1,4 +1,4 @@
-"""The scan and its adjoint as kernels. No twin: Triton. Truth: spec/reference/liquid.py.
+"""The scan and its adjoint as kernels. No twin: Triton. Truth: spec/reference/scan.py.
 
 Blocks of W R steps, as in mixer_forward.py; REVERSE goes through time from the end.
 """
@@ -6,7 +6,7 @@ Blocks of W R steps, as in mixer_forward.py; REVERSE goes through time from the 
 import triton
 import triton.language as tl
 
-from torch_impl.kernels.gates import compose, compose_beside, whereabouts
+from torch_impl.kernels.triton.gates import compose, compose_beside, whereabouts
 
 
 @triton.jit

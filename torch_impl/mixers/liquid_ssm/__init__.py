@@ -1,4 +1,4 @@
-"""The liquid state space model. Twin: jax_impl/liquid_ssm.py. Truth: spec/reference/liquid_ssm.py."""
+"""The liquid state space model. Twin: jax_impl. Truth: spec/mixers/liquid_ssm/reference.py."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ from torch.autograd.function import once_differentiable
 
 from spec.axes import BN, BT, BTD, BTN, BTX
 from spec.config import LiquidSSMConfig
-from torch_impl.dynamics import Dynamics, Inputs, clock, clock_adjoint, matrix_of
 from torch_impl.layers import Linear, accumulate_dtype
-from torch_impl.trajectory import METHODS, Solved, Trajectory, require_takes, shifted
+from torch_impl.mixers.liquid_ssm.dynamics import Dynamics, Inputs, clock, clock_adjoint, matrix_of
+from torch_impl.mixers.liquid_ssm.solvers import (
+    METHODS,
+    Solved,
+    Trajectory,
+    require_takes,
+    shifted,
+)
 
 
 def choose_method(config: LiquidSSMConfig, length: int) -> str:

@@ -1,4 +1,4 @@
-"""One step of a liquid state. Twin: jax_impl/dynamics.py. Truth: spec/reference/liquid_ssm.py."""
+"""One step of a liquid state. Twin: jax_impl. Truth: spec/mixers/liquid_ssm/reference.py."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spec.config import LiquidSSMConfig
-from spec.hippo import NORMAL_RATE, coupling, legs_factor, legs_rates
-from spec.reference.liquid_ssm import STEPS_A_TIME_CONSTANT
-from torch_impl.scan.chunked import chunked
+from spec.mixers.liquid_ssm.hippo import NORMAL_RATE, coupling, legs_factor, legs_rates
+from spec.mixers.liquid_ssm.reference import STEPS_A_TIME_CONSTANT
+from torch_impl.ops.scan.chunked import chunked
 
 
 class Dynamics(NamedTuple):

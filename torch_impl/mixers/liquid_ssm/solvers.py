@@ -1,4 +1,4 @@
-"""All states of a row, one by one or together. Twin: jax_impl/trajectory.py. Truth: spec/reference/liquid_ssm.py."""
+"""All states of a row, one by one or together. Twin: jax_impl. Truth: spec/mixers/liquid_ssm/reference.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spec.config import LiquidSSMConfig, require_known
-from torch_impl.dynamics import (
+from torch_impl.mixers.liquid_ssm.dynamics import (
     Clock,
     Diagonal,
     Dynamics,
@@ -21,7 +21,7 @@ from torch_impl.dynamics import (
     clock_adjoint,
     matrix_of,
 )
-from torch_impl.scan.chunked import chunked
+from torch_impl.ops.scan.chunked import chunked
 
 MOST_ITERATIONS = 64
 _ROUNDINGS = 4.0

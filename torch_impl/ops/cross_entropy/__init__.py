@@ -1,4 +1,4 @@
-"""Cross-entropy of a tied read-out. Twin: jax_impl/loss.py. Truth: spec/reference/model.py."""
+"""Cross-entropy of a tied read-out. Twin: jax_impl. Truth: spec/reference/model.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from torch.utils.checkpoint import checkpoint
 from spec.axes import ANY_D, ANY_V, BT, BTD, ND, SCALAR, VD, N
 from spec.config import require_known
 from spec.data import IGNORED_LABEL
-from torch_impl.one_pass import MORE, by_numba, has_wide_products, one_pass, wide_read_out
-from torch_impl.products import product
+from torch_impl.ops.cross_entropy.fused_linear_cross_entropy import (
+    MORE,
+    by_numba,
+    has_wide_products,
+    one_pass,
+    wide_read_out,
+)
+from torch_impl.ops.matmul import product
 
 CHUNK_LOGITS = 2**24
 

@@ -1,4 +1,4 @@
-"""Cross-entropy with its gradients in one pass. Twin: jax_impl/one_pass.py. Truth: spec/reference/model.py.
+"""Cross-entropy with its gradients in one pass. Twin: jax_impl. Truth: spec/reference/model.py.
 
 The gradient of -log softmax(logits)[label] by the logits needs nothing that comes after it but one factor, the gradient
 of the sum of nats. So each chunk of logits is turned into its gradients where it stands, and dropped; the backward pass
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from spec.axes import ANY_D, ANY_V, ND, SCALAR, VD, N
 from spec.data import IGNORED_LABEL
-from torch_impl.devices import has_bfloat16, takes_numba, takes_triton
+from torch_impl.ops.devices import has_bfloat16, takes_numba, takes_triton
 
 HALF = (torch.float16, torch.bfloat16)
 # A vocabulary such as 50257 is odd, and rows that do not start at 16 bytes get products of a third of the speed.
@@ -151,7 +151,7 @@ def _cross_entropy(hidden, embedding, labels, compute, chunk_logits, gradients):
     """(nats, gradient of hidden, gradient of embedding); the gradients are empty where they are not wanted."""
     (n, _), v, wide = hidden.shape, embedding.shape[0], hidden.dtype
     if by_numba(hidden, compute):
-        from torch_impl.numba_loss import one_pass_on_cpu
+        from torch_impl.ops.cross_entropy.numba import one_pass_on_cpu
 
         nats, *both = one_pass_on_cpu(hidden, embedding, labels, chunk_logits, gradients)
         return nats.sum(), *both
@@ -209,7 +209,7 @@ def _softmax_gradient(
 ) -> None:
     """`kernels.softmax_gradient`, or the same in operations of PyTorch, which overwrite the logits."""
     if takes_triton(logits.device):
-        from torch_impl.kernels.softmax_gradient import softmax_gradient
+        from torch_impl.kernels.triton.softmax_gradient import softmax_gradient
 
         return softmax_gradient(logits, labels, nats, gradient, v, scale)
     z, ignored = logits[:, :v], labels == IGNORED_LABEL

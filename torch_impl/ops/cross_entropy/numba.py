@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from spec.data import IGNORED_LABEL
-from torch_impl.cpu_kernels import softmax as kernels
-from torch_impl.cpu_kernels.calls import arrays
-from torch_impl.products import IMAGES, gradients, product
+from torch_impl.kernels.numba import softmax as kernels
+from torch_impl.kernels.numba.calls import arrays
+from torch_impl.ops.matmul import IMAGES, gradients, product
 
 BLOCK_LOGITS = 2**21
 """Most logits in a block: 8 MiB of float32."""

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spec.checkpoint.quantization import quantize, rounded
 from spec.config import LiquidNetConfig
-from spec.quantization import quantize, rounded
 from spec.sampling import Step, check_tokens
-from torch_impl.checkpoint import dump_parameters, load_parameters
-from torch_impl.cpu_kernels import decode, one_at_a_time, threads
+from torch_impl.checkpoint.native import dump_parameters, load_parameters
+from torch_impl.kernels.numba import decode, one_at_a_time, threads
 
 if TYPE_CHECKING:
     from torch_impl.model import LanguageModel
@@ -58,7 +58,7 @@ def compiled(model: LanguageModel, weights: str, eager: Callable[[LanguageModel]
 
     Args:
         model: a LiquidNet; where its parameters are not rounded to `weights`, prompts go through a copy that is.
-        weights: one of spec.quantization.WEIGHTS, how the matrices are stored.
+        weights: one of spec.checkpoint.quantization.WEIGHTS, how the matrices are stored.
         eager: makes the plain step of a model.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The liquid mixer. Twin: jax_impl/mixer.py. Truth: spec/reference/blocks.py."""
+"""The liquid mixer. Twin: jax_impl. Truth: spec/reference/blocks.py."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from spec.axes import BD, BT, BT3D, BTD, D
 from spec.config import LiquidNetConfig, require_known
-from torch_impl import scan as scans
 from torch_impl.layers import Linear, accumulate_dtype
-from torch_impl.scan.context_parallel import sharing
+from torch_impl.ops import scan as scans
+from torch_impl.ops.scan.context_parallel import sharing
 
 
 def decay_gates(p: Float[Tensor, BTD], delta_min: float) -> tuple[Float[Tensor, BTD], Float[Tensor, BTD]]:
@@ -82,13 +82,13 @@ METHODS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     **{name: partial(unfused_mixer, scan_method=name) for name in scans.METHODS},
 }
 try:
-    from torch_impl.triton_mixer import fused_mixer
+    from torch_impl.ops.gated_scan.triton import fused_mixer
 except ImportError:
     pass
 else:
     METHODS["triton"] = fused_mixer
 try:
-    from torch_impl.numba_mixer import fused_mixer as numba_mixer
+    from torch_impl.ops.gated_scan.numba import fused_mixer as numba_mixer
 except ImportError:
     pass
 else:

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spec.axes import BD, BT, BT3D, BTD, D
-from torch_impl.cpu_kernels import mixer as kernels
-from torch_impl.cpu_kernels.calls import apart, arrays, cuts, mask, masks_of, operator
-from torch_impl.devices import require_numba
-from torch_impl.scan.context_parallel import sharing
+from torch_impl.kernels.numba import gated_scan as kernels
+from torch_impl.kernels.numba.calls import apart, arrays, cuts, mask, masks_of, operator
+from torch_impl.ops.devices import require_numba
+from torch_impl.ops.scan.context_parallel import sharing
 
 
 def fused_mixer(

@@ -10,12 +10,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from spec.axes import BC, BD, BT, BT3D, BTD, D
-from torch_impl.devices import require_triton
-from torch_impl.kernels.mixer_backward import adjoint_summary, mixer_backward
-from torch_impl.kernels.mixer_forward import mixer_forward, mixer_summary
-from torch_impl.kernels.table import BACKWARD, FORWARD, ROW, Table, launch_options, processors, saved_every, split
-from torch_impl.scan.context_parallel import sharing
-from torch_impl.scan.triton_scan import scan_states
+from torch_impl.kernels.triton.gated_scan_backward import adjoint_summary, mixer_backward
+from torch_impl.kernels.triton.gated_scan_forward import mixer_forward, mixer_summary
+from torch_impl.kernels.triton.launch import (
+    BACKWARD,
+    FORWARD,
+    ROW,
+    Table,
+    launch_options,
+    processors,
+    saved_every,
+    split,
+)
+from torch_impl.ops.devices import require_triton
+from torch_impl.ops.scan.context_parallel import sharing
+from torch_impl.ops.scan.triton import scan_states
 
 
 def fused_mixer(

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spec.axes import BTD, BTF, BTI, D
-from torch_impl.cpu_kernels import rows as kernels
-from torch_impl.cpu_kernels.calls import apart, arrays, operator
+from torch_impl.kernels.numba import rowwise as kernels
+from torch_impl.kernels.numba.calls import apart, arrays, operator
 
 
 def rms_norm(x_btd: Float[Tensor, BTD], weight_d: Float[Tensor, D], eps: float) -> Float[Tensor, BTD]:

@@ -1,4 +1,4 @@
-"""The scan, its masks and its gradient. Twin: jax_impl/scan/__init__.py. Truth: spec/reference/liquid.py."""
+"""The scan, its masks and its gradient. Twin: jax_impl. Truth: spec/reference/scan.py."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch.autograd.function import once_differentiable
 
 from spec.axes import BD, BT, BTD
 from spec.config import require_known
-from torch_impl.devices import default_device, takes_numba, takes_triton
-from torch_impl.scan.chunked import chunked
-from torch_impl.scan.context_parallel import ContextParallelScan, sharing
-from torch_impl.scan.sequential import sequential
+from torch_impl.ops.devices import default_device, takes_numba, takes_triton
+from torch_impl.ops.scan.chunked import chunked
+from torch_impl.ops.scan.context_parallel import ContextParallelScan, sharing
+from torch_impl.ops.scan.sequential import sequential
 
 METHODS = {"sequential": sequential, "chunked": chunked}
 # The gradients of a method that has a kernel for them; of any other one, `_reversed`.
 ADJOINTS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {}
 try:
-    from torch_impl.scan.triton_scan import triton_adjoint, triton_scan
+    from torch_impl.ops.scan.triton import triton_adjoint, triton_scan
 except ImportError:
     pass
 else:
     METHODS["triton"], ADJOINTS["triton"] = triton_scan, triton_adjoint
 try:
-    from torch_impl.scan.numba_scan import numba_adjoint, numba_scan
+    from torch_impl.ops.scan.numba import numba_adjoint, numba_scan
 except ImportError:
     pass
 else:

@@ -1,4 +1,4 @@
-"""The recurrence as one pass over memory each way. No twin: Numba is for CPUs. Truth: spec/reference/liquid.py."""
+"""The recurrence as one pass over memory each way. No twin: Numba is for CPUs. Truth: spec/reference/scan.py."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spec.axes import BD, BTD
-from torch_impl.cpu_kernels import scan as kernels
-from torch_impl.cpu_kernels.calls import arrays, cuts, operator
-from torch_impl.devices import require_numba
+from torch_impl.kernels.numba import scan as kernels
+from torch_impl.kernels.numba.calls import arrays, cuts, operator
+from torch_impl.ops.devices import require_numba
 
 
 def numba_scan(

@@ -1,4 +1,4 @@
-"""The recurrence as one kernel in each direction. No twin: Triton is for GPUs. Truth: spec/reference/liquid.py."""
+"""The recurrence as one kernel in each direction. No twin: Triton is for GPUs. Truth: spec/reference/scan.py."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spec.axes import BD, BTD
-from torch_impl.devices import require_triton
-from torch_impl.kernels.scan import scan_backward, scan_forward
-from torch_impl.kernels.table import SCAN, launch_options
+from torch_impl.kernels.triton.launch import SCAN, launch_options
+from torch_impl.kernels.triton.scan import scan_backward, scan_forward
+from torch_impl.ops.devices import require_triton
 
 
 def triton_scan(

@@ -1,4 +1,4 @@
-"""`python -m parity.tpu --check`: kernels and train steps compiled for TPUs, against parity/tpu/budget.json."""
+"""`python -m parity.suite.compiled.tpu --check`: kernels and train steps compiled for TPUs, against budget.json."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from parity.kernels.budget import settled
-from parity.tpu import steps
-from parity.tpu.budget import BUDGET, SECTIONS, faults, written
-from tools import topology
+from parity.suite.compiled.tpu import steps
+from parity.suite.compiled.tpu.budget import BUDGET, SECTIONS, faults, written
+from parity.suite.compiled.triton.budget import settled
+from tools.plan import topology
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Flags:
 def measured() -> dict[str, Any]:
     """Rows of the kernels and of the train steps."""
     # Imports JAX.
-    from parity.tpu import kernels
+    from parity.suite.compiled.tpu import kernels
 
     def told(name: str) -> None:
         print(f"compiling {name}", file=sys.stderr, flush=True)
@@ -62,7 +62,7 @@ def main(flags: Flags) -> int:
     try:
         topology.without_hardware()
     except ValueError as error:
-        print(f"parity.tpu: {error}", file=sys.stderr)
+        print(f"parity.suite.compiled.tpu: {error}", file=sys.stderr)
         return 2
     found = measured()
     show(found, Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160))

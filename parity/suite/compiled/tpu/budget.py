@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from parity.kernels.budget import compared, tabled
+from parity.suite.compiled.triton.budget import compared, tabled
 
 BUDGET = Path(__file__).parent / "budget.json"
 SECTIONS = ("kernels", "steps")

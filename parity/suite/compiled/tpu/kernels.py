@@ -1,4 +1,4 @@
-"""`python -m parity.tpu.kernels`: the Pallas kernels compiled for TPUs that are not here, their bytes counted, as JSON.
+"""The Pallas kernels compiled for TPUs that are not here, their bytes counted; as a program, JSON.
 
 Each row is forward and backward of one kernel pair in one program, masks and gradients of both states included.
 
@@ -24,9 +24,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools import hlo, topology
-from tools.hlo_count import FREE
-from tools.hlo_traffic import Traffic
+from tools.plan import topology
+from tools.xla import hlo
+from tools.xla.count import FREE
+from tools.xla.traffic import Traffic
 
 CHIPS = ("v5e:2x4", "v6e:4x4")
 DUMP = "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_html=false"
@@ -68,7 +69,12 @@ def measured() -> dict[str, dict[str, float]]:
     """A row for each kernel pair, dtype and chip, from a process of its own: libtpu learns of dumps as it is loaded."""
     with tempfile.TemporaryDirectory() as dump:
         environment = os.environ | topology.ENVIRONMENT | {"LIBTPU_INIT_ARGS": DUMP.format(dump)}
-        command = [sys.executable, "-m", __name__ if __name__ != "__main__" else "parity.tpu.kernels", dump]
+        command = [
+            sys.executable,
+            "-m",
+            __name__ if __name__ != "__main__" else "parity.suite.compiled.tpu.kernels",
+            dump,
+        ]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         if done.returncode:
             raise RuntimeError(f"the kernels do not compile:\n{done.stderr[-4000:]}")
@@ -114,7 +120,7 @@ def _row(kind: str, problem: Problem, sharding: Any, dump: Path) -> dict[str, fl
 def _mixer(problem: Problem) -> tuple[Callable[..., Any], list[tuple[tuple[int, ...], Any]]]:
     import jax.numpy as jnp
 
-    from jax_impl.mixer import mixer
+    from jax_impl.ops.gated_scan import mixer
 
     b, t, d = problem.shape
     dtype, wide = jnp.dtype(problem.dtype), jnp.dtype("float32")
@@ -132,7 +138,7 @@ def _mixer(problem: Problem) -> tuple[Callable[..., Any], list[tuple[tuple[int, 
 def _scan(problem: Problem) -> tuple[Callable[..., Any], list[tuple[tuple[int, ...], Any]]]:
     import jax.numpy as jnp
 
-    from jax_impl.scan import scan
+    from jax_impl.ops.scan import scan
 
     b, t, d = problem.shape
     whole, row = ((b, t, d), jnp.dtype(problem.dtype)), ((b, d), jnp.dtype(problem.dtype))

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 from spec.presets import RECIPES, preset
-from tools import hlo, topology
-from tools.hlo_count import Counted, count
-from tools.plan_step import Asked, compiled_step, summary
+from tools.plan import topology
+from tools.plan.compile_step import Asked, compiled_step, summary
+from tools.xla import hlo
+from tools.xla.count import Counted, count
 
 TRAINED = {
     "base v6e:4x4 data=16": ("base", "v6e:4x4", "data=16", 65_536, 1),
@@ -90,9 +91,9 @@ def _compiled(objective: Callable[..., Any]) -> Counted:
     import jax
     import jax.numpy as jnp
 
-    from jax_impl.parallel import on_mesh
-    from jax_impl.scan import scan
-    from jax_impl.scan.context_parallel import time_sharded
+    from jax_impl.ops.scan import scan
+    from jax_impl.ops.scan.context_parallel import time_sharded
+    from jax_impl.training.distributed import on_mesh
 
     devices = topology.described(topology.topology(SHARED.split()[1]))
     world, (b, t, d) = on_mesh(devices, 1, 1, len(devices)), SHARED_SHAPE

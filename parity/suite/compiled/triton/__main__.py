@@ -1,4 +1,4 @@
-"""`python -m parity.kernels --check`: the kernels compiled and counted, against parity/kernels/budget.json."""
+"""`python -m parity.suite.compiled.triton --check`: the kernels compiled and counted, against budget.json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from parity.kernels.budget import BUDGET, faults, settled, written
+from parity.suite.compiled.triton.budget import BUDGET, faults, settled, written
 
 COLUMNS = {
     "registers": "registers",
@@ -39,13 +39,15 @@ def measured() -> dict[str, Any]:
     plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environments = {"compile": plain, "count": {**plain, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}}
     running = {
-        tool: subprocess.Popen([sys.executable, "-m", f"parity.kernels.{tool}"], env=there, stdout=subprocess.PIPE)
+        tool: subprocess.Popen(
+            [sys.executable, "-m", f"parity.suite.compiled.triton.{tool}"], env=there, stdout=subprocess.PIPE
+        )
         for tool, there in environments.items()
     }
     told = {tool: process.communicate()[0] for tool, process in running.items()}
     failed = [tool for tool, process in running.items() if process.returncode != 0]
     if failed:
-        raise SystemExit(f"parity.kernels: {' and '.join(failed)} failed, see above")
+        raise SystemExit(f"parity.suite.compiled.triton: {' and '.join(failed)} failed, see above")
     return json.loads(told["compile"]) | {"bytes": json.loads(told["count"])}
 
 

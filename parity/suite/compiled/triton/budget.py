@@ -76,7 +76,7 @@ def settled(
         check: a fault is told, and so is that there is none.
         write: what was found becomes the budget.
     """
-    budget, name = json.loads(path.read_text()), f"parity/{path.parent.name}/{path.name}"
+    budget, name = json.loads(path.read_text()), f"parity/suite/compiled/{path.parent.name}/{path.name}"
     if write:
         budget = {"limits": budget["limits"], **found}
         path.write_text(written(budget))

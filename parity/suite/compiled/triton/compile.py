@@ -1,4 +1,4 @@
-"""`python -m parity.kernels.compile`: the kernels compiled for GPUs that need not be there, as JSON.
+"""`python -m parity.suite.compiled.triton.compile`: the kernels compiled for GPUs that need not be there, as JSON.
 
 The launchers themselves run, on the CPU, and what they would launch is compiled instead: with the layout of the table,
 the specialisation of the run time, and no source of their own here. TRITON_INTERPRET must not be set.
@@ -26,9 +26,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from torch_impl import triton_mixer
-from torch_impl.kernels import table
-from torch_impl.kernels.softmax_gradient import softmax_gradient
+from torch_impl.kernels.triton import launch as table
+from torch_impl.kernels.triton.softmax_gradient import softmax_gradient
+from torch_impl.ops.gated_scan import triton as triton_mixer
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -43,7 +43,7 @@ WIDTH, VOCABULARY = 384, 50257
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 Row = dict[str, float]
 # The package has a function of this name.
-triton_scan = importlib.import_module("torch_impl.scan.triton_scan")
+triton_scan = importlib.import_module("torch_impl.ops.scan.triton")
 
 
 class Launch(NamedTuple):

@@ -1,4 +1,4 @@
-"""`python -m parity.kernels.count`: bytes a (token, channel) of each kernel, as JSON. Needs TRITON_INTERPRET=1."""
+"""Bytes a (token, channel) of each kernel; as a program, JSON. Needs TRITON_INTERPRET=1."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from unittest import mock
 
 import torch
 
-from parity.interpreter import Traffic, counted, fast_scans
-from torch_impl import triton_mixer
-from torch_impl.kernels import table
-from torch_impl.scan.triton_scan import scan_gradients, scan_states
+from parity.proof.triton_interpreter import Traffic, counted, fast_scans
+from torch_impl.kernels.triton import launch as table
+from torch_impl.ops.gated_scan import triton as triton_mixer
+from torch_impl.ops.scan.triton import scan_gradients, scan_states
 
 # Blocks of memory as in training: d is that of the `small` preset; a segment is as long as an H100 would make it.
 BATCH, LENGTH, WIDTH, SEGMENTS = 1, 1024, 384, 8

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from parity.backends import MIXER_RESULTS
-from parity.bounds import unit
-from parity.cases import draw_padding, draw_resets
-from parity.perturbed import estimate
-from parity.running import SIGMOID
+from parity.proof.adapters import MIXER_RESULTS
+from parity.proof.bounds import unit
+from parity.proof.bounds.monte_carlo_arithmetic import estimate
+from parity.proof.bounds.running_error import SIGMOID
+from parity.proof.problems.cases import draw_padding, draw_resets
 from spec.reference import blocks
-from spec.reference.liquid import scan_adjoint, sigmoid
+from spec.reference.scan import scan_adjoint, sigmoid
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 RATES = 1e-6, 50.0
@@ -45,7 +45,7 @@ class MixerProblem:
     Args:
         shape: b, t, d.
         dtype: of pre-activations, gated states and their gradients, a key of DTYPES.
-        resets, padding: kinds of parity/cases.py.
+        resets, padding: kinds of parity/proof/problems/cases.py.
         small: the values and the state are of the size of 1e-4.
         seed: of everything drawn.
     """

@@ -1,0 +1,1 @@
+"""Kernel sources alone, called from ops/."""

@@ -1,0 +1,1 @@
+"""Mixer families in JAX."""

@@ -1,0 +1,8 @@
+"""`python -m jax_impl.train`: `liquidnet train jax`. Twin: torch_impl. Truth: spec/config.py."""
+
+import sys
+
+if __name__ == "__main__":
+    from tools.cli.main import main
+
+    main(["train", "jax", *sys.argv[1:]])

@@ -1,0 +1,1 @@
+"""The proof of single operations and models; imports no tools."""

@@ -1,0 +1,1 @@
+"""Layer by layer: where two models differ."""

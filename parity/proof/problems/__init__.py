@@ -1,0 +1,1 @@
+"""The problems that operations are tested on."""

@@ -1,0 +1,1 @@
+"""Whole runs, crashes, damaged files, compiled kernels, planted faults and the report."""

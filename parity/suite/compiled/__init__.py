@@ -1,0 +1,1 @@
+"""Kernels and steps compiled ahead of time, against budgets."""

@@ -1,0 +1,1 @@
+"""`liquidnet parity`: the sweep and its report."""

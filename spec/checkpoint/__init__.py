@@ -1,0 +1,1 @@
+"""The neutral checkpoint format: whole and sharded, as tensors, trees and files."""

@@ -1,0 +1,1 @@
+"""Mixer families: each says its configuration, parameters, presets, reference and adjoint."""

@@ -1,0 +1,1 @@
+"""The Liquid SSM in NumPy."""

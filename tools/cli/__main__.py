@@ -1,0 +1,5 @@
+"""`python -m tools.cli`: the command line."""
+
+from tools.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""`liquidnet prepare`: text in, token files out."""

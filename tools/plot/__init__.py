@@ -1,0 +1,1 @@
+"""`liquidnet plot`."""

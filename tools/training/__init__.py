@@ -1,0 +1,1 @@
+"""`liquidnet train` and `liquidnet evaluate`."""

@@ -1,0 +1,1 @@
+"""Compiled XLA programs: parsed and counted."""

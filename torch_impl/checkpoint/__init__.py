@@ -1,0 +1,1 @@
+"""Parameters and optimizer state, to and from files."""

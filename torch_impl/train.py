@@ -1,0 +1,8 @@
+"""`python -m torch_impl.train`: `liquidnet train torch`. Twin: jax_impl. Truth: spec/config.py."""
+
+import sys
+
+if __name__ == "__main__":
+    from tools.cli.main import main
+
+    main(["train", "torch", *sys.argv[1:]])
