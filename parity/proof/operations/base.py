@@ -17,7 +17,7 @@ UNITS = {"float32": 2.0**-24, "bfloat16": 2.0**-8}
 class Operation:
     """One operation of the model, as inputs to outputs and output gradients to input gradients.
 
-    `theorem`: its float32 bound is proved; else it is an estimate (monte_carlo_arithmetic.py). `choice` names the dict of
+    `theorem`: its float32 bound is proved; else an estimate (monte_carlo_arithmetic.py). `choice` names the dict of
     METHODS that it has, if any.
     """
 

@@ -15,6 +15,7 @@ from spec.checkpoint.files import new_file
 ROOT = Path(__file__).resolve().parents[3]
 SCORE = Path(__file__).with_name("score.json")
 PACKAGES = ("spec", "torch_impl", "jax_impl", "tools", "parity")
+SOURCES = ("*.py", "mutants/catalogue/*.toml")
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Row:
 
 
 def sources_digest(root: Path = ROOT) -> str:
-    """SHA-256 over path and content of every Python file of the packages: it tells whether a score is of this code."""
+    """SHA-256 over path and content of what a score is of: the packages' Python files, and the catalogue of mutants."""
     sha = hashlib.sha256()
-    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
+    for path in sorted(path for package in PACKAGES for kind in SOURCES for path in (root / package).rglob(kind)):
         sha.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
         sha.update(path.read_bytes())
     return sha.hexdigest()

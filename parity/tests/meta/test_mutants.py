@@ -13,6 +13,7 @@ import pytest
 from parity.proof import bounds
 from parity.suite.mutants import MUTANTS, Mutant, load_score, sources_digest
 from parity.suite.mutants.__main__ import Flags, choose, main
+from parity.suite.mutants.catalogue import read_catalogue
 from parity.suite.mutants.record import ROOT
 from parity.suite.mutants.runner import UNITS, Copy, whole_selections
 
@@ -143,6 +144,90 @@ def test_a_hang_is_caught_and_the_copy_is_whole_again(planted, tmp_path):
 def test_a_fault_that_no_longer_fits_is_named(planted):
     with pytest.raises(ValueError, match="holds 0 times what `three times` replaces"):
         replace(CAUGHT, old="2 * y").apply(planted)
+
+
+CATALOGUE = '''
+[tests]
+double = ["parity/tests/test_double.py", "-k", "sign"]
+
+[[mutant]]
+name = "no sign"
+file = "spec/__init__.py"
+old = "2 * x"
+new = "2 * abs(x)"
+tests = "double"
+
+[[mutant]]
+name = "nothing"
+file = "spec/__init__.py"
+old = """
+    return 2 * x
+"""
+new = ""
+tests = ["parity/tests/test_double.py"]
+'''
+
+
+def test_the_catalogue_is_read_as_it_is_written(tmp_path):
+    other = '[tests]\n[[mutant]]\nname = "n"\nfile = "f"\nold = "o"\nnew = "w"\ntests = ["t"]\n'
+    (tmp_path / "a.toml").write_text(other)
+    (tmp_path / "b.toml").write_text(CATALOGUE)
+    assert read_catalogue(tmp_path, ("b", "a")) == (
+        Mutant("no sign", "spec/__init__.py", "2 * x", "2 * abs(x)", (*ALL, "-k", "sign")),
+        Mutant("nothing", "spec/__init__.py", "    return 2 * x\n", "", ALL),
+        Mutant("n", "f", "o", "w", ("t",)),
+    )
+
+
+@pytest.mark.parametrize(
+    "right, wrong, told",
+    [
+        ('new = ""', 'now = ""', "a.toml: mutant 2, 'nothing': unknown key 'now'"),
+        ('new = ""\n', "", "a.toml: mutant 2, 'nothing': no key 'new'"),
+        ('name = "nothing"\n', "", "a.toml: mutant 2, None: no key 'name'"),
+        ('new = ""', "new = 1", "a.toml: mutant 2, 'nothing': `new` is no string: 1"),
+        ('tests = "double"', 'tests = "duble"', r"a.toml: mutant 1, 'no sign': \[tests\] names no selection 'duble'"),
+        ('tests = "double"', "tests = []", r"a.toml: mutant 1, 'no sign': .* not \[\]"),
+        ('tests = "double"', "tests = [1]", r"a.toml: mutant 1, 'no sign': .* not \[1\]"),
+        ('tests = "double"', 'tests = ["x"]', r"a.toml: \[tests\] double: no mutant names it"),
+        ('double = ["parity/tests/test_double.py", "-k", "sign"]', 'double = "x"', r"a.toml: \[tests\] double: .* 'x'"),
+        ('name = "nothing"', 'name = "no sign"', "a.toml: another mutant has the name `no sign` too"),
+        ("[tests]", "[[tests]]", "a.toml: `tests` is no table"),
+        ("[tests]", "[test]", "a.toml: unknown key 'test'"),
+        (CATALOGUE, "mutant = 1\n[tests]\n", "a.toml: `mutant` is no array of tables: 1"),
+        (CATALOGUE, "[tests]\n", "a.toml: no key 'mutant'"),
+        (CATALOGUE, "[tests", "a.toml: .*at end of document"),
+    ],
+)
+def test_a_malformed_entry_is_refused(tmp_path, right, wrong, told):
+    assert CATALOGUE.count(right) == 1
+    (tmp_path / "a.toml").write_text(CATALOGUE.replace(right, wrong))
+    with pytest.raises(ValueError, match=told):
+        read_catalogue(tmp_path, ("a",))
+
+
+def test_a_name_that_another_file_has_is_refused(tmp_path):
+    (tmp_path / "a.toml").write_text(CATALOGUE)
+    (tmp_path / "b.toml").write_text(CATALOGUE)
+    with pytest.raises(ValueError, match=r"b\.toml: another mutant has the name `no sign` too"):
+        read_catalogue(tmp_path, ("a", "b"))
+
+
+@pytest.mark.parametrize("subjects", [(), ("a", "b")])
+def test_a_file_that_is_not_listed_or_not_there_is_refused(tmp_path, subjects):
+    (tmp_path / "a.toml").write_text(CATALOGUE)
+    with pytest.raises(ValueError, match=r"holds \['a'\], and the subjects are"):
+        read_catalogue(tmp_path, subjects)
+
+
+def test_a_score_is_of_the_catalogue_too(planted):
+    before = sources_digest(planted)
+    catalogue = planted / "parity" / "mutants" / "catalogue"
+    catalogue.mkdir(parents=True)
+    (catalogue / "a.toml").write_text(CATALOGUE)
+    first = sources_digest(planted)
+    (catalogue / "a.toml").write_text(CATALOGUE.replace("abs(x)", "max(x, 0)"))
+    assert len({before, first, sources_digest(planted)}) == 3
 
 
 def test_no_score_is_none(tmp_path):
