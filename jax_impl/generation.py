@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jax_impl.layers import COMPUTE, accumulate_dtype
-from jax_impl.ops.cross_entropy import read_out
+from jax_impl.ops.cross_entropy import lm_head
 from spec.checkpoint.quantization import WEIGHTS
 from spec.config import require_known
 from spec.sampling import Sampling, Step, check_tokens, complete
@@ -51,7 +51,7 @@ def _advance(graph, parameters, tokens_bt, padding_bt, states):
     """At module level, so that one model is compiled once, however often it is sampled from."""
     model = nnx.merge(graph, parameters)
     hidden_btd, states = model.hidden(tokens_bt, states, padding=padding_bt)
-    return read_out(hidden_btd[:, -1], model.embedding.weight[...], COMPUTE[model.compute_dtype]), states
+    return lm_head(hidden_btd[:, -1], model.embedding.weight[...], COMPUTE[model.compute_dtype]), states
 
 
 METHODS = {"jit": _jit}

@@ -17,7 +17,7 @@ from jax_impl.layers import COMPUTE, Embedding, RMSNorm, SwiGLU, accumulate_dtyp
 from jax_impl.mixers import liquid_ssm
 from jax_impl.mixers.liquid_ssm import LiquidSSM
 from jax_impl.ops import scan
-from jax_impl.ops.cross_entropy import cross_entropy, read_out
+from jax_impl.ops.cross_entropy import cross_entropy, lm_head
 from jax_impl.ops.gated_scan import LiquidMixer
 from spec.axes import BN, BT, BTD, BTV, LBN, LBTN, SCALAR
 from spec.config import LiquidSSMConfig, ModelConfig, require_integer, swiglu_width
@@ -107,7 +107,7 @@ class LanguageModel(nnx.Module):
             logits float32 [b, t, v], states float32 [l, b, n]; float64 where the compute dtype is.
         """
         hidden_btd, states = self.hidden(tokens, states, resets, padding, noise, gaps)
-        return read_out(hidden_btd, self.embedding.weight[...], COMPUTE[self.compute_dtype]), states
+        return lm_head(hidden_btd, self.embedding.weight[...], COMPUTE[self.compute_dtype]), states
 
     def hidden(
         self,
@@ -270,7 +270,7 @@ class LiquidSSMLanguageModel(LanguageModel):
         gaps: Float[Array, BT] | None = None,
     ) -> Output:
         hidden_btd, states = self.hidden(tokens, states, resets, padding, noise, gaps)
-        logits_btv = read_out(hidden_btd, self.embedding.weight[...], COMPUTE[self.compute_dtype])
+        logits_btv = lm_head(hidden_btd, self.embedding.weight[...], COMPUTE[self.compute_dtype])
         return Output(None if labels is None else self._mean(hidden_btd, labels), logits_btv, states)
 
 

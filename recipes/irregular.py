@@ -77,9 +77,9 @@ class Forecaster(LanguageModel):
         sizes |= {"d_state": 32, "d_tau": 16}
         super().__init__(LiquidSSMConfig(**sizes, state="diagonal", target_dt=0.3), seed)
         self.told = told
-        self.read_out = nn.Linear(self.config.d_model, 1)
-        nn.init.zeros_(self.read_out.weight)
-        nn.init.zeros_(self.read_out.bias)
+        self.lm_head = nn.Linear(self.config.d_model, 1)
+        nn.init.zeros_(self.lm_head.weight)
+        nn.init.zeros_(self.lm_head.bias)
 
     def forward(self, value: Tensor, gap: Tensor) -> Tensor:
         """Forecasts [b, t] of the values that are `gap` after the ones seen."""
@@ -91,7 +91,7 @@ class Forecaster(LanguageModel):
         x_btd = torch.stack([see, ask], dim=2).flatten(1, 2) @ self.embedding.weight
         for block in self.blocks:
             x_btd, _ = block(x_btd, None, None, None, None, lasts)
-        return self.read_out(self.final_norm(x_btd)[:, 1::2])[..., 0]
+        return self.lm_head(self.final_norm(x_btd)[:, 1::2])[..., 0]
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ _ROUNDS = 6
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShard:
     """Which contiguous part of every global batch one process has; row counts differ by one at most, columns too.
 
     Args:
@@ -49,9 +49,9 @@ class Share:
     column: int = 0
     columns: int = 1
 
-    def of_all_rows(self) -> Share:
+    def of_all_rows(self) -> BatchShard:
         """The same stretch of time of every row."""
-        return Share(0, 1, self.column, self.columns)
+        return BatchShard(0, 1, self.column, self.columns)
 
     def of_rows(self, count: int) -> slice:
         """The rows of this share among `count`."""
@@ -62,7 +62,7 @@ class Share:
         return slice(count * self.column // self.columns, count * (self.column + 1) // self.columns)
 
 
-WHOLE = Share()
+WHOLE = BatchShard()
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Batch:
     resets: np.ndarray
     noise: np.ndarray | None = None  # [b, t, l, n], see spec/mixers/liquid_ssm/noise.py
 
-    def part(self, share: Share) -> Batch:
+    def part(self, shard: BatchShard) -> Batch:
         """What one process has of the batch."""
-        cut = share.of_rows(self.tokens.shape[0]), share.of_columns(self.tokens.shape[1])
+        cut = shard.of_rows(self.tokens.shape[0]), shard.of_columns(self.tokens.shape[1])
         noise = None if self.noise is None else self.noise[cut]
         return Batch(self.tokens[cut], self.labels[cut], self.resets[cut], noise)
 
@@ -205,27 +205,27 @@ def window_starts(samples: np.ndarray, tokens: np.ndarray, seq_len: int, seed: i
     return starts
 
 
-def next_batch(data: Dataset, samples_consumed: int, training: TrainingConfig, share: Share = WHOLE) -> Batch:
+def next_batch(data: Dataset, samples_consumed: int, training: TrainingConfig, shard: BatchShard = WHOLE) -> Batch:
     """What one process has of a run's next batch: `stream_batch` where the run streams, else `training_batch`."""
     make = stream_batch if training.stream else training_batch
-    return make(data, samples_consumed, training.batch_size, training.seq_len, training.seed, share)
+    return make(data, samples_consumed, training.batch_size, training.seq_len, training.seed, shard)
 
 
 def training_batch(
-    data: Dataset, samples_consumed: int, batch_size: int, seq_len: int, seed: int, share: Share = WHOLE
+    data: Dataset, samples_consumed: int, batch_size: int, seq_len: int, seed: int, shard: BatchShard = WHOLE
 ) -> Batch:
     """The global batch that follows `samples_consumed` samples, or a share of it: windows in an order of their own.
 
     Raises:
         ValueError: the data is shorter than a window.
     """
-    samples = np.arange(samples_consumed, samples_consumed + batch_size)[share.of_rows(batch_size)]
+    samples = np.arange(samples_consumed, samples_consumed + batch_size)[shard.of_rows(batch_size)]
     batch = _cut(data, data.train, window_starts(samples, data.train, seq_len, seed), seq_len)
-    return batch.part(share.of_all_rows())
+    return batch.part(shard.of_all_rows())
 
 
 def stream_batch(
-    data: Dataset, samples_consumed: int, batch_size: int, seq_len: int, seed: int, share: Share = WHOLE
+    data: Dataset, samples_consumed: int, batch_size: int, seq_len: int, seed: int, shard: BatchShard = WHOLE
 ) -> Batch:
     """The global batch that follows `samples_consumed` samples, or a share of it: each row reads on in its lane.
 
@@ -245,11 +245,11 @@ def stream_batch(
         )
     epoch, window = divmod(samples_consumed // batch_size, windows)
     offset = stream(seed, f"lanes, epoch {epoch}").integers(seq_len)
-    lanes = np.arange(batch_size)[share.of_rows(batch_size)]
+    lanes = np.arange(batch_size)[shard.of_rows(batch_size)]
     starts = offset + (lanes * windows + window) * seq_len
     batch = _cut(data, data.train, starts, seq_len)
     batch.resets[:, 0] = window == 0 or data.train[starts - 1] == data.end_of_text_id
-    return batch.part(share.of_all_rows())
+    return batch.part(shard.of_all_rows())
 
 
 def validation_batches(data: Dataset, seq_len: int, batch_size: int, most_windows: int) -> Iterator[Batch]:

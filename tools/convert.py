@@ -113,12 +113,12 @@ def read_orbax(directory: Path) -> Checkpoint:
 
 def _write_orbax(directory: Path, checkpoint: Checkpoint) -> None:
     validate(checkpoint)
-    sharded, world = (
+    sharded, context = (
         _load_orbax("format orbax is written through JAX"),
-        backends.load("jax", "training.distributed").World(),
+        backends.load("jax", "training.distributed").ParallelContext(),
     )
     with new_directory(directory) as temporary:
-        sharded.Writing(named_arrays(checkpoint.parameters, checkpoint.moments), temporary, world).result()
+        sharded.Writing(named_arrays(checkpoint.parameters, checkpoint.moments), temporary, context).result()
         for name, content in files_beside(checkpoint).items():
             (temporary / name).write_bytes(content)
         sums = {name: file_sha256(path) for name, path in files_below(temporary).items()}

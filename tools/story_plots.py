@@ -149,11 +149,11 @@ PLOTS: dict[str, str] = {
 - {hero} nodded, but {he} did not think it would work.
 - <detail>
 * / Then came the day when {friend} was in trouble. The {fkind} was stuck {place:1}, and to get there {hero} had to
-  face {fear}.
+  adapter {fear}.
 - / {Time2}, {hero} and {friend} were playing {place:1}. <weather>. They were {doing} when {friend} [fell|slipped] and
   hurt {fhis} [foot|knee|leg]. "I need help!" cried {friend}. But between them and help was {fear}.
 - / {Time2}, {friend} lost a {thing} {place:1}. "I am too small to get it," said {friend}. It was {spot}, and {hero}
-  knew that {he} would have to face {fear}.
+  knew that {he} would have to adapter {fear}.
 * {His} knees shook. {His} heart went boom, boom, boom. <cry>
 - "I cannot do it," {he} whispered. {His} legs felt like [jelly|noodles|pudding|wet string].
 - {He} wanted to run back to {home} and hide.

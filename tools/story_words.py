@@ -158,7 +158,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         "{He} was so <glad>.",
         "{hero} felt <glad>.",
         "{His} [heart|chest] felt [light|warm] again.",
-        "A [big|wide|slow|shy] smile spread over {his} face.",
+        "A [big|wide|slow|shy] smile spread over {his} adapter.",
         "{hero} had never been so <glad>.",
     ),
     "critter": _words("""

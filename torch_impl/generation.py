@@ -14,7 +14,7 @@ from spec.checkpoint.quantization import WEIGHTS
 from spec.config import require_known
 from spec.sampling import Sampling, Step, check_tokens, complete
 from torch_impl.layers import COMPUTE, accumulate_dtype
-from torch_impl.ops.cross_entropy import read_out
+from torch_impl.ops.cross_entropy import lm_head
 
 if TYPE_CHECKING:
     from torch_impl.model import LanguageModel
@@ -37,7 +37,7 @@ def _eager(model: LanguageModel) -> Step:
 
 def _advance(model: LanguageModel, tokens_bt: Tensor, states_lbd: Tensor | None) -> tuple[Tensor, Tensor]:
     hidden_btd, states_lbd = model.hidden(tokens_bt, states_lbd)
-    return read_out(hidden_btd[:, -1], model.embedding.weight, COMPUTE[model.compute_dtype]), states_lbd
+    return lm_head(hidden_btd[:, -1], model.embedding.weight, COMPUTE[model.compute_dtype]), states_lbd
 
 
 def _graph(model: LanguageModel) -> Step:

@@ -20,7 +20,7 @@ from torch_impl.layers import COMPUTE, Embedding, RMSNorm, SwiGLU, accumulate_dt
 from torch_impl.mixers import liquid_ssm
 from torch_impl.mixers.liquid_ssm import LiquidSSM
 from torch_impl.ops import scan
-from torch_impl.ops.cross_entropy import cross_entropy, read_out
+from torch_impl.ops.cross_entropy import cross_entropy, lm_head
 from torch_impl.ops.gated_scan import LiquidMixer
 
 
@@ -108,7 +108,7 @@ class LanguageModel(nn.Module):
             logits float32 [b, t, v], states float32 [l, b, n]; float64 where the compute dtype is.
         """
         hidden_btd, states = self.hidden(tokens, states, resets, padding, noise, gaps)
-        return read_out(hidden_btd, self.embedding.weight, COMPUTE[self.compute_dtype]), states
+        return lm_head(hidden_btd, self.embedding.weight, COMPUTE[self.compute_dtype]), states
 
     def hidden(
         self,
@@ -271,7 +271,7 @@ class LiquidSSMLanguageModel(LanguageModel):
         gaps: Float[Tensor, BT] | None = None,
     ) -> Output:
         hidden_btd, states = self.hidden(tokens, states, resets, padding, noise, gaps)
-        logits_btv = read_out(hidden_btd, self.embedding.weight, COMPUTE[self.compute_dtype])
+        logits_btv = lm_head(hidden_btd, self.embedding.weight, COMPUTE[self.compute_dtype])
         return Output(None if labels is None else self._mean(hidden_btd, labels), logits_btv, states)
 
 

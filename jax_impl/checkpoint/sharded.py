@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jax_impl.training.distributed import World
+from jax_impl.training.distributed import ParallelContext
 from spec.checkpoint.sharded import ORBAX
 
 try:
@@ -40,7 +40,7 @@ def _without_late_answers(found: sys.UnraisableHookArgs) -> None:
 
 _usual_hook, sys.unraisablehook = sys.unraisablehook, _without_late_answers
 
-# Less than `World` waits for another process by default: what went wrong is to be told, not that somebody went silent.
+# Less than `ParallelContext` waits for another process by default: the error is to be reported, not the silence.
 TIMEOUT_SECONDS = 500
 _LONGEST_REASON = 300
 
@@ -58,10 +58,10 @@ class Writing:
         OSError: the disk is full or not writable.
     """
 
-    def __init__(self, tensors: Mapping[str, Array | np.ndarray], directory: Path, world: World):
+    def __init__(self, tensors: Mapping[str, Array | np.ndarray], directory: Path, context: ParallelContext):
         require_orbax()
-        assert world.size == jax.process_count(), "Orbax waits for every process that JAX knows"
-        self._world, self._barriers, self._alone = world, _Barriers(), False
+        assert context.size == jax.process_count(), "Orbax waits for every process that JAX knows"
+        self._context, self._barriers, self._alone = context, _Barriers(), False
         options = ocp.options.AsyncOptions(timeout_secs=TIMEOUT_SECONDS, barrier_sync_fn=self._barriers)
         self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
         try:
@@ -84,10 +84,10 @@ class Writing:
             OSError: a disk is full or not writable, here or in another process.
         """
         # Asking each other, they notice one that is gone; Orbax's barriers would only after a long time.
-        while self._world.agree(not self._done_within(0.05)):
+        while self._context.any(not self._done_within(0.05)):
             pass
         error = self._future.exception()
-        told = self._world.gather(None if error is None else (not self._alone, _reason(error)))
+        told = self._context.all_gather(None if error is None else (not self._alone, _reason(error)))
         if failed := sorted(one for one in told if one is not None):
             # What the others then fail with only follows from it.
             raise OSError(f"a part of the checkpoint was not written: {failed[0][1]}") from error
@@ -128,7 +128,9 @@ class _Barriers:
         return first
 
 
-def read_shards(like: Mapping[str, jax.ShapeDtypeStruct], directory: Path, world: World) -> dict[str, Array]:
+def read_shards(
+    like: Mapping[str, jax.ShapeDtypeStruct], directory: Path, context: ParallelContext
+) -> dict[str, Array]:
     """Each tensor, or this process's part of it, from the shards of any number of processes.
 
     Args:
@@ -141,7 +143,7 @@ def read_shards(like: Mapping[str, jax.ShapeDtypeStruct], directory: Path, world
         NotImplementedError: Orbax is not installed.
     """
     require_orbax()
-    assert world.size == jax.process_count()
+    assert context.size == jax.process_count()
     with _reading(directory):
         _require_same(like, _stored(directory))
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -6,14 +6,14 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from jax_impl.training.distributed import ROWS, SEQUENCE, World
+from jax_impl.training.distributed import ROWS, SEQUENCE, ParallelContext
 from spec.data import IGNORED_LABEL, Batch
 
 FILL = {"labels": IGNORED_LABEL}
 """What rows that fill up a batch hold, where that is not zero."""
 
 
-def to_device(batch: Batch, world: World, rows: int) -> dict[str, Array | None]:
+def to_device(batch: Batch, context: ParallelContext, rows: int) -> dict[str, Array | None]:
     """tokens, labels and resets of the global batch, [b, t] each, and its noise, [b, t, l, n].
 
     Each process puts its rows on its devices, filled up with rows of which no label counts.
@@ -23,8 +23,8 @@ def to_device(batch: Batch, world: World, rows: int) -> dict[str, Array | None]:
         world: the processes of the run.
         rows: the most that any process has.
     """
-    count = padded_rows(rows, world)
-    cut = world.sharding(ROWS, SEQUENCE)
+    count = padded_rows(rows, context)
+    cut = context.sharding(ROWS, SEQUENCE)
 
     def put(name: str) -> Array | None:
         array = getattr(batch, name)
@@ -34,9 +34,9 @@ def to_device(batch: Batch, world: World, rows: int) -> dict[str, Array | None]:
     return {name: put(name) for name in ("tokens", "labels", "resets", "noise")}
 
 
-def padded_rows(rows: int, world: World) -> int:
+def padded_rows(rows: int, context: ParallelContext) -> int:
     """Rows of a process where each of its devices has as many."""
-    return -(-rows // world.parts_of_rows) * world.parts_of_rows
+    return -(-rows // context.parts_of_rows) * context.parts_of_rows
 
 
 def fill_rows(array: np.ndarray, count: int, fill: int) -> np.ndarray:

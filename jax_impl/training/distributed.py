@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from spec.data import Share
+from spec.data import BatchShard
 from spec.parameters import Parameter
 from spec.runtime.memory import keep_freed_memory
 from spec.runtime.processes import Processes, Value
@@ -45,7 +45,7 @@ def _mesh(devices: Sequence[Any], data: int, fsdp: int, sequence: int) -> Mesh:
 
 
 @dataclass(frozen=True)
-class World(Processes):
+class ParallelContext(Processes):
     """The processes that train one model together.
 
     Args:
@@ -75,7 +75,7 @@ class World(Processes):
         numbers = multihost_utils.process_allgather(np.frombuffer(np.float64(number).tobytes(), np.uint8))
         return float(np.frombuffer(np.asarray(numbers).tobytes(), np.float64).sum())
 
-    def gather(self, value: Value) -> list[Value]:
+    def all_gather(self, value: Value) -> list[Value]:
         """The values of all processes, in the order of ranks."""
         if self.size == 1:
             return [value]
@@ -97,10 +97,12 @@ class World(Processes):
     def parts_of_rows(self) -> int:
         """Into how many parts this process cuts its rows, computed side by side."""
         data, fsdp, _ = self.shape()
-        return data * fsdp // self.share.rows
+        return data * fsdp // self.shard.rows
 
 
-def join(parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.0, mesh: str | None = None) -> World:
+def join(
+    parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.0, mesh: str | None = None
+) -> ParallelContext:
     """Join the processes that were started together.
 
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID tell who they are; with the address `auto` a TPU pod,
@@ -182,7 +184,7 @@ def mesh_sizes(devices: int, parallel: str, context_parallel: int, mesh: str | N
     return data, fsdp, sequence
 
 
-def on_mesh(devices: Sequence[Any], data: int, fsdp: int, sequence: int) -> World:
+def on_mesh(devices: Sequence[Any], data: int, fsdp: int, sequence: int) -> ParallelContext:
     """The world of these devices, those of one process side by side; they need not be here.
 
     Args:
@@ -201,8 +203,8 @@ def on_mesh(devices: Sequence[Any], data: int, fsdp: int, sequence: int) -> Worl
     columns = max(1, sequence // here)
     rank = processes.index(jax.process_index()) if jax.process_index() in processes else 0
     row, column = divmod(rank, columns)
-    share = Share(row, len(processes) // columns, column, columns)
-    return World(rank, len(processes), share, fsdp > 1, _mesh(devices, data, fsdp, sequence))
+    shard = BatchShard(row, len(processes) // columns, column, columns)
+    return ParallelContext(rank, len(processes), shard, fsdp > 1, _mesh(devices, data, fsdp, sequence))
 
 
 def has_joined() -> bool:
@@ -223,19 +225,19 @@ def leave(code: int) -> None:
         os._exit(code)
 
 
-def placement(row: Parameter, world: World) -> NamedSharding:
+def placement(row: Parameter, context: ParallelContext) -> NamedSharding:
     """Where a parameter lies: a matrix is cut along its last axis `d` between the devices of fsdp, a vector copied.
 
     Raises:
         ValueError: the axis does not divide.
     """
-    fsdp = world.shape()[1]
+    fsdp = context.shape()[1]
     if fsdp == 1 or len(row.shape) < 2 or "d" not in row.axes:
-        return world.sharding()
+        return context.sharding()
     axis = len(row.axes) - 1 - row.axes[::-1].index("d")
     if row.shape[axis] % fsdp:
         raise ValueError(f"fsdp={fsdp} does not divide d_model {row.shape[axis]}; choose a divisor of it")
-    return world.sharding(*(FSDP if i == axis else None for i in range(len(row.shape))))
+    return context.sharding(*(FSDP if i == axis else None for i in range(len(row.shape))))
 
 
 def cut_axis(part: Array, shape: tuple[int, ...]) -> int | None:

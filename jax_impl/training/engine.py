@@ -18,7 +18,7 @@ from jax_impl.generation import make_step
 from jax_impl.layers import accumulate_dtype
 from jax_impl.model import LanguageModel, build, choose_method
 from jax_impl.training.data import fill_rows, padded_rows, to_device
-from jax_impl.training.distributed import AXES, ROWS, World, on_host, placed
+from jax_impl.training.distributed import AXES, ROWS, ParallelContext, on_host, placed
 from jax_impl.training.optimizer import (
     dump_moments,
     load_moments,
@@ -29,7 +29,7 @@ from jax_impl.training.optimizer import (
 from jax_impl.training.step import make_programs, with_parameters
 from spec.checkpoint.sharded import PARAMETERS, by_kind, named_arrays
 from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig, require_integer
-from spec.data import Batch, Share
+from spec.data import Batch, BatchShard
 from spec.init import initial_parameters
 from spec.parameters import check_parameters
 from spec.runtime.memory import keep_freed_memory
@@ -65,7 +65,7 @@ class Engine:
         remat: bool = False,
         compile: bool = True,
         micro_batch: int | None = None,
-        world: World | None = None,
+        context: ParallelContext | None = None,
     ):
         if not compile:
             raise ValueError("JAX always compiles its steps; leave --no-compile out, or train with torch")
@@ -73,14 +73,19 @@ class Engine:
             require_integer("micro_batch", micro_batch, 1)
         # Before the first device is asked for: XLA's threads choose where they allocate when they start.
         keep_freed_memory()
-        self.config, self.training, self.micro_batch, self.world = config, training, micro_batch, world or World()
-        _require_work(config, training, self.world, method)
+        self.config, self.training, self.micro_batch, self.context = (
+            config,
+            training,
+            micro_batch,
+            context or ParallelContext(),
+        )
+        _require_work(config, training, self.context, method)
         self.method = choose_method(config, training.batch_size, training.seq_len) if method == "auto" else method
         options = {"seed": training.seed, "compute_dtype": training.compute_dtype, "method": method, "remat": remat}
         # Its graph alone: a device has room for its part of the parameters, and perhaps for no more.
         self.model: LanguageModel = nnx.eval_shape(lambda: build(config, **options))
         self.optimizer = make_optimizer(config, training)
-        self._programs = make_programs(self.model, self.optimizer, training, self.world, micro_batch)
+        self._programs = make_programs(self.model, self.optimizer, training, self.context, micro_batch)
         self._take(initial_parameters(config, training.seed))
         like = jax.eval_shape(self.optimizer.init, self.parameters)
         self._take_moments(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like))
@@ -100,7 +105,7 @@ class Engine:
             self.load_states(np.zeros((self.config.n_layers, self.training.batch_size, self.config.d_state)))
         states = self.states if self.training.stream else None
         self.parameters, self.optimizer_state, self.states, loss, norm = self._programs.update(
-            self.parameters, self.optimizer_state, states, to_device(batch, self.world, self._rows()), lr
+            self.parameters, self.optimizer_state, states, to_device(batch, self.context, self._rows()), lr
         )
         return float(loss), float(norm)
 
@@ -111,8 +116,8 @@ class Engine:
             batch: this process's share.
             states: [l, b, n], as an evaluation before gave them; None is zero.
         """
-        rows = max(self.world.gather(len(batch.tokens)))
-        loss, last = self._programs.loss(self.parameters, to_device(batch, self.world, rows), states)
+        rows = max(self.context.all_gather(len(batch.tokens)))
+        loss, last = self._programs.loss(self.parameters, to_device(batch, self.context, rows), states)
         return float(loss), last
 
     def load(self, parameters: dict[str, np.ndarray], moments: dict[str, dict[str, np.ndarray]], step: int) -> None:
@@ -130,9 +135,9 @@ class Engine:
         """The carried states [l, b, n], or None where there are none."""
         if self.states is None:
             return None
-        count, share = self.training.batch_size, self.world.share
-        parts = np.split(on_host(self.states), share.rows, axis=1)
-        cuts = (Share(row, share.rows).of_rows(count) for row in range(share.rows))
+        count, shard = self.training.batch_size, self.context.shard
+        parts = np.split(on_host(self.states), shard.rows, axis=1)
+        cuts = (BatchShard(row, shard.rows).of_rows(count) for row in range(shard.rows))
         return np.concatenate([part[:, : cut.stop - cut.start] for part, cut in zip(parts, cuts, strict=True)], axis=1)
 
     def load_states(self, states: np.ndarray | None) -> None:
@@ -140,28 +145,30 @@ class Engine:
         if states is None:
             self.states = None
             return
-        count, share = self.training.batch_size, self.world.share
+        count, shard = self.training.batch_size, self.context.shard
         filled = [
-            fill_rows(states.swapaxes(0, 1)[Share(row, share.rows).of_rows(count)], self._rows(), 0)
-            for row in range(share.rows)
+            fill_rows(states.swapaxes(0, 1)[BatchShard(row, shard.rows).of_rows(count)], self._rows(), 0)
+            for row in range(shard.rows)
         ]
         array = np.concatenate(filled).swapaxes(0, 1).astype(accumulate_dtype(self.training.compute_dtype))
-        self.states = placed(array, self.world.sharding(None, ROWS))
+        self.states = placed(array, self.context.sharding(None, ROWS))
 
     def save_shards(self, directory: Path) -> Writing:
         """Begin to write this process's part of parameters and moments into the directory; steps may go on."""
         from jax_impl.checkpoint.sharded import Writing
 
-        return Writing(self._shards(), directory, self.world)
+        return Writing(self._shards(), directory, self.context)
 
     def load_shards(self, directory: Path, step: int) -> None:
         """Take over parameters and moments after `step` steps, each process its part, from any number of shards."""
         from jax_impl.checkpoint.sharded import read_shards
 
         like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in self._shards().items()}
-        groups = by_kind(read_shards(like, directory, self.world))
+        groups = by_kind(read_shards(like, directory, self.context))
         self.parameters = groups.pop(PARAMETERS)
-        self.optimizer_state = with_moments(self.optimizer_state, groups, placed(np.int32(step), self.world.sharding()))
+        self.optimizer_state = with_moments(
+            self.optimizer_state, groups, placed(np.int32(step), self.context.sharding())
+        )
 
     def _shards(self) -> dict[str, Array]:
         return named_arrays(self.parameters, named_moments(self.optimizer_state))
@@ -176,7 +183,7 @@ class Engine:
     def sampler(self) -> Step:
         """The current model as a step of generation; where devices have parts of it, on the host."""
         parameters = {path: on_host(array) for path, array in self.parameters.items()}
-        place = _host() if self.world.sharded else jax.local_devices()[0]
+        place = _host() if self.context.sharded else jax.local_devices()[0]
         graph, variables = nnx.split(self.model, nnx.Param)
         return make_step(with_parameters(graph, variables, jax.device_put(parameters, place)))
 
@@ -189,9 +196,9 @@ class Engine:
 
     def layout(self) -> str:
         """Who computes what: in another layout the same mathematics is summed in another order."""
-        size, devices = self.world.size, self.world.mesh.size
+        size, devices = self.context.size, self.context.mesh.size
         parts = ["1 process" if size == 1 else f"{size} processes"]
-        parts += [", ".join(f"{axis}={n}" for axis, n in zip(AXES, self.world.shape(), strict=True))] * (devices > 1)
+        parts += [", ".join(f"{axis}={n}" for axis, n in zip(AXES, self.context.shape(), strict=True))] * (devices > 1)
         parts += [f"{self.micro_batch} rows at a time"] * (self.micro_batch is not None)
         return ", ".join(parts)
 
@@ -203,7 +210,7 @@ class Engine:
 
     def _rows(self) -> int:
         """The rows that each process has in a step, filled up."""
-        return padded_rows(-(-self.training.batch_size // self.world.share.rows), self.world)
+        return padded_rows(-(-self.training.batch_size // self.context.shard.rows), self.context)
 
     def _take(self, arrays: Mapping[str, np.ndarray]) -> None:
         wide = accumulate_dtype(self.training.compute_dtype)
@@ -223,16 +230,16 @@ def _host() -> Any:
         return jax.local_devices()[0]
 
 
-def _require_work(config: ModelConfig, training: TrainingConfig, world: World, method: str) -> None:
-    columns = world.shape()[2]
+def _require_work(config: ModelConfig, training: TrainingConfig, context: ParallelContext, method: str) -> None:
+    columns = context.shape()[2]
     if isinstance(config, LiquidSSMConfig) and columns > 1:
         raise ValueError("a Liquid SSM is not cut in time; leave out --context-parallel, or sequence in --mesh")
     if method == "pallas" and columns > 1:
         raise ValueError("--method pallas has each row whole; leave it out, or leave out sequence in --mesh")
     if training.seq_len % columns:
         raise ValueError(f"seq_len {training.seq_len} is not a multiple of the {columns} devices that share a row")
-    if training.batch_size < world.share.rows:
+    if training.batch_size < context.shard.rows:
         raise ValueError(
-            f"batch_size {training.batch_size} leaves some of {world.share.rows} processes without work; "
+            f"batch_size {training.batch_size} leaves some of {context.shard.rows} processes without work; "
             "raise --batch-size or start fewer"
         )

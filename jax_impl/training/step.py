@@ -16,7 +16,7 @@ from jax_impl.layers import accumulate_dtype
 from jax_impl.model import LanguageModel, build
 from jax_impl.ops.scan.context_parallel import time_sharded
 from jax_impl.training.data import FILL
-from jax_impl.training.distributed import AXES, ROWS, SEQUENCE, World, placement, whole_weight
+from jax_impl.training.distributed import AXES, ROWS, SEQUENCE, ParallelContext, placement, whole_weight
 from jax_impl.training.optimizer import clip_by_global_norm, make_optimizer
 from spec.config import ModelConfig, TrainingConfig
 from spec.data import IGNORED_LABEL
@@ -47,7 +47,7 @@ def make_programs(
     model: LanguageModel,
     optimizer: optax.GradientTransformation,
     training: TrainingConfig,
-    world: World,
+    context: ParallelContext,
     micro_batch: int | None = None,
 ) -> Programs:
     """The step and the evaluation of a model, each one program for all devices.
@@ -63,11 +63,11 @@ def make_programs(
         micro_batch: rows that a device takes at a time, their gradients added up; None takes all.
     """
     table = parameter_table(model.config)
-    shardings = {row.path: placement(row, world) for row in table}
-    gradients_of, loss_of = _on_all_devices(model, world, micro_batch, shardings)
+    shardings = {row.path: placement(row, context) for row in table}
+    gradients_of, loss_of = _on_all_devices(model, context, micro_batch, shardings)
     like = {row.path: jax.ShapeDtypeStruct(row.shape, accumulate_dtype(model.compute_dtype)) for row in table}
-    of_state = _like_parameters(jax.eval_shape(optimizer.init, like), shardings, world)
-    placed = shardings, of_state, world.sharding(*_STATES), world.sharding(), world.sharding()
+    of_state = _like_parameters(jax.eval_shape(optimizer.init, like), shardings, context)
+    placed = shardings, of_state, context.sharding(*_STATES), context.sharding(), context.sharding()
 
     @partial(jax.jit, donate_argnums=(0, 1), out_shardings=placed)
     def update(parameters, optimizer_state, states, batch, lr):
@@ -86,7 +86,7 @@ def make_programs(
 def abstract_step(
     config: ModelConfig,
     training: TrainingConfig,
-    world: World,
+    context: ParallelContext,
     method: str = "auto",
     remat: bool = False,
     micro_batch: int | None = None,
@@ -104,8 +104,8 @@ def abstract_step(
     options = {"compute_dtype": training.compute_dtype, "method": method, "remat": remat}
     model: LanguageModel = nnx.eval_shape(lambda: build(config, **options))
     optimizer, wide = make_optimizer(config, training), accumulate_dtype(training.compute_dtype)
-    programs = make_programs(model, optimizer, training, world, micro_batch)
-    (data, fsdp, sequence), (b, t) = world.shape(), (training.batch_size, training.seq_len)
+    programs = make_programs(model, optimizer, training, context, micro_batch)
+    (data, fsdp, sequence), (b, t) = context.shape(), (training.batch_size, training.seq_len)
     if b % (data * fsdp) or t % sequence:
         raise ValueError(f"{b} x {t} tokens are not cut evenly between data={data}, fsdp={fsdp}, sequence={sequence}")
 
@@ -116,22 +116,22 @@ def abstract_step(
     parameters = jax.tree.map(put, like, programs.parameters)
     optimizer_state = jax.tree.map(put, jax.eval_shape(optimizer.init, like), programs.optimizer_state)
     kinds = {"tokens": jnp.int32, "labels": jnp.int32, "resets": jnp.bool_}
-    whole = world.sharding(*_BATCH)
+    whole = context.sharding(*_BATCH)
     batch = {name: jax.ShapeDtypeStruct((b, t), kind, sharding=whole) for name, kind in kinds.items()}
-    lr = jax.ShapeDtypeStruct((), jnp.float32, sharding=world.sharding())
+    lr = jax.ShapeDtypeStruct((), jnp.float32, sharding=context.sharding())
     return programs.update, (parameters, optimizer_state, None, {**batch, "noise": None}, lr)
 
 
 def _on_all_devices(
-    model: LanguageModel, world: World, micro_batch: int | None, shardings: Mapping[str, jax.NamedSharding]
+    model: LanguageModel, context: ParallelContext, micro_batch: int | None, shardings: Mapping[str, jax.NamedSharding]
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """(loss, last states, gradients) and (loss, last states) of parameters, batch and states, all over the mesh."""
     specs, wide = {path: sharding.spec for path, sharding in shardings.items()}, accumulate_dtype(model.compute_dtype)
     # Over an axis of one device a sum is a copy of all gradients, which XLA makes on a CPU.
-    cut = tuple(axis for axis, devices in zip(AXES, world.shape(), strict=True) if devices > 1)
+    cut = tuple(axis for axis, devices in zip(AXES, context.shape(), strict=True) if devices > 1)
     whole = partial(whole_weight, shape=(model.config.vocab_size, model.config.d_model))
-    shared = partial(jax.shard_map, mesh=world.mesh, in_specs=(specs, _BATCH, _STATES), check_vma=False)
-    nats_of = _local_nats(model, world)
+    shared = partial(jax.shard_map, mesh=context.mesh, in_specs=(specs, _BATCH, _STATES), check_vma=False)
+    nats_of = _local_nats(model, context)
 
     def gradients_of(parameters, batch, states):
         of_rows = _in_micro_batches(jax.value_and_grad(nats_of, has_aux=True), micro_batch)
@@ -154,14 +154,14 @@ def _on_all_devices(
     return shared(gradients_of, out_specs=out_specs), shared(loss_of, out_specs=out_specs[:2])
 
 
-def _local_nats(model: LanguageModel, world: World) -> Callable[..., Any]:
+def _local_nats(model: LanguageModel, context: ParallelContext) -> Callable[..., Any]:
     """(parameters, batch, states, labels counted anywhere) -> this device's part of the mean loss, last states."""
     graph, variables = nnx.split(model, nnx.Param)
 
     def nats_of(parameters, batch, states, counted):
         noise_btln = batch["noise"]
         noise = None if noise_btln is None else noise_btln.transpose(2, 0, 1, 3)
-        with time_sharded(SEQUENCE if world.shape()[2] > 1 else None):
+        with time_sharded(SEQUENCE if context.shape()[2] > 1 else None):
             mean, last = with_parameters(graph, variables, parameters).loss(**{**batch, "noise": noise}, states=states)
         return mean * (_counted(batch).astype(mean.dtype) / counted), last
 
@@ -182,11 +182,11 @@ def _counted_everywhere(batch: dict[str, Array], dtype: Any) -> Array:
     return jnp.maximum(jax.lax.psum(_counted(batch), AXES), 1).astype(dtype)
 
 
-def _like_parameters(state: Any, shardings: dict[str, jax.NamedSharding], world: World) -> Any:
+def _like_parameters(state: Any, shardings: dict[str, jax.NamedSharding], context: ParallelContext) -> Any:
     """Both moments of a parameter lie where it lies; all else everywhere."""
 
     def of(path, _):
-        return shardings.get(str(getattr(path[-1], "key", "")), world.sharding())
+        return shardings.get(str(getattr(path[-1], "key", "")), context.sharding())
 
     return jax.tree_util.tree_map_with_path(of, state)
 

@@ -32,8 +32,8 @@ MEASURED: list[str] = []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for `face` runs for each backend, and for each of its scan methods if it asks for `method`."""
-    if "face" not in metafunc.fixturenames:
+    """A test that asks for `adapter` runs for each backend, and for each scan method if it asks for `method`."""
+    if "adapter" not in metafunc.fixturenames:
         return
     with_method = "method" in metafunc.fixturenames
     rows = []
@@ -43,20 +43,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             skip = pytest.mark.skip(reason=reason)
             rows.append(pytest.param(*[None] * (1 + with_method), id=name, marks=skip))
         elif with_method:
-            face = adapters.load(name)
+            adapter = adapters.load(name)
             # What is interpreted takes a second an example; test_operations, test_kernels and test_pallas have it.
-            methods = [method for method in face.METHODS["scan"] if not interpreted_kernels.is_slow(name, method)]
-            rows += [pytest.param(face, method, id=f"{name}-{method}") for method in methods]
+            methods = [method for method in adapter.METHODS["scan"] if not interpreted_kernels.is_slow(name, method)]
+            rows += [pytest.param(adapter, method, id=f"{name}-{method}") for method in methods]
         else:
             rows.append(pytest.param(adapters.load(name), id=name))
-    metafunc.parametrize("face, method" if with_method else "face", rows)
+    metafunc.parametrize("adapter, method" if with_method else "adapter", rows)
 
 
 @pytest.fixture(autouse=True)
 def method_runs_here(request: pytest.FixtureRequest) -> None:
     """Skips what a method cannot do on this machine, in its own words."""
-    if {"face", "method"} <= set(request.fixturenames):
-        reason = adapters.refusal(request.getfixturevalue("face").NAME, request.getfixturevalue("method"))
+    if {"adapter", "method"} <= set(request.fixturenames):
+        reason = adapters.refusal(request.getfixturevalue("adapter").NAME, request.getfixturevalue("method"))
         if reason:
             pytest.skip(reason)
 
@@ -65,12 +65,12 @@ def method_runs_here(request: pytest.FixtureRequest) -> None:
 def native_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out what is interpreted here, where a test is about something else and would take minutes."""
     for backend in (name for name in adapters.FRAMEWORKS if not adapters.missing(name)):
-        face = adapters.load(backend)
+        adapter = adapters.load(backend)
         native = {
             name: tuple(method for method in every if not interpreted_kernels.is_slow(backend, method))
-            for name, every in face.METHODS.items()
+            for name, every in adapter.METHODS.items()
         }
-        monkeypatch.setattr(face, "METHODS", native)
+        monkeypatch.setattr(adapter, "METHODS", native)
 
 
 @pytest.fixture(autouse=True, scope="session")

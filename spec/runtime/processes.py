@@ -1,6 +1,6 @@
 """The processes of a run: how they agree, wait for each other and fail together.
 
-A backend's `World` says who they are and how values travel between them (`gather`); the rest follows from that.
+A backend's `ParallelContext` says who they are and how values travel between them (`all_gather`); the rest follows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from spec.data import WHOLE, Share
+from spec.data import WHOLE, BatchShard
 
 Value = TypeVar("Value")
 
@@ -29,7 +29,7 @@ class Processes:
 
     rank: int = 0
     size: int = 1
-    share: Share = WHOLE
+    shard: BatchShard = WHOLE
     sharded: bool = False
 
     @property
@@ -37,32 +37,32 @@ class Processes:
         """Into how many parts this process cuts its rows, computed side by side."""
         return 1
 
-    def gather(self, value: Value) -> list[Value]:
+    def all_gather(self, value: Value) -> list[Value]:
         """The values of all processes, in the order of ranks."""
-        assert self.size == 1, "a backend's World says how values travel"
+        assert self.size == 1, "a backend's ParallelContext says how values travel"
         return [value]
 
-    def agree(self, flag: bool) -> bool:
+    def any(self, flag: bool) -> bool:
         """Whether the flag is true in any process."""
         return flag if self.size == 1 else self.total(float(flag)) > 0.0
 
     def total(self, number: float) -> float:
         """The sum over all processes."""
         # In one order: all must decide alike.
-        return sum(self.gather(number))
+        return sum(self.all_gather(number))
 
-    def tell(self, make: Callable[[], Value]) -> Value:
+    def broadcast(self, make: Callable[[], Value]) -> Value:
         """What `make` returns in the first process, in every process; its errors too."""
         if self.size == 1:
             return make()
         told: Any = None
-        with self.together():
+        with self.raise_together():
             if self.rank == 0:
                 told = make()
-        return self.gather(told)[0]
+        return self.all_gather(told)[0]
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def raise_together(self) -> Iterator[None]:
         """What fails inside in one process fails in all of them; the first one says why.
 
         Raises:
@@ -76,7 +76,7 @@ class Processes:
             yield
         except Exception as caught:  # whatever it is: the others must not wait for this process for ever
             error = caught
-        told = self.gather(None if error is None else str(error) or type(error).__name__)
+        told = self.all_gather(None if error is None else str(error) or type(error).__name__)
         failed = [f"process {rank} of {self.size}: {told[rank]}" for rank in range(self.size) if told[rank] is not None]
         if failed:
             self.leave_it_to_the_first(2)
@@ -90,7 +90,7 @@ class Processes:
         """
         if self.rank > 0:
             with suppress(RuntimeError):  # of the connection, which ends with the first process
-                self.gather(None)
+                self.all_gather(None)
             sys.exit(code)
 
     def lost(self, error: BaseException) -> bool:

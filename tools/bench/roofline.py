@@ -171,7 +171,7 @@ def linear(tokens: int, inputs: int, outputs: int) -> list[tuple[float, float]]:
     return [(flops, x + weight + y)] * 2 + [(flops, x + 2 * weight + y)]
 
 
-def read_out(config: LiquidNetConfig, tokens: int, form: LossForm) -> tuple[tuple[float, float], ...]:
+def lm_head(config: LiquidNetConfig, tokens: int, form: LossForm) -> tuple[tuple[float, float], ...]:
     """(FLOPs, bytes) of the products with the embedding, chunk by chunk; the logits' own bytes are another term.
 
     Each chunk reads the bfloat16 embedding in every product, and adds to its float32 gradient: reads and writes it.
@@ -201,7 +201,7 @@ def step_terms(config: LiquidNetConfig, tokens: int, mixer: MixerTraffic, loss: 
     all_weights = float(num_parameters(config))
     once = "formula: bytes each read once and written once: "
     return (
-        Term("LM head products", read_out(config, tokens, form),
+        Term("LM head products", lm_head(config, tokens, form),
              f"formula: 2 m n k, {form.products} products; operands, and the float32 gradient a chunk, if slower"),
         Term("cross-entropy", ((0.0, form.logit_bytes * tokens * v),), f"{once}{form.what}"),
         Term("layer products", tuple(layer), "formula: 2 m n k, 3 products a matrix; bfloat16 operands if slower"),

@@ -133,7 +133,7 @@ def _how_to_go_on(arguments: list[str]) -> str:
         return "nothing was done; run it again"
     again = COMMANDS[name].again
     if name == "train" and "--out" in arguments[:-1] and "tools.training.run_dir" in sys.modules:
-        run = sys.modules["tools.training.run_dir"].Run(arguments[arguments.index("--out") + 1])
+        run = sys.modules["tools.training.run_dir"].RunDir(arguments[arguments.index("--out") + 1])
         return f"{run.last_good()}; {again}"
     return again
 

@@ -18,7 +18,7 @@ from tools.plot.figure import new_figure, require_picture, write_picture
 from tools.plot.half_lives import plot_half_lives
 from tools.plot.reach import WINDOWS, plot_reach
 from tools.training.evaluate import require_same_tokenizer
-from tools.training.run_dir import Run
+from tools.training.run_dir import RunDir
 
 COLOURS = {"torch": "#ee4c2c", "jax": "#1a73e8"}
 FLAGS = {
@@ -93,7 +93,7 @@ class Plot:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
-    lines = Run(path).metrics()
+    lines = RunDir(path).metrics()
     if not lines:
         raise ValueError(f"{path} holds no metrics.jsonl of a run; name a directory that `liquidnet train` wrote")
     return lines

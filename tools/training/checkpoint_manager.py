@@ -11,14 +11,14 @@ from spec.checkpoint.files import new_directory
 from spec.checkpoint.format import Checkpoint, files_beside
 from spec.config import ModelConfig
 from tools.cli import backends
-from tools.training.run_dir import Run
+from tools.training.run_dir import RunDir
 
 CheckpointFormat = Literal["neutral", "dcp", "orbax"]
 OWN_FORMAT: dict[str, CheckpointFormat] = {"torch": "dcp", "jax": "orbax"}
 """In which each process of a backend writes and reads its part."""
 
 
-class Saver:
+class CheckpointManager:
     """Checkpoints in the neutral format, each whole before the next step.
 
     Every process of the run calls every method.
@@ -29,9 +29,9 @@ class Saver:
         keep: checkpoints to keep, besides the best.
     """
 
-    def __init__(self, run: Run, engine: Any, keep: int):
-        self.run, self.engine, self.world, self.keep = run, engine, engine.world, keep
-        self.first_process = self.world.rank == 0
+    def __init__(self, run: RunDir, engine: Any, keep: int):
+        self.run, self.engine, self.context, self.keep = run, engine, engine.context, keep
+        self.first_process = self.context.rank == 0
 
     def save(self, config: ModelConfig, state: dict[str, Any], tokenizer: str) -> None:
         """Write a checkpoint of the engine as it is now.
@@ -40,7 +40,7 @@ class Saver:
             OSError: the disk is full or not writable; the earlier checkpoints are whole.
         """
         (parameters, moments), states = self.engine.dump(), self.engine.dump_states()
-        with self.world.together():
+        with self.context.raise_together():
             if self.first_process:
                 self.run.save(Checkpoint(config, parameters, moments, state, tokenizer, states), self.keep)
 
@@ -51,10 +51,10 @@ class Saver:
         """Wait until every checkpoint has appeared."""
 
 
-class ShardedSaver(Saver):
+class ShardedCheckpointManager(CheckpointManager):
     """Sharded checkpoints (spec/checkpoint/sharded.py): copied at once, written while the next steps are made."""
 
-    def __init__(self, run: Run, engine: Any, keep: int):
+    def __init__(self, run: RunDir, engine: Any, keep: int):
         super().__init__(run, engine, keep)
         self.writing: Any = None
 
@@ -63,14 +63,14 @@ class ShardedSaver(Saver):
         self.finish()
         self.state, self.unfinished = state, ExitStack()
         self.beside = files_beside(Checkpoint(config, {}, {}, state, tokenizer, self.engine.dump_states()))
-        self.directory: Path = self.world.tell(self._make_directory)
+        self.directory: Path = self.context.broadcast(self._make_directory)
         self.writing = self.engine.save_shards(self.directory)
 
     def _make_directory(self) -> Path:
         return self.unfinished.enter_context(new_directory(self.run.place(self.state["step"])))
 
     def poll(self) -> None:
-        if self.writing is not None and not self.world.agree(not self.writing.done()):
+        if self.writing is not None and not self.context.any(not self.writing.done()):
             self.finish()
 
     def finish(self) -> None:
@@ -84,13 +84,13 @@ class ShardedSaver(Saver):
             return
         writing, self.writing = self.writing, None
         with self.unfinished:
-            with self.world.together():
+            with self.context.raise_together():
                 writing.result()
-            names = self.world.tell(lambda: sorted(files_below(self.directory)))
-            with self.world.together():
+            names = self.context.broadcast(lambda: sorted(files_below(self.directory)))
+            with self.context.raise_together():
                 own = self._own_digests(names)
-            sums = {name: digest for part in self.world.gather(own) for name, digest in part.items()}
-            with self.world.together():
+            sums = {name: digest for part in self.context.all_gather(own) for name, digest in part.items()}
+            with self.context.raise_together():
                 if self.first_process:
                     self._complete(sums)
 
@@ -98,7 +98,7 @@ class ShardedSaver(Saver):
         """Hashing, too, is spread over all processes."""
         if not files_below(self.directory).keys() <= {*names}:
             raise ValueError(f"{self.directory} is not the same directory in every process; share a file system")
-        return {name: file_sha256(self.directory / name) for name in names[self.world.rank :: self.world.size]}
+        return {name: file_sha256(self.directory / name) for name in names[self.context.rank :: self.context.size]}
 
     def _complete(self, sums: dict[str, str]) -> None:
         for name, content in self.beside.items():
@@ -120,6 +120,6 @@ def require_format(backend: backends.Backend, format: CheckpointFormat) -> None:
         (sharded.require_orbax if format == "orbax" else sharded.require_safetensors)()
 
 
-def make_saver(format: CheckpointFormat, run: Run, engine: Any, keep: int) -> Saver:
+def make_checkpoint_manager(format: CheckpointFormat, run: RunDir, engine: Any, keep: int) -> CheckpointManager:
     """The saver of a format."""
-    return (Saver if format == "neutral" else ShardedSaver)(run, engine, keep)
+    return (CheckpointManager if format == "neutral" else ShardedCheckpointManager)(run, engine, keep)

@@ -13,7 +13,7 @@ import numpy as np
 from spec.checkpoint.format import Checkpoint
 from spec.checkpoint.quantization import Weights, rounded
 from spec.config import TrainingConfig, training_from_json
-from spec.data import IGNORED_LABEL, Batch, Dataset, Share, open_data, validation_batches, validation_stream
+from spec.data import IGNORED_LABEL, Batch, BatchShard, Dataset, open_data, validation_batches, validation_stream
 from tools import convert
 from tools.cli import backends
 from tools.cli.progress import Bar, progress
@@ -86,26 +86,26 @@ def total_nats(engine: Any, batches: Iterable[Batch], carry: bool = False) -> tu
         engine, batches, carry: as in `mean_loss`.
     """
     nats, count, states = 0.0, 0, None
-    share = engine.world.share
+    shard = engine.context.shard
     for whole in batches:
         # One row cannot be cut between rows: every process reads all of a stream, or its stretch of each piece.
-        batch = _part(whole, share.of_all_rows() if carry else share)
+        batch = _part(whole, shard.of_all_rows() if carry else shard)
         mean, last = engine.evaluate(batch, states)
         states = last if carry else None
         counted = int((batch.labels != IGNORED_LABEL).sum())
         nats += mean * counted
         count += counted
-    times = share.rows if carry else 1
-    return engine.world.total(nats) / times, int(engine.world.total(count)) // times
+    times = shard.rows if carry else 1
+    return engine.context.total(nats) / times, int(engine.context.total(count)) // times
 
 
-def _part(batch: Batch, share: Share) -> Batch:
+def _part(batch: Batch, shard: BatchShard) -> Batch:
     """The share of a batch; where it has no row, one whose labels are ignored, since all processes compute together."""
-    part = batch.part(share)
+    part = batch.part(shard)
     if len(part.tokens):
         return part
     first = Batch(batch.tokens[:1], np.full_like(batch.labels[:1], IGNORED_LABEL), batch.resets[:1])
-    return first.part(share.of_all_rows())
+    return first.part(shard.of_all_rows())
 
 
 def told(batches: Iterable[Batch], bar: Bar) -> Iterator[Batch]:

@@ -35,7 +35,7 @@ from tools.training.tensorboard import event_writer
 
 
 @dataclass(frozen=True)
-class Habits:
+class ExecutionConfig:
     """How a run computes and what it keeps; none of it changes the mathematics.
 
     Args:
@@ -72,7 +72,7 @@ class Settings:
 
     model: ModelConfig
     training: TrainingConfig
-    habits: Habits
+    habits: ExecutionConfig
     data: dict[str, str]
     init_from: str | None = None
     """Where the first weights were taken from."""
@@ -108,7 +108,7 @@ def data_identity(data: Dataset) -> dict[str, str]:
     return {part: data.meta[part]["sha256"] for part in ("train", "val")} | {"tokenizer": data.meta["tokenizer_sha256"]}
 
 
-class Run:
+class RunDir:
     """An open RUN directory; only one process has it at a time.
 
     Args:
@@ -145,7 +145,7 @@ class Run:
             stored = json.loads((self.path / "config.json").read_text())
             model, training = config_from_json(stored["model"]), training_from_json(stored["training"])
             # Runs that were started before there was a choice hold none.
-            habits = Habits(**known_fields(Habits, {"compile": None, **stored["habits"]}))
+            habits = ExecutionConfig(**known_fields(ExecutionConfig, {"compile": None, **stored["habits"]}))
             # Nor where their weights came from.
             init_from = stored.get("init_from")
             return Settings(model, training, habits, stored["data"], init_from and str(init_from))

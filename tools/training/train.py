@@ -23,7 +23,7 @@ from tools import convert
 from tools.cli import backends
 from tools.training.checkpoint_manager import CheckpointFormat, require_format
 from tools.training.evaluate import require_same_tokenizer
-from tools.training.run_dir import Habits, Run, Settings, data_identity
+from tools.training.run_dir import ExecutionConfig, RunDir, Settings, data_identity
 from tools.training.selftest import trusted_method
 from tools.training.tensorboard import require_tensorboard
 from tools.training.trainer import Trainer
@@ -129,40 +129,40 @@ class Train:
         if self.tensorboard:
             require_tensorboard()
         parallel = backends.load(self.backend, "training.distributed")
-        world = parallel.join(self.parallel, self.context_parallel, self.rank_timeout, self.mesh)
-        run = Run(self.out, self.tensorboard)
+        context = parallel.join(self.parallel, self.context_parallel, self.rank_timeout, self.mesh)
+        run = RunDir(self.out, self.tensorboard)
         try:
-            sys.exit(self._train(run, world))
+            sys.exit(self._train(run, context))
         except (RuntimeError, ValueError) as error:
-            if not world.lost(error):
+            if not context.lost(error):
                 raise
             # Without the file and line of gloo's that it comes from, and without its advice.
             reason = re.sub(r".*\.cc:\d+\] ?", "", str(error).splitlines()[0]).split(". ")[0]
             raise ConnectionError(
-                f"process {world.rank} of {world.size} lost another one ({reason}); {run.last_good()}; "
+                f"process {context.rank} of {context.size} lost another one ({reason}); {run.last_good()}; "
                 "start all of them again with --resume"
             ) from error
 
-    def _train(self, run: Run, world: Any) -> int:
-        with world.together():
+    def _train(self, run: RunDir, context: Any) -> int:
+        with context.raise_together():
             if self.out.resolve() == self.data.resolve():
                 raise ValueError(f"--out {self.out} is the data's own directory; name another --out")
             data, existed = open_data(self.data), run.exists()
             if existed and not self.resume:
                 raise ValueError(f"{self.out} already holds a run; add --resume to carry it on, or name another --out")
             settings = self.resolve(data, run.settings() if existed else None)
-            _require_memory(settings, self.micro_batch_size, world)
+            _require_memory(settings, self.micro_batch_size, context)
             initial = self._initial(data, settings, run)
         with ExitStack() as held:
-            engine = self._engine(settings, world)
-            with world.together():
-                if world.rank == 0:
+            engine = self._engine(settings, context)
+            with context.raise_together():
+                if context.rank == 0:
                     held.enter_context(run.locked())
                     if run.exists() != existed:
                         raise ValueError(f"{self.out} was taken by another run just now; name another --out")
             return Trainer(self, data, run, settings, engine).train(initial)
 
-    def _initial(self, data: Dataset, settings: Settings, run: Run) -> Checkpoint | None:
+    def _initial(self, data: Dataset, settings: Settings, run: RunDir) -> Checkpoint | None:
         # Killed before its first checkpoint, a run begins again where it began.
         if settings.init_from is None or list_checkpoints(run.path):
             return None
@@ -173,23 +173,23 @@ class Train:
             raise ValueError(f"{source} holds another model than asked for: {initial.config}")
         return initial
 
-    def _engine(self, settings: Settings, world: Any) -> Any:
+    def _engine(self, settings: Settings, context: Any) -> Any:
         model, training, habits = settings.model, settings.training, settings.habits
         # The first process tries the methods out; were each to decide, they might differ.
-        method = world.tell(lambda: trusted_method(self.backend, habits.method, model, training, _say_loudly))
+        method = context.broadcast(lambda: trusted_method(self.backend, habits.method, model, training, _say_loudly))
         plain = self.context_parallel > 1 or isinstance(model, LiquidSSMConfig)
         compiled = _compiles(self.backend, habits.compile, plain)
-        if world.rank == 0:
+        if context.rank == 0:
             _warn_of_bfloat16(self.backend, training.compute_dtype)
         engine = backends.load(self.backend, "training.engine").Engine
-        with world.together():
-            return engine(model, training, method, habits.remat, compiled, self.micro_batch_size, world)
+        with context.raise_together():
+            return engine(model, training, method, habits.remat, compiled, self.micro_batch_size, context)
 
     def resolve(self, data: Dataset, stored: Settings | None) -> Settings:
         """The settings of this leg; raises ValueError where they cannot be, or a resumed run would be another run."""
         name = "nano" if self.preset is None else self.preset
         if stored is None:
-            model, training, habits = preset(name), RECIPES[name], Habits()
+            model, training, habits = preset(name), RECIPES[name], ExecutionConfig()
         else:
             model, training, habits = stored.model, stored.training, stored.habits
             if self.preset is not None:
@@ -201,7 +201,7 @@ class Train:
         training = replace(training, **{name: value for name, value in renamed.items() if value is not None})
         if self.total_tokens is not None:
             training = replace(training, steps=self._steps_of(training))
-        named = tuple(field.name for field in fields(Habits) if field.name != "compile")
+        named = tuple(field.name for field in fields(ExecutionConfig) if field.name != "compile")
         habits = replace(habits, compile=self._asked_to_compile(habits.compile), **_given(self, named))
         if stored is None:
             model = replace(model, max_seq_len=training.seq_len)
@@ -272,12 +272,12 @@ def _given(flags: Train, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
 
 
-def _require_memory(settings: Settings, micro_batch: int | None, world: Any) -> None:
+def _require_memory(settings: Settings, micro_batch: int | None, context: Any) -> None:
     """Weights, gradients, two moments and one activation a layer are the least that each process of a machine holds."""
-    model, training, share = settings.model, settings.training, world.share
-    rows = min(micro_batch or training.batch_size, -(-training.batch_size // share.rows))
-    activations = 4 * rows * -(-training.seq_len // share.columns) * model.d_model * model.n_layers
-    held = 16 * num_parameters(model) // (world.size if world.sharded else 1)
+    model, training, shard = settings.model, settings.training, context.shard
+    rows = min(micro_batch or training.batch_size, -(-training.batch_size // shard.rows))
+    activations = 4 * rows * -(-training.seq_len // shard.columns) * model.d_model * model.n_layers
+    held = 16 * num_parameters(model) // (context.size if context.sharded else 1)
     needed = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * (held + activations)
     present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > present:

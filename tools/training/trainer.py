@@ -23,9 +23,9 @@ from tools.cli import signals
 from tools.generation.session import Session
 from tools.plot.command import plot_loss
 from tools.tokenizer import parse_tokenizer
-from tools.training.checkpoint_manager import OWN_FORMAT, make_saver
+from tools.training.checkpoint_manager import OWN_FORMAT, make_checkpoint_manager
 from tools.training.evaluate import mean_loss
-from tools.training.run_dir import Run, Settings
+from tools.training.run_dir import RunDir, Settings
 
 if TYPE_CHECKING:
     from tools.training.train import Train
@@ -48,11 +48,11 @@ class Trainer:
         engine: of the backend, with the initial weights.
     """
 
-    def __init__(self, flags: Train, data: Dataset, run: Run, settings: Settings, engine: Any):
+    def __init__(self, flags: Train, data: Dataset, run: RunDir, settings: Settings, engine: Any):
         self.flags, self.data, self.run, self.settings, self.engine = flags, data, run, settings, engine
-        self.world, self.first_process = engine.world, engine.world.rank == 0
+        self.context, self.first_process = engine.context, engine.context.rank == 0
         self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not self.first_process)
-        self.saver = make_saver(flags.checkpoint_format, run, engine, settings.habits.keep)
+        self.checkpoint_manager = make_checkpoint_manager(flags.checkpoint_format, run, engine, settings.habits.keep)
         self.step = self.samples_consumed = self.tokens = 0
         self.best: dict[str, Any] | None = None
 
@@ -72,18 +72,18 @@ class Trainer:
         )
         metrics = self.run.metrics_writer(self.step) if self.first_process else nullcontext(lambda line: None)
         with metrics as self.write, _signals() as caught, self._bar(last) as self.advance:
-            while self.step < last and not self.world.agree(bool(caught)):
+            while self.step < last and not self.context.any(bool(caught)):
                 self._one_step()
                 is_best = self.best is not None and self.best["step"] == self.step
                 if self.step % habits.checkpoint_every == 0 or is_best:
                     self._save()
-                self.saver.poll()
+                self.checkpoint_manager.poll()
             if self.step != self.saved:
                 self._save()
-            self.saver.finish()
-            code = self._end(self.world.agree(bool(caught)), self.world.agree(signal.SIGTERM in caught))
+            self.checkpoint_manager.finish()
+            code = self._end(self.context.any(bool(caught)), self.context.any(signal.SIGTERM in caught))
             # torchrun ends whoever is left once one has gone: nobody goes before all of this is done.
-            self.world.agree(False)
+            self.context.any(False)
         return code
 
     def _end(self, stopped: bool, terminated: bool) -> int:
@@ -98,9 +98,9 @@ class Trainer:
         return 0
 
     def _begin(self, initial: Checkpoint | None) -> None:
-        with self.world.together():
+        with self.context.raise_together():
             # Where each has a part of the model, none needs to hold all of it to read shards.
-            readers = (self.world.rank, self.world.size) if self.world.sharded else None
+            readers = (self.context.rank, self.context.size) if self.context.sharded else None
             newest = self.run.newest_checkpoint(readers, OWN_FORMAT.get(self.engine.name, "dcp"))
             in_parts = newest is not None and not newest.parameters
             if newest is not None:
@@ -115,29 +115,29 @@ class Trainer:
             if newest is None and initial is not None:
                 self.engine.load(initial.parameters, {}, 0)
         if in_parts:
-            with self.world.together():
+            with self.context.raise_together():
                 self.engine.load_shards(self.run.place(self.step), self.step)
-        with self.world.together():
+        with self.context.raise_together():
             if self.first_process:
                 self.run.write_settings(self.settings)
                 self.run.cut_metrics(self.step)
         if newest is None and initial is not None:
             # From here on --resume finds these weights, whatever becomes of where they were taken from.
             self._save()
-            self.saver.finish()
+            self.checkpoint_manager.finish()
         self.first = self.saved = self.step
 
     def _one_step(self) -> None:
         training, started = self.settings.training, time.perf_counter()
-        batch = next_batch(self.data, self.samples_consumed, training, self.world.share)
-        batch = with_noise(batch, self.settings.model, training, self.samples_consumed, self.world.share)
+        batch = next_batch(self.data, self.samples_consumed, training, self.context.shard)
+        batch = with_noise(batch, self.settings.model, training, self.samples_consumed, self.context.shard)
         lr = learning_rate(self.step, training)
         with self._profiler():
             loss, norm = self.engine.train_step(batch, lr)
         if not (np.isfinite(loss) and np.isfinite(norm)):
-            self.saver.finish()
+            self.checkpoint_manager.finish()
             # All processes have the same numbers; one message will do.
-            self.world.leave_it_to_the_first(1)
+            self.context.leave_it_to_the_first(1)
             raise FloatingPointError(self._not_finite(loss, norm))
         self.step += 1
         self.samples_consumed += training.batch_size
@@ -145,7 +145,7 @@ class Trainer:
         self.tokens += tokens
         rate = tokens / (time.perf_counter() - started)
         line = {"step": self.step, "loss": loss, "tokens": self.tokens, "lr": lr, "grad_norm": norm}
-        where = {"backend": self.engine.name, "processes": self.world.size}
+        where = {"backend": self.engine.name, "processes": self.context.size}
         self.write({**line, "tokens_per_second": round(rate, 1), **where})
         self.advance(loss, rate)
         if self.step % self.settings.habits.eval_every == 0 or self.step == training.steps:
@@ -154,7 +154,7 @@ class Trainer:
     def _evaluate(self) -> None:
         training, most = self.settings.training, self.settings.habits.eval_windows
         # No more at a time than a device takes in a step: it may have memory for that alone.
-        parts = self.world.share.rows * self.world.parts_of_rows
+        parts = self.context.shard.rows * self.context.parts_of_rows
         rows = self.flags.micro_batch_size or -(-training.batch_size // parts)
         if training.stream:
             batches = validation_stream(self.data, rows * training.seq_len, most * training.seq_len)
@@ -197,7 +197,7 @@ class Trainer:
             "environment": self._environment(),
             **self.engine.extra_state(),
         }
-        self.saver.save(self.settings.model, state, self.data.tokenizer)
+        self.checkpoint_manager.save(self.settings.model, state, self.data.tokenizer)
         self.saved = self.step
 
     def _require_same_run(self, checkpoint: Checkpoint) -> None:

@@ -18,7 +18,7 @@ from tools.cli.backends import Backend
 from tools.convert import SUFFIXES
 from tools.generation.session import OpenModel, open_model
 from tools.plot.half_life import half_lives
-from tools.training.run_dir import Run
+from tools.training.run_dir import RunDir
 
 OPEN_MODELS = 4
 
@@ -79,7 +79,7 @@ def _best_step(newest: Path) -> int | None:
 
 def metrics_of(checkpoint: Path) -> list[dict[str, Any]]:
     """The metrics of the run that a checkpoint lies in; none where it lies in no run."""
-    return Run(checkpoint.parent.parent).metrics() if checkpoint.parent.name == "checkpoints" else []
+    return RunDir(checkpoint.parent.parent).metrics() if checkpoint.parent.name == "checkpoints" else []
 
 
 @dataclass(frozen=True, eq=False)

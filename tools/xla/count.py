@@ -203,10 +203,10 @@ class _Reader:
         shapes = [result_of(one), *(computation.shape_of(name) for name in one.operands)]
         elsewhere = sum(part.stored for shape in shapes for part in leaves(shape) if part.space != HBM)
         moved, plainly = max(0.0, float(estimate.get("bytes_accessed", 0)) - elsewhere), plain.read + plain.written
-        share = plain.read / plainly if plainly else 1.0
+        shard = plain.read / plainly if plainly else 1.0
         # Its FLOPs are no products, which alone are counted.
         note = f"cost estimate; operands and results are {plainly / 1e6:,.1f} MB"
-        return replace(plain, read=share * moved, written=(1 - share) * moved, note=note)
+        return replace(plain, read=shard * moved, written=(1 - shard) * moved, note=note)
 
     def _inside(self, computation: Computation, one: Instruction) -> Iterator[tuple[Computation, Instruction]]:
         """The instruction, or all that a fusion or an asynchronous start is made of."""

@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from torch_impl.training.distributed import World, own
+from torch_impl.training.distributed import ParallelContext, own
 
 # One process is meant to write alone, and a warning from DCP's thread would stand among the lines of progress.
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
@@ -37,11 +37,11 @@ class Writing:
         NotImplementedError: this PyTorch cannot write shards as safetensors files.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], directory: Path, world: World):
+    def __init__(self, tensors: Mapping[str, Tensor], directory: Path, context: ParallelContext):
         require_safetensors()
         writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
-        alone = world.group is None
-        future = dcp.async_save(dict(tensors), storage_writer=writer, process_group=world.saving_group, no_dist=alone)
+        alone = context.group is None
+        future = dcp.async_save(dict(tensors), storage_writer=writer, process_group=context.saving_group, no_dist=alone)
         assert isinstance(future, Future), "DCP answers with one future where it stages by itself"
         self._future: Future[Any] = future
 
@@ -61,7 +61,7 @@ class Writing:
             raise OSError(f"a part of the checkpoint was not written: {_cause(error)}") from error
 
 
-def read_shards(tensors: dict[str, Tensor], directory: Path, world: World) -> None:
+def read_shards(tensors: dict[str, Tensor], directory: Path, context: ParallelContext) -> None:
     """Fill each tensor, or this process's part of it, from the shards of any number of processes.
 
     Raises:
@@ -71,7 +71,7 @@ def read_shards(tensors: dict[str, Tensor], directory: Path, world: World) -> No
     require_safetensors()
     reader = HuggingFaceStorageReader(str(directory))
     try:
-        dcp.load(tensors, storage_reader=reader, process_group=world.saving_group, no_dist=world.group is None)
+        dcp.load(tensors, storage_reader=reader, process_group=context.saving_group, no_dist=context.group is None)
     except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"checkpoint {directory}: {_cause(error)}") from error
     for name, tensor in tensors.items():

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from spec.data import Share
+from spec.data import BatchShard
 from spec.runtime.processes import Processes, Value
 from torch_impl.ops.devices import default_device
 
@@ -29,7 +29,7 @@ _LOSS = ("gloo", "Timed out waiting", "ncclRemoteError", "remote process exited"
 
 
 @dataclass(frozen=True)
-class World(Processes):
+class ParallelContext(Processes):
     """The processes that train one model together.
 
     Args:
@@ -61,7 +61,7 @@ class World(Processes):
         dist.all_gather(list(numbers.split(1)), torch.tensor([number], dtype=torch.float64), group=self.host_group)
         return numbers.sum().item()
 
-    def gather(self, value: Value) -> list[Value]:
+    def all_gather(self, value: Value) -> list[Value]:
         """The values of all processes, in the order of ranks."""
         if self.group is None:
             return [value]
@@ -76,7 +76,9 @@ class World(Processes):
         return value
 
 
-def join(parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.0, mesh: str | None = None) -> World:
+def join(
+    parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.0, mesh: str | None = None
+) -> ParallelContext:
     """Join the processes that were started together.
 
     torchrun tells by environment variables who they are; without it, this process is alone.
@@ -103,7 +105,7 @@ def join(parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.
             "give another --context-parallel or --nproc-per-node"
         )
     if size == 1:
-        return World()
+        return ParallelContext()
     device = default_device()
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"several processes train on NVIDIA and AMD GPUs and on CPUs, not on {device.type}; start one")
@@ -134,7 +136,7 @@ def leave(code: int) -> None:
         os._exit(code)
 
 
-def world_of(ranks: list[int], parallel: str, context_parallel: int = 1, timeout: float = 600.0) -> World:
+def world_of(ranks: list[int], parallel: str, context_parallel: int = 1, timeout: float = 600.0) -> ParallelContext:
     """The world of some of the processes of the default group; every process calls it, in the same order.
 
     Args:
@@ -153,14 +155,14 @@ def world_of(ranks: list[int], parallel: str, context_parallel: int = 1, timeout
     cuts = [ranks[i : i + context_parallel] for i in range(0, len(ranks), context_parallel)]
     sequence_groups = [new_group(cut) for cut in cuts] if context_parallel > 1 else [None] * len(cuts)
     if dist.get_rank() not in ranks:
-        return World()
+        return ParallelContext()
     rank = ranks.index(dist.get_rank())
     row, column = divmod(rank, context_parallel)
-    share, sharded = Share(row, len(cuts), column, context_parallel), parallel == "fsdp"
-    return World(rank, len(ranks), share, sharded, group, host_group, saving_group, sequence_groups[row])
+    shard, sharded = BatchShard(row, len(cuts), column, context_parallel), parallel == "fsdp"
+    return ParallelContext(rank, len(ranks), shard, sharded, group, host_group, saving_group, sequence_groups[row])
 
 
-def shard(model: LanguageModel, world: World) -> LanguageModel:
+def shard(model: LanguageModel, context: ParallelContext) -> LanguageModel:
     """FSDP: each process keeps its part of every parameter and gathers a block's where that block needs them.
 
     Raises:
@@ -169,10 +171,10 @@ def shard(model: LanguageModel, world: World) -> LanguageModel:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
-    assert world.group is not None, "one process has nothing to share"
+    assert context.group is not None, "one process has nothing to share"
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
         raise NotImplementedError(f"--parallel fsdp needs a newer torch than {torch.__version__}; use ddp")
-    mesh = DeviceMesh.from_group(world.group, default_device().type)
+    mesh = DeviceMesh.from_group(context.group, default_device().type)
     for module in (*model.blocks, model):
         part: Any = fully_shard(module, mesh=mesh)
         # The loss is weighted by tokens: gradients are summed, not averaged.
@@ -201,12 +203,12 @@ class _Loss(nn.Module):
         return self.loss(*inputs, **named)
 
 
-def replicate(model: LanguageModel, loss: Callable[..., Any], world: World) -> nn.Module:
+def replicate(model: LanguageModel, loss: Callable[..., Any], context: ParallelContext) -> nn.Module:
     """DDP: the loss of this process's share, whose backward pass leaves the sum of all gradients with every copy."""
     from torch.nn.parallel import DistributedDataParallel
 
-    module = DistributedDataParallel(_Loss(model, loss), process_group=world.group, gradient_as_bucket_view=True)
-    module.register_comm_hook(world.group, _sum)
+    module = DistributedDataParallel(_Loss(model, loss), process_group=context.group, gradient_as_bucket_view=True)
+    module.register_comm_hook(context.group, _sum)
     return module
 
 

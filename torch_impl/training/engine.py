@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spec.checkpoint.sharded import PARAMETERS
 from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig, require_integer
-from spec.data import IGNORED_LABEL, Batch, Share
+from spec.data import IGNORED_LABEL, Batch, BatchShard
 from spec.runtime.memory import keep_freed_memory
 from spec.sampling import Step
 from torch_impl.checkpoint.native import dump_parameters, from_numpy, load_parameters, to_numpy
@@ -23,7 +23,7 @@ from torch_impl.ops.devices import default_device
 from torch_impl.ops.matmul import libraries
 from torch_impl.ops.scan.context_parallel import time_sharded
 from torch_impl.training.data import to_device
-from torch_impl.training.distributed import World, accumulating, replicate, reshard, shard
+from torch_impl.training.distributed import ParallelContext, accumulating, replicate, reshard, shard
 from torch_impl.training.optimizer import (
     clip_by_global_norm,
     dump_moments,
@@ -69,38 +69,38 @@ class Engine:
         remat: bool = False,
         compile: bool = False,
         micro_batch: int | None = None,
-        world: World | None = None,
+        context: ParallelContext | None = None,
     ):
         keep_freed_memory()
-        self.device, self.world, self.states = default_device(), world or World(), None
+        self.device, self.context, self.states = default_device(), context or ParallelContext(), None
         self.training, self.compile, self.micro_batch = training, compile, micro_batch
-        _require_work(config, training, micro_batch, self.world, compile)
+        _require_work(config, training, micro_batch, self.context, compile)
         self.method = choose_method(config, training.batch_size, training.seq_len) if method == "auto" else method
         options = {"seed": training.seed, "compute_dtype": training.compute_dtype, "method": method, "remat": remat}
         self.model = build(config, **options)
         self._loss = self._distributed()
         self.optimizer = make_optimizer(self.model, training)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.compute_dtype == "float16")
-        if self.world.size > 1:
+        if self.context.size > 1:
             self._settle()
 
     def _distributed(self) -> Any:
         """Put the model where it is trained; its loss, as every process calls it."""
         # Training batches have few shapes: nothing is gained by a program that takes others too.
         whole: dict[str, Any] = {"fullgraph": True, "dynamic": False}
-        if self.world.sharded and self.world.size > 1:
+        if self.context.sharded and self.context.size > 1:
             if self.compile:
                 for block in self.model.blocks:
                     block.compile(**whole)
-            return shard(self.model, self.world).loss
+            return shard(self.model, self.context).loss
         self.model.to(self.device)
         loss = torch.compile(self.model.loss, **whole) if self.compile else self.model.loss
-        return loss if self.world.size == 1 else replicate(self.model, loss, self.world)
+        return loss if self.context.size == 1 else replicate(self.model, loss, self.context)
 
     def _settle(self) -> None:
         """DDP orders its buckets anew after its first pass: from here on, every step of every leg sums in one order."""
         zeros = np.zeros((self.training.batch_size, self.training.seq_len), np.int32)
-        self._gradients(Batch(zeros, zeros, zeros > 0).part(self.world.share))
+        self._gradients(Batch(zeros, zeros, zeros > 0).part(self.context.shard))
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.update(self.scaler.get_scale())
 
@@ -132,15 +132,15 @@ class Engine:
 
     def _gradients(self, batch: Batch) -> tuple[float, float, Tensor]:
         """Leave clipped gradients with the parameters; the loss, the norm before clipping, and the last states."""
-        counted = max(1.0, self.world.total(_counted(batch)))
+        counted = max(1.0, self.context.total(_counted(batch)))
         self.optimizer.zero_grad(set_to_none=True)
         loss, last_states = torch.zeros((), device=self.device), []
         rows = len(batch.tokens)
-        pieces = min(rows, _pieces(self.training, self.micro_batch, self.world))
-        cuts = [Share(i, pieces) for i in range(pieces)]
+        pieces = min(rows, _pieces(self.training, self.micro_batch, self.context))
+        cuts = [BatchShard(i, pieces) for i in range(pieces)]
         parts = [batch.part(cut) for cut in cuts]
         states = [None if self.states is None else self.states[:, cut.of_rows(rows)] for cut in cuts]
-        with time_sharded(self.world.sequence_group):
+        with time_sharded(self.context.sequence_group):
             for part, state in zip(parts, states, strict=True):
                 with accumulating(self.model, self._loss, last=part is parts[-1]):
                     mean, last = self._loss(**to_device(part, self.device), states=state)
@@ -151,7 +151,7 @@ class Engine:
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = clip_by_global_norm(gradients, self.training.grad_clip)
         # The one time a step that the host waits for the device.
-        told = torch.stack([self.world.add_up(loss), norm]).tolist()
+        told = torch.stack([self.context.add_up(loss), norm]).tolist()
         return told[0], told[1], torch.cat(last_states, dim=1)
 
     # Not inference_mode: FSDP gathers parameters for the next step too.
@@ -163,7 +163,7 @@ class Engine:
             batch: this process's share.
             states: [l, b, n]; None is zero.
         """
-        with time_sharded(self.world.sequence_group):
+        with time_sharded(self.context.sequence_group):
             loss, states = self.model.loss(**to_device(batch, self.device), states=states)
         reshard(self.model)
         return loss.item(), states
@@ -182,26 +182,26 @@ class Engine:
         """The carried states [l, b, n], or None where there are none."""
         if self.states is None:
             return None
-        rows = self.world.gather(self.states.cpu())
+        rows = self.context.all_gather(self.states.cpu())
         # Processes that share a row have the same states.
-        return to_numpy(torch.cat(rows[:: self.world.share.columns], dim=1))
+        return to_numpy(torch.cat(rows[:: self.context.shard.columns], dim=1))
 
     def load_states(self, states: np.ndarray | None) -> None:
         """Go on from carried states [l, b, n]; None is zero."""
-        rows = self.world.share.of_rows(self.training.batch_size)
+        rows = self.context.shard.of_rows(self.training.batch_size)
         self.states = None if states is None else from_numpy(states[:, rows]).to(self.device)
 
     def save_shards(self, directory: Path) -> Writing:
         """Begin to write this process's part of parameters and moments into the directory; steps may go on."""
         from torch_impl.checkpoint.sharded import Writing
 
-        return Writing(self._shards(), directory, self.world)
+        return Writing(self._shards(), directory, self.context)
 
     def load_shards(self, directory: Path, step: int) -> None:
         """Take over parameters and moments after `step` steps, each process its part, from any number of shards."""
         from torch_impl.checkpoint.sharded import read_shards
 
-        read_shards(self._shards(), directory, self.world)
+        read_shards(self._shards(), directory, self.context)
         set_steps(self.optimizer, step)
 
     def _shards(self) -> dict[str, Tensor]:
@@ -233,11 +233,11 @@ class Engine:
 
     def sampler(self) -> Step:
         """The current model as a step of generation; where processes have parts of it, in the first one alone."""
-        if not self.world.sharded:
+        if not self.context.sharded:
             return make_step(self.model)
         parameters = dump_parameters(self.model)
         replica = build(self.model.config, compute_dtype=self.training.compute_dtype)
-        if self.world.rank == 0:
+        if self.context.rank == 0:
             load_parameters(replica, parameters)
         # On the host, where there may be room for all of it.
         return make_step(replica)
@@ -251,8 +251,8 @@ class Engine:
 
     def layout(self) -> str:
         """Who computes what: in another layout the same mathematics is summed in another order."""
-        size, columns = self.world.size, self.world.share.columns
-        parts = ["1 process" if size == 1 else f"{size} processes, {'fsdp' if self.world.sharded else 'ddp'}"]
+        size, columns = self.context.size, self.context.shard.columns
+        parts = ["1 process" if size == 1 else f"{size} processes, {'fsdp' if self.context.sharded else 'ddp'}"]
         parts += [f"{columns} a row"] * (columns > 1)
         parts += [f"{self.micro_batch} rows at a time"] * (self.micro_batch is not None)
         return ", ".join(parts)
@@ -266,9 +266,9 @@ class Engine:
         profiler.export_chrome_trace(str(directory / "trace.json"))
 
 
-def _pieces(training: TrainingConfig, micro_batch: int | None, world: World) -> int:
+def _pieces(training: TrainingConfig, micro_batch: int | None, context: ParallelContext) -> int:
     """How many micro-batches a step has: as many in each process, since FSDP gathers for all of them together."""
-    return 1 if micro_batch is None else -(-training.batch_size // (world.share.rows * micro_batch))
+    return 1 if micro_batch is None else -(-training.batch_size // (context.shard.rows * micro_batch))
 
 
 def _counted(batch: Batch) -> int:
@@ -276,23 +276,23 @@ def _counted(batch: Batch) -> int:
 
 
 def _require_work(
-    config: ModelConfig, training: TrainingConfig, micro_batch: int | None, world: World, compile: bool
+    config: ModelConfig, training: TrainingConfig, micro_batch: int | None, context: ParallelContext, compile: bool
 ) -> None:
-    if isinstance(config, LiquidSSMConfig) and (compile or world.share.columns > 1):
+    if isinstance(config, LiquidSSMConfig) and (compile or context.shard.columns > 1):
         raise ValueError("a Liquid SSM is neither compiled nor cut in time; leave out --compile and --context-parallel")
     if micro_batch is not None:
         require_integer("micro_batch", micro_batch, 1)
-    for name, count in (("batch_size", world.share.rows), ("seq_len", world.share.columns)):
+    for name, count in (("batch_size", context.shard.rows), ("seq_len", context.shard.columns)):
         if getattr(training, name) < count:
             raise ValueError(
                 f"{name} {getattr(training, name)} leaves some of {count} processes without work; "
                 f"raise --{name.replace('_', '-')} or start fewer"
             )
-    fewest = training.batch_size // world.share.rows
-    if world.sharded and _pieces(training, micro_batch, world) > fewest:
+    fewest = training.batch_size // context.shard.rows
+    if context.sharded and _pieces(training, micro_batch, context) > fewest:
         raise ValueError(
             f"fsdp cannot cut the {fewest} rows of one process into as many micro-batches of {micro_batch} as another "
-            f"has; give a --batch-size that is a multiple of {world.share.rows}"
+            f"has; give a --batch-size that is a multiple of {context.shard.rows}"
         )
-    if compile and world.share.columns > 1:
+    if compile and context.shard.columns > 1:
         raise ValueError("--context-parallel does not go with a compiled step so far; add --no-compile")

@@ -92,7 +92,7 @@ def mixer_backward(*refs: Any, walk: Walk, d: int, keep: float, rest: float, res
         def gradients(k, shares):
             marks = [None if words is None else is_marked(words, k) for words in (reset, still)]
             found = []
-            for (n, tile), share in zip(tiles, shares, strict=True):
+            for (n, tile), shard in zip(tiles, shares, strict=True):
                 rows = walk.kept(k, n)
                 opened, closed, v, before, g = (x[rows, :] for x in (opens, closes, values, drives, arriving))
                 alpha, drive = masked(keep * closed, (rest + keep * opened) * v, *marks)
@@ -103,7 +103,7 @@ def mixer_backward(*refs: Any, walk: Walk, d: int, keep: float, rest: float, res
                     of_p, of_value = jnp.where(marks[1], 0.0, of_p), jnp.where(marks[1], 0.0, of_value)
                 for part, of in enumerate((of_value, of_p, of_gates[rows, :] * (alpha * before + drive))):
                     of_pre[0, sixteen(k), lanes(tile, part * d)] = of.astype(of_pre.dtype)
-                found.append(share + of_p)
+                found.append(shard + of_p)
             return found
 
         walk.through_rows(gates)
@@ -116,8 +116,8 @@ def mixer_backward(*refs: Any, walk: Walk, d: int, keep: float, rest: float, res
             carry.append((before, after))
         walk.through_segments(advance, carry)
         shares = walk.through_rows(gradients, [jnp.zeros((ROWS, LANES), dtype) for _ in tiles])
-        for share, (_, tile) in zip(shares, tiles, strict=True):
-            of_bias[0, :, lanes(tile)] += share.sum(axis=0, keepdims=True)
+        for shard, (_, tile) in zip(shares, tiles, strict=True):
+            of_bias[0, :, lanes(tile)] += shard.sum(axis=0, keepdims=True)
         return 0
 
     jax.lax.fori_loop(0, d // (LANES * walk.tiles), group, 0)

@@ -13,7 +13,7 @@ from jax_impl.ops.cross_entropy.fused_linear_cross_entropy import (
     MORE,
     TPU_ROWS,
     TPU_WORDS,
-    one_pass,
+    fused_linear_cross_entropy,
 )
 from jax_impl.ops.lowering import by_platform
 from spec.axes import ANY_D, ANY_V, BT, BTD, ND, SCALAR, VD, N
@@ -23,7 +23,7 @@ from spec.data import IGNORED_LABEL
 CHUNK_LOGITS = 2**24
 
 
-def read_out(hidden: Float[Array, ANY_D], embedding_vd: Float[Array, VD], compute: jnp.dtype) -> Float[Array, ANY_V]:
+def lm_head(hidden: Float[Array, ANY_D], embedding_vd: Float[Array, VD], compute: jnp.dtype) -> Float[Array, ANY_V]:
     """logits = hidden E^T: operands rounded to the compute dtype, product and result in the accumulation dtype."""
     return jnp.matmul(
         hidden.astype(compute), embedding_vd.astype(compute).T, precision="highest", preferred_element_type=hidden.dtype
@@ -37,7 +37,7 @@ def total_nats(
     compute: jnp.dtype,
 ) -> Float[Array, SCALAR]:
     """Sum of -log softmax(logits)[label] over the labels that are not -100."""
-    logits_nv = read_out(hidden_nd, embedding_vd, compute)
+    logits_nv = lm_head(hidden_nd, embedding_vd, compute)
     counted_n = labels_n != IGNORED_LABEL
     nats_n = optax.softmax_cross_entropy_with_integer_labels(logits_nv, jnp.where(counted_n, labels_n, 0))
     return jnp.where(counted_n, nats_n, 0.0).sum()
@@ -66,17 +66,17 @@ def chunked(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp
 
 def _one_pass_on_tpu(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
     """A tile of TPU_ROWS * TPU_WORDS logits at a time, which never leave the vector memory."""
-    return one_pass(hidden_nd, embedding_vd, labels_n, compute, TPU_ROWS * TPU_WORDS, TPU_WORDS)
+    return fused_linear_cross_entropy(hidden_nd, embedding_vd, labels_n, compute, TPU_ROWS * TPU_WORDS, TPU_WORDS)
 
 
 def _one_pass_on_cpu(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
     """At most CHUNK_LOGITS times MORE logits live."""
-    return one_pass(hidden_nd, embedding_vd, labels_n, compute, CHUNK_LOGITS * MORE)
+    return fused_linear_cross_entropy(hidden_nd, embedding_vd, labels_n, compute, CHUNK_LOGITS * MORE)
 
 
-def _one_pass(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
+def _fused_linear_cross_entropy(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
     """At most CHUNK_LOGITS logits live, MORE on a CPU, a tile on a TPU; the forward pass makes the gradients too."""
-    elsewhere = partial(one_pass, compute=compute, chunk_logits=CHUNK_LOGITS)
+    elsewhere = partial(fused_linear_cross_entropy, compute=compute, chunk_logits=CHUNK_LOGITS)
     on_tpu, on_cpu = (partial(f, compute=compute) for f in (_one_pass_on_tpu, _one_pass_on_cpu))
     return by_platform(hidden_nd, embedding_vd, labels_n, tpu=on_tpu, cpu=on_cpu, default=elsewhere)
 
@@ -90,7 +90,7 @@ def _auto(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.d
     return by_platform(hidden_nd, embedding_vd, labels_n, tpu=on_tpu, cpu=on_cpu, default=elsewhere)
 
 
-METHODS = {"full": full, "chunked": chunked, "one_pass": _one_pass}
+METHODS = {"full": full, "chunked": chunked, "one_pass": _fused_linear_cross_entropy}
 
 
 def choose_method() -> str:

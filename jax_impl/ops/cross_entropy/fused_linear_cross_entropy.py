@@ -55,7 +55,7 @@ class _Chunk(NamedTuple):
     shift_r: Array | None
 
 
-def one_pass(
+def fused_linear_cross_entropy(
     hidden_nd: Float[Array, ND],
     embedding_vd: Float[Array, VD],
     labels_n: Int[Array, N],

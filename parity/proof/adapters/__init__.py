@@ -1,4 +1,4 @@
-"""Both backends behind one face: NumPy in, NumPy out. Imported without either, and without pytest.
+"""Both backends behind one adapter: NumPy in, NumPy out. Imported without either, and without pytest.
 
     backend = adapters.load("jax")  # adapters/torch.py or adapters/jax.py: the same functions
     states, last = backend.scan(decay, drive, method="chunked")
@@ -38,7 +38,7 @@ def missing(name: str) -> str | None:
 
 
 def load(name: str) -> Any:
-    """The face of a backend, a module."""
+    """The adapter of a backend, a module."""
     return importlib.import_module(f"parity.proof.adapters.{name}")
 
 

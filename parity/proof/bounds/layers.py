@@ -60,15 +60,15 @@ def rms_norm_bounds(x, weight, eps, of_y, dtype: Any = np.float32) -> Bounds:
     r (q - n mean(q n)), q = w g and n = x r, or term by term with r^3 as a power or as r / (mean + eps).
     """
     x, weight, of_y = (exact(array, dtype) for array in (x, weight, of_y))
-    share = x.constant(1.0 / x.value.shape[-1])
-    square = (x * x).sum(-1, keepdims=True) * share + x.constant(eps)
+    shard = x.constant(1.0 / x.value.shape[-1])
+    square = (x * x).sum(-1, keepdims=True) * shard + x.constant(eps)
     r = square.monotonic(lambda m: 1.0 / np.sqrt(m), RSQRT)
     n, q = x * r, of_y * weight
     total = (q * x).sum(-1, keepdims=True)
-    forms = [r * (q - n * ((q * n).sum(-1, keepdims=True) * share))]
+    forms = [r * (q - n * ((q * n).sum(-1, keepdims=True) * shard))]
     for cube in (r * r * r, r / square):
         # Each of the two factors of x^2 brings half, added at once or one after the other.
-        half = x * (total * cube * share * exact(np.asarray(0.5), dtype))
+        half = x * (total * cube * shard * exact(np.asarray(0.5), dtype))
         forms += [q * r - (half + half), q * r - half - half]
     results = {"y": weight * n, "x gradient": either(*forms), "weight gradient": (of_y * n).sum((0, 1))}
     return _errors(results)
@@ -122,9 +122,9 @@ def cross_entropy_bounds(hidden, embedding, labels, dtype: Any = np.float32) -> 
     nats = either(log_total - at_target(shifted), (log_total + most) - at_target(logits))
     logs = shifted - log_total, logits - (log_total + most)
     one = exact(np.ones(()), dtype)
-    share = either(weight / total, weight * (one / total), *(log.monotonic(np.exp, EXP) for log in logs))
+    shard = either(weight / total, weight * (one / total), *(log.monotonic(np.exp, EXP) for log in logs))
     one_hot = exact(np.arange(e.value.shape[0]) == target, dtype)
-    of_logits = (share - one_hot).move(lambda x: np.where(counted, x, 0.0))
+    of_logits = (shard - one_hot).move(lambda x: np.where(counted, x, 0.0))
     nats = nats.move(lambda x: np.where(counted, x, 0.0)).sum((0, 1))
     return _errors({"nats": nats, "hidden gradient": of_logits @ e, "embedding gradient": of_logits.T @ h})
 

@@ -26,8 +26,8 @@ class Operation:
     choice: str | None = None
     dtypes: tuple[str, ...] = ("float32", "float64")
 
-    def methods(self, face: Any) -> tuple[str, ...]:
-        return face.METHODS[self.choice] if self.choice else ("",)
+    def methods(self, adapter: Any) -> tuple[str, ...]:
+        return adapter.METHODS[self.choice] if self.choice else ("",)
 
     def truth(self, case: Any) -> Arrays:
         """Everything that the operation gives, in float64."""
@@ -48,7 +48,7 @@ class Operation:
         """What 1e-12 is taken of: the tensor's largest entry."""
         return float(np.abs(exact).max(initial=0.0))
 
-    def run(self, face: Any, case: Any, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: Any, case: Any, method: str, dtype: str) -> Arrays:
         """What a backend gives."""
         raise NotImplementedError
 

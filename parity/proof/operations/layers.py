@@ -37,9 +37,9 @@ class Scan(Operation):
         """No limit: twice the proved bound is below 1e-12 of the absolute values behind each entry up to T = 1000."""
         return np.inf
 
-    def run(self, face: Any, case: ScanCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: Any, case: ScanCase, method: str, dtype: str) -> Arrays:
         decay, drive, state, resets, padding, *gradients = (cast(x, dtype) for x in case.arrays())
-        return face.scan_vjp(decay, drive, state, method, resets, padding, *gradients)
+        return adapter.scan_vjp(decay, drive, state, method, resets, padding, *gradients)
 
 
 class Gates(Operation):
@@ -67,9 +67,9 @@ class Gates(Operation):
         pre, bias, *gradients = self.arrays(case)
         return gates_bounds(pre, bias, case.config.delta_min, *gradients, dtype=dtype)
 
-    def run(self, face: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         pre, bias, *gradients = (cast(x, dtype) for x in self.arrays(case))
-        return face.gates_vjp(pre, bias, case.config.delta_min, *gradients)
+        return adapter.gates_vjp(pre, bias, case.config.delta_min, *gradients)
 
 
 class RMSNorm(Operation):
@@ -93,9 +93,9 @@ class RMSNorm(Operation):
         x, weight, of_y = self.arrays(case)
         return rms_norm_bounds(x, weight, case.config.norm_eps, of_y, dtype)
 
-    def run(self, face: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         x, weight, of_y = self.arrays(case)
-        (y,), (of_x,), weights = face.layer_vjp(
+        (y,), (of_x,), weights = adapter.layer_vjp(
             self.name, case.config, {"weight": weight}, (x,), (), (of_y,), method, compute_dtype=dtype
         )
         return {"y": y, "x gradient": of_x, "weight gradient": weights["weight"]}
@@ -126,9 +126,9 @@ class SwiGLU(Operation):
         return {name: x.reshape(r.shape) if name in ("u", "r gradient") else x
                 for name, x in swiglu_bounds(r, weights, of_u, dtype).items()}  # fmt: skip
 
-    def run(self, face: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         r, of_u, weights = self.arrays(case)
-        (u,), (of_r,), gradients = face.layer_vjp(
+        (u,), (of_r,), gradients = adapter.layer_vjp(
             self.name, case.config, weights, (r,), (), (of_u,), method, compute_dtype=dtype
         )
         return {"u": u, "r gradient": of_r, **gradients}
@@ -164,10 +164,10 @@ class CrossEntropy(Operation):
         found = cross_entropy_bounds(hidden, embedding, labels, dtype)
         return {**found, "hidden gradient": found["hidden gradient"].reshape(hidden.shape)}
 
-    def run(self, face: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         hidden, embedding, labels = (cast(x, dtype) for x in self.arrays(case))
         # Seven rows a chunk, which divides few numbers of labels.
-        return face.loss_vjp(hidden, embedding, labels, method, 7 * len(embedding))
+        return adapter.loss_vjp(hidden, embedding, labels, method, 7 * len(embedding))
 
 
 class AdamW(Operation):
@@ -194,7 +194,7 @@ class AdamW(Operation):
     def bounds(self, case: AdamWCase, dtype: Any = np.float32) -> Arrays:
         return self.both(case)[1]
 
-    def run(self, face: Any, case: AdamWCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: Any, case: AdamWCase, method: str, dtype: str) -> Arrays:
         params, gradients = case.arrays()
-        found, moments, _ = face.adamw_steps(case.config, case.training, params, {}, 0, gradients, case.rates)
+        found, moments, _ = adapter.adamw_steps(case.config, case.training, params, {}, 0, gradients, case.rates)
         return self.flat(found, *(moments[name] for name in MOMENTS))

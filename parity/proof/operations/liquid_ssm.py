@@ -66,20 +66,22 @@ class LiquidStates(Estimated):
         weights, (pre, state, *_) = self.arrays(case)
         return [liquid_states(*_doubles(pre), weights, case.config, *_doubles(state), *self.masks(case))[2].clock]
 
-    def run(self, face: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         weights, (pre, state, *gradients) = self.arrays(case)
         masks = [cast(x, dtype) for x in self.masks(case)]
         of = {_field(path): cast(x, dtype) for path, x in weights.items()}
         gradients = [cast(x, dtype) for x in gradients]
-        return face.liquid_states_vjp(case.config, cast(pre, dtype), cast(state, dtype), of, method, masks, gradients)
+        return adapter.liquid_states_vjp(
+            case.config, cast(pre, dtype), cast(state, dtype), of, method, masks, gradients
+        )
 
 
 class DenseStates(LiquidStates):
     name = "dense_states"
 
-    def methods(self, face: Any) -> tuple[str, ...]:
+    def methods(self, adapter: Any) -> tuple[str, ...]:
         """All but `parallel`, which refuses."""
-        return tuple(method for method in super().methods(face) if method != "parallel")
+        return tuple(method for method in super().methods(adapter) if method != "parallel")
 
 
 class DiagonalStates(LiquidStates):
@@ -104,7 +106,7 @@ class SSMModel(Model):
 
     name, choice, dtypes = "ssm_model", None, ("float32", "float64")
 
-    def methods(self, face: Any) -> tuple[str, ...]:
+    def methods(self, adapter: Any) -> tuple[str, ...]:
         return ("auto",)
 
     def of_ssm(self, case: ModelCase) -> tuple[np.ndarray, ...]:

@@ -35,9 +35,9 @@ class Mixer(Estimated):
 
         return run
 
-    def run(self, face: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         pre, bias, state, *gradients = (cast(x, dtype) for x in self.arrays(case))
-        return face.mixer_vjp(pre, bias, case.config.delta_min, state, method, *case.masks(), *gradients)
+        return adapter.mixer_vjp(pre, bias, case.config.delta_min, state, method, *case.masks(), *gradients)
 
 
 class Block(Estimated):
@@ -45,7 +45,7 @@ class Block(Estimated):
 
     name = "block"
 
-    def methods(self, face: Any) -> tuple[str, ...]:
+    def methods(self, adapter: Any) -> tuple[str, ...]:
         return ("auto",)
 
     def arrays(self, case: LayerCase) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, ...]]:
@@ -67,9 +67,9 @@ class Block(Estimated):
 
         return run
 
-    def run(self, face: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         weights, (x, state, *gradients) = self.arrays(case)
-        outputs, (of_x, of_state), of_weights = face.layer_vjp(
+        outputs, (of_x, of_state), of_weights = adapter.layer_vjp(
             self.name, case.config, weights, (x, state), case.masks(), gradients, method, compute_dtype=dtype
         )
         given = dict(zip(("y", "last"), outputs, strict=True))
@@ -101,12 +101,12 @@ class Model(Estimated):
 
         return run
 
-    def run(self, face: Any, case: ModelCase, method: str, dtype: str, **options: Any) -> Arrays:
+    def run(self, adapter: Any, case: ModelCase, method: str, dtype: str, **options: Any) -> Arrays:
         """`options` go to the loss."""
         arrays, chosen = case.arrays(), {"method": method, "compute_dtype": dtype, "of_ssm": self.of_ssm(case)}
         inputs = arrays.tokens, arrays.states, arrays.resets, arrays.padding
-        logits, last = face.model(case.parameters, case.config, *inputs, **chosen)
-        loss, gradients, of_states, last_too = face.loss_and_gradients(
+        logits, last = adapter.model(case.parameters, case.config, *inputs, **chosen)
+        loss, gradients, of_states, last_too = adapter.loss_and_gradients(
             case.parameters, case.config, *arrays, **chosen, **options
         )
         # The loss has a forward pass of its own, without logits: its last states stand beside the model's.

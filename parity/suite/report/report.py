@@ -24,7 +24,7 @@ from spec.checkpoint.files import new_file
 Result = dict[str, Any]
 
 
-def gather(
+def all_gather(
     rows: Sequence[Row], race: Race | str, estimated: Estimate | str, draws: int, seed: int | None, seconds: float
 ) -> Result:
     """Everything that the report tells, as JSON holds it.

@@ -61,7 +61,7 @@ def tightness_rows(result: Result) -> Table:
         (
             line["operation"],
             kind(line["theorem"]),
-            share(line["used"]),
+            shard(line["used"]),
             "tight" if line["tight"] else "not tight",
             ", ".join(f"{name} {number(units)}" for name, units in grouped(line["tensors"]).items()),
         )
@@ -69,7 +69,7 @@ def tightness_rows(result: Result) -> Table:
     ]
 
 
-def share(units: float | str) -> str:
+def shard(units: float | str) -> str:
     """A share of a bound, as a number and as a fraction."""
     exact = isinstance(units, float) and 0.0 < units < 0.5
     return f"{number(units)} (1/{1 / units:.0f})" if exact else number(units)

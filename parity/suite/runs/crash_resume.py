@@ -30,7 +30,7 @@ from spec.checkpoint.files import TEMPORARY_PREFIX
 from spec.checkpoint.format import list_checkpoints
 from tools.cli.backends import Backend
 from tools.data.prepare import Prepare
-from tools.training.run_dir import Run
+from tools.training.run_dir import RunDir
 
 EVERY, EVALUATE_EVERY = 3, 10
 MODEL = ("--d-model", "32", "--d-ff", "48", "--n-layers", "2", "--seq-len", "32", "--batch-size", "12")
@@ -75,7 +75,7 @@ class Table:
     seconds: float = 0.0
 
 
-class Leg:
+class Segment:
     """One start of a run, in a session of its own.
 
     Args:
@@ -93,7 +93,7 @@ class Leg:
 
     def last_line(self) -> dict[str, Any] | None:
         """The last line of metrics.jsonl that this leg wrote, None before the first."""
-        lines = [] if _inode(self.out) == self.stored else Run(self.out).metrics()
+        lines = [] if _inode(self.out) == self.stored else RunDir(self.out).metrics()
         return lines[-1] if lines and lines[-1]["step"] > self.first else None
 
     def step(self) -> int:
@@ -198,10 +198,10 @@ def kill_runs(options: Kills) -> Table:
         while sum(table.kills.values()) < options.kills:
             seed = options.seed + table.runs
             whole, out = Path(place) / f"whole-{seed}", Path(place) / f"killed-{seed}"
-            leg = Leg(command(options, data, whole, seed, steps), whole)
-            leg.wait_until(lambda leg=leg: leg.step() > 0)
-            start_up = time.monotonic() - leg.began
-            _finish(leg)
+            segment = Segment(command(options, data, whole, seed, steps), whole)
+            segment.wait_until(lambda segment=segment: segment.step() > 0)
+            start_up = time.monotonic() - segment.began
+            _finish(segment)
             print(f"run {seed}: {steps} steps without a kill, the first after {start_up:.1f} s", flush=True)
             _kill_one_run(options, table, chosen, command(options, data, out, seed, steps, "--resume"), out, start_up)
             table.runs, table.steps = table.runs + 1, table.steps + steps
@@ -215,50 +215,50 @@ def _kill_one_run(
 ) -> None:
     """Start and kill the run until it is at its end or the kills are spent; the last start is left alone."""
     for start in itertools.count():
-        leg = Leg(resume, out)
+        segment = Segment(resume, out)
         table.restarts += start > 0
         spent = sum(table.kills.values())
-        if spent == options.kills or not _aim(leg, AIMS[spent % len(AIMS)], chosen, start_up):
-            return _finish(leg)
-        leg.kill()
-        place = _place(leg)
+        if spent == options.kills or not _aim(segment, AIMS[spent % len(AIMS)], chosen, start_up):
+            return _finish(segment)
+        segment.kill()
+        place = _place(segment)
         table.kills[place] += 1
-        table.steps_done_again += (again := max(leg.step() - _newest(out), 0))
-        print(f"kill {spent + 1}: {place}, step {leg.step()}, {again} to do again", flush=True)
+        table.steps_done_again += (again := max(segment.step() - _newest(out), 0))
+        print(f"kill {spent + 1}: {place}, step {segment.step()}, {again} to do again", flush=True)
 
 
-def _aim(leg: Leg, aim: str, chosen: random.Random, start_up: float) -> bool:
+def _aim(segment: Segment, aim: str, chosen: random.Random, start_up: float) -> bool:
     """Wait for a random instant about there; False where the leg ends by itself before."""
-    early, target = leg.began + chosen.uniform(0.0, start_up), leg.first + chosen.randint(1, 4 * EVERY)
+    early, target = segment.began + chosen.uniform(0.0, start_up), segment.first + chosen.randint(1, 4 * EVERY)
     reached = {
         STARTING: lambda: time.monotonic() >= early,
-        STEPPING: lambda: leg.step() >= target,
-        EVALUATING: lambda: leg.step() > leg.first and leg.step() % EVALUATE_EVERY == 0,
-        WRITING: lambda: leg.step() >= target and leg.writes(),
+        STEPPING: lambda: segment.step() >= target,
+        EVALUATING: lambda: segment.step() > segment.first and segment.step() % EVALUATE_EVERY == 0,
+        WRITING: lambda: segment.step() >= target and segment.writes(),
     }[aim]
-    if not leg.wait_until(reached):
+    if not segment.wait_until(reached):
         return False
     # A write takes milliseconds, a step and an evaluation tens of them.
     late = 0.0 if aim == STARTING else chosen.uniform(0.0, 0.005 if aim == WRITING else 0.05)
     instant = time.monotonic() + late
-    leg.wait_until(lambda: time.monotonic() >= instant)
-    return leg.process.poll() is None
+    segment.wait_until(lambda: time.monotonic() >= instant)
+    return segment.process.poll() is None
 
 
-def _place(leg: Leg) -> str:
+def _place(segment: Segment) -> str:
     """Where a kill fell, told by what it left."""
-    line = leg.last_line()
-    if _inode(leg.out) != leg.stored and leg.writes():
+    line = segment.last_line()
+    if _inode(segment.out) != segment.stored and segment.writes():
         return WRITING
     if line is None:
         return STARTING
     return EVALUATING if line["step"] % EVALUATE_EVERY == 0 and "loss" in line else STEPPING
 
 
-def _finish(leg: Leg) -> None:
-    leg.wait_until(lambda: False)
-    if leg.process.returncode != 0:
-        raise RuntimeError(f"{' '.join(leg.command)} ended with {leg.process.returncode}:\n{leg.words()}")
+def _finish(segment: Segment) -> None:
+    segment.wait_until(lambda: False)
+    if segment.process.returncode != 0:
+        raise RuntimeError(f"{' '.join(segment.command)} ended with {segment.process.returncode}:\n{segment.words()}")
 
 
 def differences(whole: Path, killed: Path) -> list[str]:
@@ -271,7 +271,7 @@ def differences(whole: Path, killed: Path) -> list[str]:
         if contents[0] != contents[1]:
             found.append(f"{name} has other bits")
     names = ("step", "loss", "val_loss", "sample")
-    before, after = ([[line.get(name) for name in names] for line in Run(run).metrics()] for run in (whole, killed))
+    before, after = ([[line.get(name) for name in names] for line in RunDir(run).metrics()] for run in (whole, killed))
     if before != after:
         step = next((one for one, other in zip(before, after, strict=False) if one != other), ["the end"])[0]
         found.append(f"the losses differ from step {step} on")

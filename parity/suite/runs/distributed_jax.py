@@ -21,12 +21,12 @@ import numpy as np
 from jax_impl.ops.scan import METHODS as SCANS
 from jax_impl.ops.scan import scan
 from jax_impl.ops.scan.context_parallel import time_sharded
-from jax_impl.training.distributed import SEQUENCE, World, join, leave, on_mesh
+from jax_impl.training.distributed import SEQUENCE, ParallelContext, join, leave, on_mesh
 from jax_impl.training.engine import Engine
 from jax_impl.training.step import abstract_step
 from parity.proof.operations.base import cast
 from parity.proof.problems.cases import ScanCase
-from parity.suite.runs.segment import SCAN_CASES, TRAINING, Leg, evaluated, same
+from parity.suite.runs.segment import SCAN_CASES, TRAINING, Segment, evaluated, same
 from parity.suite.runs.trajectory_drift import SMALL, SMALL_SSM
 from spec.config import TrainingConfig
 from tools.xla import hlo
@@ -53,14 +53,14 @@ class Layout:
         micro = f", {self.micro_batch} rows at a time" if self.micro_batch else ""
         return f"data={self.data},fsdp={self.fsdp},sequence={self.sequence}{micro}"
 
-    def world(self) -> World:
+    def context(self) -> ParallelContext:
         """The first devices, as many as it needs, those of one process side by side."""
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         return on_mesh(devices[: self.data * self.fsdp * self.sequence], self.data, self.fsdp, self.sequence)
 
-    def leg(self, training: TrainingConfig = TRAINING, model: Any = SMALL, method: str = "auto") -> Leg:
+    def segment(self, training: TrainingConfig = TRAINING, model: Any = SMALL, method: str = "auto") -> Segment:
         """The engine of this layout, from perturbed weights."""
-        return Leg(Engine(model, training, method, micro_batch=self.micro_batch, world=self.world()), model)
+        return Segment(Engine(model, training, method, micro_batch=self.micro_batch, context=self.context()), model)
 
 
 ALONE = Layout()
@@ -82,31 +82,31 @@ CHAIN = (Layout(2, 2, 2), ALONE, Layout(8), Layout(1, 4, 2), Layout(1, 2))
 def curves(found: dict[str, Any], layouts: tuple[Layout, ...]) -> None:
     """Twenty steps in every layout."""
     for layout in layouts:
-        told, digests = layout.leg().train(STEPS)
+        told, digests = layout.segment().train(STEPS)
         found[layout.name] = {"told": told.tolist(), "digests": digests}
 
 
 def liquid_ssm(found: dict[str, Any]) -> None:
     """A few steps of a Liquid SSM with noise in some layouts."""
     for layout in (ALONE, *SSM_LAYOUTS):
-        found[f"ssm {layout.name}"] = {"told": layout.leg(model=SMALL_SSM).train(SSM_STEPS)[0].tolist()}
+        found[f"ssm {layout.name}"] = {"told": layout.segment(model=SMALL_SSM).train(SSM_STEPS)[0].tolist()}
 
 
 def chain(found: dict[str, Any], stream: bool) -> None:
     """One run that changes its mesh every four steps, handing over what a checkpoint holds."""
     told, digests, given = [], [], None
     for layout in CHAIN:
-        leg = layout.leg(replace(TRAINING, stream=stream))
+        segment = layout.segment(replace(TRAINING, stream=stream))
         if given is not None:
-            leg.take(given)
-        losses, seen = leg.train(STEPS // len(CHAIN))
-        told, digests, given = [*told, *losses.tolist()], [*digests, *seen], leg.give()
+            segment.take(given)
+        losses, seen = segment.train(STEPS // len(CHAIN))
+        told, digests, given = [*told, *losses.tolist()], [*digests, *seen], segment.give()
     found["stream chain" if stream else "chain"] = {"told": told, "digests": digests}
 
 
 def same_bits_after_a_restart(found: dict[str, Any], layout: Layout) -> None:
     """Four steps in one go, and two, a new engine, two more."""
-    whole, first, second = (layout.leg() for _ in range(3))
+    whole, first, second = (layout.segment() for _ in range(3))
     whole.train(4)
     first.train(2)
     second.take(first.give())
@@ -117,7 +117,7 @@ def same_bits_after_a_restart(found: dict[str, Any], layout: Layout) -> None:
 def validation(found: dict[str, Any], layouts: tuple[Layout, ...]) -> None:
     """The mean loss over text in windows, and as one sequence, in batches that do not divide between devices."""
     for layout in layouts:
-        found.setdefault("validation", {})[layout.name] = evaluated(layout.leg())
+        found.setdefault("validation", {})[layout.name] = evaluated(layout.segment())
 
 
 def scans(out: Path) -> None:
@@ -125,13 +125,13 @@ def scans(out: Path) -> None:
     for size in (2, 4):
         for number, case in enumerate(SCAN_CASES):
             for method in ("sequential", "chunked"):
-                results = cut_scan(case, method, Layout(1, 1, size).world())
+                results = cut_scan(case, method, Layout(1, 1, size).context())
                 np.savez(out / f"scan_{size}_{number}_{method}.npz", **results)
 
 
-def cut_scan(case: ScanCase, method: str, world: World) -> dict[str, np.ndarray]:
+def cut_scan(case: ScanCase, method: str, context: ParallelContext) -> dict[str, np.ndarray]:
     """States, last state and gradients of a scan between the devices of `sequence`; padding fills up the time."""
-    arrays, size = case.arrays(), world.shape()[2]
+    arrays, size = case.arrays(), context.shape()[2]
     fill = -case.shape[1] % size
     timed = [np.pad(x, ((0, 0), (0, fill), (0, 0))) for x in (arrays.decay, arrays.drive, arrays.states_gradient)]
     resets = None if arrays.resets is None else np.pad(arrays.resets, ((0, 0), (0, fill)))
@@ -153,7 +153,7 @@ def cut_scan(case: ScanCase, method: str, world: World) -> dict[str, np.ndarray]
 
     specs = cut, cut, all_of_it, cut, cut, cut, all_of_it
     run = jax.shard_map(
-        local, mesh=world.mesh, in_specs=specs, out_specs=(cut, all_of_it, cut, cut, all_of_it), check_vma=False
+        local, mesh=context.mesh, in_specs=specs, out_specs=(cut, all_of_it, cut, cut, all_of_it), check_vma=False
     )
     found = jax.jit(run)(decay, drive, state, resets, padding, of_states, of_last)
     results = dict(zip(NAMES, (np.asarray(x) for x in found), strict=True))
@@ -164,17 +164,17 @@ def collectives(found: dict[str, Any]) -> None:
     """What the compiled step sends, by kind: of parts of the parameters, and of a sequence that devices share."""
     for layout in (Layout(1, 8), Layout(2, 1, 4)):
         training = replace(TRAINING, batch_size=16)
-        update, arguments = abstract_step(SMALL, training, layout.world(), "chunked")
+        update, arguments = abstract_step(SMALL, training, layout.context(), "chunked")
         rows = count(hlo.parse(update.lower(*arguments).compile().as_text())).collectives()
         found.setdefault("collectives", {})[layout.name] = rows
 
 
 def held(found: dict[str, Any]) -> None:
     """Bytes that each device holds of an engine whose parameters are in parts; nothing else is there yet."""
-    world = Layout(1, 8).world()
-    engine = Engine(replace(SMALL, d_model=64), TRAINING, world=world)
+    context = Layout(1, 8).context()
+    engine = Engine(replace(SMALL, d_model=64), TRAINING, context=context)
     gc.collect()
-    counted = dict.fromkeys((device.id for device in world.mesh.devices.flat), 0)
+    counted = dict.fromkeys((device.id for device in context.mesh.devices.flat), 0)
     for array in jax.live_arrays():
         for part in array.addressable_shards:
             counted[part.device.id] += part.data.nbytes
@@ -184,7 +184,7 @@ def held(found: dict[str, Any]) -> None:
 def few_steps(found: dict[str, Any], out: Path) -> None:
     """What takes seconds: a few steps of two meshes, in two legs, and one scan."""
     for layout in (ALONE, *SHORT):
-        first, second = layout.leg(UNEVEN), layout.leg(UNEVEN)
+        first, second = layout.segment(UNEVEN), layout.segment(UNEVEN)
         told, digests = first.train(FEW // 2)
         given = first.give()
         second.take(given)
@@ -192,18 +192,18 @@ def few_steps(found: dict[str, Any], out: Path) -> None:
         found[layout.name] = {"told": [*told.tolist(), *more.tolist()], "digests": [*digests, *seen]}
         found[layout.name]["evaluated"] = evaluated(second)
         np.savez(out / f"states {layout.name}.npz", states=given["states"])
-    np.savez(out / "scan.npz", **cut_scan(SCAN_CASES[1], "sequential", Layout(1, 1, 4).world()))
+    np.savez(out / "scan.npz", **cut_scan(SCAN_CASES[1], "sequential", Layout(1, 1, 4).context()))
 
 
 def main(out: Path, short: bool) -> None:
     """Write what was found into `out`: results.json, and arrays beside it."""
-    world = join()
+    context = join()
     assert len(jax.devices()) == DEVICES and set(SCANS) >= {"sequential", "chunked"}
     found: dict[str, Any] = {}
     if short:
         held(found)
         few_steps(found, out)
-    elif world.size > 1:
+    elif context.size > 1:
         curves(found, TOGETHER)
         validation(found, (Layout(2, 4), Layout(1, 1, 8)))
         same_bits_after_a_restart(found, Layout(2, 4))
@@ -216,8 +216,8 @@ def main(out: Path, short: bool) -> None:
         validation(found, (ALONE, Layout(8), Layout(2, 2, 2)))
         scans(out)
         collectives(found)
-    if world.rank == 0:
-        (out / f"results_{world.size}.json").write_text(json.dumps(found))
+    if context.rank == 0:
+        (out / f"results_{context.size}.json").write_text(json.dumps(found))
     leave(0)
 
 

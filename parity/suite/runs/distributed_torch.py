@@ -19,13 +19,13 @@ import torch.distributed as dist
 
 from parity.proof.operations.base import cast
 from parity.proof.problems.cases import ScanCase
-from parity.suite.runs.segment import SCAN_CASES, TRAINING, Leg, evaluated, same
+from parity.suite.runs.segment import SCAN_CASES, TRAINING, Segment, evaluated, same
 from parity.suite.runs.trajectories import MODEL
 from parity.suite.runs.trajectory_drift import SMALL, SMALL_SSM
 from spec.config import LiquidSSMConfig, TrainingConfig
 from torch_impl.ops.scan import METHODS as SCANS
 from torch_impl.ops.scan.context_parallel import time_sharded
-from torch_impl.training.distributed import World, leave, world_of
+from torch_impl.training.distributed import ParallelContext, leave, world_of
 from torch_impl.training.engine import Engine
 
 PROCESSES = 4
@@ -54,9 +54,9 @@ class Layout:
         micro = f", {self.micro_batch} rows at a time" if self.micro_batch else ""
         return f"{self.size} {self.parallel}, {self.columns} a row{micro}"
 
-    def world(self) -> World:
+    def context(self) -> ParallelContext:
         """Its processes; every process of the default group calls this."""
-        return World() if self.size == 1 else world_of(list(range(self.size)), self.parallel, self.columns)
+        return ParallelContext() if self.size == 1 else world_of(list(range(self.size)), self.parallel, self.columns)
 
 
 ALONE = Layout(1)
@@ -73,10 +73,12 @@ SSM_LAYOUTS, SSM_STEPS = (Layout(2), Layout(3, "fsdp"), Layout(2, "fsdp", 1, 4))
 CHAIN = (Layout(4, "fsdp"), ALONE, Layout(3), Layout(2, "ddp", 2), Layout(2, "fsdp"))
 
 
-def leg(layout: Layout, world: World, training: TrainingConfig = TRAINING, model: Any = SMALL) -> Leg:
+def segment(
+    layout: Layout, context: ParallelContext, training: TrainingConfig = TRAINING, model: Any = SMALL
+) -> Segment:
     """The engine of a layout, from perturbed weights."""
     method = "auto" if isinstance(model, LiquidSSMConfig) else "chunked"
-    return Leg(Engine(model, training, method, micro_batch=layout.micro_batch, world=world), model)
+    return Segment(Engine(model, training, method, micro_batch=layout.micro_batch, context=context), model)
 
 
 def curves(found: dict[str, Any]) -> None:
@@ -84,18 +86,18 @@ def curves(found: dict[str, Any]) -> None:
     for stream in (False, True):
         training = replace(TRAINING, stream=stream)
         for layout in (ALONE, *(LAYOUTS if not stream else CHAIN)):
-            world = layout.world()
+            context = layout.context()
             if dist.get_rank() < layout.size:
-                told, digests = leg(layout, world, training).train(STEPS)
+                told, digests = segment(layout, context, training).train(STEPS)
                 found[f"{'stream ' if stream else ''}{layout.name}"] = {"told": told.tolist(), "digests": digests}
 
 
 def liquid_ssm(found: dict[str, Any]) -> None:
     """A few steps of a Liquid SSM with noise in some layouts."""
     for layout in (ALONE, *SSM_LAYOUTS):
-        world = layout.world()
+        context = layout.context()
         if dist.get_rank() < layout.size:
-            told = leg(layout, world, TRAINING, SMALL_SSM).train(SSM_STEPS)[0]
+            told = segment(layout, context, TRAINING, SMALL_SSM).train(SSM_STEPS)[0]
             found[f"ssm {layout.name}"] = {"told": told.tolist()}
 
 
@@ -103,9 +105,9 @@ def chain(found: dict[str, Any], stream: bool) -> None:
     """One run that changes its layout every six steps, handing over what a checkpoint holds."""
     told, digests, given = [], [], None
     for layout in CHAIN:
-        world = layout.world()
+        context = layout.context()
         if dist.get_rank() < layout.size:
-            one = leg(layout, world, replace(TRAINING, stream=stream))
+            one = segment(layout, context, replace(TRAINING, stream=stream))
             if given is not None:
                 one.take(given)
             losses, seen = one.train(STEPS // len(CHAIN))
@@ -120,11 +122,11 @@ def chain(found: dict[str, Any], stream: bool) -> None:
 def same_bits_after_a_restart(found: dict[str, Any]) -> None:
     """Four steps in one go, and two, a new engine, two more: DDP of a model that needs several buckets; FSDP."""
     for layout, model in ((Layout(4), MODEL), (Layout(3, "fsdp"), SMALL), (Layout(4, "ddp", 2), SMALL)):
-        world = layout.world()
+        context = layout.context()
         if dist.get_rank() >= layout.size:
             continue
         training = replace(TRAINING, seq_len=64 if model is MODEL else 16)
-        whole, first, second = (leg(layout, world, training, model) for _ in range(3))
+        whole, first, second = (segment(layout, context, training, model) for _ in range(3))
         whole.train(4)
         first.train(2)
         second.take(first.give())
@@ -135,23 +137,23 @@ def same_bits_after_a_restart(found: dict[str, Any]) -> None:
 def shards(found: dict[str, Any], out: Path) -> None:
     """Shards of four processes that keep training meanwhile, read by three, by two with copies, and by one."""
     writers = Layout(4, "fsdp")
-    writer = leg(writers, writers.world())
+    writer = segment(writers, writers.context())
     writer.train(3)
     given = writer.give()
-    if writer.world.rank == 0:
+    if writer.context.rank == 0:
         (out / "shards").mkdir()
     dist.barrier()
     writing = writer.engine.save_shards(out / "shards")
     writer.train(2)
     writing.result()
-    if writer.world.rank == 0:
+    if writer.context.rank == 0:
         flat = {f"parameters.{path}": x for path, x in given["parameters"].items()}
         flat |= {f"{kind}.{path}": x for kind, group in given["moments"].items() for path, x in group.items()}
         np.savez(out / "whole.npz", **flat)
     for layout in (Layout(3, "fsdp"), Layout(2), ALONE):
-        world = layout.world()
+        context = layout.context()
         if dist.get_rank() < layout.size:
-            reader = leg(layout, world)
+            reader = segment(layout, context)
             reader.engine.load_shards(out / "shards", 3)
             reader.step = 3
             found.setdefault("shards", {})[layout.name] = same(reader.give(), given)
@@ -161,33 +163,33 @@ def shards(found: dict[str, Any], out: Path) -> None:
 def scans(found: dict[str, Any], out: Path) -> None:
     """The scan and all its gradients with the time cut between two and four processes, lengths that do not divide."""
     for size in (2, 4):
-        world = Layout(size, "ddp", size).world()
+        context = Layout(size, "ddp", size).context()
         if dist.get_rank() >= size:
             continue
         for number, case in enumerate(SCAN_CASES):
             for method in ("sequential", "chunked"):
                 for dtype in ("float32", "float64"):
-                    results = _scan(case, method, dtype, world)
-                    if world.rank == 0:
+                    results = _scan(case, method, dtype, context)
+                    if context.rank == 0:
                         np.savez(out / f"scan_{size}_{number}_{method}_{dtype}.npz", **results)
 
 
-def _scan(case: ScanCase, method: str, dtype: str, world: World) -> dict[str, np.ndarray]:
+def _scan(case: ScanCase, method: str, dtype: str, context: ParallelContext) -> dict[str, np.ndarray]:
     from parity.proof.adapters import torch as torch_face
 
     arrays = case.arrays()
-    cut = world.share.of_columns(case.shape[1])
+    cut = context.shard.of_columns(case.shape[1])
     decay, drive, resets, padding, of_states = (
         cast(x, dtype)[:, cut]
         for x in (arrays.decay, arrays.drive, arrays.resets, arrays.padding, arrays.states_gradient)
     )
     # The objective is the sum of all processes'; a power of two divides without rounding.
-    of_last = cast(arrays.final_gradient, dtype) / world.size
-    with time_sharded(world.sequence_group):
+    of_last = cast(arrays.final_gradient, dtype) / context.size
+    with time_sharded(context.sequence_group):
         found = torch_face.scan_vjp(
             decay, drive, cast(arrays.state, dtype), method, resets, padding, of_states, of_last
         )
-    parts = {name: world.gather(x) for name, x in found.items()}
+    parts = {name: context.all_gather(x) for name, x in found.items()}
     lasts, of_states = parts.pop("last"), parts.pop("state gradient")
     assert all(np.array_equal(last, lasts[0]) for last in lasts), "one last state for all"
     whole = {name: np.concatenate(pieces, axis=1) for name, pieces in parts.items()}
@@ -197,10 +199,10 @@ def _scan(case: ScanCase, method: str, dtype: str, world: World) -> dict[str, np
 def validation(found: dict[str, Any]) -> None:
     """The mean loss over text in windows, and as one sequence, in batches that do not divide between processes."""
     for layout in (ALONE, Layout(3, "fsdp"), Layout(4), Layout(4, "ddp", 2), Layout(4, "ddp", 4)):
-        world = layout.world()
+        context = layout.context()
         if dist.get_rank() >= layout.size:
             continue
-        one = leg(layout, world)
+        one = segment(layout, context)
         # After an evaluation the parameters must be the parts again that the optimizer knows.
         windows, stream = evaluated(one)
         told = one.train(1)[0].tolist()
@@ -211,10 +213,10 @@ def half_precision(found: dict[str, Any]) -> None:
     """float16 from a scale at which gradients overflow, and bfloat16: the first losses, the scale after three steps."""
     for dtype in ("float16", "bfloat16"):
         for layout in (ALONE, Layout(2, micro_batch=2), Layout(2, "fsdp"), Layout(2, "ddp", 2)):
-            world = layout.world()
+            context = layout.context()
             if dist.get_rank() >= layout.size:
                 continue
-            one = leg(layout, world, replace(TRAINING, compute_dtype=dtype))
+            one = segment(layout, context, replace(TRAINING, compute_dtype=dtype))
             one.engine.load_extra_state({"grad_scaler": {**one.engine.scaler.state_dict(), "scale": HUGE}})
             told = one.train(3)[0].tolist()
             found.setdefault(dtype, {})[layout.name] = {"told": told, **one.engine.extra_state()}
@@ -225,8 +227,8 @@ def saved_bytes(found: dict[str, Any]) -> None:
     training = replace(TRAINING, batch_size=1, seq_len=4096)
     model = replace(SMALL, d_model=32, d_ff=48, vocab_size=257)
     for layout in (ALONE, Layout(4, "ddp", 4)):
-        world = layout.world()
-        one = leg(layout, world, training, model)
+        context = layout.context()
+        one = segment(layout, context, training, model)
         kept = 0
 
         def count(tensor: torch.Tensor) -> torch.Tensor:

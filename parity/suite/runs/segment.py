@@ -27,12 +27,12 @@ STREAMED = 72
 """Tokens at a time of the text as one sequence: of 2, 4 and 8 devices that share a row."""
 
 
-class Leg:
+class Segment:
     """Steps of one engine on the stories, from perturbed weights."""
 
     def __init__(self, engine: Any, model: Any):
         self.data, self.engine, self.model, self.step = story_data(), engine, model, 0
-        self.training, self.world = engine.training, engine.world
+        self.training, self.context = engine.training, engine.context
         engine.load(perturbed_parameters(model, self.training.seed, NOISE), {}, 0)
 
     def train(self, steps: int) -> tuple[np.ndarray, list[str]]:
@@ -40,9 +40,9 @@ class Leg:
         told, digests = [], []
         for _ in range(steps):
             consumed = self.step * self.training.batch_size
-            batch = next_batch(self.data, consumed, self.training, self.world.share)
-            digests.append(digest(batch, self.world))
-            batch = with_noise(batch, self.model, self.training, consumed, self.world.share)
+            batch = next_batch(self.data, consumed, self.training, self.context.shard)
+            digests.append(digest(batch, self.context))
+            batch = with_noise(batch, self.model, self.training, consumed, self.context.shard)
             told.append(self.engine.train_step(batch, self.training.peak_lr))
             self.step += 1
         return np.array(told), digests
@@ -60,16 +60,16 @@ class Leg:
         return {"parameters": parameters, "moments": moments, "states": states, "step": self.step}
 
 
-def evaluated(leg: Leg) -> tuple[float, float]:
+def evaluated(segment: Segment) -> tuple[float, float]:
     """The mean loss over a text in windows, and as one sequence, in batches that do not divide between processes."""
-    data = replace(leg.data, val=leg.data.train[:1000])
-    windows = mean_loss(leg.engine, validation_batches(data, 16, 5, 62))
-    return windows, mean_loss(leg.engine, validation_stream(data, STREAMED, 1000), carry=True)
+    data = replace(segment.data, val=segment.data.train[:1000])
+    windows = mean_loss(segment.engine, validation_batches(data, 16, 5, 62))
+    return windows, mean_loss(segment.engine, validation_stream(data, STREAMED, 1000), carry=True)
 
 
-def digest(batch: Batch, world: Processes) -> str:
+def digest(batch: Batch, context: Processes) -> str:
     """SHA-256 of tokens, labels and resets of the global batch, put together from what each process has."""
-    parts, columns = world.gather(batch), world.share.columns
+    parts, columns = context.all_gather(batch), context.shard.columns
     whole = hashlib.sha256()
     for name in ("tokens", "labels", "resets"):
         arrays = [getattr(part, name) for part in parts]

@@ -39,7 +39,7 @@ REORDERINGS = tuple(Order(method, reverse) for method in ("sequential", "chunked
 
 
 @dataclass
-class Leg:
+class Segment:
     """Part of a run in one backend.
 
     Args:
@@ -91,7 +91,7 @@ class Leg:
         self.engine.load(checkpoint.parameters, checkpoint.moments, self.step)
 
 
-def hand_over(first: Leg, second: Leg, steps: int, directory: Path) -> np.ndarray:
+def hand_over(first: Segment, second: Segment, steps: int, directory: Path) -> np.ndarray:
     """Losses of `steps` steps in one backend and `steps` in the other, through a native file and a neutral one."""
     native = directory / ("leg.pt" if first.backend == "torch" else "leg.msgpack")
     losses = first.train(steps)

@@ -9,7 +9,7 @@ import numpy as np
 
 from parity.proof.bounds.monte_carlo_arithmetic import FACTOR, Rounding
 from parity.proof.problems.cases import perturbed_parameters
-from parity.suite.runs.trajectories import REORDERINGS, TRAINING, Leg, Order
+from parity.suite.runs.trajectories import REORDERINGS, TRAINING, Order, Segment
 from spec.config import LiquidNetConfig, LiquidSSMConfig, ModelConfig, TrainingConfig
 from spec.data import Dataset, next_batch
 from spec.mixers.liquid_ssm.noise import with_noise
@@ -57,10 +57,10 @@ def perturbed_run(data: Dataset, steps: int = 100, told: Progress = lambda name:
     for order in REORDERINGS:
         name = f"torch, {order.method}{', rows reversed' if order.reverse_rows else ''}"
         told(name)
-        curves[name] = Leg("torch", data, order=order, noise=NOISE).train(steps)
+        curves[name] = Segment("torch", data, order=order, noise=NOISE).train(steps)
     told("jax")
     of_torch = np.stack(list(curves.values()))
-    curves["jax"] = Leg("jax", data, noise=NOISE).train(steps)
+    curves["jax"] = Segment("jax", data, noise=NOISE).train(steps)
     spread = np.maximum.accumulate(of_torch.max(axis=0) - of_torch.min(axis=0))
     return Race(curves, np.abs(curves["jax"] - curves[f"torch, {Order().method}"]), spread)
 
@@ -90,7 +90,7 @@ def estimated_run(
     errors = {}
     for name in names:
         told(name)
-        losses = Leg(name, data, SMALL_TRAINING, model=SMALL, noise=NOISE).train(steps)
+        losses = Segment(name, data, SMALL_TRAINING, model=SMALL, noise=NOISE).train(steps)
         errors[name] = np.abs(losses - truth)
     return Estimate(bound, errors)
 

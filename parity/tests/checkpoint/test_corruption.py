@@ -19,7 +19,7 @@ from parity.suite.robustness import corruption, malicious_directories, malicious
 from spec.checkpoint.format import list_checkpoints, read_checkpoint, write_checkpoint
 from spec.data import open_data
 from tools import convert
-from tools.training.run_dir import Run
+from tools.training.run_dir import RunDir
 
 NEEDS = {"pt": "torch", "msgpack": "jax"}
 CASES = [
@@ -156,7 +156,7 @@ def full_disk():
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, request):
-    run, old = Run(tmp_path / "run"), corruption.sample()
+    run, old = RunDir(tmp_path / "run"), corruption.sample()
     run.save(old, 1)
     request.getfixturevalue("full_disk")
     new = replace(old, state={**old.state, "step": 8})
@@ -182,7 +182,7 @@ def test_a_full_disk_stops_a_command_in_one_line(form, tmp_path, request, refuse
 @pytest.mark.parametrize("point", range(17))
 def test_no_moment_of_a_failing_write_leaves_half_a_checkpoint(point, tmp_path, monkeypatch):
     """The disk fills up at each write, fsync and rename in turn."""
-    run, old = Run(tmp_path / "run"), corruption.sample()
+    run, old = RunDir(tmp_path / "run"), corruption.sample()
     run.save(old, 1)
     calls = itertools.count()
 

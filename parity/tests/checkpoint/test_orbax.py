@@ -33,15 +33,15 @@ from spec.checkpoint.format import (
 from spec.checkpoint.sharded import named_arrays
 from tools import convert
 from tools.cli.main import main
-from tools.training.checkpoint_manager import make_saver, require_format
-from tools.training.run_dir import Run
+from tools.training.checkpoint_manager import make_checkpoint_manager, require_format
+from tools.training.run_dir import RunDir
 
 if adapters.missing("jax"):
     pytest.skip(adapters.missing("jax") or "", allow_module_level=True)
 pytest.importorskip("orbax.checkpoint")
 
 from jax_impl.checkpoint import sharded
-from jax_impl.training.distributed import World
+from jax_impl.training.distributed import ParallelContext
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_the_command_converts_there_and_back(tmp_path, capsys):
 
 def test_a_run_is_read_whatever_lies_newest(tmp_path):
     """Whole for those who cannot read it in parts, and by those who can, the rest of it."""
-    run = Run(tmp_path)
+    run = RunDir(tmp_path)
     run.save(corruption.sample(), keep=3)
     convert.write(run.place(9), replace(corruption.sample(), state={**corruption.sample().state, "step": 9}), "orbax")
     for newest in (run.newest_checkpoint(), run.newest_checkpoint((0, 2), "dcp"), convert.read(tmp_path)):
@@ -166,7 +166,7 @@ def test_wrong_content_under_right_checksums_is_refused(written, tmp_path):
         ({"parameters.more": np.ones(2)}, "2 layers|missing"),
     ):
         shutil.rmtree(written / "orbax")
-        sharded.Writing(kept, written, World()).result()
+        sharded.Writing(kept, written, ParallelContext()).result()
         sign(written)
         with pytest.raises(ValueError, match=told):
             convert.read(written)
@@ -194,7 +194,7 @@ def full_disk(limit: int):
 def test_a_full_disk_is_told_by_the_result(tmp_path, capfd):
     large = {f"parameters.{i}": np.random.default_rng(i).standard_normal(20_000) for i in range(8)}
     with full_disk(2**14):
-        writing = sharded.Writing(large, tmp_path, World())
+        writing = sharded.Writing(large, tmp_path, ParallelContext())
         with pytest.raises(OSError, match=r"was not written.*File too large"):
             writing.result()
     assert writing.done() and not (tmp_path / "orbax").exists()
@@ -221,40 +221,40 @@ class Parts:
     """An engine of one process whose checkpoints Orbax writes."""
 
     def __init__(self, scale: float = 1.0):
-        self.world, self.scale = World(), scale
+        self.context, self.scale = ParallelContext(), scale
 
     def dump_states(self):
         return corruption.sample().states
 
     def save_shards(self, directory):
         arrays = {name: array * np.float32(self.scale) for name, array in named().items()}
-        return sharded.Writing(arrays, directory, self.world)
+        return sharded.Writing(arrays, directory, self.context)
 
 
-def save(saver, step: int) -> None:
+def save(checkpoint_manager, step: int) -> None:
     whole = corruption.sample()
-    saver.save(corruption.CONFIG, {**whole.state, "step": step, "best": None}, whole.tokenizer)
+    checkpoint_manager.save(corruption.CONFIG, {**whole.state, "step": step, "best": None}, whole.tokenizer)
 
 
 def test_the_saver_lets_it_appear_whole(tmp_path):
-    run = Run(tmp_path)
-    saver = make_saver("orbax", run, Parts(), keep=2)
+    run = RunDir(tmp_path)
+    checkpoint_manager = make_checkpoint_manager("orbax", run, Parts(), keep=2)
     for step in (1, 2, 3):
-        save(saver, step)
+        save(checkpoint_manager, step)
         # The first lies under another name until all of it is there.
         assert [path.name for path in list_checkpoints(tmp_path)] == [f"step_0000000{i}" for i in range(1, step)][-2:]
         deadline = time.monotonic() + 60
-        while saver.writing is not None and time.monotonic() < deadline:
-            saver.poll()
+        while checkpoint_manager.writing is not None and time.monotonic() < deadline:
+            checkpoint_manager.poll()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000002", "step_00000003"]
     assert_same(
         convert.read(tmp_path),
         replace(corruption.sample(), state={**corruption.sample().state, "step": 3, "best": None}),
     )
     with full_disk(600):
-        save(saver, 4)
+        save(checkpoint_manager, 4)
         with pytest.raises(OSError, match="File too large"):
-            saver.finish()
+            checkpoint_manager.finish()
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".")]
     assert convert.read(tmp_path).state["step"] == 3
 

@@ -17,8 +17,8 @@ from spec.checkpoint.sharded import is_shard, join_shards, one_shard
 from spec.checkpoint.tensors import pack
 from spec.config import TrainingConfig
 from spec.data import WHOLE, Batch
-from tools.training.checkpoint_manager import make_saver
-from tools.training.run_dir import Run
+from tools.training.checkpoint_manager import make_checkpoint_manager
+from tools.training.run_dir import RunDir
 
 SHARD = "shard-0000{}-model-00001-of-00001.safetensors"
 
@@ -157,14 +157,14 @@ def test_every_listed_file_is_compared():
 class Parts:
     """An engine that writes the sample as a shard, when it is asked for the result, unless that `fails`."""
 
-    class world:
-        rank, size, share, sharded = 0, 1, WHOLE, False
-        agree = total = staticmethod(lambda value: value)
-        tell = staticmethod(lambda make: make())
-        gather = staticmethod(lambda value: [value])
-        together = staticmethod(nullcontext)
+    class context:
+        rank, size, shard, sharded = 0, 1, WHOLE, False
+        any = total = staticmethod(lambda value: value)
+        broadcast = staticmethod(lambda make: make())
+        all_gather = staticmethod(lambda value: [value])
+        raise_together = staticmethod(nullcontext)
 
-    def __init__(self, run: Run):
+    def __init__(self, run: RunDir):
         self.run, self.fails, self.ready, self.seen = run, False, False, []
 
     def dump_states(self):
@@ -185,24 +185,24 @@ class Parts:
 
 
 def test_a_sharded_checkpoint_appears_whole_and_then_an_old_one_goes(tmp_path):
-    run, whole = Run(tmp_path), corruption.sample()
+    run, whole = RunDir(tmp_path), corruption.sample()
     engine = Parts(run)
-    saver = make_saver("dcp", run, engine, keep=2)
+    checkpoint_manager = make_checkpoint_manager("dcp", run, engine, keep=2)
 
     def save(step):
-        saver.save(corruption.CONFIG, {**whole.state, "step": step, "best": None}, whole.tokenizer)
+        checkpoint_manager.save(corruption.CONFIG, {**whole.state, "step": step, "best": None}, whole.tokenizer)
 
     def names():
         return [path.name for path in list_checkpoints(tmp_path)]
 
     for step in (1, 2):
         save(step)
-        saver.finish()
+        checkpoint_manager.finish()
     save(3)
-    saver.poll()
+    checkpoint_manager.poll()
     assert names() == ["step_00000001", "step_00000002"]
     engine.ready = True
-    saver.poll()
+    checkpoint_manager.poll()
     assert engine.seen == ["step_00000001", "step_00000002"] and names() == ["step_00000002", "step_00000003"]
     read = read_checkpoint(tmp_path)
     assert read.state["step"] == 3 and read.states.tobytes() == whole.states.tobytes()
@@ -212,7 +212,7 @@ def test_a_sharded_checkpoint_appears_whole_and_then_an_old_one_goes(tmp_path):
     engine.fails = True
     with pytest.raises(OSError, match="disk full"):
         save(5)
-    saver.finish()
+    checkpoint_manager.finish()
     assert names() == ["step_00000002", "step_00000003"]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith(".")] == []
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from spec.data import (
     IGNORED_LABEL,
-    Share,
+    BatchShard,
     document_resets,
     open_data,
     permute,
@@ -120,13 +120,13 @@ def test_the_batch_size_does_not_change_the_order(plain):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 5, 8])
-def test_ranks_share_one_batch(plain, world):
+def test_ranks_share_one_batch(plain, context):
     whole = batch(plain, 2)
-    shares = [whole.part(Share(rank, world)) for rank in range(world)]
-    sizes = [len(share.tokens) for share in shares]
+    shares = [whole.part(BatchShard(rank, context)) for rank in range(context)]
+    sizes = [len(shard.tokens) for shard in shares]
     assert max(sizes) - min(sizes) <= 1
     for name in ("tokens", "labels", "resets"):
-        joined = np.concatenate([getattr(share, name) for share in shares])
+        joined = np.concatenate([getattr(shard, name) for shard in shares])
         np.testing.assert_array_equal(joined, getattr(whole, name))
 
 

@@ -115,15 +115,15 @@ def test_it_goes_on_on_another_machine(tmp_path: Path):
 def check_two_legs(tmp_path: Path, first: str, second: str) -> str:
     Prepare(out=tmp_path / "data", stories=40).run()
     more = {"DATA": str(tmp_path / "data"), "MESH": "data=1"}
-    legs = [recipe(tmp_path, first, tmp_path / "out", *SHORT, "--stop-at", "1", **more)]
-    legs.append(recipe(tmp_path, second, tmp_path / "out", *SHORT, **more))
-    for leg in legs:
-        assert leg.returncode == 0, leg.stderr
-        assert "liquidnet prepare" not in leg.stdout
+    segments = [recipe(tmp_path, first, tmp_path / "out", *SHORT, "--stop-at", "1", **more)]
+    segments.append(recipe(tmp_path, second, tmp_path / "out", *SHORT, **more))
+    for segment in segments:
+        assert segment.returncode == 0, segment.stderr
+        assert "liquidnet prepare" not in segment.stdout
     lines = [json.loads(line) for line in (tmp_path / "out/run/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
-    assert "steps 1 to 2 of 2" in legs[1].stderr
-    return legs[1].stdout
+    assert "steps 1 to 2 of 2" in segments[1].stderr
+    return segments[1].stdout
 
 
 def test_it_stops_where_something_fails(tmp_path: Path):

@@ -16,7 +16,7 @@ from parity.proof.bounds import assert_within
 from parity.proof.operations import OPERATIONS
 from parity.proof.operations.base import cast
 from parity.proof.problems.cases import ScanCase
-from spec.data import Share
+from spec.data import BatchShard
 from torch_impl.ops.scan import context_parallel
 
 CASES = tuple(
@@ -79,7 +79,7 @@ def cut_scan(case: ScanCase, method: str, dtype: str, group: Threads):
     assert sum(shares) == 1.0
 
     def work(rank):
-        cut = Share(column=rank, columns=group.size).of_columns(case.shape[1])
+        cut = BatchShard(column=rank, columns=group.size).of_columns(case.shape[1])
         names = ("decay", "drive", "resets", "padding", "states_gradient")
         decay, drive, resets, padding, of_states = (cast(getattr(arrays, name), dtype)[:, cut] for name in names)
         of_last = cast(arrays.final_gradient, dtype) * np.array(shares[rank], dtype)

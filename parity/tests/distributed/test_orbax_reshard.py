@@ -19,7 +19,7 @@ from spec.checkpoint.files import TEMPORARY_PREFIX
 from spec.checkpoint.format import list_checkpoints, parts_of
 from tools import convert
 from tools.cli.main import main
-from tools.training.run_dir import Run
+from tools.training.run_dir import RunDir
 
 if adapters.missing("jax"):
     pytest.skip(adapters.missing("jax") or "", allow_module_level=True)
@@ -34,7 +34,7 @@ from pathlib import Path
 import jax, jax.numpy as jnp, ml_dtypes, numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from jax_impl import sharded
-from jax_impl.training.distributed import World
+from jax_impl.training.distributed import ParallelContext
 
 def mesh(*sizes):
     axes, devices = ("data", "fsdp")[-len(sizes):], np.array(jax.devices()[: np.prod(sizes)])
@@ -48,7 +48,7 @@ cuts = {"parameters.a": P(None, "fsdp"), "parameters.b": P(), "first_moment.a": 
 written_on = mesh(4, 2)
 arrays = {name: jax.device_put(x, NamedSharding(written_on, cuts[name])) for name, x in whole.items()}
 step = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
-writing = sharded.Writing(arrays, out, World())
+writing = sharded.Writing(arrays, out, ParallelContext())
 after = jax.block_until_ready(step(arrays))
 assert all(x.is_deleted() for x in arrays.values()) and (np.asarray(after["parameters.a"]) == -1).all()
 writing.result()
@@ -62,14 +62,15 @@ check(sharded.read_whole(out))
 kinds = [NamedSharding(mesh(*sizes), P("fsdp")) for sizes in ((2,), (8,), (2, 4))]
 for kind in (*kinds, jax.sharding.SingleDeviceSharding(jax.devices()[3]), None):
     like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=kind) for name, x in whole.items()}
-    found = sharded.read_shards(like, out, World())
+    found = sharded.read_shards(like, out, ParallelContext())
     check(found)
     assert kind is None or all(x.sharding == kind for x in found.values())
-check(sharded.read_shards({name: x.update(dtype=jnp.float32) for name, x in like.items()}, out, World()), np.float32)
+narrow = {name: x.update(dtype=jnp.float32) for name, x in like.items()}
+check(sharded.read_shards(narrow, out, ParallelContext()), np.float32)
 
 def refused(like, told):
     try:
-        sharded.read_shards(like, out, World())
+        sharded.read_shards(like, out, ParallelContext())
     except ValueError as error:
         assert told in str(error) and str(out) in str(error), error
     else:
@@ -81,7 +82,7 @@ wrong = jax.ShapeDtypeStruct((1024, 64), jnp.float32)
 refused({**like, "parameters.a": wrong}, "tensor parameters.a has shape (64, 1024), not (1024, 64)")
 out = out / "nan"
 bad = jax.device_put(whole["parameters.a"], kinds[1]).at[63, 1023].set(jnp.nan)
-sharded.Writing({"parameters.a": bad}, out, World()).result()
+sharded.Writing({"parameters.a": bad}, out, ParallelContext()).result()
 refused({"parameters.a": like["parameters.a"].update(sharding=kinds[0])}, "tensor parameters.a holds a value that")
 """
 
@@ -194,7 +195,7 @@ def test_a_killed_writer_leaves_whole_checkpoints(tmp_path):
     left = tmp_path / "checkpoints" / f"{TEMPORARY_PREFIX}x" / "orbax.orbax-checkpoint-tmp" / "d"
     left.mkdir(parents=True)
     (left / "part").write_bytes(b"x")
-    with Run(tmp_path).locked():
+    with RunDir(tmp_path).locked():
         pass
     names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
     assert names and all(name.startswith("step_") for name in names)

@@ -16,9 +16,9 @@ pytest.importorskip("torch", reason="only PyTorch trains in several processes")
 
 from parity.proof.problems.cases import perturbed_parameters
 from spec.config import LiquidNetConfig, TrainingConfig
-from spec.data import IGNORED_LABEL, Batch, Share
+from spec.data import IGNORED_LABEL, Batch, BatchShard
 from tools.training.evaluate import total_nats
-from torch_impl.training.distributed import World, own
+from torch_impl.training.distributed import ParallelContext, own
 from torch_impl.training.engine import Engine
 
 pytestmark = pytest.mark.long
@@ -46,11 +46,11 @@ def draw_batches() -> list[Batch]:
     return [Batch(*parts) for parts in zip(tokens, labels, random.random(shape) < 0.2, strict=True)]
 
 
-def steps(world: World, micro_batch: int | None):
+def steps(context: ParallelContext, micro_batch: int | None):
     """What three steps and an evaluation tell and leave; and a third step again, after states were handed over."""
-    first, again = (Engine(CONFIG, TRAINING, "sequential", micro_batch=micro_batch, world=world) for _ in range(2))
+    first, again = (Engine(CONFIG, TRAINING, "sequential", micro_batch=micro_batch, context=context) for _ in range(2))
     first.load(perturbed_parameters(CONFIG, 1), {}, 0)
-    batches, told = [batch.part(world.share) for batch in draw_batches()], []
+    batches, told = [batch.part(context.shard) for batch in draw_batches()], []
     for step, (batch, rate) in enumerate(zip(batches, RATES, strict=True)):
         if step == 2:
             parameters, moments = first.dump()
@@ -59,59 +59,59 @@ def steps(world: World, micro_batch: int | None):
         told.append(first.train_step(batch, rate))
     repeated = again.train_step(batches[2], RATES[2])
     nats = [total_nats(first, draw_batches(), carry=False)]
-    if world.share.rows == 1:
+    if context.shard.rows == 1:
         nats.append(total_nats(first, draw_batches(), carry=True))
     parameters, moments = first.dump()
     left = {"states": first.dump_states(), **{f"{k}.{path}": x for k, g in moments.items() for path, x in g.items()}}
     return {"told": told, "repeated": repeated, "nats": nats, "left": {**parameters, **left}}
 
 
-def scales(world: World) -> list[tuple[float, float, float]]:
+def scales(context: ParallelContext) -> list[tuple[float, float, float]]:
     """This process's float16 scale, loss and norm in three steps, from a scale at which every gradient overflows."""
-    engine, found = Engine(CONFIG, replace(TRAINING, compute_dtype="float16"), "sequential", world=world), []
+    engine, found = Engine(CONFIG, replace(TRAINING, compute_dtype="float16"), "sequential", context=context), []
     engine.load(perturbed_parameters(CONFIG, 1), {}, 0)
     engine.load_extra_state({"grad_scaler": {**engine.scaler.state_dict(), "scale": HUGE}})
     unscale = engine.scaler.unscale_
 
     def overflow_here(optimizer):
-        if world.rank == 1 and engine.scaler.get_scale() > LAST_TO_FIT:
+        if context.rank == 1 and engine.scaler.get_scale() > LAST_TO_FIT:
             own(engine.model.final_norm.weight.grad).fill_(np.inf)
         unscale(optimizer)
 
     # With FSDP the gradients of one process may overflow alone: here they do, again and again.
-    engine.scaler.unscale_ = overflow_here if world.sharded else unscale
+    engine.scaler.unscale_ = overflow_here if context.sharded else unscale
     for batch in draw_batches():
-        told = engine.train_step(batch.part(world.share), 0.01)
+        told = engine.train_step(batch.part(context.shard), 0.01)
         found.append((engine.scaler.get_scale(), *told))
     return found
 
 
-def words(world: World) -> dict[str, object]:
+def words(context: ParallelContext) -> dict[str, object]:
     """What each process comes to where they differ."""
 
     def fail():
         raise OSError("no room")
 
     found: dict[str, object] = {
-        "agree": [world.agree(world.rank == 0), world.agree(world.rank == 1), world.agree(False)],
-        "total": world.total(world.rank + 1.5),
-        "gather": world.gather(f"process {world.rank}"),
-        "tell": world.tell(lambda: f"process {world.rank}"),
+        "agree": [context.any(context.rank == 0), context.any(context.rank == 1), context.any(False)],
+        "total": context.total(context.rank + 1.5),
+        "gather": context.all_gather(f"process {context.rank}"),
+        "tell": context.broadcast(lambda: f"process {context.rank}"),
     }
     for name in ("one fails", "the first fails"):
         try:
             if name == "the first fails":
-                world.tell(fail)
+                context.broadcast(fail)
             else:
-                with world.together():
-                    if world.rank == 1:
+                with context.raise_together():
+                    if context.rank == 1:
                         fail()
         except (OSError, ValueError, SystemExit) as error:
             found[name] = f"{type(error).__name__} {error}"
-            if world.rank == 0:
+            if context.rank == 0:
                 # The other one waits for this process to end, or for a last word.
-                world.gather(None)
-    with world.together():
+                context.all_gather(None)
+    with context.raise_together():
         found["then"] = "goes on"
     return found
 
@@ -164,7 +164,7 @@ def of(pair, name):
 
 @pytest.fixture(scope="module")
 def alone():
-    return steps(World(), None)
+    return steps(ParallelContext(), None)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -195,9 +195,9 @@ def test_more_micro_batches_than_a_process_has_rows_are_refused():
     """FSDP gathers for each of them: one process would wait for ever."""
     of_five = replace(TRAINING, batch_size=5)
     for rank in range(2):
-        world = World(rank, 2, Share(rank, 2), sharded=True)
+        context = ParallelContext(rank, 2, BatchShard(rank, 2), sharded=True)
         with pytest.raises(ValueError, match=r"cannot cut the 2 rows of one process.*a multiple of 2"):
-            Engine(CONFIG, of_five, "sequential", micro_batch=1, world=world)
+            Engine(CONFIG, of_five, "sequential", micro_batch=1, context=context)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

@@ -105,19 +105,19 @@ def test_both_backends_write_one_text():
     assert len(set(texts)) == len(texts)
 
 
-def test_generation_is_the_sampled_model(face):
+def test_generation_is_the_sampled_model(adapter):
     """`generate` against the model's own logits over the whole text, in one pass."""
     params = perturbed_parameters(CONFIG, 4)
-    text = face.generate(params, CONFIG, PROMPT, 31, seed=2)
-    logits, _ = face.model(params, CONFIG, text)
+    text = adapter.generate(params, CONFIG, PROMPT, 31, seed=2)
+    logits, _ = adapter.model(params, CONFIG, text)
     for position in range(3, 31):
         expected = sample(logits[:, position - 1], Sampling(seed=2), uniforms(2, position, 2))
         np.testing.assert_array_equal(text[:, position], expected)
 
 
-def test_the_state_has_one_size(face):
+def test_the_state_has_one_size(adapter):
     """Memory does not grow with the text."""
-    step = face.make_step(perturbed_parameters(CONFIG, 4), CONFIG)
+    step = adapter.make_step(perturbed_parameters(CONFIG, 4), CONFIG)
     logits, states = step(PROMPT, None)
     for _ in range(3):
         assert tuple(logits.shape) == (2, CONFIG.vocab_size)
@@ -125,7 +125,7 @@ def test_the_state_has_one_size(face):
         logits, states = step(PROMPT[:, :1], states)
 
 
-def test_generation_refuses_bad_input(face):
+def test_generation_refuses_bad_input(adapter):
     params = perturbed_parameters(CONFIG, 4)
     for prompt, length, message in [
         (np.zeros((1, 0), int), 5, "at least one token"),
@@ -134,8 +134,8 @@ def test_generation_refuses_bad_input(face):
         (np.array([[-1, 2]]), 5, r"\[0, 13\), got -1 to 2"),
     ]:
         with pytest.raises(ValueError, match=message):
-            face.generate(params, CONFIG, prompt, length)
-    np.testing.assert_array_equal(face.generate(params, CONFIG, PROMPT, 3), PROMPT)
+            adapter.generate(params, CONFIG, prompt, length)
+    np.testing.assert_array_equal(adapter.generate(params, CONFIG, PROMPT, 3), PROMPT)
 
 
 @pytest.mark.parametrize(

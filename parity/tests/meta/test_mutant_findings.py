@@ -97,12 +97,12 @@ def test_a_loaded_engine_takes_the_same_step(engine):
         np.testing.assert_array_equal(other.dump()[0][path], expected)
 
 
-def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16(face):
+def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16(adapter):
     """Products in bfloat16, sums in float32: hardly a logit is a number of bfloat16."""
     random = np.random.default_rng(0)
     config = LiquidNetConfig(vocab_size=64, d_model=32, d_ff=48, n_layers=1)
     tokens = random.integers(0, 64, size=(2, 7)).astype(np.int32)
-    logits, _ = face.model(noisy_parameters(config), config, tokens, compute_dtype="bfloat16")
+    logits, _ = adapter.model(noisy_parameters(config), config, tokens, compute_dtype="bfloat16")
     assert logits.dtype == np.float32
     assert (logits == logits.astype(ml_dtypes.bfloat16).astype(np.float32)).mean() < 0.1
 
@@ -120,11 +120,11 @@ def test_a_tensor_keeps_dtype_and_bits_on_its_way_to_numpy(name, dtype):
     assert found.dtype == np.dtype(getattr(ml_dtypes, dtype, dtype)) and found.tolist() == values
 
 
-def test_a_step_of_generation_reads_out_the_last_position(face):
+def test_a_step_of_generation_reads_out_the_last_position(adapter):
     """The logits themselves: a text of one seed may be the same by chance where they are not."""
     params, text = noisy_parameters(CONFIG), np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.int32)
-    expected, last = face.model(params, CONFIG, text)
-    step = face.make_step(params, CONFIG)
+    expected, last = adapter.model(params, CONFIG, text)
+    step = adapter.make_step(params, CONFIG)
     logits, states = step(text[:, :3], None)
     np.testing.assert_allclose(logits, expected[:, 2], rtol=0, atol=1e-5 * np.abs(expected).max())
     logits, states = step(text[:, 3:], states)
@@ -132,7 +132,7 @@ def test_a_step_of_generation_reads_out_the_last_position(face):
     np.testing.assert_allclose(np.asarray(states), last, rtol=0, atol=1e-5 * np.abs(last).max())
 
 
-def test_the_gradient_of_the_decay_gate_keeps_its_digits(face):
+def test_the_gradient_of_the_decay_gate_keeps_its_digits(adapter):
     """-alpha sigmoid(p) at p from -12 to 12 and at every half-life: as y (1 - y), the last digits cancel.
 
     17 u for alpha, the sigmoid and their product (bounds/layers.py); doubled, since the bias is summed from it.
@@ -140,7 +140,7 @@ def test_the_gradient_of_the_decay_gate_keeps_its_digits(face):
     bias = np.concatenate([np.linspace(-12, 12, 257), half_life_bias(129)]).astype(np.float32)
     d = len(bias)
     zero, one = np.zeros((1, 1, d), np.float32), np.ones((1, 1, d), np.float32)
-    found = face.gates_vjp(np.zeros((1, 1, 3 * d), np.float32), bias, 1e-6, one, zero, zero)["bias gradient"]
+    found = adapter.gates_vjp(np.zeros((1, 1, 3 * d), np.float32), bias, 1e-6, one, zero, zero)["bias gradient"]
     p = bias.astype(np.float64)
     expected = -decay_gates(p, 1e-6)[0] * sigmoid(p)
     units = in_units(found, expected, 34 * 2.0**-24 * np.abs(expected))

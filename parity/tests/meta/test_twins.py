@@ -29,10 +29,10 @@ NAMED = [
 LEADING = {
     "parallel.py": [
         "MOST_TIMEOUT",
-        "World",
-        "World.lost",
-        "World.total",
-        "World.gather",
+        "ParallelContext",
+        "ParallelContext.lost",
+        "ParallelContext.total",
+        "ParallelContext.gather",
         "join",
         "has_joined",
         "leave",

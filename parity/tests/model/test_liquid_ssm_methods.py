@@ -16,24 +16,24 @@ NAMES = {"dense": "dense_states", "diagonal": "diagonal_states"}
 CASE = LayerCase((2, 31), "normal", 3, DIAGONAL, resets="some", padding="right")
 
 
-def given(face, case):
+def given(adapter, case):
     """The modules of a backend that compute states, and the inputs of `liquid_states` in it."""
-    modules = [adapters.load_module(face.NAME, name) for name in ("liquid_ssm", "trajectory")]
+    modules = [adapters.load_module(adapter.NAME, name) for name in ("liquid_ssm", "trajectory")]
     weights, (pre, state, *_) = OPERATIONS["diagonal_states"].arrays(case)
-    own = face._tensors if face.NAME == "torch" else lambda *arrays: arrays
+    own = adapter._tensors if adapter.NAME == "torch" else lambda *arrays: arrays
     of = dict(zip((path.removesuffix(".weight") for path in weights), own(*weights.values()), strict=True))
     masks = own(*OPERATIONS["diagonal_states"].masks(case))
     return *modules, *own(pre), modules[0].Dynamics(**of), *own(state), masks
 
 
-def results(face, case, method):
+def results(adapter, case, method):
     """Outputs and gradients."""
-    return OPERATIONS["diagonal_states"].run(face, case, method, "float32")
+    return OPERATIONS["diagonal_states"].run(adapter, case, method, "float32")
 
 
-def test_parallel_reports_how_it_got_there(face):
+def test_parallel_reports_how_it_got_there(adapter):
     """A few iterations, a residual of a few roundings."""
-    _, trajectory, pre, of, state, (resets, padding, noise, gaps) = given(face, CASE)
+    _, trajectory, pre, of, state, (resets, padding, noise, gaps) = given(adapter, CASE)
     n = DIAGONAL.d_state
     inputs = trajectory.Inputs(pre[..., :n] + DIAGONAL.exploration_rate * noise, pre[..., n:], gaps, resets, padding)
     solved = trajectory.parallel(inputs, of, DIAGONAL, state)
@@ -43,28 +43,28 @@ def test_parallel_reports_how_it_got_there(face):
     assert (int(stepped.iterations), float(stepped.residual), bool(stepped.converged)) == (1, 0.0, True)
 
 
-def test_parallel_says_where_it_did_not_converge(face, monkeypatch):
+def test_parallel_says_where_it_did_not_converge(adapter, monkeypatch):
     """By name it raises, or where nothing can raise gives NaN; `auto`, in torch, steps instead and says so."""
-    trajectory = adapters.load_module(face.NAME, "mixers.liquid_ssm.solvers")
-    stepped = results(face, CASE, "sequential")
+    trajectory = adapters.load_module(adapter.NAME, "mixers.liquid_ssm.solvers")
+    stepped = results(adapter, CASE, "sequential")
     monkeypatch.setattr(trajectory, "MOST_ITERATIONS", 2)
     fresh = replace(DIAGONAL, norm_eps=2e-6)  # another configuration, another compiled program
     case = replace(CASE, config=fresh)
-    if face.NAME == "jax":
-        found = results(face, case, "parallel")
+    if adapter.NAME == "jax":
+        found = results(adapter, case, "parallel")
         assert np.isnan(found["states"]).all() and np.isnan(found["last"]).all() and np.isnan(found["log_tau"]).any()
         return
     with pytest.raises(FloatingPointError, match=r"'parallel' did not settle in 2 iterations, its residual is .*'seq"):
-        results(face, case, "parallel")
+        results(adapter, case, "parallel")
     with pytest.warns(RuntimeWarning, match=r"did not settle in 2 iterations.*'sequential' goes on instead"):
-        fallen_back = results(face, case, "auto")
+        fallen_back = results(adapter, case, "auto")
     for name, expected in stepped.items():
         np.testing.assert_array_equal(fallen_back[name], expected, err_msg=name)
 
 
-def test_a_clock_that_hangs_on_every_bit_of_the_state_is_no_trap(face):
+def test_a_clock_that_hangs_on_every_bit_of_the_state_is_no_trap(adapter):
     """Weights of the clock a thousand times as large, over more steps than there are iterations."""
-    liquid, trajectory, pre, of, state, masks = given(face, replace(CASE, shape=(2, 100)))
+    liquid, trajectory, pre, of, state, masks = given(adapter, replace(CASE, shape=(2, 100)))
     assert trajectory.MOST_ITERATIONS < 100
     wild = of._replace(tau_state=of.tau_state * 1000.0)
     methods = ("parallel", "sequential")
@@ -86,9 +86,9 @@ def test_either_direction_goes_by_the_length_of_the_row(monkeypatch):
     assert asked == [20] * 2 * DIAGONAL.n_layers
 
 
-def test_what_is_not_finite_is_no_fault_of_the_method(face):
+def test_what_is_not_finite_is_no_fault_of_the_method(adapter):
     """It flows on, as from the stepping method, and nobody goes over it sixty-four times."""
-    _, trajectory, pre, of, state, _ = given(face, CASE)
+    _, trajectory, pre, of, state, _ = given(adapter, CASE)
     n = DIAGONAL.d_state
     inputs = trajectory.Inputs(pre[..., :n] * np.inf, pre[..., n:], None, None, None)
     solved = trajectory.parallel(inputs, of, DIAGONAL, state)
@@ -96,53 +96,56 @@ def test_what_is_not_finite_is_no_fault_of_the_method(face):
     assert not np.isfinite(np.asarray(solved.values)).any()
 
 
-def test_time_does_not_run_backward(face):
+def test_time_does_not_run_backward(adapter):
     """A negative gap gives no number from there on, and no other row has anything of it."""
     liquid, _, pre, of, state, (resets, padding, noise, gaps) = given(
-        face, replace(CASE, resets="none", padding="none")
+        adapter, replace(CASE, resets="none", padding="none")
     )
-    for method in face.METHODS["liquid_ssm"]:
-        backward = face._tensors(np.where(np.arange(31) == 9, -1.0, np.asarray(gaps)))[0] if face.NAME == "torch" else (
-            np.where(np.arange(31) == 9, -1.0, gaps)
-        )  # fmt: skip
+    for method in adapter.METHODS["liquid_ssm"]:
+        backward = np.where(np.arange(31) == 9, -1.0, np.asarray(gaps))
+        backward = adapter._tensors(backward)[0] if adapter.NAME == "torch" else backward
         states = np.asarray(liquid.liquid_states(pre, of, DIAGONAL, state, resets, padding, noise, backward, method)[0])
         assert np.isfinite(states[:, :9]).all() and np.isnan(states[0, 9:]).all()
 
 
-def test_noise_and_gaps_have_their_shapes(face):
+def test_noise_and_gaps_have_their_shapes(adapter):
     """Nothing is spread over what it was not given for."""
-    model = adapters.load_module(face.NAME, "model").build(DIAGONAL)
-    (tokens,) = face._tensors(np.zeros((2, 5), np.int64)) if face.NAME == "torch" else (np.zeros((2, 5), np.int32),)
+    model = adapters.load_module(adapter.NAME, "model").build(DIAGONAL)
+    (tokens,) = (
+        adapter._tensors(np.zeros((2, 5), np.int64)) if adapter.NAME == "torch" else (np.zeros((2, 5), np.int32),)
+    )
     for name, shape in (("gaps", (1, 5)), ("gaps", (5,)), ("noise", (2, 2, 1, 4)), ("noise", (3, 2, 5, 4))):
-        (array,) = face._tensors(np.ones(shape, np.float32)) if face.NAME == "torch" else (np.ones(shape, np.float32),)
+        (array,) = (
+            adapter._tensors(np.ones(shape, np.float32)) if adapter.NAME == "torch" else (np.ones(shape, np.float32),)
+        )
         with pytest.raises(ValueError, match=rf"{name} \[.*must have shape"):
             model.logits(tokens, **{name: array})
 
 
-def test_a_dense_state_is_stepped(face):
+def test_a_dense_state_is_stepped(adapter):
     """The named method refuses, `auto` does not take it."""
     with pytest.raises(NotImplementedError, match="needs a diagonal state, this one is dense"):
-        results(face, replace(CASE, config=DENSE), "parallel")
-    choose = adapters.load_module(face.NAME, "mixers.liquid_ssm").choose_method
+        results(adapter, replace(CASE, config=DENSE), "parallel")
+    choose = adapters.load_module(adapter.NAME, "mixers.liquid_ssm").choose_method
     assert choose(DENSE, 1024) == choose(DIAGONAL, 1) == "sequential"
     # Measured by `liquidnet bench --liquid-ssm`: torch steps through Python, XLA in a compiled loop.
-    assert choose(DIAGONAL, 1024) == {"torch": "parallel", "jax": "sequential"}[face.NAME]
+    assert choose(DIAGONAL, 1024) == {"torch": "parallel", "jax": "sequential"}[adapter.NAME]
 
 
-def test_unknown_methods_get_the_nearest_name(face):
-    model = adapters.load_module(face.NAME, "model")
+def test_unknown_methods_get_the_nearest_name(adapter):
+    model = adapters.load_module(adapter.NAME, "model")
     with pytest.raises(ValueError, match=r"unknown liquid_ssm method 'paralel'.*did you mean 'parallel'"):
         model.build(DIAGONAL, method="paralel")
 
 
 @pytest.mark.parametrize("n", [64, 256])
 @pytest.mark.parametrize("config", [DENSE, DIAGONAL], ids=lambda config: config.state)
-def test_large_states(face, config, n):
+def test_large_states(adapter, config, n):
     """Seven tokens: the reference goes over a dense state in a loop."""
     case = LayerCase((1, 7), "normal", 6, replace(config, d_state=n), resets="none")
     assert clear_of_ties(OPERATIONS[NAMES[config.state]], case)
-    for method in face.METHODS["liquid_ssm"][: 1 if config is DENSE else None]:
-        check(NAMES[config.state], face.NAME, method, "float32", case)
+    for method in adapter.METHODS["liquid_ssm"][: 1 if config is DENSE else None]:
+        check(NAMES[config.state], adapter.NAME, method, "float32", case)
 
 
 @pytest.mark.long

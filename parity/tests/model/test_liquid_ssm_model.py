@@ -11,7 +11,7 @@ from parity.proof import adapters
 from parity.proof.bounds import assert_within, double_bound
 from parity.proof.operations import OPERATIONS, check, expected
 from parity.proof.problems.cases import DENSE, DIAGONAL, ModelCase, perturbed_parameters
-from parity.suite.runs.trajectories import Leg, hand_over
+from parity.suite.runs.trajectories import Segment, hand_over
 from parity.suite.runs.trajectory_drift import (
     NOISE,
     SMALL_SSM,
@@ -19,7 +19,7 @@ from parity.suite.runs.trajectory_drift import (
     bounded_run,
     story_data,
 )
-from spec.data import Share, next_batch
+from spec.data import BatchShard, next_batch
 from spec.mixers.liquid_ssm.noise import with_noise
 from spec.reference import forward
 from spec.sampling import Sampling, generate
@@ -28,7 +28,7 @@ CONFIGS = pytest.mark.parametrize("config", [DENSE, DIAGONAL], ids=lambda config
 STEPS = 8
 
 
-def run(face, case, start=0, stop=None, states=None, **options):
+def run(adapter, case, start=0, stop=None, states=None, **options):
     """(logits, last states) of some tokens of a case."""
     arrays = case.arrays()
     parts = (x[:, start:stop] for x in (arrays.tokens, arrays.resets, arrays.padding))
@@ -36,25 +36,25 @@ def run(face, case, start=0, stop=None, states=None, **options):
     states = arrays.states if states is None else states
     noise, gaps = OPERATIONS["ssm_model"].of_ssm(case)
     of_ssm = noise[:, :, start:stop], gaps[:, start:stop]
-    return face.model(case.parameters, case.config, tokens, states, resets, padding, of_ssm=of_ssm, **options)
+    return adapter.model(case.parameters, case.config, tokens, states, resets, padding, of_ssm=of_ssm, **options)
 
 
 @CONFIGS
 @pytest.mark.parametrize("cuts", [(17,), (1, 2, 20), tuple(range(1, 31))], ids=["two parts", "four", "token by token"])
-def test_the_parts_of_a_text_are_the_text(face, config, cuts):
+def test_the_parts_of_a_text_are_the_text(adapter, config, cuts):
     """Whatever is read at a time, and so decode is prefill: within the bound of the whole text in float64."""
     case = ModelCase(31, "some", "left", "none", False, 5, config=config)
     states, logits = None, []
     for start, stop in zip((0, *cuts), (*cuts, 31), strict=True):
-        some, states = run(face, case, start, stop, states, compute_dtype="float64")
+        some, states = run(adapter, case, start, stop, states, compute_dtype="float64")
         logits.append(some)
     truth, bounds = expected("ssm_model", case, "float64")
     found = {"logits": np.concatenate(logits, axis=1), "last": states}
-    assert_within(found, {name: truth[name] for name in found}, bounds, f"in parts, {face.NAME}")
+    assert_within(found, {name: truth[name] for name in found}, bounds, f"in parts, {adapter.NAME}")
 
 
 @CONFIGS
-def test_a_reset_starts_a_fresh_document(face, config):
+def test_a_reset_starts_a_fresh_document(adapter, config):
     """No bit of what stands before it gets through, the initial state included."""
     case, at = ModelCase(31, "none", "none", "none", False, 6, config=config), 12
     arrays, before = case.arrays(), ModelCase(31, "some", "none", "none", False, 7, config=config).arrays()
@@ -62,26 +62,28 @@ def test_a_reset_starts_a_fresh_document(face, config):
     tokens = np.where(np.arange(31) < at, before.tokens, arrays.tokens)
     # By the stepping method: how often `parallel` goes over a row depends on all of it.
     options = {"method": "sequential"}
-    one, last = face.model(case.parameters, config, arrays.tokens, arrays.states, resets, arrays.padding, **options)
-    two, last_too = face.model(case.parameters, config, tokens, before.states, resets, arrays.padding, **options)
+    one, last = adapter.model(case.parameters, config, arrays.tokens, arrays.states, resets, arrays.padding, **options)
+    two, last_too = adapter.model(case.parameters, config, tokens, before.states, resets, arrays.padding, **options)
     np.testing.assert_array_equal(one[:, at:], two[:, at:])
     np.testing.assert_array_equal(last, last_too)
-    logits, last = face.model(
+    logits, last = adapter.model(
         case.parameters, config, tokens, before.states, resets, arrays.padding, compute_dtype="float64"
     )
     truth = dict(zip(("logits", "last"), forward(case.parameters, config, arrays.tokens[:, at:]), strict=True))
     limits = {name: double_bound(x) for name, x in truth.items()}
-    assert_within({"logits": logits[:, at:], "last": last}, truth, limits, f"fresh document, {face.NAME}")
+    assert_within({"logits": logits[:, at:], "last": last}, truth, limits, f"fresh document, {adapter.NAME}")
 
 
 @CONFIGS
-def test_padding_changes_nothing(face, config):
+def test_padding_changes_nothing(adapter, config):
     """Whatever stands there, neither logits of other tokens nor states differ by a bit."""
     case = ModelCase(31, "none", "left", "none", False, 8, config=config)
     arrays = case.arrays()
     other = np.where(arrays.padding, (arrays.tokens + 1) % config.vocab_size, arrays.tokens).astype(np.int32)
     found = [
-        face.model(case.parameters, config, tokens, arrays.states, arrays.resets, arrays.padding, method="sequential")
+        adapter.model(
+            case.parameters, config, tokens, arrays.states, arrays.resets, arrays.padding, method="sequential"
+        )
         for tokens in (arrays.tokens, other)
     ]
     np.testing.assert_array_equal(*(logits[~arrays.padding] for logits, _ in found))
@@ -99,8 +101,8 @@ def test_a_sentence_goes_on_in_the_other_backend(config):
         calls = iter(range(100))
 
         def step(tokens, states):
-            face = adapters.load(order[next(calls) // 10 % len(order)])
-            logits, states = face.model(params, config, tokens.astype(np.int32), states)
+            adapter = adapters.load(order[next(calls) // 10 % len(order)])
+            logits, states = adapter.model(params, config, tokens.astype(np.int32), states)
             return logits[:, -1], states
 
         return [int(tokens[0]) for tokens, _ in zip(generate(step, prompt, Sampling(seed=3)), range(20), strict=False)]
@@ -118,9 +120,9 @@ def test_a_run_goes_over_to_the_other_backend(state, tmp_path, report):
     model, data = replace(SMALL_SSM, state=state), story_data()
     truth, bound = bounded_run(data, STEPS, SMALL_TRAINING, model=model)
     for order in (("torch", "jax"), ("jax", "torch")):
-        legs = [Leg(name, data, SMALL_TRAINING, model=model, noise=NOISE) for name in order]
+        segments = [Segment(name, data, SMALL_TRAINING, model=model, noise=NOISE) for name in order]
         (tmp_path / order[0]).mkdir()
-        losses = hand_over(*legs, STEPS // 2, tmp_path / order[0])
+        losses = hand_over(*segments, STEPS // 2, tmp_path / order[0])
         units = float((np.abs(losses - truth) / bound).max())
         report(f"{state}, {' -> '.join(order)}: {STEPS} steps with noise at {units:.2f} of the bound")
         assert units <= 1.0
@@ -130,12 +132,12 @@ def test_a_run_goes_over_to_the_other_backend(state, tmp_path, report):
 
 @pytest.mark.long
 @CONFIGS
-def test_half_a_precision_keeps_states_whole(face, config):
+def test_half_a_precision_keeps_states_whole(adapter, config):
     """Products of eight bits: states in float32, a loss near that of float32, gradients of everything."""
     case = ModelCase(20, "none", "none", "none", False, 9, config=config)
     arrays = case.arrays()
-    exact = face.loss_and_gradients(case.parameters, config, *arrays)
-    found = face.loss_and_gradients(case.parameters, config, *arrays, compute_dtype="bfloat16")
+    exact = adapter.loss_and_gradients(case.parameters, config, *arrays)
+    found = adapter.loss_and_gradients(case.parameters, config, *arrays, compute_dtype="bfloat16")
     assert found[3].dtype == found[2].dtype == np.float32
     # Logits near 1 are off by a few roundings of eight bits.
     assert found[0] != exact[0] and abs(found[0] - exact[0]) < 2.0**-5
@@ -143,10 +145,10 @@ def test_half_a_precision_keeps_states_whole(face, config):
 
 
 @CONFIGS
-def test_what_is_made_again_is_the_same(face, config):
+def test_what_is_made_again_is_the_same(adapter, config):
     """Gradients with recomputed blocks, noise and gaps included."""
     case = ModelCase(31, "some", "left", "some", False, 5, config=config)
-    check("ssm_model", face.NAME, "auto", "float64", case, remat=True)
+    check("ssm_model", adapter.NAME, "auto", "float64", case, remat=True)
 
 
 def test_noise_is_that_of_the_sample():
@@ -154,8 +156,8 @@ def test_noise_is_that_of_the_sample():
     data, training = story_data(), SMALL_TRAINING
     whole = with_noise(next_batch(data, 8, training), SMALL_SSM, training, 8).noise
     parts = [
-        with_noise(next_batch(data, 8, training, share), SMALL_SSM, training, 8, share).noise
-        for share in (Share(0, 3), Share(1, 3), Share(2, 3))
+        with_noise(next_batch(data, 8, training, shard), SMALL_SSM, training, 8, shard).noise
+        for shard in (BatchShard(0, 3), BatchShard(1, 3), BatchShard(2, 3))
     ]
     assert whole is not None and whole.shape == (4, 16, 2, 6) and whole.dtype == np.float32
     np.testing.assert_array_equal(np.concatenate([part for part in parts if part is not None]), whole)
@@ -166,9 +168,9 @@ def test_noise_is_that_of_the_sample():
     )
 
 
-def test_noise_is_for_training_alone(face):
+def test_noise_is_for_training_alone(adapter):
     """Evaluation of the same weights is the same whatever the rate."""
-    engine = adapters.load_module(face.NAME, "training.engine").Engine
+    engine = adapters.load_module(adapter.NAME, "training.engine").Engine
     batch = next_batch(story_data(), 0, SMALL_TRAINING)
     told = []
     for rate in (0.0, 0.5):

@@ -62,14 +62,14 @@ def test_a_float16_model_is_within_the_estimate_for_eleven_bits(seed, scale):
     arrays, operation = case.arrays(), OPERATIONS["model"]
     truth, _ = expected("model", case, "float32")
     bound = estimate(operation.compute(case), truth, UNITS["float32"], product_unit=2.0**-11)
-    face = adapters.load("torch")
+    adapter = adapters.load("torch")
     inputs = arrays.tokens, arrays.states, arrays.resets, arrays.padding
-    logits, last = face.model(case.parameters, CONFIG, *inputs, compute_dtype="float16")
+    logits, last = adapter.model(case.parameters, CONFIG, *inputs, compute_dtype="float16")
     assert logits.dtype == last.dtype == np.float32
     results = {"logits": logits, "last": last}
-    net = adapters.load_module("torch", "model").LiquidNet(CONFIG, compute_dtype="float16").to(face.DEVICE)
+    net = adapters.load_module("torch", "model").LiquidNet(CONFIG, compute_dtype="float16").to(adapter.DEVICE)
     adapters.load_module("torch", "checkpoint.native").load_parameters(net, case.parameters)
-    tokens, labels, states, resets, padding, of_last = (torch.tensor(x, device=face.DEVICE) for x in arrays)
+    tokens, labels, states, resets, padding, of_last = (torch.tensor(x, device=adapter.DEVICE) for x in arrays)
     loss, last = net.loss(tokens, labels, states.requires_grad_(), resets, padding)
     (scale * (loss + (of_last * last).sum())).backward()
     gradients = {path: parameter.grad for path, parameter in net.named_parameters()} | {"state gradient": states.grad}

@@ -20,9 +20,9 @@ SHORT = (1, 2, 3, 31)
 ROW = CONFIG.vocab_size
 
 
-def check(face, case, method="auto", dtype="float64", **options):
+def check(adapter, case, method="auto", dtype="float64", **options):
     """Everything that a model gives, within its bounds; `options` go to the loss."""
-    operations.check("model", face.NAME, method, dtype, case, **options)
+    operations.check("model", adapter.NAME, method, dtype, case, **options)
 
 
 def check_outputs(case, logits, last, dtype, label):
@@ -32,36 +32,36 @@ def check_outputs(case, logits, last, dtype, label):
     assert_within(found, {name: truth[name] for name in found}, bounds, f"{label}, {dtype}")
 
 
-def run(face, case, **options):
+def run(adapter, case, **options):
     """(logits, last states) of the case."""
     arrays = case.arrays()
     inputs = arrays.tokens, arrays.states, arrays.resets, arrays.padding
-    return face.model(case.parameters, case.config, *inputs, **options)
+    return adapter.model(case.parameters, case.config, *inputs, **options)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @few
 @given(data=st.data())
-def test_everything_in_float64(face, method, length, data):
-    check(face, data.draw(model_cases(lengths=(length,)), label="case"), method, "float64")
+def test_everything_in_float64(adapter, method, length, data):
+    check(adapter, data.draw(model_cases(lengths=(length,)), label="case"), method, "float64")
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @few
 @given(data=st.data())
-def test_everything_in_float32(face, length, data):
+def test_everything_in_float32(adapter, length, data):
     """Each length with one method in turn, all being equal in float64: a compilation takes seconds."""
-    methods = face.METHODS["scan"]
+    methods = adapter.METHODS["scan"]
     method = methods[LENGTHS.index(length) % len(methods)]
-    check(face, data.draw(model_cases(lengths=(length,)), label="case"), method, "float32")
+    check(adapter, data.draw(model_cases(lengths=(length,)), label="case"), method, "float32")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("length", LENGTHS)
 @few
 @given(data=st.data())
-def test_everything_in_float32_with_every_method(face, method, length, data):
-    check(face, data.draw(model_cases(lengths=(length,)), label="case"), method, "float32")
+def test_everything_in_float32_with_every_method(adapter, method, length, data):
+    check(adapter, data.draw(model_cases(lengths=(length,)), label="case"), method, "float32")
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,9 @@ def test_everything_in_float32_with_every_method(face, method, length, data):
         LiquidNetConfig(vocab_size=5, d_model=7, d_ff=3, n_layers=3, delta_min=0.0, norm_eps=1e-2),
     ],
 )
-def test_other_configurations(face, config):
+def test_other_configurations(adapter, config):
     for seed in range(3):
-        check(face, ModelCase(3, "some", "none", "some", False, seed, config=config))
+        check(adapter, ModelCase(3, "some", "none", "some", False, seed, config=config))
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,14 @@ def test_other_configurations(face, config):
     ],
     ids=lambda options: ", ".join(f"{name} {value}" for name, value in options.items()),
 )
-def test_remat_and_loss_chunks_change_nothing(face, options):
+def test_remat_and_loss_chunks_change_nothing(adapter, options):
     """Chunks of 7 rows do not divide the 62 labels; a chunk of one logit still takes one whole row."""
     for seed in range(3):
-        check(face, ModelCase(31, "some", "left", "some", False, seed), **options)
+        check(adapter, ModelCase(31, "some", "left", "some", False, seed), **options)
 
 
-def test_no_chunk_holds_more_rows_than_it_may(face, monkeypatch):
-    losses = adapters.load_module(face.NAME, "ops.cross_entropy")
+def test_no_chunk_holds_more_rows_than_it_may(adapter, monkeypatch):
+    losses = adapters.load_module(adapter.NAME, "ops.cross_entropy")
     rows, usual = [], losses.total_nats
 
     def count(hidden, *rest):
@@ -102,26 +102,26 @@ def test_no_chunk_holds_more_rows_than_it_may(face, monkeypatch):
 
     monkeypatch.setattr(losses, "total_nats", count)
     case = ModelCase(31, "none", "none", "some", True, 1)
-    check(face, case, "auto", "float32", remat=True, chunk=5 * ROW, loss_method="chunked")
+    check(adapter, case, "auto", "float32", remat=True, chunk=5 * ROW, loss_method="chunked")
     assert max(rows) == 5
 
 
 @pytest.mark.parametrize("compute_dtype", ["float64", "float32"])
 @few
 @given(case=model_cases(lengths=(31,)))
-def test_decoding_token_by_token_equals_one_pass(face, method, compute_dtype, case):
+def test_decoding_token_by_token_equals_one_pass(adapter, method, compute_dtype, case):
     arrays, states, logits = case.arrays(), case.arrays().states, []
     for t in range(case.length):
         tokens, resets, padding = (x[:, t : t + 1] for x in (arrays.tokens, arrays.resets, arrays.padding))
         options = {"method": method, "compute_dtype": compute_dtype}
-        one, states = face.model(case.parameters, case.config, tokens, states, resets, padding, **options)
+        one, states = adapter.model(case.parameters, case.config, tokens, states, resets, padding, **options)
         logits.append(one)
     check_outputs(case, np.concatenate(logits, axis=1), states, compute_dtype, "decoding")
 
 
 @some
 @given(data=st.data())
-def test_split_anywhere_equals_whole(face, method, data):
+def test_split_anywhere_equals_whole(adapter, method, data):
     parts = data.draw(st.lists(st.sampled_from(SHORT), min_size=2, max_size=4), label="parts")
     case = data.draw(model_cases(lengths=(sum(parts),)), label="case")
     arrays, states, logits, start = case.arrays(), case.arrays().states, [], 0
@@ -129,7 +129,7 @@ def test_split_anywhere_equals_whole(face, method, data):
         inputs = (x[:, start : start + length] for x in (arrays.tokens, arrays.resets, arrays.padding))
         tokens, resets, padding = inputs
         options = {"method": method, "compute_dtype": "float64"}
-        some_logits, states = face.model(case.parameters, case.config, tokens, states, resets, padding, **options)
+        some_logits, states = adapter.model(case.parameters, case.config, tokens, states, resets, padding, **options)
         logits.append(some_logits)
         start += length
     check_outputs(case, np.concatenate(logits, axis=1), states, "float64", "split")
@@ -137,7 +137,7 @@ def test_split_anywhere_equals_whole(face, method, data):
 
 @some
 @given(seed=seeds, other=seeds, at=st.integers(1, 30))
-def test_a_reset_starts_a_fresh_document(face, method, seed, other, at):
+def test_a_reset_starts_a_fresh_document(adapter, method, seed, other, at):
     """Equal to the document alone; and no bit of what stands before it, the initial state included, gets through."""
     case = ModelCase(31, "none", "none", "none", False, seed)
     arrays, before = case.arrays(), ModelCase(31, "some", "some", "none", False, other).arrays()
@@ -146,10 +146,12 @@ def test_a_reset_starts_a_fresh_document(face, method, seed, other, at):
     tokens = np.where(early, before.tokens, arrays.tokens)
     changed = (tokens, before.states, np.where(early, before.resets, resets), early & before.padding)
     original = (arrays.tokens, arrays.states, np.broadcast_to(resets, (BATCH, 31)), arrays.padding)
-    (one, last), (two, last_too) = (face.model(case.parameters, CONFIG, *x, method=method) for x in (original, changed))
+    (one, last), (two, last_too) = (
+        adapter.model(case.parameters, CONFIG, *x, method=method) for x in (original, changed)
+    )
     np.testing.assert_array_equal(one[:, at:], two[:, at:])
     np.testing.assert_array_equal(last, last_too)
-    logits, states = face.model(case.parameters, CONFIG, *changed, method=method, compute_dtype="float64")
+    logits, states = adapter.model(case.parameters, CONFIG, *changed, method=method, compute_dtype="float64")
     expected = dict(zip(("logits", "last"), forward(case.parameters, CONFIG, arrays.tokens[:, at:]), strict=True))
     limits = {name: double_bound(x) for name, x in expected.items()}
     assert_within({"logits": logits[:, at:], "last": states}, expected, limits, "fresh document, float64")
@@ -157,7 +159,7 @@ def test_a_reset_starts_a_fresh_document(face, method, seed, other, at):
 
 @some
 @given(seed=seeds, other=seeds, real=st.tuples(st.integers(1, 31), st.integers(1, 31)))
-def test_left_padding_changes_no_logit(face, method, seed, other, real):
+def test_left_padding_changes_no_logit(adapter, method, seed, other, real):
     """Each row equals its tokens alone, whatever its padding holds and however much there is of it."""
     case = ModelCase(31, "none", "none", "none", False, seed)
     arrays, filling = case.arrays(), ModelCase(31, "some", "none", "none", False, other).arrays()
@@ -165,10 +167,10 @@ def test_left_padding_changes_no_logit(face, method, seed, other, real):
     tokens = np.where(padding, filling.tokens, arrays.tokens)
     resets = padding & filling.resets
     inputs = [(x, arrays.states, y, padding) for x, y in ((tokens, resets), (arrays.tokens, arrays.resets))]
-    (one, last), (two, last_too) = (face.model(case.parameters, CONFIG, *x, method=method) for x in inputs)
+    (one, last), (two, last_too) = (adapter.model(case.parameters, CONFIG, *x, method=method) for x in inputs)
     np.testing.assert_array_equal(one[~padding], two[~padding])
     np.testing.assert_array_equal(last, last_too)
-    logits, states = face.model(case.parameters, CONFIG, *inputs[0], method=method, compute_dtype="float64")
+    logits, states = adapter.model(case.parameters, CONFIG, *inputs[0], method=method, compute_dtype="float64")
     for row, count in enumerate(real):
         alone = forward(case.parameters, CONFIG, tokens[row : row + 1, -count:], arrays.states[:, row : row + 1])
         expected = dict(zip(("logits", "last"), alone, strict=True))
@@ -179,31 +181,31 @@ def test_left_padding_changes_no_logit(face, method, seed, other, real):
 
 @some
 @given(case=model_cases(lengths=(31,)), other=seeds, at=st.integers(1, 30))
-def test_the_future_changes_no_bit(face, method, case, other, at):
+def test_the_future_changes_no_bit(adapter, method, case, other, at):
     arrays, after = case.arrays(), ModelCase(31, "some", "some", "none", False, other).arrays()
     late = np.arange(31) >= at
     tokens, resets, padding = (
         np.where(late, getattr(after, name), getattr(arrays, name)) for name in ("tokens", "resets", "padding")
     )
-    logits, _ = run(face, case, method=method)
-    changed, _ = face.model(case.parameters, CONFIG, tokens, arrays.states, resets, padding, method=method)
+    logits, _ = run(adapter, case, method=method)
+    changed, _ = adapter.model(case.parameters, CONFIG, tokens, arrays.states, resets, padding, method=method)
     np.testing.assert_array_equal(changed[:, :at], logits[:, :at])
 
 
 @some
 @given(case=model_cases(lengths=(31,)), other=seeds)
-def test_rows_do_not_mix(face, method, case, other):
+def test_rows_do_not_mix(adapter, method, case, other):
     """Rows in another order give the same rows in that order; a changed row changes no bit of the other."""
     arrays = case.arrays()
     tokens, resets, padding = (x[::-1].copy() for x in (arrays.tokens, arrays.resets, arrays.padding))
     states = arrays.states[:, ::-1].copy()
     inputs = case.parameters, CONFIG, tokens, states, resets, padding
-    logits, last = face.model(*inputs, method=method, compute_dtype="float64")
+    logits, last = adapter.model(*inputs, method=method, compute_dtype="float64")
     check_outputs(case, logits[::-1], last[:, ::-1], "float64", "rows permuted")
     tokens = arrays.tokens.copy()
     tokens[1] = ModelCase(31, "none", "none", "none", True, other).arrays().tokens[1]
-    logits, _ = run(face, case, method=method)
-    changed, _ = face.model(
+    logits, _ = run(adapter, case, method=method)
+    changed, _ = adapter.model(
         case.parameters, CONFIG, tokens, arrays.states, arrays.resets, arrays.padding, method=method
     )
     np.testing.assert_array_equal(changed[0], logits[0])
@@ -224,8 +226,8 @@ def test_bfloat16_is_as_good_in_one_backend_as_in_the_other():
             assert results["logits"].dtype == results["last"].dtype == np.float32
             for tensor, truth in expected("model", case, "float64")[0].items():
                 found = results[tensor]
-                share = ((found - truth) ** 2).mean() / (truth**2).mean()
-                squares[tensor] = squares.get(tensor, 0.0) + share / 3
+                shard = ((found - truth) ** 2).mean() / (truth**2).mean()
+                squares[tensor] = squares.get(tensor, 0.0) + shard / 3
         errors[name] = {tensor: square**0.5 for tensor, square in squares.items()}
     for tensor, one in errors["torch"].items():
         other = errors["jax"][tensor]
@@ -234,32 +236,32 @@ def test_bfloat16_is_as_good_in_one_backend_as_in_the_other():
         assert min(one, other) > 2.0**-14 and max(one, other) < 2.0**-3, f"{tensor}: {one:.2e}, {other:.2e}"
 
 
-def test_no_state_is_a_zero_state(face):
+def test_no_state_is_a_zero_state(adapter):
     case = ModelCase(3, "none", "none", "none", True, 5)
     arrays = case.arrays()
-    plain, masked = face.model(case.parameters, CONFIG, arrays.tokens), run(face, case)
+    plain, masked = adapter.model(case.parameters, CONFIG, arrays.tokens), run(adapter, case)
     for one, other in zip(plain, masked, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 0), (0, 2), (1, 2, 3)])
-def test_bad_token_shapes_raise(face, shape):
+def test_bad_token_shapes_raise(adapter, shape):
     with pytest.raises(ValueError, match=r"tokens must have shape \[b, t\]"):
-        face.model(perturbed_parameters(CONFIG, 0), CONFIG, np.zeros(shape, np.int32))
+        adapter.model(perturbed_parameters(CONFIG, 0), CONFIG, np.zeros(shape, np.int32))
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 8), (3, 2, 8), (2, 1, 8), (2, 2, 7)])
-def test_bad_state_shapes_raise(face, shape):
+def test_bad_state_shapes_raise(adapter, shape):
     with pytest.raises(ValueError, match=r"states \[l, b, n\] must have shape \(2, 2, 8\), got"):
-        face.model(perturbed_parameters(CONFIG, 0), CONFIG, np.zeros((2, 3), np.int32), np.zeros(shape, np.float32))
+        adapter.model(perturbed_parameters(CONFIG, 0), CONFIG, np.zeros((2, 3), np.int32), np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize("token", [-1, 13])
-def test_a_token_outside_the_vocabulary_is_no_other_token(face, token):
+def test_a_token_outside_the_vocabulary_is_no_other_token(adapter, token):
     """PyTorch raises; compiled JAX cannot, and marks every number that depends on it."""
     tokens = np.array([[1, 2, token, 3]], np.int32)
     try:
-        logits, states = face.model(perturbed_parameters(CONFIG, 0), CONFIG, tokens)
+        logits, states = adapter.model(perturbed_parameters(CONFIG, 0), CONFIG, tokens)
     except (ValueError, IndexError):
         return
     assert np.isfinite(logits[:, :2]).all() and np.isnan(logits[:, 2:]).all() and np.isnan(states).all()
@@ -272,12 +274,12 @@ def test_a_token_outside_the_vocabulary_is_no_other_token(face, token):
         ({"compute_dtype": "bfloat61"}, "unknown compute dtype 'bfloat61'.*did you mean 'bfloat16'"),
     ],
 )
-def test_unknown_names_raise(face, options, message):
+def test_unknown_names_raise(adapter, options, message):
     with pytest.raises(ValueError, match=message):
-        face.model(perturbed_parameters(CONFIG, 0), CONFIG, np.zeros((1, 2), np.int32), **options)
+        adapter.model(perturbed_parameters(CONFIG, 0), CONFIG, np.zeros((1, 2), np.int32), **options)
 
 
-def test_an_unknown_loss_method_raises(face):
+def test_an_unknown_loss_method_raises(adapter):
     case = ModelCase(2, "none", "none", "none", True, 0)
     with pytest.raises(ValueError, match=r"unknown loss method 'fulll'.*did you mean 'full'"):
-        face.loss_and_gradients(case.parameters, CONFIG, *case.arrays(), loss_method="fulll")
+        adapter.loss_and_gradients(case.parameters, CONFIG, *case.arrays(), loss_method="fulll")

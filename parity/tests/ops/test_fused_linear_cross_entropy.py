@@ -148,7 +148,7 @@ def test_products_that_widen_give_the_same(step, monkeypatch, compute):
     arrays = draw(9, 101)
     chunk_rows(monkeypatch, 4, 101)
     widened = with_gradients("one_pass", *arrays, compute)
-    read = fused_linear_cross_entropy.wide_read_out(*arrays[:2], compute)
+    read = fused_linear_cross_entropy.wide_lm_head(*arrays[:2], compute)
 
     def product(a, b, wide, out=None, add_to=None):
         assert a.dtype == b.dtype == compute
@@ -158,7 +158,7 @@ def test_products_that_widen_give_the_same(step, monkeypatch, compute):
     monkeypatch.setattr(fused_linear_cross_entropy, "has_wide_products", lambda device, compute: compute in HALVES)
     monkeypatch.setattr(fused_linear_cross_entropy, "_product", product)
     assert_near(with_gradients("one_pass", *arrays, compute), widened, 1e-6)
-    assert torch.equal(fused_linear_cross_entropy.wide_read_out(*arrays[:2], compute), read)
+    assert torch.equal(fused_linear_cross_entropy.wide_lm_head(*arrays[:2], compute), read)
 
 
 @pytest.mark.parametrize("compute", [torch.float32, *HALVES])
@@ -251,7 +251,7 @@ def test_a_wide_read_out_has_the_gradients_of_rounded_operands(compute, factor):
     hidden, embedding, _ = draw(6, 21)
     of_logits = factor * torch.randn(2, 3, 21, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     leaves = [x.requires_grad_() for x in (hidden.reshape(2, 3, -1), embedding)]
-    logits = fused_linear_cross_entropy.wide_read_out(*leaves, compute)
+    logits = fused_linear_cross_entropy.wide_lm_head(*leaves, compute)
     of_hidden, of_embedding = torch.autograd.grad(logits, leaves, of_logits)
     h, e = (x.detach().to(compute).double() for x in leaves)
     assert logits.dtype == of_hidden.dtype == of_embedding.dtype == torch.float32

@@ -33,7 +33,7 @@ def draw(n, v=V, d=16, ignored=0.2, size=0.3):
 def tiled(rows, block=None, compute=jnp.float32, narrow=False, v=V):
     """`one_pass` with so many rows and words a tile."""
     return partial(
-        fused_linear_cross_entropy.one_pass,
+        fused_linear_cross_entropy.fused_linear_cross_entropy,
         compute=compute,
         chunk_logits=rows * (block or v),
         block_words=block,

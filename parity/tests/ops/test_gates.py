@@ -20,21 +20,21 @@ LIBRARY = {
 
 
 @pytest.mark.parametrize("name", LIBRARY)
-def test_the_libraries_keep_what_the_bounds_assume(face, name):
+def test_the_libraries_keep_what_the_bounds_assume(adapter, name):
     """Swept over the range in use; the assumption is at most ten times what is seen, so it is not empty."""
     function, units, x = LIBRARY[name]
     x = x.astype(np.float32)
     truth = function(x.astype(np.float64))
-    found = face.elementary(name, x)
+    found = adapter.elementary(name, x)
     bound = units * 2.0**-24 * np.abs(truth)
-    assert_within({name: found}, {name: truth}, {name: bound}, f"library, {name}, {face.NAME}")
+    assert_within({name: found}, {name: truth}, {name: bound}, f"library, {name}, {adapter.NAME}")
     assert in_units(found, truth, bound).max() > 0.1
 
 
-def test_subtraction_would_fail_at_half_life_4096(face):
+def test_subtraction_would_fail_at_half_life_4096(adapter):
     """The same bound tells the algebra in use from the obvious one, by a factor of a hundred and more."""
     p = half_life_bias(2)[1:]
-    alpha, fresh = face.decay_gates(p, 1e-6)
+    alpha, fresh = adapter.decay_gates(p, 1e-6)
     _, truth = decay_gates(p.astype(np.float64), 1e-6)
     bound = (SIGMOID + 3.0) * 2.0**-24 * truth  # see gates_bounds
     assert truth[0] == pytest.approx(math.log(2.0) / 4096 + 1e-6, rel=1e-3)
@@ -45,10 +45,10 @@ def test_subtraction_would_fail_at_half_life_4096(face):
     assert sorted(subtracted)[1] > 100.0
 
 
-def test_ends_are_exact(face):
+def test_ends_are_exact(adapter):
     """A decay gate that is shut or open all the way gives no value that is not a number, and stays in [0, 1]."""
     p = np.array([-200.0, -104.0, -89.0, 89.0, 104.0, 200.0], np.float32)
-    alpha, fresh = face.decay_gates(p, 1e-6)
+    alpha, fresh = adapter.decay_gates(p, 1e-6)
     for x in (alpha, fresh):
         assert np.isfinite(x).all() and (x >= 0).all() and (x <= 1).all()
     np.testing.assert_array_equal(alpha[:3], np.float32(math.exp(-1e-6)))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jax_impl.ops import cross_entropy as losses
 from jax_impl.ops.scan import scan
-from jax_impl.training.distributed import World
+from jax_impl.training.distributed import ParallelContext
 from jax_impl.training.engine import Engine
 from jax_impl.training.step import abstract_step
 from spec.config import LiquidNetConfig, TrainingConfig
@@ -27,7 +27,7 @@ PRODUCTS = 3 * LINEARS + 3
 
 
 def compiled(b, t):
-    update, arguments = abstract_step(CONFIG, TrainingConfig(batch_size=b, seq_len=t), World())
+    update, arguments = abstract_step(CONFIG, TrainingConfig(batch_size=b, seq_len=t), ParallelContext())
     return update.lower(*arguments).compile()
 
 

@@ -21,25 +21,27 @@ some = settings(max_examples=max(1, settings().max_examples // 4))
 
 @some
 @given(seed=seeds, values=st.sampled_from(["normal", "wide", "mixture", "small"]))
-def test_the_state_contracts_for_any_weights(face, method, seed, values):
+def test_the_state_contracts_for_any_weights(adapter, method, seed, values):
     """|h| <= 1 where |h_{-1}| <= 1, since |v| <= 1, whatever the pre-activations."""
     case = LayerCase((2, 31), values, seed)
     pre, bias, state, *gradients = OPERATIONS["mixer"].arrays(case)
     state, gradients = np.clip(state, -1, 1), [np.zeros_like(x) for x in gradients]
-    found = face.mixer_vjp(pre, bias, case.config.delta_min, state, method, *case.masks(), *gradients)
+    found = adapter.mixer_vjp(pre, bias, case.config.delta_min, state, method, *case.masks(), *gradients)
     # decay + (1 - decay) is 1 within 17 u (see gates_bounds), and each of 31 steps rounds twice.
     assert np.abs(found["last"]).max() <= 1.0 + 31 * 20 * 2.0**-24
     assert np.abs(found["gated"]).max() <= 1.0 + 31 * 20 * 2.0**-24
 
 
 @pytest.mark.parametrize("delta_min", [1e-6, 1e-3])
-def test_half_lives_at_zero_input(face, method, delta_min):
+def test_half_lives_at_zero_input(adapter, method, delta_min):
     """ln 2 / (ln 2 / tau + delta_min): what is left of a state of 1 after t tokens of zeros is 2^(-t / half-life)."""
     d, t = 8, 256
     pre, bias = np.zeros((1, t, 3 * d), np.float32), half_life_bias(d)
     zeros = [np.zeros((1, t, d), np.float32), np.zeros((1, d), np.float32)]
     # The output gate is open half: sigmoid(0) = 1/2.
-    left = 2.0 * face.mixer_vjp(pre, bias, delta_min, np.ones((1, d), np.float32), method, None, None, *zeros)["gated"]
+    left = (
+        2.0 * adapter.mixer_vjp(pre, bias, delta_min, np.ones((1, d), np.float32), method, None, None, *zeros)["gated"]
+    )
     tau = LONGEST_HALF_LIFE ** (np.arange(d) / (d - 1))
     half_life = math.log(2.0) / (math.log(2.0) / tau + delta_min)
     tokens = np.arange(1, t + 1)[:, None]
@@ -48,27 +50,30 @@ def test_half_lives_at_zero_input(face, method, delta_min):
     # is within 8 u and rounds once more a step. What falls below the smallest normal number may be flushed.
     bound = truth * (tokens * (math.log(2.0) / half_life * 2.0**-21 + 9 * 2.0**-24) + 2.0**-22)
     assert_within(
-        {"left": left[0]}, {"left": truth}, {"left": bound + 4 * np.finfo(np.float32).tiny}, f"half-life, {face.NAME}"
+        {"left": left[0]},
+        {"left": truth},
+        {"left": bound + 4 * np.finfo(np.float32).tiny},
+        f"half-life, {adapter.NAME}",
     )
 
 
 @some
 @given(case=model_cases(lengths=(31,), padding=("none",)), at=st.integers(1, 30))
-def test_a_state_on_disk_is_the_state(face, method, case, at):
+def test_a_state_on_disk_is_the_state(adapter, method, case, at):
     """Saved in mid-sentence as safetensors and read again, it goes on to the same bits."""
     arrays, whole = case.arrays(), {"method": method}
     parts = [(x[:, :at], x[:, at:]) for x in (arrays.tokens, arrays.resets, arrays.padding)]
     (first, *masks), (rest, *other_masks) = zip(*parts, strict=True)
-    _, states = face.model(case.parameters, CONFIG, first, arrays.states, *masks, **whole)
+    _, states = adapter.model(case.parameters, CONFIG, first, arrays.states, *masks, **whole)
     kept = unpack(pack({"states": states}))["states"]
     assert kept.dtype == states.dtype == np.float32
-    one, other = (face.model(case.parameters, CONFIG, rest, x, *other_masks, **whole) for x in (states, kept))
+    one, other = (adapter.model(case.parameters, CONFIG, rest, x, *other_masks, **whole) for x in (states, kept))
     for before, after in zip(one, other, strict=True):
         np.testing.assert_array_equal(before, after)
     truth, bounds = expected("model", case, "float32")
     limits = {"logits": bounds["logits"][:, at:], "last": bounds["last"]}
     exact = {"logits": truth["logits"][:, at:], "last": truth["last"]}
-    assert_within(dict(zip(exact, one, strict=True)), exact, limits, f"continued, float32, {face.NAME}")
+    assert_within(dict(zip(exact, one, strict=True)), exact, limits, f"continued, float32, {adapter.NAME}")
 
 
 def test_a_sentence_goes_on_in_the_other_backend():
@@ -82,9 +87,9 @@ def test_a_sentence_goes_on_in_the_other_backend():
         calls = iter(range(100))
 
         def step(tokens, states):
-            face = adapters.load(order[next(calls) // 10 % len(order)])
+            adapter = adapters.load(order[next(calls) // 10 % len(order)])
             states = None if states is None else unpack(pack({"states": states}))["states"]
-            logits, states = face.model(params, CONFIG, tokens.astype(np.int32), states)
+            logits, states = adapter.model(params, CONFIG, tokens.astype(np.int32), states)
             return logits[:, -1], states
 
         return [int(tokens[0]) for tokens, _ in zip(generate(step, prompt, sampling), range(20), strict=False)]

@@ -13,7 +13,7 @@ from parity.suite.robustness import corruption
 from parity.suite.runs.crash_resume import (
     PLACES,
     Kills,
-    Leg,
+    Segment,
     Table,
     differences,
     kill_runs,
@@ -89,8 +89,8 @@ time.sleep(60)
 
 def test_a_kill_reaches_workers_in_sessions_of_their_own(tmp_path):
     ready = tmp_path / "ready"
-    leg = Leg([sys.executable, "-c", WORKERS % str(ready)], tmp_path / "run")
-    assert leg.wait_until(lambda: ready.is_file() and ready.stat().st_size == 2)
+    segment = Segment([sys.executable, "-c", WORKERS % str(ready)], tmp_path / "run")
+    assert segment.wait_until(lambda: ready.is_file() and ready.stat().st_size == 2)
     # `kill` returns once none of them is left.
-    leg.kill()
-    assert leg.process.returncode == -9
+    segment.kill()
+    assert segment.process.returncode == -9

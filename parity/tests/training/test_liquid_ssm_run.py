@@ -99,9 +99,9 @@ def run(small_data, tmp_path_factory):
     return out
 
 
-def test_the_published_call_gives_loss_logits_and_states(face):
+def test_the_published_call_gives_loss_logits_and_states(adapter):
     """The float64 reference knows what the numbers are; without labels there is no loss."""
-    model, own, call, loss = published(face.NAME)
+    model, own, call, loss = published(adapter.NAME)
     assert model.config == CONFIG and model.num_parameters() == num_parameters(CONFIG)
     params, states = perturbed_parameters(CONFIG, 1), np.random.default_rng(1).standard_normal((1, 2, 4), np.float32)
     tokens, labels = own(TOKENS), own(LABELS)
@@ -115,18 +115,18 @@ def test_the_published_call_gives_loss_logits_and_states(face):
     np.testing.assert_allclose(array(silent.logits), array(out.logits), rtol=1e-6, atol=1e-6)
 
 
-def test_the_published_generate_continues_the_prompt(face):
+def test_the_published_generate_continues_the_prompt(adapter):
     """As many tokens as asked for, the prompt's first; another seed writes another text."""
-    model, own, *_ = published(face.NAME)
+    model, own, *_ = published(adapter.NAME)
     texts = [array(model.generate(own(TOKENS)[:1], max_length=40, temperature=1.0, seed=seed)) for seed in (0, 0, 1)]
     assert texts[0].shape == (1, 40) and texts[0].min() >= 0 and texts[0].max() < 50
     np.testing.assert_array_equal(texts[0][:, :12], TOKENS[:1])
     assert (texts[0] == texts[1]).all() and (texts[0] != texts[2]).any()
 
 
-def test_a_text_goes_on_from_the_states_of_the_output(face):
+def test_a_text_goes_on_from_the_states_of_the_output(adapter):
     """Two halves are the whole, roundings aside; a half that forgets is not."""
-    _, own, call, _ = published(face.NAME)
+    _, own, call, _ = published(adapter.NAME)
     tokens, zero = own(TOKENS), own(np.zeros((1, 2, 4), np.float32))
     whole, half = call(tokens, states=zero), call(tokens[:, :6], states=zero)
     rest, forgetful = call(tokens[:, 6:], states=half.states), call(tokens[:, 6:], states=zero)
@@ -136,9 +136,9 @@ def test_a_text_goes_on_from_the_states_of_the_output(face):
     assert np.abs(array(forgetful.logits) - array(whole.logits)[:, 6:]).max() > 1e-2
 
 
-def test_the_published_defaults(face, monkeypatch):
+def test_the_published_defaults(adapter, monkeypatch):
     """By the configuration alone: the model itself has millions of weights; they are counted here by hand."""
-    models, asked = adapters.load_module(face.NAME, "model"), []
+    models, asked = adapters.load_module(adapter.NAME, "model"), []
     monkeypatch.setattr(models.LanguageModel, "__init__", lambda self, config, **options: asked.append(config))
     models.LiquidSSMLanguageModel()
     models.LiquidSSMLanguageModel(32000, 512, 256, 6, 2048)
@@ -147,10 +147,10 @@ def test_the_published_defaults(face, monkeypatch):
     assert num_parameters(LiquidSSMConfig()) == 32000 * 512 + 6 * (mixer + 512 + 512 + 3 * 512 * 1368) + 512
 
 
-def test_a_configuration_stands_for_the_sizes(face):
+def test_a_configuration_stands_for_the_sizes(adapter):
     """Also for what the published sizes do not tell."""
     config = replace(CONFIG, d_ff=8, d_tau=3, state="diagonal", eta=0.25)
-    model = adapters.load_module(face.NAME, "model").LiquidSSMLanguageModel(config=config, seed=3)
+    model = adapters.load_module(adapter.NAME, "model").LiquidSSMLanguageModel(config=config, seed=3)
     assert model.config == config and model.num_parameters() == num_parameters(config)
 
 
@@ -162,9 +162,9 @@ def test_a_configuration_stands_for_the_sizes(face):
         ({"state_dim": -4}, "d_state must be an integer of at least 1, got -4"),
     ],
 )
-def test_a_wrong_argument_is_named(face, given, told):
+def test_a_wrong_argument_is_named(adapter, given, told):
     with pytest.raises(ValueError, match=told):
-        adapters.load_module(face.NAME, "model").LiquidSSMLanguageModel(**{**SIZES, **given})
+        adapters.load_module(adapter.NAME, "model").LiquidSSMLanguageModel(**{**SIZES, **given})
 
 
 @pytest.mark.parametrize(
@@ -211,9 +211,9 @@ def test_every_format_keeps_every_bit(run, tmp_path):
     assert_same(read_checkpoint(places[-1]), read_checkpoint(run))
 
 
-def test_a_run_is_evaluated_and_writes_text(face, run, small_data, capsys):
+def test_a_run_is_evaluated_and_writes_text(adapter, run, small_data, capsys):
     """The trainer's own figure, without noise, in either backend; and as many bytes as asked for at most."""
-    chosen = ("--checkpoint", str(run), "--backend", face.NAME)
+    chosen = ("--checkpoint", str(run), "--backend", adapter.NAME)
     main(["evaluate", *chosen, "--data", str(small_data), "--windows", "4", "--batch-size", "2"])
     told, logged = json.loads(capsys.readouterr().out), lines(run)[-1]
     assert told["step"] == 6 and told["val_loss"] == pytest.approx(logged["val_loss"], rel=1e-5)

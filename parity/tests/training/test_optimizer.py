@@ -25,36 +25,36 @@ def draw_gradients(seed: int, count: int) -> list[dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("steps", [1, 10])
 @pytest.mark.parametrize("kind", ADAMW)
-def test_steps_within_the_rounding_bound(face, kind, steps):
+def test_steps_within_the_rounding_bound(adapter, kind, steps):
     """Every kind; test_operations.py draws some of them with other numbers."""
-    check("adamw", face.NAME, "", "float32", AdamWCase(kind, steps, 2))
+    check("adamw", adapter.NAME, "", "float32", AdamWCase(kind, steps, 2))
 
 
-def test_the_bound_is_tight(face):
+def test_the_bound_is_tight(adapter):
     """A bound that nothing comes near would let errors through: of decayed parameters and of the others."""
     case = AdamWCase("no clip", 1, 2)
-    (truth, bound), found = expected("adamw", case, "float32"), OPERATIONS["adamw"].run(face, case, "", "float32")
+    (truth, bound), found = expected("adamw", case, "float32"), OPERATIONS["adamw"].run(adapter, case, "", "float32")
     for decayed in (True, False):
         paths = [path for path in case.arrays()[0] if (path in DECAYED) == decayed]
         assert max(in_units(found[path], truth[path], bound[path]).max() for path in paths) > 1 / 30
 
 
-def test_the_norm_is_that_of_all_gradients_before_clipping(face):
+def test_the_norm_is_that_of_all_gradients_before_clipping(adapter):
     """Within the bound of the line `norm` of `adamw_truth_and_bounds`."""
     gradients = draw_gradients(3, 1)
-    _, _, norms = face.adamw_steps(CONFIG, DEFAULT, perturbed_parameters(CONFIG, 1), {}, 0, gradients, [1e-3])
+    _, _, norms = adapter.adamw_steps(CONFIG, DEFAULT, perturbed_parameters(CONFIG, 1), {}, 0, gradients, [1e-3])
     truth = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients[0].values()))
     n = (max(g.size for g in gradients[0].values()) + len(gradients[0])) // 2 + 2
     assert_within({"norm": norms[0]}, {"norm": truth}, {"norm": rounding(n, 1, unit()) * truth}, "gradient norm")
 
 
-def test_a_loaded_optimizer_goes_on_to_the_same_bits(face):
+def test_a_loaded_optimizer_goes_on_to_the_same_bits(adapter):
     """Moments and the step, which the bias correction counts, survive dump and load."""
     parameters, gradients, rates = perturbed_parameters(CONFIG, 1), draw_gradients(4, 10), [1e-2] * 10
-    whole = face.adamw_steps(CONFIG, DEFAULT, parameters, {}, 0, gradients, rates)
-    half = face.adamw_steps(CONFIG, DEFAULT, parameters, {}, 0, gradients[:5], rates[:5])
-    rest = face.adamw_steps(CONFIG, DEFAULT, half[0], half[1], 5, gradients[5:], rates[5:])
-    restarted = face.adamw_steps(CONFIG, DEFAULT, half[0], half[1], 0, gradients[5:], rates[5:])
+    whole = adapter.adamw_steps(CONFIG, DEFAULT, parameters, {}, 0, gradients, rates)
+    half = adapter.adamw_steps(CONFIG, DEFAULT, parameters, {}, 0, gradients[:5], rates[:5])
+    rest = adapter.adamw_steps(CONFIG, DEFAULT, half[0], half[1], 5, gradients[5:], rates[5:])
+    restarted = adapter.adamw_steps(CONFIG, DEFAULT, half[0], half[1], 0, gradients[5:], rates[5:])
     for path, after in whole[0].items():
         np.testing.assert_array_equal(rest[0][path], after)
         assert not np.array_equal(restarted[0][path], after)
@@ -62,11 +62,11 @@ def test_a_loaded_optimizer_goes_on_to_the_same_bits(face):
             np.testing.assert_array_equal(rest[1][name][path], whole[1][name][path])
 
 
-def test_zero_gradients_move_only_what_decays(face):
+def test_zero_gradients_move_only_what_decays(adapter):
     """The clip divides by a norm of zero here."""
     parameters = perturbed_parameters(CONFIG, 1)
     zero = {path: np.zeros_like(x) for path, x in parameters.items()}
-    found, moments, norms = face.adamw_steps(CONFIG, DEFAULT, parameters, {}, 0, [zero], [1e-2])
+    found, moments, norms = adapter.adamw_steps(CONFIG, DEFAULT, parameters, {}, 0, [zero], [1e-2])
     assert norms == [0.0]
     for path, before in parameters.items():
         assert np.array_equal(found[path], before) == (path not in DECAYED)

@@ -11,8 +11,8 @@ from spec.config import TrainingConfig
 from spec.data import (
     IGNORED_LABEL,
     Batch,
+    BatchShard,
     Dataset,
-    Share,
     document_resets,
     next_batch,
     stream_batch,
@@ -95,8 +95,8 @@ def test_the_shares_of_a_batch_are_the_batch(rows, columns, stream):
         training = replace(TRAINING, batch_size=batch_size, seq_len=16, stream=stream)
         for step in (0, 1):
             whole, samples = next_batch(data, step * batch_size, training), step * batch_size
-            cut = [[Share(r, rows, c, columns) for c in range(columns)] for r in range(rows)]
-            parts = [[next_batch(data, samples, training, share) for share in line] for line in cut]
+            cut = [[BatchShard(r, rows, c, columns) for c in range(columns)] for r in range(rows)]
+            parts = [[next_batch(data, samples, training, shard) for shard in line] for line in cut]
             for name in PARTS:
                 joined = np.block([[getattr(part, name) for part in line] for line in parts])
                 np.testing.assert_array_equal(joined, getattr(whole, name))
@@ -118,7 +118,7 @@ def test_a_share_of_the_rows_is_all_that_is_read():
     data = replace(data, train=data.train.view(Listener))
     for stream, of_borders in ((False, 0), (True, 3)):
         Listener.read = 0
-        next_batch(data, 12, replace(TRAINING, batch_size=12, stream=stream), Share(1, 4))
+        next_batch(data, 12, replace(TRAINING, batch_size=12, stream=stream), BatchShard(1, 4))
         assert Listener.read == 3 * (TRAINING.seq_len + 1) + of_borders
 
 

@@ -15,7 +15,7 @@ import pytest
 from tools.cli import backends
 from tools.cli.main import main
 from tools.training import tensorboard
-from tools.training.run_dir import Run
+from tools.training.run_dir import RunDir
 from tools.training.tensorboard import SCALARS
 
 SMALL = ("--d-model", "16", "--d-ff", "24", "--n-layers", "1", "--eval-windows", "2", "--batch-size", "2")
@@ -58,7 +58,7 @@ def train(backend: str, data: Path, out: Path, *more: str) -> None:
 
 
 def require_the_same(run: Path) -> None:
-    tags, lines = shown(run / "tensorboard"), Run(run).metrics()
+    tags, lines = shown(run / "tensorboard"), RunDir(run).metrics()
     for name in SCALARS:
         assert tags[name] == {line["step"]: np.float32(line[name]) for line in lines if name in line}, name
     samples = {line["step"]: line["sample"] for line in lines if "sample" in line}
@@ -75,7 +75,7 @@ def test_the_events_are_the_metrics_over_all_legs(backend, small_data, tmp_path)
     run = tmp_path / "run"
     train(backend, small_data, run, *SMALL, *EVERY, "--steps", "6", "--stop-at", "5")
     require_the_same(run)
-    assert len(Run(run).metrics()) == 7
+    assert len(RunDir(run).metrics()) == 7
     train(backend, small_data, run, "--resume")
     require_the_same(run)
     assert [len(shown(run / "tensorboard")[name]) for name in ("loss", "val_loss")] == [6, 3]
@@ -83,7 +83,7 @@ def test_the_events_are_the_metrics_over_all_legs(backend, small_data, tmp_path)
 
 def test_a_leg_that_was_killed_is_cut_back_to_its_checkpoint(tmp_path):
     pytest.importorskip("tensorboardX", reason="writes event files")
-    run = Run(tmp_path, tensorboard=True)
+    run = RunDir(tmp_path, tensorboard=True)
     for first, last in ((0, 7), (4, 6)):  # the checkpoint was of step 4
         run.cut_metrics(first)
         with run.metrics_writer(first) as write:
@@ -97,7 +97,7 @@ def test_a_leg_that_was_killed_is_cut_back_to_its_checkpoint(tmp_path):
 def test_events_are_there_while_training_goes_on(tmp_path, monkeypatch):
     pytest.importorskip("tensorboardX", reason="writes event files")
     monkeypatch.setattr(tensorboard, "FLUSH_SECONDS", 1)
-    with Run(tmp_path, tensorboard=True).metrics_writer(0) as write:
+    with RunDir(tmp_path, tensorboard=True).metrics_writer(0) as write:
         write({"step": 1, "loss": 1.0})
         deadline = time.monotonic() + 20
         while not shown(tmp_path / "tensorboard"):
@@ -107,7 +107,7 @@ def test_events_are_there_while_training_goes_on(tmp_path, monkeypatch):
 
 
 def test_without_the_flag_there_are_none(tmp_path):
-    with Run(tmp_path).metrics_writer(0) as write:
+    with RunDir(tmp_path).metrics_writer(0) as write:
         write({"step": 1, "loss": 1.0})
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 

@@ -19,12 +19,12 @@ from spec.checkpoint.format import (
 )
 from spec.checkpoint.tensors import unpack
 from spec.config import LiquidNetConfig, TrainingConfig
-from spec.data import IGNORED_LABEL, WHOLE, Batch, Share, open_data, training_batch
+from spec.data import IGNORED_LABEL, WHOLE, Batch, BatchShard, open_data, training_batch
 from spec.init import initial_parameters
 from spec.optimizer import MOMENTS
 from spec.schedule import learning_rate
 from tools.training.evaluate import mean_loss, total_nats
-from tools.training.run_dir import Habits, Run, Settings, data_identity
+from tools.training.run_dir import ExecutionConfig, RunDir, Settings, data_identity
 from tools.training.trainer import Trainer
 
 CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=1, max_seq_len=8)
@@ -50,12 +50,12 @@ def test_each_of_the_moments_keeps_its_name():
 class Alone:
     """The world of one process, without a backend."""
 
-    rank, size, share, sharded, parts_of_rows = 0, 1, WHOLE, False, 1
+    rank, size, shard, sharded, parts_of_rows = 0, 1, WHOLE, False, 1
 
-    def agree(self, flag):
+    def any(self, flag):
         return flag
 
-    def together(self):
+    def raise_together(self):
         return nullcontext()
 
     def total(self, number):
@@ -66,7 +66,7 @@ class Loss:
     """An engine that trains nothing, and keeps what it was asked."""
 
     name = method = "none"
-    world = Alone()
+    context = Alone()
 
     def __init__(self, losses=()):
         self.batches, self.rates, self.loaded, self.losses = [], [], [], list(losses)
@@ -115,18 +115,18 @@ STEPS, ROWS, LENGTH = 8, 3, 16
 
 
 @pytest.fixture
-def leg(small_data, tmp_path):
+def segment(small_data, tmp_path):
     """Trains one leg of a run of eight steps with an engine that only listens; returns it and the metrics' lines."""
-    data, run = open_data(small_data), Run(tmp_path / "run")
+    data, run = open_data(small_data), RunDir(tmp_path / "run")
     (tmp_path / "run").mkdir()
     training = TrainingConfig(steps=STEPS, batch_size=ROWS, seq_len=LENGTH, warmup_steps=2, seed=5)
-    habits = Habits(checkpoint_every=2, keep=1, eval_every=2, eval_windows=1)
+    habits = ExecutionConfig(checkpoint_every=2, keep=1, eval_every=2, eval_windows=1)
     settings = Settings(CONFIG, training, habits, data_identity(data))
 
     def train(stop_at=None, losses=(), initial=None):
         engine = Loss(losses)
-        leg = {"stop_at": stop_at, "profile": False, "micro_batch_size": None, "checkpoint_format": "neutral"}
-        flags = SimpleNamespace(backend="none", resume=False, **leg)
+        segment = {"stop_at": stop_at, "profile": False, "micro_batch_size": None, "checkpoint_format": "neutral"}
+        flags = SimpleNamespace(backend="none", resume=False, **segment)
         assert Trainer(flags, data, run, settings, engine).train(initial) == 0
         return engine, [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
 
@@ -134,55 +134,55 @@ def leg(small_data, tmp_path):
     return train
 
 
-def test_the_trainer_gives_each_step_its_batch_its_rate_and_its_counts(leg):
+def test_the_trainer_gives_each_step_its_batch_its_rate_and_its_counts(segment):
     """Stopped after every other step and resumed: all as if it had run through."""
     engines, lines = [], []
     for stop_at in (2, 4, None):
-        engine, lines = leg(stop_at)
+        engine, lines = segment(stop_at)
         engines.append(engine)
     batches = [batch for engine in engines for batch in engine.batches]
     rates = [rate for engine in engines for rate in engine.rates]
     assert len(batches) == STEPS
     for step, (batch, rate) in enumerate(zip(batches, rates, strict=True)):
-        expected = training_batch(leg.data, step * ROWS, ROWS, LENGTH, leg.training.seed)
+        expected = training_batch(segment.data, step * ROWS, ROWS, LENGTH, segment.training.seed)
         for name, array in asdict(expected).items():
             np.testing.assert_array_equal(getattr(batch, name), array)
-        assert rate == learning_rate(step, leg.training)
+        assert rate == learning_rate(step, segment.training)
     steps = [line for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
     assert [line["tokens"] for line in steps] == [ROWS * LENGTH * step for step in range(1, STEPS + 1)]
     assert [line["lr"] for line in steps] == rates
-    state = read_checkpoint(leg.run.path).state
+    state = read_checkpoint(segment.run.path).state
     counts = [state[name] for name in ("step", "samples_consumed", "tokens", "seed")]
-    assert counts == [STEPS, STEPS * ROWS, STEPS * ROWS * LENGTH, leg.training.seed]
+    assert counts == [STEPS, STEPS * ROWS, STEPS * ROWS * LENGTH, segment.training.seed]
 
 
-def test_the_trainer_resumes_with_weights_moments_and_step(leg):
-    leg(2)
-    stored = read_checkpoint(leg.run.path)
-    engine, _ = leg()
+def test_the_trainer_resumes_with_weights_moments_and_step(segment):
+    segment(2)
+    stored = read_checkpoint(segment.run.path)
+    engine, _ = segment()
     ((parameters, moments, step),) = engine.loaded
     assert step == 2
     for found, expected in ((parameters, stored.parameters), *((moments[m], stored.moments[m]) for m in MOMENTS)):
         assert all(np.array_equal(found[path], x) for path, x in expected.items()) and len(found) == len(expected)
 
 
-def test_the_trainer_starts_from_weights_alone(leg):
+def test_the_trainer_starts_from_weights_alone(segment):
     """--init-from: no moments and no step, whatever the checkpoint holds."""
     initial = replace(checkpoint_with_moments(), state={"step": 7, "samples_consumed": 21, "tokens": 9, "seed": 5})
-    engine, lines = leg(2, initial=initial)
+    engine, lines = segment(2, initial=initial)
     ((parameters, moments, step),) = engine.loaded
     assert parameters is initial.parameters and not moments and step == 0
     assert [line["step"] for line in lines if "loss" in line] == [1, 2]
 
 
-def test_the_trainer_keeps_the_best_checkpoint_over_a_resume(leg):
+def test_the_trainer_keeps_the_best_checkpoint_over_a_resume(segment):
     """Best at step 2, worse at 4, 6 and 8: kept beside the newest, and known after each resume."""
-    leg(4, losses=(1.0, 2.0))
-    engine, _ = leg(losses=(3.0, 4.0))
+    segment(4, losses=(1.0, 2.0))
+    engine, _ = segment(losses=(3.0, 4.0))
     assert not engine.losses
-    assert [path.name for path in list_checkpoints(leg.run.path)] == ["step_00000002", "step_00000008"]
-    assert read_checkpoint(leg.run.path).state["best"] == {"step": 2, "val_loss": 1.0}
+    assert [path.name for path in list_checkpoints(segment.run.path)] == ["step_00000002", "step_00000008"]
+    assert read_checkpoint(segment.run.path).state["best"] == {"step": 2, "val_loss": 1.0}
 
 
 def test_the_trainer_weighs_a_validation_batch_by_its_labels():
@@ -191,23 +191,23 @@ def test_the_trainer_weighs_a_validation_batch_by_its_labels():
     assert mean_loss(Loss((1.0, 5.0)), batches) == 2.0
 
 
-def shared(share: Share, others: tuple[float, ...] = (0.0, 0.0)) -> Loss:
+def shared(shard: BatchShard, others: tuple[float, ...] = (0.0, 0.0)) -> Loss:
     """An engine of a process with this share; the rest of them count `others`, nats and labels."""
     engine, rest = Loss((1.0, 5.0)), list(others)
-    engine.world = Alone()
-    engine.world.share, engine.world.total = share, lambda number: number + rest.pop(0)
+    engine.context = Alone()
+    engine.context.shard, engine.context.total = shard, lambda number: number + rest.pop(0)
     return engine
 
 
 def test_a_validation_stream_counts_once_however_many_read_it():
     """Every one of three processes reads all of a single row: three times the nats, three times the labels."""
     batches = [Batch(np.zeros((1, 4), int), np.array([[1, 2, 3, IGNORED_LABEL]]), np.zeros((1, 4), bool))] * 2
-    assert total_nats(shared(Share(1, 3), (36.0, 12)), batches, carry=True) == (18.0, 6)
+    assert total_nats(shared(BatchShard(1, 3), (36.0, 12)), batches, carry=True) == (18.0, 6)
     # Two that share it in time read a half each.
-    assert total_nats(shared(Share(0, 1, 1, 2), (4.0, 4)), batches, carry=True) == (10.0, 6)
+    assert total_nats(shared(BatchShard(0, 1, 1, 2), (4.0, 4)), batches, carry=True) == (10.0, 6)
 
 
 def test_a_process_without_a_validation_row_counts_none():
     batch = Batch(np.zeros((2, 4), int), np.ones((2, 4), int), np.zeros((2, 4), bool))
-    assert total_nats(shared(Share(0, 3), (8.0, 8)), [batch]) == (8.0, 8)
-    assert total_nats(shared(Share(1, 3), (4.0, 4)), [batch]) == (8.0, 8)
+    assert total_nats(shared(BatchShard(0, 3), (8.0, 8)), [batch]) == (8.0, 8)
+    assert total_nats(shared(BatchShard(1, 3), (4.0, 4)), [batch]) == (8.0, 8)

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch", reason="a trajectory is compared across both backends")
 pytest.importorskip("jax", reason="a trajectory is compared across both backends")
 
-from parity.suite.runs.trajectories import REORDERINGS, TRAINING, Leg, Order, hand_over, spread
+from parity.suite.runs.trajectories import REORDERINGS, TRAINING, Order, Segment, hand_over, spread
 from parity.suite.runs.trajectory_drift import LARGEST_SHARE, estimated_run, perturbed_run
 
 STEPS = 200
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module")
 def alone(text_data):
     """200 steps of nano, 12 x 64, in each backend."""
-    return {backend: Leg(backend, text_data).train(STEPS) for backend in ("torch", "jax")}
+    return {backend: Segment(backend, text_data).train(STEPS) for backend in ("torch", "jax")}
 
 
 def test_both_backends_train_the_same_run(alone, report):
@@ -39,7 +39,7 @@ def test_both_backends_train_the_same_run(alone, report):
 
 @pytest.mark.parametrize("first, second", [("torch", "jax"), ("jax", "torch")])
 def test_a_hand_over_leaves_no_step_in_the_curve(first, second, alone, text_data, tmp_path, report):
-    losses = hand_over(Leg(first, text_data), Leg(second, text_data), STEPS // 2, tmp_path)
+    losses = hand_over(Segment(first, text_data), Segment(second, text_data), STEPS // 2, tmp_path)
     gaps = {backend: np.abs(losses - curve).max() for backend, curve in alone.items()}
     report(f"{first} -> {second} against each alone: " + ", ".join(f"{b} {gap:.2e}" for b, gap in gaps.items()))
     assert max(gaps.values()) <= LARGEST_GAP
@@ -67,17 +67,17 @@ def test_a_run_stays_within_the_estimate(text_data, report):
 
 def test_bfloat16_differs_no_more_than_reorderings_do(text_data, tmp_path, report):
     training = replace(TRAINING, compute_dtype="bfloat16")
-    curves = [Leg("torch", text_data, training, order).train(BFLOAT16_STEPS) for order in REORDERINGS]
+    curves = [Segment("torch", text_data, training, order).train(BFLOAT16_STEPS) for order in REORDERINGS]
     of_one_backend = spread(curves)
     alone = {
         "torch": curves[REORDERINGS.index(Order())],
-        "jax": Leg("jax", text_data, training).train(BFLOAT16_STEPS),
+        "jax": Segment("jax", text_data, training).train(BFLOAT16_STEPS),
     }
     gaps = {"jax against torch": np.abs(alone["jax"] - alone["torch"]).max()}
     for first, second in (("torch", "jax"), ("jax", "torch")):
-        legs = Leg(first, text_data, training), Leg(second, text_data, training)
+        segments = Segment(first, text_data, training), Segment(second, text_data, training)
         (tmp_path / first).mkdir()
-        losses = hand_over(*legs, BFLOAT16_STEPS // 2, tmp_path / first)
+        losses = hand_over(*segments, BFLOAT16_STEPS // 2, tmp_path / first)
         gaps |= {f"{first} -> {second} against {name}": np.abs(losses - curve).max() for name, curve in alone.items()}
     told = ", ".join(f"{name} {gap:.2e}" for name, gap in gaps.items())
     report(f"bfloat16, {BFLOAT16_STEPS} steps: four orders in torch {of_one_backend:.2e}; {told}")

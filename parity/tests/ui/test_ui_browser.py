@@ -38,9 +38,9 @@ def trained(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = ("--preset", "nano", "--d-model", "16", "--d-ff", "24", "--n-layers", "2")
     common = ("--data", str(small_data), "--out", str(run), "--checkpoint-every", "20")
     first = ["train", "torch", *model, *common, "--steps", "40", "--batch-size", "4", "--stop-at", "20"]
-    for leg in ([*first, "--eval-every", "20"], ["train", "jax", *common, "--resume"]):
+    for segment in ([*first, "--eval-every", "20"], ["train", "jax", *common, "--resume"]):
         with pytest.raises(SystemExit, match="0"):
-            main(leg)
+            main(segment)
     return run
 
 
@@ -243,7 +243,7 @@ def test_nothing_is_computed_for_who_has_left(visit, server):
         fields = Path(f"/proc/{server[0]}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def share(seconds: float = 1.0) -> float:
+    def shard(seconds: float = 1.0) -> float:
         before, began = computed(), time.monotonic()
         time.sleep(seconds)
         return (computed() - before) / (time.monotonic() - began)
@@ -252,10 +252,10 @@ def test_nothing_is_computed_for_who_has_left(visit, server):
     visitor.set(prompt="On and on", tokens=LONG)
     visitor.click("generate")
     visitor.writes(100)
-    while_writing = share()
+    while_writing = shard()
     visitor.context.close()
     deadline = time.monotonic() + 20
-    while (after := share()) > 0.1 * while_writing:
+    while (after := shard()) > 0.1 * while_writing:
         assert time.monotonic() < deadline, (while_writing, after)
 
 

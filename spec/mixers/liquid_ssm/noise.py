@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig
-from spec.data import WHOLE, Batch, Share
+from spec.data import WHOLE, Batch, BatchShard
 from spec.init import stream
 
 
@@ -25,11 +25,11 @@ def exploration_noise(config: LiquidSSMConfig, seed: int, sample: int, seq_len: 
 
 
 def with_noise(
-    batch: Batch, config: ModelConfig, training: TrainingConfig, samples_consumed: int, share: Share = WHOLE
+    batch: Batch, config: ModelConfig, training: TrainingConfig, samples_consumed: int, shard: BatchShard = WHOLE
 ) -> Batch:
     """The share of the batch that follows `samples_consumed` samples, with its noise where the model explores."""
     if not isinstance(config, LiquidSSMConfig) or config.exploration_rate == 0.0:
         return batch
-    rows = np.arange(training.batch_size)[share.of_rows(training.batch_size)]
+    rows = np.arange(training.batch_size)[shard.of_rows(training.batch_size)]
     noise = [exploration_noise(config, training.seed, samples_consumed + int(row), training.seq_len) for row in rows]
     return replace(batch, noise=np.stack(noise))

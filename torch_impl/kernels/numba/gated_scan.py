@@ -50,7 +50,7 @@ def _forward_task(pre, bias, constants, state, resets, padding, gated, states, l
 
 
 @kernel
-def _backward_step(value, p, gate, bias, previous, state, of_gated, q, share, keep, rest, of_value, of_p, of_gate):
+def _backward_step(value, p, gate, bias, previous, state, of_gated, q, shard, keep, rest, of_value, of_p, of_gate):
     one = number(1.0, keep)
     for j in range(q.shape[0]):
         v = tanh(value[j])
@@ -62,7 +62,7 @@ def _backward_step(value, p, gate, bias, previous, state, of_gated, q, share, ke
         of_value[j] = g * (rest + keep * opened) * (one - v * v)
         of_p[j] = change
         of_gate[j] = of_gated[j] * state[j] * o * (one - o)
-        share[j] += change
+        shard[j] += change
         q[j] = alpha * g
 
 
@@ -83,7 +83,7 @@ def _backward_task(
 ):
     d, keep, rest = bias.shape[0], constants[0], constants[1]
     q = of_last[b, lo:hi].copy()
-    share, nothing = np.zeros_like(q), np.zeros_like(q)
+    shard, nothing = np.zeros_like(q), np.zeros_like(q)
     for t in range(pre.shape[1] - 1, -1, -1):
         previous = states[b, t - 1, lo:hi] if t > 0 else state[b, lo:hi]
         value, p, gate = pre[b, t, lo:hi], pre[b, t, d + lo : d + hi], pre[b, t, 2 * d + lo : 2 * d + hi]
@@ -95,10 +95,10 @@ def _backward_task(
         reset = resets.size > 0 and resets[b, t]
         if reset:
             previous = nothing
-        _backward_step(value, p, gate, bias[lo:hi], previous, now, out, q, share, keep, rest, of_value, of_p, of_gate)
+        _backward_step(value, p, gate, bias[lo:hi], previous, now, out, q, shard, keep, rest, of_value, of_p, of_gate)
         if reset:
             q[:] = number(0.0, keep)
-    of_bias[b, lo:hi] = share
+    of_bias[b, lo:hi] = shard
     of_state[b, lo:hi] = q
 
 

@@ -30,10 +30,10 @@ def _norm_row(x, weight, eps, y):
 
 
 @kernel
-def _norm_row_back(x, weight, r, of_y, of_x, share):
+def _norm_row_back(x, weight, r, of_y, of_x, shard):
     """With n = x r and q = w g: r (q - n mean(q n))."""
     for j in range(x.shape[0]):
-        share[j] += of_y[j] * (x[j] * r)
+        shard[j] += of_y[j] * (x[j] * r)
         of_x[j] = of_y[j] * weight[j]
     mean = _dot(of_x, x) * r / number(x.shape[0], r)
     for j in range(x.shape[0]):

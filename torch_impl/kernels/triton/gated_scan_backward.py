@@ -40,7 +40,7 @@ def mixer_backward(
     inside = channels < D
     shift = widen(tl.load(bias + channels, mask=inside, other=0.0))
     q_after = tl.load(arriving + row * D + channels, mask=inside, other=0.0)
-    share = tl.zeros([W, C], q_after.dtype)
+    shard = tl.zeros([W, C], q_after.dtype)
     every = tl.cdiv(length, W * R)
     end_block = tl.minimum((segment + 1) * blocks, every)
     for back in tl.range(0, end_block - segment * blocks, num_stages=STAGES):
@@ -52,7 +52,7 @@ def mixer_backward(
         word = b * tl.cdiv(length, R) + block * W + rows
         reset, still = row_word(resets + word, left, 0, RESETS), row_word(padding + word, left, -1, PADDED)
         before = tl.load(saved + (b * every + block) * D + channels, mask=inside, other=0.0)
-        one, zero = tl.full([W, C], 1.0, share.dtype), tl.zeros([W, C], share.dtype)
+        one, zero = tl.full([W, C], 1.0, shard.dtype), tl.zeros([W, C], shard.dtype)
         product, end, arrives = one, zero, zero
         alphas, opens, values, products, ends = (), (), (), (), ()
         for r in tl.static_range(R):
@@ -88,14 +88,14 @@ def mixer_backward(
             changes = tl.where(is_still(still, left, r, PADDED), 0.0, g) if STILLS else g
             previous = tl.where(is_marked(reset, r), 0.0, states[r]) if RESETS else states[r]
             of_p = changes * alphas[r] * opens[r] * (v - previous)
-            share += of_p
+            shard += of_p
             q = masked_step(alphas[r], 0.0, reset, still, left, r, RESETS, PADDED, STILLS)[0] * g
             of_value = changes * (REST + KEEP * opens[r]) * (1.0 - v * v)
             tl.store(to + 3 * r * D, of_value.to(of_pre.dtype.element_ty), mask=ok)
             tl.store(to + (3 * r + 1) * D, of_p.to(of_pre.dtype.element_ty), mask=ok)
             of_gate = of_out * states[r + 1] * o * (1.0 - o)
             tl.store(to + (3 * r + 2) * D, of_gate.to(of_pre.dtype.element_ty), mask=ok)
-    tl.store(of_bias + row * D + channels, tl.sum(share, 0)[None, :], mask=inside)
+    tl.store(of_bias + row * D + channels, tl.sum(shard, 0)[None, :], mask=inside)
     if segment == 0:
         tl.store(of_state + b * D + channels, q_after, mask=inside)
 

@@ -14,21 +14,21 @@ from spec.data import IGNORED_LABEL
 from torch_impl.ops.cross_entropy.fused_linear_cross_entropy import (
     MORE,
     by_numba,
+    fused_linear_cross_entropy,
     has_wide_products,
-    one_pass,
-    wide_read_out,
+    wide_lm_head,
 )
 from torch_impl.ops.matmul import product
 
 CHUNK_LOGITS = 2**24
 
 
-def read_out(
+def lm_head(
     hidden: Float[Tensor, ANY_D], embedding_vd: Float[Tensor, VD], compute: torch.dtype
 ) -> Float[Tensor, ANY_V]:
     """logits = hidden E^T: operands rounded to the compute dtype, product and result in the accumulation dtype."""
     if has_wide_products(hidden.device, compute):
-        return wide_read_out(hidden, embedding_vd, compute)
+        return wide_lm_head(hidden, embedding_vd, compute)
     return product(hidden.to(compute).to(hidden.dtype), embedding_vd.to(compute).to(hidden.dtype))
 
 
@@ -39,7 +39,7 @@ def total_nats(
     compute: torch.dtype,
 ) -> Float[Tensor, SCALAR]:
     """Sum of -log softmax(logits)[label] over the labels that are not -100."""
-    logits_nv = read_out(hidden_nd, embedding_vd, compute)
+    logits_nv = lm_head(hidden_nd, embedding_vd, compute)
     return F.cross_entropy(logits_nv, labels_n, ignore_index=IGNORED_LABEL, reduction="sum")
 
 
@@ -62,13 +62,17 @@ def chunked(hidden_nd: Tensor, embedding_vd: Tensor, labels_n: Tensor, compute: 
     return nats
 
 
-def _one_pass(hidden_nd: Tensor, embedding_vd: Tensor, labels_n: Tensor, compute: torch.dtype) -> Tensor:
+def _fused_linear_cross_entropy(
+    hidden_nd: Tensor, embedding_vd: Tensor, labels_n: Tensor, compute: torch.dtype
+) -> Tensor:
     """At most CHUNK_LOGITS logits live, MORE times as many in kernels; the forward pass makes the gradients too."""
     in_kernels = hidden_nd.device.type == "cuda" or by_numba(hidden_nd, compute)
-    return one_pass(hidden_nd, embedding_vd, labels_n, compute, CHUNK_LOGITS * (MORE if in_kernels else 1))
+    return fused_linear_cross_entropy(
+        hidden_nd, embedding_vd, labels_n, compute, CHUNK_LOGITS * (MORE if in_kernels else 1)
+    )
 
 
-METHODS = {"full": full, "chunked": chunked, "one_pass": _one_pass}
+METHODS = {"full": full, "chunked": chunked, "one_pass": _fused_linear_cross_entropy}
 
 
 def choose_method(device: torch.device) -> str:

@@ -43,7 +43,7 @@ def by_numba(hidden: Tensor, compute: torch.dtype) -> bool:
     return compute == hidden.dtype and takes_numba(hidden.device, hidden.dtype)
 
 
-def wide_read_out(
+def wide_lm_head(
     hidden: Float[Tensor, ANY_D], embedding_vd: Float[Tensor, VD], compute: torch.dtype
 ) -> Float[Tensor, ANY_V]:
     """logits = hidden E^T in the dtype of hidden, of operands rounded to the compute dtype; so are both gradients.
@@ -89,7 +89,7 @@ class _WideProduct(torch.autograd.Function):
         return of_x, of_weight, None
 
 
-def one_pass(
+def fused_linear_cross_entropy(
     hidden_nd: Float[Tensor, ND],
     embedding_vd: Float[Tensor, VD],
     labels_n: Int[Tensor, N],

@@ -96,7 +96,7 @@ def _compiled(objective: Callable[..., Any]) -> Counted:
     from jax_impl.training.distributed import on_mesh
 
     devices = topology.described(topology.topology(SHARED.split()[1]))
-    world, (b, t, d) = on_mesh(devices, 1, 1, len(devices)), SHARED_SHAPE
+    context, (b, t, d) = on_mesh(devices, 1, 1, len(devices)), SHARED_SHAPE
     stretch, whole = jax.P(None, "sequence"), jax.P()
 
     def local(*inputs: Any) -> Any:
@@ -106,12 +106,12 @@ def _compiled(objective: Callable[..., Any]) -> Counted:
     states = stretch, whole
     results = states if objective is not _gradients else (states, (stretch, stretch, whole))
     program = jax.jit(
-        partial(jax.shard_map, mesh=world.mesh, check_vma=False)(
+        partial(jax.shard_map, mesh=context.mesh, check_vma=False)(
             local, in_specs=(stretch, stretch, whole), out_specs=results
         )
     )
     like = [
-        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=world.sharding(*spec))
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=context.sharding(*spec))
         for shape, spec in (((b, t, d), stretch), ((b, t, d), stretch), ((b, d), whole))
     ]
     return count(hlo.parse(program.lower(*like).compile().as_text()))
