@@ -1,6 +1,6 @@
 """A deterministic generator of short children's stories, written wholly by this project.
 
-The words and sentences are data, in stories_data; tools/story_templates.py reads them and has their notation.
+The words and sentences are data, in stories_data; tools/data/story_templates.py reads them and has their notation.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.random import Philox
 
-from tools.story_templates import PRONOUNS, Node, parse, plots, tables
+from tools.data.story_templates import PRONOUNS, Node, parse, plots, tables
 
 MIN_CHARACTERS, MAX_CHARACTERS = 400, 1200
 
