@@ -16,9 +16,9 @@ from jax_impl.generation import generate
 from jax_impl.layers import COMPUTE, Embedding, RMSNorm, SwiGLU, accumulate_dtype
 from jax_impl.mixers import liquid_ssm
 from jax_impl.mixers.liquid_ssm import LiquidSSM
+from jax_impl.mixers.liquidnet import LiquidMixer
 from jax_impl.ops import scan
 from jax_impl.ops.cross_entropy import cross_entropy, lm_head
-from jax_impl.ops.gated_scan import LiquidMixer
 from spec.axes import BN, BT, BTD, BTV, LBN, LBTN, SCALAR
 from spec.config import LiquidSSMConfig, ModelConfig, require_integer, swiglu_width
 from spec.init import initial_parameters

@@ -19,9 +19,9 @@ from torch_impl.generation import generate
 from torch_impl.layers import COMPUTE, Embedding, RMSNorm, SwiGLU, accumulate_dtype
 from torch_impl.mixers import liquid_ssm
 from torch_impl.mixers.liquid_ssm import LiquidSSM
+from torch_impl.mixers.liquidnet import LiquidMixer
 from torch_impl.ops import scan
 from torch_impl.ops.cross_entropy import cross_entropy, lm_head
-from torch_impl.ops.gated_scan import LiquidMixer
 
 
 class Block(nn.Module):

@@ -1,4 +1,4 @@
-"""The liquid mixer. Twin: jax_impl. Truth: spec/reference/blocks.py."""
+"""The gated scan: gates, scan and output gate. Twin: jax_impl. Truth: spec/reference/blocks.py."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spec.axes import BD, BT, BT3D, BTD, D
-from spec.config import LiquidNetConfig, require_known
-from torch_impl.layers import Linear, accumulate_dtype
+from spec.config import require_known
 from torch_impl.ops import scan as scans
 from torch_impl.ops.scan.context_parallel import sharing
 
@@ -122,26 +121,3 @@ def mixer(
     """
     require_known("mixer method", method, METHODS)
     return METHODS[method](pre_btx, decay_bias_d, delta_min, state_bd, resets_bt, padding_bt)
-
-
-class LiquidMixer(nn.Module):
-    """y = W_y (o * h), the rows of `input` = value | decay | output gate."""
-
-    def __init__(self, config: LiquidNetConfig, compute_dtype: str = "float32", method: str = "auto"):
-        super().__init__()
-        require_known("mixer method", method, METHODS)
-        self.delta_min = config.delta_min
-        self.method = method
-        self.input = Linear(config.d_model, 3 * config.d_model, compute_dtype, widen=False)
-        self.decay_bias = nn.Parameter(torch.zeros(config.d_model, dtype=accumulate_dtype(compute_dtype)))
-        self.output = Linear(config.d_model, config.d_model, compute_dtype)
-
-    def forward(
-        self,
-        x: Float[Tensor, BTD],
-        state: Float[Tensor, BD] | None = None,
-        resets: Bool[Tensor, BT] | None = None,
-        padding: Bool[Tensor, BT] | None = None,
-    ) -> tuple[Float[Tensor, BTD], Float[Tensor, BD]]:
-        gated_btd, state_bd = mixer(self.input(x), self.decay_bias, self.delta_min, state, resets, padding, self.method)
-        return self.output(gated_btd), state_bd
