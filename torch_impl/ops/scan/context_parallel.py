@@ -66,16 +66,16 @@ class ContextParallelScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, states_gradient_btd, last_gradient_bd):
+    def backward(ctx, grad_states_btd, grad_last_bd):
         decay_btd, states_btd, before_bd, product_rbd = ctx.saved_tensors
         rank = dist.get_rank(ctx.group)
         none_bd = torch.zeros_like(before_bd)
-        *_, back_bd = ctx.adjoint(decay_btd, states_btd, before_bd, states_gradient_btd, none_bd)
-        back_rbd, last_rbd = _gather(torch.stack([back_bd, last_gradient_bd]), ctx.group).unbind(1)
+        *_, back_bd = ctx.adjoint(decay_btd, states_btd, before_bd, grad_states_btd, none_bd)
+        back_rbd, last_rbd = _gather(torch.stack([back_bd, grad_last_bd]), ctx.group).unbind(1)
         after = slice(rank + 1, None)
         reaching_bd = _fold(product_rbd[after].flip(0), back_rbd[after].flip(0), last_rbd.sum(dim=0))
-        of_decay, of_drive, of_state = ctx.adjoint(decay_btd, states_btd, before_bd, states_gradient_btd, reaching_bd)
-        return of_decay, of_drive, of_state if rank == 0 else none_bd, None, None, None
+        grad_decay, grad_drive, grad_state = ctx.adjoint(decay_btd, states_btd, before_bd, grad_states_btd, reaching_bd)
+        return grad_decay, grad_drive, grad_state if rank == 0 else none_bd, None, None, None
 
 
 def _fold(product_rbd: Tensor, end_rbd: Tensor, value_bd: Tensor) -> Tensor:
