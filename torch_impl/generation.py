@@ -16,5 +16,5 @@ if TYPE_CHECKING:
 def generate(
     model: LanguageModel, prompt_bt: np.ndarray, max_length: int, sampling: Sampling, method: str = "auto"
 ) -> np.ndarray:
-    """The prompt and what follows it, [b, max_length]; `method` is one of torch_impl.ops.decode."""
+    """The prompt and what follows it, [b, max_length]; `method` is a key of ops.decode.METHODS, or `auto`."""
     return complete(make_step(model, method), prompt_bt, max_length, sampling)

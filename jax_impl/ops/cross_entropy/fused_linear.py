@@ -24,14 +24,14 @@ from jaxtyping import Array, Float, Int
 from spec.axes import ND, SCALAR, VD, N
 from spec.data import IGNORED_LABEL
 
+ALIGNMENT = 128
+"""Blocks of words are multiples of it: the lanes of a TPU's register."""
 TPU_ROWS = 4096
 """Rows of a tile on a TPU: each chunk of rows reads and writes the whole gradient of the embedding."""
 TPU_WORDS = 4224
 """Words of a tile on a TPU: with TPU_ROWS 66 MiB of float32 logits, in a vector memory of 128 MiB."""
 CHUNK_FACTOR = 4
 """Times as many logits a chunk on a CPU: each chunk reads and writes the whole gradient of the embedding."""
-ALIGNMENT = 128
-"""Blocks of words are multiples of it: the lanes of a TPU's register."""
 
 _Pair = tuple[Array, Array]
 _Several = tuple[Array, ...]

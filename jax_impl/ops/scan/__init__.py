@@ -28,6 +28,8 @@ from jax_impl.ops.scan.sequential import sequential_adjoint, sequential_scan
 from spec.axes import BD, BT, BTD
 from spec.config import require_known
 
+FEW = 16
+"""So few tokens are taken one after another everywhere."""
 METHODS = {
     "sequential": sequential_scan,
     "associative": associative_scan,
@@ -40,8 +42,6 @@ ADJOINTS: dict[str, Callable[..., tuple[Array, Array, Array]]] = {
     "chunked": chunked_adjoint,
     "pallas": pallas_adjoint,
 }
-FEW = 16
-"""So few tokens are taken one after another everywhere."""
 
 
 def choose_method(shape: tuple[int, ...]) -> str:

@@ -24,9 +24,11 @@ from spec.axes import BD, BT, BTD
 from spec.config import require_known
 from torch_impl.ops.devices import default_device, takes_numba, takes_triton
 from torch_impl.ops.scan.chunked import chunked_scan
-from torch_impl.ops.scan.context_parallel import ContextParallelScan, sharing
+from torch_impl.ops.scan.context_parallel import context_parallel_scan, sharing
 from torch_impl.ops.scan.sequential import sequential_scan
 
+FEW = 16
+"""So few tokens are taken one after another where there is no kernel."""
 METHODS = {"sequential": sequential_scan, "chunked": chunked_scan}
 # The gradients of a method that has a kernel for them; of any other one, `_reversed`.
 ADJOINTS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {}
@@ -47,13 +49,19 @@ else:
 def choose_method(
     shape: tuple[int, ...], device: torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> str:
-    """The method that `auto` takes for a scan of shape [b, t, d], on the device where training would run by default."""
+    """The method that `auto` takes for a scan of shape [b, t, d].
+
+    Args:
+        shape: b, t, d.
+        device: where the tensors are; None is where training would run by default.
+        dtype: of the drive.
+    """
     device = default_device() if device is None else device
     if takes_triton(device):
         return "triton"
     if takes_numba(device, dtype):
         return "numba"
-    return "sequential" if shape[1] <= 16 else "chunked"
+    return "sequential" if shape[1] <= FEW else "chunked"
 
 
 def scan(
@@ -98,8 +106,9 @@ def scan(
     if padding_bt is not None:
         decay_btd = decay_btd.masked_fill(padding_bt[..., None], 1.0)
         drive_btd = drive_btd.masked_fill(padding_bt[..., None], 0.0)
-    if sharing() is not None:
-        return ContextParallelScan.apply(decay_btd, drive_btd, state_bd, METHODS[method], _adjoint(method), sharing())
+    group = sharing()
+    if group is not None:
+        return context_parallel_scan(decay_btd, drive_btd, state_bd, METHODS[method], _adjoint(method), group)
     return _Scan.apply(decay_btd, drive_btd, state_bd, method)
 
 

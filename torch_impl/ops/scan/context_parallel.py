@@ -40,7 +40,9 @@ def sharing() -> dist.ProcessGroup | None:
     return _group
 
 
-class ContextParallelScan(torch.autograd.Function):
+def context_parallel_scan(
+    decay_btd: Tensor, drive_btd: Tensor, state_bd: Tensor, scan: Scan, adjoint: Adjoint, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor]:
     """One stretch of h_t = decay_t h_{t-1} + drive_t, with one all_gather of 2 b d numbers in either direction.
 
     A stretch maps the state before it to the state after it by h -> product h + end, end from a zero state. Everyone
@@ -48,9 +50,12 @@ class ContextParallelScan(torch.autograd.Function):
     The adjoint is the same in reversed time: what a stretch hands back for a zero gradient from its right, and the
     products already gathered, give the gradient that reaches each stretch's last state.
     """
+    return _ContextParallelScan.apply(decay_btd, drive_btd, state_bd, scan, adjoint, group)
 
+
+class _ContextParallelScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, decay_btd, drive_btd, state_bd, scan: Scan, adjoint: Adjoint, group):
+    def forward(ctx, decay_btd, drive_btd, state_bd, scan, adjoint, group):
         ctx.scan, ctx.adjoint, ctx.group = scan, adjoint, group
         rank, none_bd = dist.get_rank(group), torch.zeros_like(state_bd)
         # The initial state travels as part of the end of the first stretch.
