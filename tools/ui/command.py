@@ -117,7 +117,7 @@ def _launch(page: Any, host: str, port: int) -> None:
     # A name that someone else's DNS points at this machine must not make their page ours.
     names = [host, "127.0.0.1", "localhost"] if is_loopback(host) and ":" not in host else ["*"]
     page.launch(
-        server_name=host, server_port=port, shard=False, quiet=True, prevent_thread_lock=True, show_error=False,
+        server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, show_error=False,
         inbrowser=False, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
         mcp_server=False, num_workers=0, allowed_paths=[], max_file_size=1, state_session_capacity=100,
         theme=theme(), css=CSS,

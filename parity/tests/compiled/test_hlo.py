@@ -224,10 +224,10 @@ def test_what_is_no_program_is_refused(text, named):
 
 
 COMPILED = """
-from tools import topology
+from tools.plan import topology
 topology.without_hardware()
 import jax, jax.numpy as jnp
-from tools import hlo
+from tools.xla import hlo
 from tools.xla.count import count
 device = topology.described(topology.topology("v5e:2x2"))[0]
 place = jax.sharding.SingleDeviceSharding(device)

@@ -243,7 +243,7 @@ def test_nothing_is_computed_for_who_has_left(visit, server):
         fields = Path(f"/proc/{server[0]}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def shard(seconds: float = 1.0) -> float:
+    def processor_share(seconds: float = 1.0) -> float:
         before, began = computed(), time.monotonic()
         time.sleep(seconds)
         return (computed() - before) / (time.monotonic() - began)
@@ -252,10 +252,10 @@ def test_nothing_is_computed_for_who_has_left(visit, server):
     visitor.set(prompt="On and on", tokens=LONG)
     visitor.click("generate")
     visitor.writes(100)
-    while_writing = shard()
+    while_writing = processor_share()
     visitor.context.close()
     deadline = time.monotonic() + 20
-    while (after := shard()) > 0.1 * while_writing:
+    while (after := processor_share()) > 0.1 * while_writing:
         assert time.monotonic() < deadline, (while_writing, after)
 
 
