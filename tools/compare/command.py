@@ -14,7 +14,7 @@ import tyro
 
 from parity.proof.layer_diff.diff import first_outside, locate
 from parity.proof.layer_diff.weights import differences
-from spec.checkpoint.files import require_file
+from spec.checkpoint.files import read_utf8, require_file
 from spec.checkpoint.format import Checkpoint
 from spec.config import require_known
 from tools import convert
@@ -23,7 +23,6 @@ from tools.cli.errors import require_new_or_file
 from tools.cli.progress import working
 from tools.compare.report import Comparison, Side, show, write_json
 from tools.tokenizer import Tokenizer, parse_tokenizer
-from tools.tokenizer.byte_level import read_utf8
 
 TEXT = (
     "Once upon a time, a little fox lived beside a river. One day she found a red ball in the grass, "

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spec.checkpoint.files import fsync
+from tools.cli.errors import first_line
 from tools.cli.progress import Bar, progress
-from tools.tokenizer.byte_level import first_line
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from spec.checkpoint.files import new_directory, require_new
 from spec.data import DATA_FORMAT_VERSION
 from tools.cli.progress import Bar, progress
 from tools.data.datasets import open_dataset
-from tools.data.documents import Advance, Source, StorySource, choose_split, open_files
-from tools.data.split import Divided, Parts, Routed, Separate
+from tools.data.documents import Advance, Source, StorySource, open_files
+from tools.data.split import Divided, Parts, Routed, Separate, choose_split
 from tools.data.stories import stories
 from tools.tokenizer import Tokenizer, build_tokenizer, check_tokenizer_name
 

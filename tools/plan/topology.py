@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spec.config import require_known
+from tools.cli.errors import first_line
 
 MISSING = (
     "sizing a TPU run needs JAX and libtpu, the TPU's compiler; "
@@ -148,5 +149,5 @@ def described(what: Topology) -> list[Any]:
     try:
         found = topologies.get_topology_desc(topology_name=what.name, platform="tpu", **options)
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"libtpu has no slice {what.name}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"libtpu has no slice {what.name}: {first_line(error)}") from error
     return sorted(found.devices, key=lambda device: (device.process_index, device.id))

@@ -23,11 +23,11 @@ from spec.config import LiquidNetConfig
 from spec.reference import activations
 from tools.cli.main import main
 from tools.compare.command import open_sides, parse_source
-from tools.tokenizer.byte_level import byte_backend
+from tools.tokenizer import build_tokenizer
 
 CONFIG = LiquidNetConfig(vocab_size=257, d_model=16, d_ff=24, n_layers=2, max_seq_len=8)
 PARAMETERS = perturbed_parameters(CONFIG, seed=1)
-BYTES = byte_backend().to_str()
+BYTES = build_tokenizer("byte").to_json()
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(bool(adapters.missing(name)), reason=str(adapters.missing(name))))
     for name in adapters.FRAMEWORKS

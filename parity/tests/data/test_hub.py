@@ -16,7 +16,7 @@ from spec.data import open_data
 from tools.data import hub as module
 from tools.data.hub import HubFile
 from tools.data.stories import stories
-from tools.tokenizer.byte_level import END_OF_TEXT
+from tools.tokenizer import END_OF_TEXT
 
 TEXTS = [f"\n{END_OF_TEXT}\n".join(stories(count, seed)).encode() for count, seed in ((200, 1), (20, 2))]
 FILES = [stand_in.describe(name, text) for name, text in zip(("a-train.txt", "a-valid.txt"), TEXTS, strict=True)]

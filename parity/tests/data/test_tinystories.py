@@ -17,7 +17,7 @@ from tools.data.documents import split_documents
 from tools.data.hub import HubFile
 from tools.data.prepare import Prepare
 from tools.generation.generate import Generate
-from tools.tokenizer.byte_level import END_OF_TEXT
+from tools.tokenizer import END_OF_TEXT
 from tools.training.evaluate import Evaluate
 from tools.training.train import Train
 
