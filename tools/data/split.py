@@ -1,4 +1,4 @@
-"""Which text is for training and which for validation: one text divided, or two texts."""
+"""The split into training and validation text: one text divided, or two texts."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ class Parts(Protocol):
         ...
 
     @property
-    def tail(self) -> int:
+    def least_size(self) -> int:
         """What has to be read however little of the training text is wanted."""
         ...
 
@@ -95,7 +95,7 @@ class Parts(Protocol):
 
 
 @dataclass(frozen=True)
-class Divided:
+class DividedSource:
     """One text, whose end is for validation."""
 
     source: Source
@@ -109,9 +109,7 @@ class Divided:
     def size(self) -> int:
         return self.source.size
 
-    @property
-    def tail(self) -> int:
-        return self.size
+    least_size = size
 
     def pieces(self, advance: Advance, whole: bool = False, enough: Callable[[], bool] = _never) -> Iterator[Routed]:
         for routed in route(self.source.pieces(advance, whole), self.split):
@@ -120,7 +118,7 @@ class Divided:
 
 
 @dataclass(frozen=True)
-class Separate:
+class SeparateSources:
     """A text for training and another one for validation."""
 
     train: Source
@@ -135,7 +133,7 @@ class Separate:
         return self.train.size + self.val.size
 
     @property
-    def tail(self) -> int:
+    def least_size(self) -> int:
         return self.val.size
 
     def pieces(self, advance: Advance, whole: bool = False, enough: Callable[[], bool] = _never) -> Iterator[Routed]:
