@@ -102,17 +102,17 @@ def test_its_flags_exist_and_say_what_was_published(tmp_path: Path, machine: str
 
 def test_it_runs_and_goes_on_where_it_stopped(tmp_path: Path):
     script(tmp_path / "bin/liquidnet", f'test "$1" = train || exit 0; exec {sys.executable} -m tools.cli "$@"')
-    check_two_legs(tmp_path, "gpu", "gpu")
+    check_two_segments(tmp_path, "gpu", "gpu")
 
 
 @pytest.mark.long
 def test_it_goes_on_on_another_machine(tmp_path: Path):
     script(tmp_path / "bin/liquidnet", f'exec {sys.executable} -m tools.cli "$@"')
-    last = check_two_legs(tmp_path, "gpu", "tpu")
+    last = check_two_segments(tmp_path, "gpu", "tpu")
     assert '{"step": 2, "val_loss": ' in last and "\nOnce upon a time" in last
 
 
-def check_two_legs(tmp_path: Path, first: str, second: str) -> str:
+def check_two_segments(tmp_path: Path, first: str, second: str) -> str:
     Prepare(out=tmp_path / "data", stories=40).run()
     more = {"DATA": str(tmp_path / "data"), "MESH": "data=1"}
     segments = [recipe(tmp_path, first, tmp_path / "out", *SHORT, "--stop-at", "1", **more)]
