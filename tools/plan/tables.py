@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NotRequired
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from tools.plan.batch import LargestBatch
+from tools.plan.compile_step import InstructionRow, KindRow, Summary
+from tools.xla.count import CollectiveRow
 
-def show(result: dict[str, Any], console: Console) -> None:
+
+class PlanResult(Summary):
+    """What `liquidnet plan` shows, and writes as JSON."""
+
+    preset: str
+    parameters: int
+    kinds: list[KindRow]
+    dearest: list[InstructionRow]
+    largest_batch: NotRequired[LargestBatch]
+
+
+def show(result: PlanResult, console: Console) -> None:
     """What a step needs a chip, what takes the time, what is exchanged, and the instructions asked for."""
     mesh = ", ".join(f"{axis}={size}" for axis, size in result["mesh"].items() if size > 1) or "one chip"
     shape = f"{result['batch_size']:,} x {result['seq_len']:,} tokens a step, {result['tokens_per_chip']:,} a chip"
@@ -23,13 +37,13 @@ def show(result: dict[str, Any], console: Console) -> None:
     if result["collectives"]:
         console.print(_collectives(result["collectives"]))
     if result["dearest"]:
-        console.print(_dearest(result["dearest"]))
+        console.print(_costliest(result["dearest"]))
     for line in result["uncertain"]:
         console.print(f"uncertain: {escape(line)}", soft_wrap=True)
     console.print(f"peaks: {result['peaks']['source']}", style="dim", soft_wrap=True)
 
 
-def _chip(result: dict[str, Any]) -> Table:
+def _chip(result: PlanResult) -> Table:
     memory = result["memory"]
     table = Table("a chip", "", "where it comes from", title="train step", title_justify="left")
 
@@ -76,7 +90,7 @@ def _chip(result: dict[str, Any]) -> Table:
     return table  # fmt: skip
 
 
-def _kinds(rows: list[dict[str, Any]]) -> Table:
+def _kinds(rows: list[KindRow]) -> Table:
     table = Table("instructions", "ms by the model", "GB", "TFLOP", title="where they go", title_justify="left")
     shown = [row for row in rows if row["milliseconds"] >= 0.005 * rows[0]["milliseconds"]]
     rest = [row for row in rows if row not in shown]
@@ -88,7 +102,7 @@ def _kinds(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _collectives(rows: list[dict[str, Any]]) -> Table:
+def _collectives(rows: list[CollectiveRow]) -> Table:
     table = Table("collective", "chips", "a step", "operands, MB", "results, MB", "largest operand, MB",
                   title="exchanged by each chip", title_justify="left")  # fmt: skip
     for row in rows:
@@ -97,7 +111,7 @@ def _collectives(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _dearest(rows: list[dict[str, Any]]) -> Table:
+def _costliest(rows: list[InstructionRow]) -> Table:
     table = Table("ms", "times", "MB read", "MB written", "GFLOP", Column("instruction", overflow="fold"),
                   Column("source", overflow="fold"),
                   title="dearest instructions, all runs of each together", title_justify="left")  # fmt: skip

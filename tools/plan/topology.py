@@ -7,10 +7,13 @@ import math
 import os
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from spec.config import require_known
 from tools.cli.errors import first_line
+
+if TYPE_CHECKING:
+    from jaxlib._jax import Device
 
 MISSING = (
     "sizing a TPU run needs JAX and libtpu, the TPU's compiler; "
@@ -46,7 +49,7 @@ class Chip:
     most: int
     """Chips of a pod."""
     source: str
-    options: tuple[tuple[str, Any], ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
     """What the topology's description is asked for besides."""
 
 
@@ -123,7 +126,7 @@ def _grid(chips: int, axes: int) -> tuple[int, ...]:
     return (side, *_grid(chips // side, axes - 1))
 
 
-def without_hardware() -> None:
+def compile_only() -> None:
     """Make this process one that only compiles; before JAX is imported for the first time.
 
     Raises:
@@ -134,7 +137,7 @@ def without_hardware() -> None:
     os.environ.update(ENVIRONMENT)
 
 
-def described(what: Topology) -> list[Any]:
+def abstract_devices(what: Topology) -> list[Device]:
     """The slice's devices, those of one process side by side; nothing runs on them.
 
     Raises:
@@ -143,7 +146,7 @@ def described(what: Topology) -> list[Any]:
     import jax
     from jax.experimental import topologies
 
-    options = dict(what.peaks.options)
+    options: dict[str, str | tuple[int, ...]] = dict(what.peaks.options)
     if what.chips == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:

@@ -57,7 +57,7 @@ ENTRY %main (x: f32[1024,1024], y: f32[1024,1024]) -> f32[1024,1024] {{
 def test_whole_tiles_are_moved(shape, stored):
     text = f"ENTRY %main (x: f32[]) -> f32[] {{\n  ROOT %x = {shape} parameter(0)\n}}\n"
     program = hlo.parse(text)
-    assert hlo.array(program.computations["main"].shape_of("x")).stored == stored
+    assert hlo.single_array(program.computations["main"].shape_of("x")).stored == stored
 
 
 LOOP = f"""
@@ -225,11 +225,11 @@ def test_what_is_no_program_is_refused(text, named):
 
 COMPILED = """
 from tools.plan import topology
-topology.without_hardware()
+topology.compile_only()
 import jax, jax.numpy as jnp
 from tools.xla import hlo
 from tools.xla.count import count
-device = topology.described(topology.topology("v5e:2x2"))[0]
+device = topology.abstract_devices(topology.topology("v5e:2x2"))[0]
 place = jax.sharding.SingleDeviceSharding(device)
 def compiled(f, *shapes):
     like = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place) for shape in shapes]
