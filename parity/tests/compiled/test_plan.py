@@ -64,7 +64,7 @@ def test_without_the_compiler_the_error_is_one_line_with_the_remedy(refused):
         (["--largest-batch", "all"], "--largest-batch"),
     ],
 )
-def test_mistakes_need_no_compiler_to_be_told(refused, flags, message):
+def test_mistakes_are_refused_without_the_compiler(refused, flags, message):
     assert message in refused("plan", *flags)
 
 
@@ -223,7 +223,7 @@ def test_a_step_is_planned(tmp_path):
         (("--preset", "huge"), "unknown preset 'huge'"),
     ],
 )
-def test_what_cannot_be_planned_is_told_in_one_line(tmp_path, flags, message):
+def test_what_cannot_be_planned_is_refused_in_one_line(tmp_path, flags, message):
     ran, _ = planned(tmp_path, *flags)
     assert ran.returncode == 2
     assert message in ran.stderr and ran.stderr.count("\n") == 1

@@ -181,7 +181,7 @@ def test_something_else_that_answers_is_refused_at_once(hub: Hub, prepare: Calla
     assert hub.ranges() == []
 
 
-def test_a_size_that_is_not_told_is_known(hub: Hub, prepare: Callable[..., Outcome], tmp_path: Path):
+def test_a_size_that_the_server_leaves_out_is_known(hub: Hub, prepare: Callable[..., Outcome], tmp_path: Path):
     hub.tells_size = False
     code, _, err = prepare()
     assert code == 0, err

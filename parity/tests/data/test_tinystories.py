@@ -28,7 +28,7 @@ SHORT = (*TINY, "--total-tokens", "64", "--dtype", "float32", "--eval-windows", 
 
 
 @pytest.mark.skipif(not SAMPLE.exists(), reason=f"no sample of TinyStories in {SHARED}")
-def test_its_stories_are_told_apart():
+def test_its_stories_are_separated():
     text = SAMPLE.read_text()
     found = [piece for piece, _ in split_documents([text[start : start + 100] for start in range(0, len(text), 100)])]
     assert text.endswith(f"\n{END_OF_TEXT}\n") and len(found) == text.count(END_OF_TEXT)
