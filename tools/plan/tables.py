@@ -44,50 +44,35 @@ def show(result: PlanResult, console: Console) -> None:
 
 
 def _chip(result: PlanResult) -> Table:
-    memory = result["memory"]
+    memory, model = result["memory"], "by that model"
     table = Table("a chip", "", "where it comes from", title="train step", title_justify="left")
-
-    def row(name: str, value: str, origin: str) -> None:
-        table.add_row(name, value, origin)
-
-    row(
-        "peak memory",
-        _gb(memory["peak"]),
-        f"the compiler: arguments + outputs + temporary - aliased, of {_gb(memory['capacity'])}",
-    )
-    row(
-        "  arguments, aliased by outputs",
-        f"{_gb(memory['arguments'])}, {_gb(memory['aliased'])}",
-        "parameters, moments and batch; the step updates in place",
-    )
-    row("  temporary", _gb(memory["temporary"]), "activations, gradients")
-    row("HBM traffic", _gb(result["hbm_bytes"]), "counted in the compiled program")
-    row("products", _tera(result["flops"]), "counted in the compiled program, recomputation included")
-    row("compile time", f"{result['compile_seconds']:.0f} s", "measured here")
+    for row in (
+        ("peak memory", _gb(memory["peak"]),
+         f"the compiler: arguments + outputs + temporary - aliased, of {_gb(memory['capacity'])}"),
+        ("  arguments, aliased by outputs", f"{_gb(memory['arguments'])}, {_gb(memory['aliased'])}",
+         "parameters, moments and batch; the step updates in place"),
+        ("  temporary", _gb(memory["temporary"]), "activations, gradients"),
+        ("HBM traffic", _gb(result["hbm_bytes"]), "counted in the compiled program"),
+        ("products", _tera(result["flops"]), "counted in the compiled program, recomputation included"),
+        ("compile time", f"{result['compile_seconds']:.0f} s", "measured here"),
+    ):  # fmt: skip
+        table.add_row(*row)
     table.add_section()
-    row(
-        "sum of rooflines", f"{_ms(result['milliseconds'])} ms", "a model, not a measurement: 100 % of peak, no overlap"
-    )
-    row(
-        "  all at once",
-        f"{_ms(result['bound_milliseconds'])} ms",
-        "the same, were products and traffic to overlap wholly",
-    )
-    row("tokens a second", f"{result['tokens_per_second'] / 1e6:.2f}M on {result['chips']} chips", "by that model")
-    row(
-        "MFU",
-        f"{100 * result['mfu']:.0f} %",
-        f"by that model: {_tera(result['model_flops'])}, 6 a weight and token",
-    )
+    for row in (
+        ("sum of rooflines", f"{_ms(result['milliseconds'])} ms",
+         "a model, not a measurement: 100 % of peak, no overlap"),
+        ("  all at once", f"{_ms(result['bound_milliseconds'])} ms",
+         "the same, were products and traffic to overlap wholly"),
+        ("tokens a second", f"{result['tokens_per_second'] / 1e6:.2f}M on {result['chips']} chips", model),
+        ("MFU", f"{100 * result['mfu']:.0f} %", f"{model}: {_tera(result['model_flops'])}, 6 a weight and token"),
+    ):  # fmt: skip
+        table.add_row(*row)
     if "largest_batch" in result:
         most = result["largest_batch"]
         table.add_section()
-        row(
-            "largest batch",
-            f"{most['batch_size']:,}, {most['tokens_per_chip']:,} tokens a chip",
-            f"{most['how']}: {_gb(most['peak'])}",
-        )
-    return table  # fmt: skip
+        size = f"{most['batch_size']:,}, {most['tokens_per_chip']:,} tokens a chip"
+        table.add_row("largest batch", size, f"{most['how']}: {_gb(most['peak'])}")
+    return table
 
 
 def _kinds(rows: list[KindRow]) -> Table:

@@ -18,21 +18,12 @@ from tools.data.hub import HubFile, download
 END_OF_TEXT = "<|endoftext|>"
 REPOSITORY = "openai-community/gpt2"
 REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
-FILES = (
-    HubFile(
-        REPOSITORY,
-        REVISION,
-        "vocab.json",
-        1_042_301,
-        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-    ),
-    HubFile(
-        REPOSITORY,
-        REVISION,
-        "merges.txt",
-        456_318,
-        "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    ),
+FILES = tuple(
+    HubFile(REPOSITORY, REVISION, *described)
+    for described in (
+        ("vocab.json", 1_042_301, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
+        ("merges.txt", 456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
+    )
 )
 _OTHERWISE = "both files of --tokenizer-files vocab.json merges.txt"
 

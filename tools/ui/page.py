@@ -54,7 +54,7 @@ PRIVATE: _Private = {"api_visibility": "private", "show_progress": "hidden"}
 
 @dataclass(frozen=True)
 class Controls:
-    """What the reader sets at the right, and what is sampled with."""
+    """What the reader sets beside the text."""
 
     checkpoint: gr.Dropdown
     backend: gr.Radio

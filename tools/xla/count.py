@@ -187,18 +187,10 @@ class _CostReader:
         exchanges = (_collective(*inside, all_devices) for inside in self._inside(computation, instruction))
         exchange = next(filter(None, exchanges), None)
         opcode = exchange.kind if exchange else instruction.opcode.removesuffix("-start")
+        written = self.traffic.written(computation, instruction)
         return Cost(
-            instruction.name,
-            opcode,
-            instruction.op_name,
-            1.0,
-            read,
-            self.traffic.written(computation, instruction),
-            flops,
-            passes,
-            exchange,
-            note,
-        )
+            instruction.name, opcode, instruction.op_name, 1.0, read, written, flops, passes, exchange, note
+        )  # fmt: skip
 
     def _by_estimate(self, computation: Computation, instruction: Instruction) -> Cost:
         plain = self._by_operands(computation, instruction, "operands and results")

@@ -32,7 +32,7 @@ _SAME = ("copy", "convert", "bitcast", "reshape", "copy-start", "copy-done")
 
 
 def trip_count(program: Program, computation: Computation, loop: Instruction) -> int | None:
-    """How often the body of a `while` runs; None where that cannot be told from the text.
+    """How often the body of a `while` runs; None where the text does not say.
 
     The compiler's `known_trip_count` where it is there; else the condition is evaluated on the counter, from its
     initial value on, until it fails.

@@ -7,14 +7,9 @@ from collections.abc import Iterator
 from tools.xla.hlo import HBM, Array, Computation, Instruction, Program, Shape, arrays_of
 
 COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
     "collective-broadcast",
-)
+)  # fmt: skip
 ASYNC_START, ASYNC_DONE = "AsyncCollectiveStart", "AsyncCollectiveDone"
 """What a TPU's compiler calls in the first and the last fusion of a collective that it spreads over several."""
 NOTHING = Array("u8", (0,))

@@ -174,10 +174,10 @@ def test_a_pallas_kernel_moves_its_operands_or_what_its_estimate_says():
     plain = counted(KERNEL.replace("CONFIG", '{"custom_call_config":{"body":"(%not)an(operand"}}'))
     assert (plain.costs[0].read, plain.costs[0].written, plain.costs[0].note) == (MB4, MB4, "operands and results")
     estimate = '{"custom_call_config":{"cost_estimate":{"flops":"10","bytes_accessed":"1000"}}}'
-    told = counted(KERNEL.replace("CONFIG", estimate))
+    estimated = counted(KERNEL.replace("CONFIG", estimate))
     # FLOPs are those of products.
-    assert (told.bytes, told.flops) == (1000, 0)
-    assert told.costs[0].note == "cost estimate; operands and results are 8.4 MB"
+    assert (estimated.bytes, estimated.flops) == (1000, 0)
+    assert estimated.costs[0].note == "cost estimate; operands and results are 8.4 MB"
     large = estimate.replace("1000", str(2 * MB4))
     prefetched = KERNEL.replace("CONFIG", large).replace(f"%x = {ROW}", f"%x = {IN_VMEM}")
     assert (counted(prefetched).costs[0].read, counted(prefetched).costs[0].written) == (0, MB4)
