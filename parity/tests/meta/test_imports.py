@@ -248,6 +248,45 @@ def test_a_planted_circle_or_upward_import_is_found(
     assert [target for _, target in import_graph.upward(graph)] == up
 
 
+def modules_by_name(source: str) -> Iterator[tuple[str | None, str, str | None]]:
+    """(backend where it is written out, module, the name that is taken of it) of each `load(backend, "module")`."""
+    tree = ast.parse(source)
+    taken = {id(node.value): node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("load", "load_module"):
+            literal = [one.value if isinstance(one, ast.Constant) else None for one in node.args]
+            if len(literal) == 2 and isinstance(literal[1], str):
+                yield literal[0], literal[1], taken.get(id(node))
+
+
+def missing_of_a_backend(source: str) -> list[str]:
+    """What a source asks a backend for by name and neither has; what one alone has is asked of that one."""
+    wrong = []
+    for backend, module, name in modules_by_name(source):
+        stems = [
+            ROOT / f"{side}_impl" / module.replace(".", "/") for side in ([backend] if backend else ["torch", "jax"])
+        ]
+        files = [file for stem in stems for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()]
+        if not files or (name and not all(name in file.read_text("utf-8") for file in files)):
+            wrong.append(f"{module}{f'.{name}' if name else ''}")
+    return wrong
+
+
+def test_what_is_asked_of_a_backend_by_name_is_there() -> None:
+    sources = {path: path.read_text("utf-8") for path in python_files()}
+    assert sum(len([*modules_by_name(source)]) for source in sources.values()) > 30
+    wrong = {
+        str(path.relative_to(ROOT)): missing for path in sources if (missing := missing_of_a_backend(sources[path]))
+    }
+    assert not wrong, wrong
+
+
+def test_a_name_that_no_backend_has_is_found() -> None:
+    assert missing_of_a_backend("backends.load(backend, 'checkpoint').read_native(path)") == ["checkpoint.read_native"]
+    assert missing_of_a_backend("load_module('jax', 'ops.devices')") == ["ops.devices"]
+    assert missing_of_a_backend("load_module(backend, 'ops.devices').default_device()") == []
+
+
 def test_the_picture_is_that_of_the_sources() -> None:
     drawn = import_graph.picture(import_graph.import_graph())
     kept = (ROOT / "docs/design/architecture.svg").read_text("utf-8")
