@@ -21,8 +21,10 @@ _BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_-]*")
 _FILE = re.compile(r"(?:parity|recipes|spec|tools|docs|torch_impl|jax_impl)/[\w./]*")
-#: A name that stands alone: `sequential.py`, `scan/__init__.py`, `nano.toml`.
-_ALONE = re.compile(r"(?:[\w.-]+/)*[\w-]+\.(?:py|sh|toml|svg)")
+#: A name that stands alone: `sequential.py`, `scan/__init__.py`, `ops/rowwise/`.
+_ALONE = re.compile(r"(?:[\w.-]+/)*[\w-]+(?:\.(?:py|sh|toml|svg)|/)")
+# What a run leaves.
+_RUN = re.compile(r"(?:checkpoints|demo)/")
 _MODULE = re.compile(r"(?<![\w./])(?:parity|spec|tools|torch_impl|jax_impl)(?:\.\w+)+")
 # pip's, torchrun's, XLA's, pytest's and the modules' own.
 FOREIGN = {"--extra-index-url", "--nproc-per-node", "--xla", "--check", "--write", "--help", "--version"}
@@ -62,6 +64,18 @@ def problems(text: str, page: Path) -> Iterator[str]:
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         if not (page.parent / link).exists():
             yield f"no file {link}"
+
+
+def tree(block: str) -> Iterator[str]:
+    """The directories that a drawn tree names: two at the top stand for each other, those below are theirs."""
+    tops: list[str] = []
+    for line in block.splitlines():
+        names = re.findall(r"(?<!\S)([a-z_]+)/(?=\s)", line)
+        if not line.startswith(" "):
+            tops = names
+            yield from names
+        else:
+            yield from (f"{top}/{name}" for name in names for top in tops[:1])
 
 
 @cache
@@ -112,17 +126,17 @@ def _of_span(span: str) -> Iterator[str]:
     for name in _FILE.findall(span):
         if "<" not in span and not (ROOT / name.rstrip(".")).exists():
             yield f"no file {name}"
-    if _ALONE.fullmatch(span) and not any(path.endswith(f"/{span}") for path in _paths()):
+    if _ALONE.fullmatch(span) and not _RUN.match(span) and not any(path.endswith(f"/{span}") for path in _paths()):
         yield f"no file {span}"
     yield from (f"no module or name {name}" for name in _MODULE.findall(span) if not _is_name(name))
 
 
 @cache
 def _paths() -> tuple[str, ...]:
-    """Every file of the project with its directory, those at the top with `/` before them."""
+    """Every file and directory of the project, as `/spec/data.py` and `/spec/checkpoint/`."""
     tops = ("docs", "jax_impl", "parity", "recipes", "spec", "tools", "torch_impl")
-    deep = (path for top in tops for path in (ROOT / top).rglob("*") if path.is_file())
-    return tuple(f"/{path.relative_to(ROOT)}" for path in (*deep, *ROOT.glob("*.*")))
+    deep = (path for top in tops for path in ((ROOT / top), *(ROOT / top).rglob("*")))
+    return tuple(f"/{path.relative_to(ROOT)}{'/' * path.is_dir()}" for path in (*deep, *ROOT.glob("*.*")))
 
 
 def _is_name(dotted: str) -> bool:
