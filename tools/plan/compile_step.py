@@ -124,7 +124,7 @@ class CompiledStep:
 
 
 def compiled_step(spec: StepSpec) -> CompiledStep:
-    """The step compiled by the TPU's own compiler; in a process that called `topology.without_hardware`.
+    """The step compiled by the TPU's own compiler; in a process that called `topology.compile_only`.
 
     Raises:
         DoesNotFit: it needs more memory than a chip has.
