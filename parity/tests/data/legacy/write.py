@@ -416,6 +416,7 @@ def write_bits() -> None:
                 shared.talk(*shared.talk_of(name, backend, legacy, saved))
                 entry["texts"][f"{name}/{backend}"] = shared.digest(shared.session_in(saved)[1])
         entries = [other for other in entries if other["environment"] != here] + [entry]
+    entries.sort(key=lambda entry: json.dumps(entry["environment"], sort_keys=True))
     path.write_text(json.dumps(entries, indent=1) + "\n")
 
 
