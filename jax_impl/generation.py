@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from jax_impl.ops.decode import make_step
+from jax_impl.protocols import LanguageModel
 from spec.sampling import Sampling, complete
-
-if TYPE_CHECKING:
-    from jax_impl.model import LanguageModel
 
 
 def generate(

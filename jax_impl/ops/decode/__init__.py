@@ -8,15 +8,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from jax_impl.ops.decode.jit import jit_step
+from jax_impl.protocols import LanguageModel
 from spec.checkpoint.quantization import WEIGHTS
 from spec.config import require_known
 from spec.sampling import Step
-
-if TYPE_CHECKING:
-    from jax_impl.model import LanguageModel
 
 METHODS: dict[str, Callable[[LanguageModel], Step]] = {"jit": jit_step}
 

@@ -6,7 +6,7 @@ Truth: spec/reference/model.py.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,8 @@ from flax import nnx
 
 from jax_impl.layers import COMPUTE, accumulate_dtype
 from jax_impl.ops.cross_entropy import lm_head
+from jax_impl.protocols import LanguageModel
 from spec.sampling import Step, check_tokens
-
-if TYPE_CHECKING:
-    from jax_impl.model import LanguageModel
 
 
 def jit_step(model: LanguageModel) -> Step:

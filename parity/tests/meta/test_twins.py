@@ -37,6 +37,7 @@ DIFFERENT = {
     "ops/scan/__init__.py": Different("the tensors tell device and dtype", frozenset({"choose_method"})),
     "ops/scan/chunked.py": Different("an adjoint of its own, which shifts no array"),
     "ops/scan/sequential.py": Different("an adjoint of its own, which shifts no array"),
+    "protocols.py": Different("a module of PyTorch tells its parameters itself"),
     "training/data.py": Different("one device, or a mesh of them", frozenset({"to_device"})),
     "training/distributed.py": Different("a process has one device, or several"),
     "training/engine.py": Different(

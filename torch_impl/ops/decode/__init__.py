@@ -14,16 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spec.checkpoint.quantization import WEIGHTS
 from spec.config import require_known
 from spec.sampling import Step
 from torch_impl.ops.decode.eager import eager_step
 from torch_impl.ops.decode.graph import graph_step
-
-if TYPE_CHECKING:
-    from torch_impl.model import LanguageModel
+from torch_impl.protocols import LanguageModel
 
 METHODS: dict[str, Callable[[LanguageModel], Step]] = {"eager": eager_step, "graph": graph_step}
 _NUMBA = {weights: "numba" if weights == "float32" else f"numba_{weights}" for weights in WEIGHTS}

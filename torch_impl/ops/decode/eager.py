@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +11,7 @@ from torch import Tensor
 from spec.sampling import Step, check_tokens
 from torch_impl.layers import COMPUTE
 from torch_impl.ops.cross_entropy import lm_head
-
-if TYPE_CHECKING:
-    from torch_impl.model import LanguageModel
+from torch_impl.protocols import LanguageModel
 
 
 def eager_step(model: LanguageModel) -> Step:

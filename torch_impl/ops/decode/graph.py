@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +11,7 @@ import torch
 from spec.sampling import Step, check_tokens
 from torch_impl.layers import accumulate_dtype
 from torch_impl.ops.decode.eager import advance, eager_step
-
-if TYPE_CHECKING:
-    from torch_impl.model import LanguageModel
+from torch_impl.protocols import LanguageModel
 
 
 def graph_step(model: LanguageModel) -> Step:
