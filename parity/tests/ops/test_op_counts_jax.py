@@ -54,7 +54,7 @@ def test_three_products_a_weight_and_none_again():
 
 
 def test_a_loss_in_chunks_makes_its_logits_once(monkeypatch):
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", 16 * V // losses.MORE)
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 16 * V // losses.CHUNK_FACTOR)
     program = compiled(2, 64)
     assert products(program) == PRODUCTS
     assert re.search(rf"f32\[16,{V}\]", program.as_text()) and not re.search(rf"f32\[128,{V}\]", program.as_text())

@@ -49,7 +49,7 @@ def most_steps(monkeypatch):
     """Sets the most steps that a block may have; two rows of a scan's block are less to compile than four."""
 
     def shrink(steps):
-        monkeypatch.setattr(blocks, "MIXER", blocks.MIXER._replace(steps=steps))
+        monkeypatch.setattr(blocks, "GATED_SCAN", blocks.GATED_SCAN._replace(steps=steps))
         monkeypatch.setattr(blocks, "SCAN", blocks.SCAN._replace(steps=steps, rows=2))
 
     return shrink
@@ -154,7 +154,7 @@ def lowered(function, platform, *shapes):
     return jax.jit(function).trace(*arrays).lower(lowering_platforms=(platform,)).as_text()
 
 
-def of_mixer(b, t, d, method, dtype=jnp.bfloat16):
+def of_gated_scan(b, t, d, method, dtype=jnp.bfloat16):
     """Outputs and gradients of the mixer, with resets, and the shapes of what it takes."""
     wide = jnp.float32
 
@@ -183,10 +183,10 @@ def estimates(text):
 
 
 def kernels(text):
-    return set(re.findall(r"(?:mixer|scan)_(?:forward|backward)", text))
+    return set(re.findall(r"(?:gated_)?scan_(?:forward|backward)", text))
 
 
-@pytest.mark.parametrize("make", [of_mixer, of_scan])
+@pytest.mark.parametrize("make", [of_gated_scan, of_scan])
 def test_auto_takes_the_kernels_where_the_program_is_lowered_for_a_tpu(make):
     """By the platform of the program, on a machine that has none; a few tokens stay sequential."""
     (function, *shapes), kind = make(2, 40, 8, "auto"), make.__name__.removeprefix("of_")
@@ -201,7 +201,7 @@ def test_auto_takes_the_kernels_where_the_program_is_lowered_for_a_tpu(make):
 
 
 def test_where_time_is_shared_the_fused_mixer_refuses_and_auto_takes_the_parts():
-    function, *shapes = of_mixer(2, 40, 8, "pallas")
+    function, *shapes = of_gated_scan(2, 40, 8, "pallas")
     with time_sharded("sequence"), pytest.raises(NotImplementedError, match="each row whole"):
         lowered(function, "tpu", *shapes)
 
@@ -210,7 +210,7 @@ def test_where_time_is_shared_the_fused_mixer_refuses_and_auto_takes_the_parts()
 def test_the_blocks_of_the_mixer_move_at_most_24_bytes(d):
     """A token and channel, forward and backward, with resets; of the scan 8 arrays, and rows at the blocks' ends."""
     b, t = 2, 1024
-    function, *shapes = of_mixer(b, t, d, "pallas")
+    function, *shapes = of_gated_scan(b, t, d, "pallas")
     moved = estimates(lowered(function, "tpu", *shapes))
     assert len(moved) == 2 and 22.0 <= sum(moved) / (b * t * d) <= 24.0
     function, *shapes = of_scan(b, t, d, "pallas")
