@@ -83,7 +83,7 @@ def placement(backend: str) -> dict[str, Any]:
     For torch also the GPU's architecture, and why the Triton methods do not run; None where they do.
     """
     model = backends.load(backend, "model").LiquidNet(LiquidNetConfig(1, 1, 1, 1, 1))
-    choose = backends.load(backend, "generation").choose_method
+    choose = backends.load(backend, "ops.decode").choose_method
     if backend != "torch":
         return {"dtype": "bfloat16", "decode": choose(model)}
     known = backends.load(backend, "ops.devices")

@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from jax_impl.generation import make_step
 from jax_impl.layers import accumulate_dtype
 from jax_impl.model import LanguageModel, build, choose_method
+from jax_impl.ops.decode import make_step
 from jax_impl.training.data import fill_rows, padded_rows, to_device
 from jax_impl.training.distributed import AXES, ROWS, ParallelContext, on_host, placed
 from jax_impl.training.optimizer import (

@@ -48,19 +48,19 @@ def _of_model(clock: Clock, sizes: Sizes, model: Decoding) -> list[Row]:
     made: list[tuple[Row, Callable[[], Call]]] = []
     contexts: dict[int, np.ndarray] = {}
     for backend in backends.installed():
-        generate = backends.load(backend, "generation")
+        decode = backends.load(backend, "ops.decode")
         network = backends.load(backend, "model").build(model.config)
         if backend == "torch":
             network.eval()
         # The same numbers for all: the state is [l, b, n] in NumPy, whoever has made it.
-        contexts = contexts or states_after(generate.make_step(network), model.contexts)
-        chosen = generate.choose_method(network)
-        for method in generate.METHODS:
+        contexts = contexts or states_after(decode.make_step(network), model.contexts)
+        chosen = decode.choose_method(network)
+        for method in decode.METHODS:
             for context, batch in ((c, b) for b in model.streams for c in model.contexts):
                 row: Row = {"name": f"{backend} {method}", "method": method, "backend": backend, "context": context}
                 row |= {"batch": batch, "bytes": weight_bytes(model.config, method), "auto": method == chosen}
                 states = np.repeat(contexts[context], batch, axis=1)
-                made.append((row, partial(stream, generate.make_step, network, batch, model.tokens,
+                made.append((row, partial(stream, decode.make_step, network, batch, model.tokens,
                                           {"method": method}, states)))  # fmt: skip
     if "torch" in backends.installed():
         for context in model.peer_contexts:

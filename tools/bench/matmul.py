@@ -65,7 +65,7 @@ def _as_the_model(training: Training) -> Call:
     import torch
 
     from torch_impl.layers import Linear
-    from torch_impl.ops.matmul import gradients, product
+    from torch_impl.ops.matmul import matmul, matmul_gradients
 
     arrays, tokens = _arrays(training)
     *layers, (hidden, embedding, of_logits) = arrays
@@ -90,8 +90,8 @@ def _as_the_model(training: Training) -> Call:
             torch.autograd.grad(linear(x_btd), (x_btd, linear.weight), of_y_btd)
         with torch.no_grad():
             for weight, of_z in blocks:
-                product(h_nd, weight)
-                gradients(h_nd, weight, of_z)
+                matmul(h_nd, weight)
+                matmul_gradients(h_nd, weight, of_z)
 
     return call
 
@@ -130,7 +130,7 @@ def _by_jax(training: Training) -> Call:
     import jax.numpy as jnp
 
     from jax_impl.ops.cross_entropy import CHUNK_LOGITS
-    from jax_impl.ops.cross_entropy.fused_linear_cross_entropy import MORE
+    from jax_impl.ops.cross_entropy.fused_linear import CHUNK_FACTOR
 
     def multiply(a: Any, b: Any) -> Any:
         return jnp.matmul(a, b, precision="highest")
@@ -142,7 +142,7 @@ def _by_jax(training: Training) -> Call:
     arrays, tokens = _arrays(training)
     *layers, (h, table, of_z) = [tuple(jax.device_put(array) for array in one) for one in arrays]
     start, chunks = 0, []
-    for rows in chunk_sizes(tokens, max(1, CHUNK_LOGITS * MORE // len(table))):
+    for rows in chunk_sizes(tokens, max(1, CHUNK_LOGITS * CHUNK_FACTOR // len(table))):
         chunks.append((h[start : start + rows], table, of_z[start : start + rows]))
         start += rows
 

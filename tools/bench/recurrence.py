@@ -43,8 +43,8 @@ def mixers(clock: Clock, sizes: Sizes) -> list[Row]:
     bias_d = np.log(np.expm1(np.log(2.0) / np.logspace(0.0, np.log10(4096.0), d))).astype(np.float32)
 
     def function(backend: str, method: str) -> Callable[..., Any]:
-        mixer = backends.load(backend, "ops.gated_scan").mixer
-        return lambda pre_btx, bias_d: mixer(pre_btx, bias_d, sizes.growing.delta_min, method=method)[0]
+        gated_scan = backends.load(backend, "ops.gated_scan").gated_scan
+        return lambda pre_btx, bias_d: gated_scan(pre_btx, bias_d, sizes.growing.delta_min, method=method)[0]
 
     return _table(clock, sizes, "mixer", MIXER_BYTES, (pre_btx, bias_d), function)
 

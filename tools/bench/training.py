@@ -70,12 +70,12 @@ def random_batch(config: ModelConfig, rows: int, length: int) -> Batch:
 
 def decoding(clock: Clock, sizes: Sizes) -> list[Row]:
     """Tokens a second of the decode step, all streams together, every method and batch; logits to NumPy included."""
-    from torch_impl import generation
     from torch_impl.model import LiquidNet
+    from torch_impl.ops import decode
 
     model = LiquidNet(sizes.config, 0, sizes.training.compute_dtype).to(clock.device).eval()
-    methods = [name for name in getattr(generation, "METHODS", {"eager": None}) if name != "auto"]
-    selectable = "method" in inspect.signature(generation.make_step).parameters
+    methods = list(decode.METHODS)
+    selectable = "method" in inspect.signature(decode.make_step).parameters
     calls: list[tuple[Row, Call]] = []
     rows: list[Row] = []
     for batch in sizes.decoded:
@@ -83,7 +83,7 @@ def decoding(clock: Clock, sizes: Sizes) -> list[Row]:
             row: Row = {"name": method, "batch": batch, "tokens": batch * sizes.steps}
             rows.append(row)
             chosen = {"method": method} if selectable else {}
-            call = guarded(row, partial(stream, generation.make_step, model, batch, sizes.steps, chosen))
+            call = guarded(row, partial(stream, decode.make_step, model, batch, sizes.steps, chosen))
             calls += [(row, call)] if call else []
     clock.steps(calls)
     for row in rows:

@@ -78,7 +78,7 @@ def open_model(path: Path, backend: backends.Backend | None = None, weights: Wei
     if backend == "torch":  # JAX places arrays itself
         model.to(backends.load(backend, "ops.devices").default_device())
     backends.load(backend, "checkpoint.native").load_parameters(model, checkpoint.parameters)
-    step, lock = backends.load(backend, "generation").make_step(model, weights=weights), threading.Lock()
+    step, lock = backends.load(backend, "ops.decode").make_step(model, weights=weights), threading.Lock()
 
     def one_at_a_time(tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
         with lock:  # a recorded graph has one set of buffers

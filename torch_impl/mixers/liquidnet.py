@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from spec.axes import BD, BT, BTD
 from spec.config import LiquidNetConfig, require_known
 from torch_impl.layers import Linear, accumulate_dtype
-from torch_impl.ops.gated_scan import METHODS, mixer
+from torch_impl.ops.gated_scan import METHODS, gated_scan
 
 
 class LiquidMixer(nn.Module):
@@ -17,7 +17,7 @@ class LiquidMixer(nn.Module):
 
     def __init__(self, config: LiquidNetConfig, compute_dtype: str = "float32", method: str = "auto"):
         super().__init__()
-        require_known("mixer method", method, METHODS)
+        require_known("mixer method", method, ("auto", *METHODS))
         self.delta_min = config.delta_min
         self.method = method
         self.input = Linear(config.d_model, 3 * config.d_model, compute_dtype, widen=False)
@@ -31,5 +31,7 @@ class LiquidMixer(nn.Module):
         resets: Bool[Tensor, BT] | None = None,
         padding: Bool[Tensor, BT] | None = None,
     ) -> tuple[Float[Tensor, BTD], Float[Tensor, BD]]:
-        gated_btd, state_bd = mixer(self.input(x), self.decay_bias, self.delta_min, state, resets, padding, self.method)
+        gated_btd, state_bd = gated_scan(
+            self.input(x), self.decay_bias, self.delta_min, state, resets, padding, self.method
+        )
         return self.output(gated_btd), state_bd

@@ -17,8 +17,8 @@ from spec.data import IGNORED_LABEL, Batch, BatchShard
 from spec.runtime.memory import keep_freed_memory
 from spec.sampling import Step
 from torch_impl.checkpoint.native import dump_parameters, from_numpy, load_parameters, to_numpy
-from torch_impl.generation import make_step
 from torch_impl.model import build, choose_method
+from torch_impl.ops.decode import make_step
 from torch_impl.ops.devices import default_device
 from torch_impl.ops.matmul import libraries
 from torch_impl.ops.scan.context_parallel import time_sharded

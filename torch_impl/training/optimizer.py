@@ -45,6 +45,18 @@ def clip_by_global_norm(gradients: Iterable[Tensor], grad_clip: float) -> Tensor
     return norm
 
 
+def named_moments(model: LanguageModel, optimizer: torch.optim.AdamW) -> dict[str, dict[str, Tensor]]:
+    """Both moments by path, as the optimizer holds them; made, of zeros, where it has not taken a step."""
+    moments: dict[str, dict[str, Tensor]] = {name: {} for name in MOMENTS}
+    for path, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        if not state:
+            state.update(step=torch.tensor(0.0), **{key: torch.zeros_like(parameter) for key in _KEYS.values()})
+        for name, key in _KEYS.items():
+            moments[name][path] = state[key].detach()
+    return moments
+
+
 def dump_moments(model: LanguageModel, optimizer: torch.optim.AdamW) -> dict[str, dict[str, np.ndarray]]:
     """Both moments by path; zero before the first step."""
     moments = named_moments(model, optimizer)
@@ -59,18 +71,6 @@ def load_moments(
         for path, tensor in tensors.items():
             own(tensor).copy_(own_part(from_numpy(moments[name][path]), tensor))
     set_steps(optimizer, step)
-
-
-def named_moments(model: LanguageModel, optimizer: torch.optim.AdamW) -> dict[str, dict[str, Tensor]]:
-    """Both moments by path, as the optimizer holds them; made, of zeros, where it has not taken a step."""
-    moments: dict[str, dict[str, Tensor]] = {name: {} for name in MOMENTS}
-    for path, parameter in model.named_parameters():
-        state = optimizer.state[parameter]
-        if not state:
-            state.update(step=torch.tensor(0.0), **{key: torch.zeros_like(parameter) for key in _KEYS.values()})
-        for name, key in _KEYS.items():
-            moments[name][path] = state[key].detach()
-    return moments
 
 
 def set_steps(optimizer: torch.optim.AdamW, step: int) -> None:

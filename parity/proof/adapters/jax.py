@@ -12,12 +12,13 @@ import numpy as np
 from flax import nnx
 
 import jax_impl
-from jax_impl import generation, layers
+from jax_impl import layers
 from jax_impl import model as models
 from jax_impl.mixers import liquid_ssm
 from jax_impl.mixers.liquid_ssm import solvers
 from jax_impl.ops import cross_entropy as losses
-from jax_impl.ops import gated_scan
+from jax_impl.ops import decode, gated_scan
+from jax_impl.ops.gated_scan import unfused
 from jax_impl.ops.scan import METHODS as SCANS
 from jax_impl.training import optimizer as optimizers
 from parity.proof.adapters import (
@@ -34,12 +35,12 @@ from spec.config import ModelConfig, TrainingConfig
 
 NAME = "jax"
 METHODS = {
-    "rows": ("plain",),
+    "rowwise": ("plain",),
     "scan": tuple(SCANS),
-    "mixer": tuple(gated_scan.METHODS),
+    "mixer": ("auto", *gated_scan.METHODS),
     "liquid_ssm": tuple(solvers.METHODS),
     "loss": tuple(losses.METHODS),
-    "decode": tuple(generation.METHODS),
+    "decode": tuple(decode.METHODS),
 }
 ELEMENTARY = {
     "tanh": jnp.tanh,
@@ -191,7 +192,7 @@ def generate(params, config, prompt, max_length, **sampling):
 
 def make_step(params, config, method="auto"):
     """The model as a step of generation."""
-    return generation.make_step(_model(params, config), method)
+    return decode.make_step(_model(params, config), method)
 
 
 @partial(jax.jit, static_argnums=3)
@@ -205,19 +206,19 @@ def _scan_vjp(inputs, method, resets, padding, output_gradients):
     return *outputs, *pull_back(output_gradients)
 
 
-_gates = jax.jit(gated_scan.decay_gates, static_argnums=1)
+_gates = jax.jit(unfused.decay_gates, static_argnums=1)
 
 
 @partial(jax.jit, static_argnums=1)
 def _gates_vjp(inputs, delta_min, output_gradients):
-    outputs, pull_back = jax.vjp(lambda *inputs: gated_scan.gates(*inputs, delta_min), *inputs)
+    outputs, pull_back = jax.vjp(lambda *inputs: unfused.gates(*inputs, delta_min), *inputs)
     return *outputs, *pull_back(output_gradients)
 
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _mixer_vjp(inputs, delta_min, method, resets, padding, output_gradients):
     def run(pre, bias, state):
-        return gated_scan.mixer(pre, bias, delta_min, state, resets, padding, method)
+        return gated_scan.gated_scan(pre, bias, delta_min, state, resets, padding, method)
 
     outputs, pull_back = jax.vjp(run, *inputs)
     return *outputs, *pull_back(output_gradients)

@@ -23,24 +23,25 @@ from parity.proof.adapters import (
     real,
 )
 from spec.config import ModelConfig
-from torch_impl import generation, layers
+from torch_impl import layers
 from torch_impl import model as models
 from torch_impl.mixers import liquid_ssm
 from torch_impl.mixers.liquid_ssm import solvers
 from torch_impl.ops import cross_entropy as losses
-from torch_impl.ops import gated_scan
+from torch_impl.ops import decode, gated_scan, rowwise
 from torch_impl.ops.devices import default_device
+from torch_impl.ops.gated_scan import unfused
 from torch_impl.ops.scan import METHODS as SCANS
 from torch_impl.training import optimizer as optimizers
 
 NAME = "torch"
 METHODS = {
-    "rows": tuple(layers._ROWS),
+    "rowwise": tuple(rowwise.METHODS),
     "scan": tuple(SCANS),
-    "mixer": tuple(gated_scan.METHODS),
+    "mixer": ("auto", *gated_scan.METHODS),
     "liquid_ssm": tuple(solvers.METHODS),
     "loss": tuple(losses.METHODS),
-    "decode": tuple(generation.METHODS),
+    "decode": tuple(decode.METHODS),
 }
 DEVICE = default_device()
 ELEMENTARY = {
@@ -75,7 +76,7 @@ def scan_vjp(decay, drive, state, method, resets, padding, states_gradient, fina
 
 def decay_gates(p, delta_min):
     """(alpha, 1 - alpha) in the dtype of p."""
-    return _arrays(*gated_scan.decay_gates(*_tensors(p), delta_min))
+    return _arrays(*unfused.decay_gates(*_tensors(p), delta_min))
 
 
 def elementary(name, x):
@@ -85,9 +86,7 @@ def elementary(name, x):
 
 def gates_vjp(pre, bias, delta_min, *gradients):
     """GATES_RESULTS: decay, drive and output gate, and the gradients of pre-activations and bias."""
-    return dict(
-        zip(GATES_RESULTS, _vjp(lambda *x: gated_scan.gates(*x, delta_min), (pre, bias), gradients), strict=True)
-    )
+    return dict(zip(GATES_RESULTS, _vjp(lambda *x: unfused.gates(*x, delta_min), (pre, bias), gradients), strict=True))
 
 
 def mixer_vjp(pre, bias, delta_min, state, method, resets, padding, *gradients):
@@ -95,7 +94,7 @@ def mixer_vjp(pre, bias, delta_min, state, method, resets, padding, *gradients):
     masks = _tensors(resets, padding)
 
     def run(pre, bias, state):
-        return gated_scan.mixer(pre, bias, delta_min, state, *masks, method)
+        return gated_scan.gated_scan(pre, bias, delta_min, state, *masks, method)
 
     return dict(zip(MIXER_RESULTS, _vjp(run, (pre, bias, state), gradients), strict=True))
 
@@ -134,7 +133,7 @@ def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", co
         return results if isinstance(results, tuple) else (results,)
 
     arrays = [real(x, compute_dtype) for x in (*inputs, *weights.values())]
-    with mock.patch.object(layers, "_choose", return_value=method) if name in ROWS else nullcontext():
+    with mock.patch.object(rowwise, "choose_method", return_value=method) if name in ROWS else nullcontext():
         results = _vjp(run, arrays, [real(x, compute_dtype) for x in gradients])
     outputs, found = results[: len(gradients)], results[len(gradients) :]
     return outputs, found[: len(inputs)], dict(zip(weights, found[len(inputs) :], strict=True))
@@ -212,7 +211,7 @@ def generate(params, config, prompt, max_length, **sampling):
 
 def make_step(params, config, method="auto"):
     """The model as a step of generation."""
-    return generation.make_step(_model(params, config), method)
+    return decode.make_step(_model(params, config), method)
 
 
 def _real(arrays: Sequence[np.ndarray], compute_dtype: str) -> list[np.ndarray | None]:

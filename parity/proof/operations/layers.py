@@ -73,7 +73,7 @@ class Gates(Operation):
 
 
 class RMSNorm(Operation):
-    name, choice = "rms_norm", "rows"
+    name, choice = "rms_norm", "rowwise"
 
     def arrays(self, case: LayerCase) -> tuple[np.ndarray, ...]:
         random, shape = case.random, (*case.shape, case.config.d_model)
@@ -102,7 +102,7 @@ class RMSNorm(Operation):
 
 
 class SwiGLU(Operation):
-    name, choice = "swiglu", "rows"
+    name, choice = "swiglu", "rowwise"
 
     def arrays(self, case: LayerCase) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         random, d, f = case.random, case.config.d_model, case.config.d_ff

@@ -133,7 +133,7 @@ def test_weights_are_counted_as_they_are_stored():
 
 def test_the_states_of_a_context_are_those_of_its_tokens_in_one_go(monkeypatch):
     torch = pytest.importorskip("torch", reason="decodes with torch")
-    generate, model = backends.load("torch", "generation"), backends.load("torch", "model").build(MODEL)
+    generate, model = backends.load("torch", "ops.decode"), backends.load("torch", "model").build(MODEL)
     monkeypatch.setattr(bench_decode, "PIECE", 3)
     found = bench_decode.states_after(generate.make_step(model, "eager"), (8, 3))
     random = np.random.default_rng(0)

@@ -110,8 +110,9 @@ def _row(kind: str, problem: Problem, sharding: Any, dump: Path) -> dict[str, fl
     if kind.startswith("scan"):
         row = {"arrays": compiled / 4, "blocks": blocks / 4}
     row = {name: round(x, 3) for name, x in row.items()}
+    kernel = "gated_scan" if kind.startswith("mixer") else "scan"
     used = [schedule(path) for name in ("forward", "backward")
-            for path in dump.glob(SCHEDULE.format(f"{kind.split()[0]}_{name}"))]  # fmt: skip
+            for path in dump.glob(SCHEDULE.format(f"{kernel}_{name}"))]  # fmt: skip
     assert len(used) == 2, f"libtpu wrote {len(used)} schedules of {kind}, not one of each kernel"
     spilled, bundles = (sum(column) for column in zip(*used, strict=True))
     return {**row, "spilled": spilled, "bundles": bundles, "compile_seconds": round(seconds, 1)}
@@ -120,7 +121,7 @@ def _row(kind: str, problem: Problem, sharding: Any, dump: Path) -> dict[str, fl
 def _mixer(problem: Problem) -> tuple[Callable[..., Any], list[tuple[tuple[int, ...], Any]]]:
     import jax.numpy as jnp
 
-    from jax_impl.ops.gated_scan import mixer
+    from jax_impl.ops.gated_scan import gated_scan
 
     b, t, d = problem.shape
     dtype, wide = jnp.dtype(problem.dtype), jnp.dtype("float32")
@@ -130,7 +131,7 @@ def _mixer(problem: Problem) -> tuple[Callable[..., Any], list[tuple[tuple[int, 
     def run(masks, pre, bias, state):
         given = iter(masks)
         resets, padding = (next(given) if there else None for there in (problem.resets, problem.padding))
-        return mixer(pre, bias, 1e-6, state, resets, padding)
+        return gated_scan(pre, bias, 1e-6, state, resets, padding)
 
     return _both(run, 3), [*inputs, ((b, t, d), dtype), ((b, d), wide), *masks]
 

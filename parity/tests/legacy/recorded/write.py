@@ -9,7 +9,7 @@ with the sources that are tested, they would show nothing; so this program refus
     python parity/tests/legacy/recorded/write.py bits    # this environment's bits, into bits.json beside this file
 
 `files` has been done, once. `bits` may be run on other machines, and with other versions of the libraries: it carries
-on the files as they are here, and makes `parity/tests/legacy/test_resume_legacy.py` demand those bits in that environment too.
+on the files as they are here, and makes `test_resume_legacy.py` demand those bits in that environment too.
 Orbax writes the path of OUT into its files, so choose one that says nothing.
 """
 

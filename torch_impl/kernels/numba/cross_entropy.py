@@ -1,4 +1,4 @@
-"""Softmax and its gradient over blocks of words, on a processor. No twin. Truth: spec/reference/model.py."""
+"""Online softmax and its gradient over blocks of the vocabulary. No twin: Numba. Truth: spec/reference/model.py."""
 
 import numpy as np
 from numba import prange
@@ -33,13 +33,13 @@ def _sum_of_exp(z, largest):
 
 
 @kernel
-def _to_gradient(z, largest, total):
+def _softmax_gradient_row(z, largest, total):
     for j in range(z.shape[0]):
         z[j] = exp(z[j] - largest) / total
 
 
 @parallel
-def absorb(z, labels, first, largest, total, of_label):
+def online_softmax(z, labels, first, largest, total, label_logit):
     """Take a block of words [n, w], the first of them `first`, into each row's statistics.
 
     `largest` logit, `total` = sum of exp(logit - largest), and the label's logit; of no words yet: -inf, 0, NaN.
@@ -51,16 +51,16 @@ def absorb(z, labels, first, largest, total, of_label):
             largest[i] = most
         total[i] += _sum_of_exp(z[i], largest[i])
         if first <= labels[i] < first + z.shape[1]:
-            of_label[i] = z[i, labels[i] - first]
+            label_logit[i] = z[i, labels[i] - first]
 
 
 @parallel
-def to_gradients(z, labels, first, largest, total):
+def softmax_gradient(z, labels, first, largest, total):
     """Put softmax - one hot in the place of the logits; 0 in rows without a label."""
     for i in prange(z.shape[0]):
         if labels[i] < 0:
             z[i] = number(0.0, total[0])
             continue
-        _to_gradient(z[i], largest[i], total[i])
+        _softmax_gradient_row(z[i], largest[i], total[i])
         if first <= labels[i] < first + z.shape[1]:
             z[i, labels[i] - first] -= number(1.0, total[0])

@@ -29,8 +29,8 @@ def scan_forward(decay: Any, drive: Any, state: Any, states: Any, last: Any, *, 
     def summarise(i, carry):
         found = []
         for row, (factor, end) in enumerate(carry):
-            alpha = decay[at(row, i)][0]
-            found.append((factor * alpha, alpha * end + drive[at(row, i)][0]))
+            decay_i = decay[at(row, i)][0]
+            found.append((factor * decay_i, decay_i * end + drive[at(row, i)][0]))
         return found
 
     def advance(i, carry):
@@ -48,12 +48,12 @@ def scan_forward(decay: Any, drive: Any, state: Any, states: Any, last: Any, *, 
 
 
 def scan_backward(
-    decay: Any, states: Any, earlier: Any, state: Any, of_states: Any, of_last: Any,
-    of_decay: Any, of_drive: Any, of_state: Any, *, walk: Walk,
+    decay: Any, states: Any, earlier: Any, state: Any, grad_states: Any, grad_last: Any,
+    grad_decay: Any, grad_drive: Any, grad_state: Any, *, walk: Walk,
 ) -> None:  # fmt: skip
-    """Gradients g of the drive and g h_{t-1} of the decay: g_t = of_states_t + decay_{t+1} g_{t+1}, backwards.
+    """Gradients g of the drive and g h_{t-1} of the decay: g_t = grad_states_t + decay_{t+1} g_{t+1}, backwards.
 
-    `earlier` ends with the state before the block, unless it is the first one; `of_state` carries the gradient that
+    `earlier` ends with the state before the block, unless it is the first one; `grad_state` carries the gradient that
     reaches that state.
     """
     block = walk.blocks - 1 - pl.program_id(2)
@@ -64,32 +64,32 @@ def scan_backward(
 
     @pl.when(pl.program_id(2) == 0)
     def _():
-        of_state[...] = of_last[...]
+        grad_state[...] = grad_last[...]
 
     def arrived(row, i):
-        alpha, of_h = decay[at(row, i)][0], of_states[at(row, i)][0]
+        decay_i, grad_h = decay[at(row, i)][0], grad_states[at(row, i)][0]
         if not walk.ragged:
-            return alpha, of_h
+            return decay_i, grad_h
         # Beyond the end, where a pass backwards begins, there may be anything.
         inside = segment * walk.each + i < walk.length - block * walk.steps
-        return jnp.where(inside, alpha, 1.0), jnp.where(inside, of_h, 0.0)
+        return jnp.where(inside, decay_i, 1.0), jnp.where(inside, grad_h, 0.0)
 
     def summarise(i, carry):
         found = []
         for row, (factor, arrives) in enumerate(carry):
-            alpha, of_h = arrived(row, i)
-            factor = factor * alpha
-            found.append((factor, arrives + factor * of_h))
+            decay_i, grad_h = arrived(row, i)
+            factor = factor * decay_i
+            found.append((factor, arrives + factor * grad_h))
         return found
 
     def finish(i, q, previous):
         """The gradients at step i of each segment, given the states before; what reaches these."""
         found = []
         for row, (later, before) in enumerate(zip(q, previous, strict=True)):
-            alpha, of_h = arrived(row, i)
-            g = of_h + later
-            of_drive[at(row, i)], of_decay[at(row, i)] = g[None], (g * before)[None]
-            found.append(alpha * g)
+            decay_i, grad_h = arrived(row, i)
+            g = grad_h + later
+            grad_drive[at(row, i)], grad_decay[at(row, i)] = g[None], (g * before)[None]
+            found.append(decay_i * g)
         return found
 
     def retreat(i, q):
@@ -99,7 +99,7 @@ def scan_backward(
     nothing = jnp.ones((SEGMENTS, LANES), decay.dtype), jnp.zeros((SEGMENTS, LANES), decay.dtype)
     q, first = [], []
     for row, (factor, arrives) in enumerate(walk.through_segments(summarise, [nothing] * walk.rows)):
-        after, of_state[row] = states_before(factor, arrives, of_state[row], reverse=True)
+        after, grad_state[row] = states_before(factor, arrives, grad_state[row], reverse=True)
         q.append(after)
         # The state before a segment is the last one of the segment before it.
         ends = pltpu.roll(states[at(row, walk.each - 1)][0], 1, 0)

@@ -1,4 +1,4 @@
-"""The fused mixer, forward: pre-activations to gated states. No twin: Pallas. Truth: spec/reference/blocks.py.
+"""The gated scan, forward: pre-activations to gated states. No twin: Pallas. Truth: spec/reference/blocks.py.
 
 The grid is (b, blocks of time); a block has all channels of value | p | gate, so that nothing is split in HBM.
 """
@@ -23,7 +23,7 @@ from jax_impl.kernels.pallas.blocks import (
 )
 
 
-def mixer_forward(
+def gated_scan_forward(
     *refs: Any, walk: Walk, d: int, keep: float, rest: float, resets: bool, stills: bool, save: bool
 ) -> None:
     """Gated states of one block, and the state after it; with `save` also the state before it.
@@ -55,15 +55,15 @@ def mixer_forward(
             marks = [None if words is None else is_marked(words, k) for words in (reset, still)]
             for n, tile in tiles:
                 v, p = (pre[0, sixteen(k), lanes(tile, part * d)].astype(dtype) for part in range(2))
-                opened, closed = sigmoids(p + bias[:, lanes(tile)])
-                alpha, drive = masked(keep * closed, (rest + keep * opened) * jnp.tanh(v), *marks)
-                decays[walk.kept(k, n), :] = alpha
+                sigmoid_p, sigmoid_minus_p = sigmoids(p + bias[:, lanes(tile)])
+                decay, drive = masked(keep * sigmoid_minus_p, (rest + keep * sigmoid_p) * jnp.tanh(v), *marks)
+                decays[walk.kept(k, n), :] = decay
                 drives[walk.kept(k, n), :] = drive
 
         def summarise(i, carry):
             at = [walk.side_by_side(i, n) for n, _ in tiles]
             gates = [(decays[rows, :], drives[rows, :]) for rows in at]
-            return [(f * alpha, alpha * end + drive) for (f, end), (alpha, drive) in zip(carry, gates, strict=True)]
+            return [(f * decay, decay * end + drive) for (f, end), (decay, drive) in zip(carry, gates, strict=True)]
 
         def advance(i, carry):
             at = [walk.side_by_side(i, n) for n, _ in tiles]
@@ -94,10 +94,10 @@ def mixer_forward(
     jax.lax.fori_loop(0, d // (LANES * walk.tiles), group, 0)
 
 
-def masked(alpha: Any, drive: Any, reset: Any, still: Any) -> tuple[Any, Any]:
+def masked(decay: Any, drive: Any, reset: Any, still: Any) -> tuple[Any, Any]:
     """Decay and drive where a step clears the state before it, (0, drive), or changes nothing, (1, 0)."""
     if reset is not None:
-        alpha = jnp.where(reset, 0.0, alpha)
+        decay = jnp.where(reset, 0.0, decay)
     if still is not None:
-        alpha, drive = jnp.where(still, 1.0, alpha), jnp.where(still, 0.0, drive)
-    return alpha, drive
+        decay, drive = jnp.where(still, 1.0, decay), jnp.where(still, 0.0, drive)
+    return decay, drive

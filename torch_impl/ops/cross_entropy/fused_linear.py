@@ -1,8 +1,9 @@
-"""Cross-entropy with its gradients in one pass. Twin: jax_impl. Truth: spec/reference/model.py.
+"""Linear layer and cross-entropy in one, with their gradients. Twin: jax_impl. Truth: spec/reference/model.py.
 
 The gradient of -log softmax(logits)[label] by the logits needs nothing that comes after it but one factor, the gradient
 of the sum of nats. So each chunk of logits is turned into its gradients where it stands, and dropped; the backward pass
-multiplies what was kept, n d + v d numbers, by that factor.
+multiplies what was kept, n d + v d numbers, by that factor. Source: FusedLinearCrossEntropy of Liger Kernel (Hsu et al.
+2024); in kernels a row's statistics come from one pass over its logits (Milakov & Gimelshein 2018).
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from torch_impl.ops.devices import has_bfloat16, takes_numba, takes_triton
 HALF = (torch.float16, torch.bfloat16)
 # A vocabulary such as 50257 is odd, and rows that do not start at 16 bytes get products of a third of the speed.
 ALIGNMENT = 64
+CHUNK_FACTOR = 4
+"""Times as many logits a chunk: each chunk reads and writes the whole gradient of the embedding."""
 # softmax - one hot is 2e-5 an entry at a vocabulary of 50257, where float16 has lost its bits; it is at most 1 in
 # magnitude, so 2^14 of it stays below 65504.
-MORE = 4
-"""Times as many logits a chunk: each chunk reads and writes the whole gradient of the embedding."""
 FLOAT16_SCALE = 2.0**14
 # What widens a product on the device: since torch 2.8 for CUDA, since 2.10 for ROCm.
 _VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 _WIDENS = ((2, 8) if torch.version.hip is None else (2, 10)) <= _VERSION
 
 
-def has_wide_products(device: torch.device, compute: torch.dtype) -> bool:
+def has_wide_matmul(device: torch.device, compute: torch.dtype) -> bool:
     """Whether products of operands in the compute dtype come out in float32 without a wide copy of the operands."""
     if device.type != "cuda" or compute not in HALF or not _WIDENS:
         return False
@@ -56,11 +57,11 @@ def wide_lm_head(
         embedding_vd: [v, d].
         compute: float16 or bfloat16.
     """
-    logits_nv = _WideProduct.apply(hidden.reshape(-1, hidden.shape[-1]), embedding_vd, compute)
+    logits_nv = _WideMatmul.apply(hidden.reshape(-1, hidden.shape[-1]), embedding_vd, compute)
     return logits_nv.reshape(*hidden.shape[:-1], embedding_vd.shape[0])
 
 
-class _WideProduct(torch.autograd.Function):
+class _WideMatmul(torch.autograd.Function):
     """x W^T; written out because `torch.mm(..., out_dtype=...)` has no derivative."""
 
     @staticmethod
@@ -68,25 +69,25 @@ class _WideProduct(torch.autograd.Function):
         x, weight = _operand(x_nd, compute, x_nd.dtype), _operand_of_rows(weight_vd, compute)
         ctx.save_for_backward(x, weight)
         ctx.compute, ctx.wide, ctx.v = compute, x_nd.dtype, len(weight_vd)
-        return _product(x, weight.T, x_nd.dtype)[:, : len(weight_vd)]
+        return _matmul(x, weight.T, x_nd.dtype)[:, : len(weight_vd)]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_y_nv):
+    def backward(ctx, grad_y_nv):
         x, weight = ctx.saved_tensors
         scale = None
         if ctx.compute == torch.float16:
             # Whatever the loss is multiplied by, the largest entry becomes 2^13 to 2^14: see FLOAT16_SCALE. A factor
             # of more than 2^114, for gradients that float32 itself is about to lose, could be infinite.
-            exponent = torch.frexp(of_y_nv.abs().amax()).exponent.clamp(min=-100)
-            scale = torch.ldexp(of_y_nv.new_ones(()), 14 - exponent)
-            of_y_nv = of_y_nv * scale
-        of_y = torch.nn.functional.pad(_operand(of_y_nv, ctx.compute, ctx.wide), (0, len(weight) - ctx.v))
-        of_x = _product(of_y, weight, ctx.wide) if ctx.needs_input_grad[0] else None
-        of_weight = _product(of_y.T, x, ctx.wide)[: ctx.v] if ctx.needs_input_grad[1] else None
+            exponent = torch.frexp(grad_y_nv.abs().amax()).exponent.clamp(min=-100)
+            scale = torch.ldexp(grad_y_nv.new_ones(()), 14 - exponent)
+            grad_y_nv = grad_y_nv * scale
+        grad_y = torch.nn.functional.pad(_operand(grad_y_nv, ctx.compute, ctx.wide), (0, len(weight) - ctx.v))
+        grad_x = _matmul(grad_y, weight, ctx.wide) if ctx.needs_input_grad[0] else None
+        grad_weight = _matmul(grad_y.T, x, ctx.wide)[: ctx.v] if ctx.needs_input_grad[1] else None
         if scale is not None:
-            of_x, of_weight = (None if one is None else one / scale for one in (of_x, of_weight))
-        return of_x, of_weight, None
+            grad_x, grad_weight = (None if one is None else one / scale for one in (grad_x, grad_weight))
+        return grad_x, grad_weight, None
 
 
 def fused_linear_cross_entropy(
@@ -115,9 +116,9 @@ def fused_linear_cross_entropy(
 
 
 def extra_bytes(
-    n: int, d: int, v: int, accumulate: torch.dtype, compute: torch.dtype, chunk_logits: int, wide_products: bool
+    n: int, d: int, v: int, accumulate: torch.dtype, compute: torch.dtype, chunk_logits: int, wide_matmul: bool
 ) -> int:
-    """The most bytes that `one_pass` holds beyond its inputs and the two gradients it returns.
+    """The most bytes that `fused_linear_cross_entropy` holds beyond its inputs and the two gradients it returns.
 
     Forward: a chunk of logits, and of their gradient if that is narrower; embedding and a chunk of hidden as operands,
     if they are no inputs; the nats. Backward: the gradients that were kept, beside those that are returned.
@@ -127,11 +128,11 @@ def extra_bytes(
         accumulate: dtype of the inputs.
         compute: dtype that operands are rounded to.
         chunk_logits: most logits at a time.
-        wide_products: `has_wide_products`; elsewhere operands that were rounded are widened again.
+        wide_matmul: `has_wide_matmul`; elsewhere operands that were rounded are widened again.
     """
     rows, wide = min(n, max(1, chunk_logits // v)), accumulate.itemsize
     narrow = 0 if compute == accumulate else compute.itemsize
-    operand = narrow if wide_products or not narrow else wide
+    operand = narrow if wide_matmul or not narrow else wide
     forward = rows * _padded(v) * (wide + narrow) + (v + rows) * d * operand + n * wide
     return max(forward, (n + v) * d * wide)
 
@@ -142,7 +143,7 @@ def materialised_bytes(n: int, v: int, accumulate: torch.dtype) -> int:
 
 
 @torch.library.custom_op(
-    "liquidnet::one_pass_cross_entropy",
+    "liquidnet::fused_linear_cross_entropy",
     mutates_args=(),
     schema="(Tensor hidden, Tensor embedding, Tensor labels, ScalarType compute, SymInt chunk_logits, bool gradients)"
     " -> (Tensor, Tensor, Tensor)",
@@ -151,9 +152,9 @@ def _cross_entropy(hidden, embedding, labels, compute, chunk_logits, gradients):
     """(nats, gradient of hidden, gradient of embedding); the gradients are empty where they are not wanted."""
     (n, _), v, wide = hidden.shape, embedding.shape[0], hidden.dtype
     if by_numba(hidden, compute):
-        from torch_impl.ops.cross_entropy.numba import one_pass_on_cpu
+        from torch_impl.ops.cross_entropy.numba import numba_fused_linear
 
-        nats, *both = one_pass_on_cpu(hidden, embedding, labels, chunk_logits, gradients)
+        nats, *both = numba_fused_linear(hidden, embedding, labels, chunk_logits, gradients)
         return nats.sum(), *both
     rows = max(1, chunk_logits // v)
     scale = FLOAT16_SCALE if compute == torch.float16 else 1.0
@@ -161,24 +162,24 @@ def _cross_entropy(hidden, embedding, labels, compute, chunk_logits, gradients):
     weight = _operand_of_rows(embedding, compute)
     width = len(weight)
     logits = hidden.new_empty(min(rows, n), _padded(v))
-    of_logits = logits if compute == wide or not gradients else torch.empty_like(logits, dtype=compute)
-    of_hidden, of_embedding = _empty(hidden, embedding, gradients)
-    of_embedding.zero_()
+    grad_logits = logits if compute == wide or not gradients else torch.empty_like(logits, dtype=compute)
+    grad_hidden, grad_embedding = _empty(hidden, embedding, gradients)
+    grad_embedding.zero_()
     for start in range(0, n, rows):
         here = slice(start, min(start + rows, n))
         count = here.stop - start
         x, z = _operand(hidden[here], compute, wide), logits[:count]
-        of_z = z if of_logits is logits else of_logits[:count]
-        _product(x, weight.T, wide, out=z[:, :width])
-        _softmax_gradient(z, labels[here], nats[here], of_z if gradients else None, v, scale)
+        grad_z = z if grad_logits is logits else grad_logits[:count]
+        _matmul(x, weight.T, wide, out=z[:, :width])
+        _softmax_gradient(z, labels[here], nats[here], grad_z if gradients else None, v, scale)
         if gradients:
-            of_z = of_z if of_z.dtype == x.dtype else z.copy_(of_z)
-            _product(of_z[:, :width], weight, wide, out=of_hidden[here])
-            _product(of_z[:, :v].T, x, wide, add_to=of_embedding)
+            grad_z = grad_z if grad_z.dtype == x.dtype else z.copy_(grad_z)
+            _matmul(grad_z[:, :width], weight, wide, out=grad_hidden[here])
+            _matmul(grad_z[:, :v].T, x, wide, add_to=grad_embedding)
     if gradients and scale != 1.0:
-        of_hidden.div_(scale)
-        of_embedding.div_(scale)
-    return nats.sum(), of_hidden, of_embedding
+        grad_hidden.div_(scale)
+        grad_embedding.div_(scale)
+    return nats.sum(), grad_hidden, grad_embedding
 
 
 @_cross_entropy.register_fake
@@ -187,18 +188,22 @@ def _(hidden, embedding, labels, compute, chunk_logits, gradients):
 
 
 def _keep(ctx, inputs, output):
-    _, of_hidden, of_embedding = output
+    _, grad_hidden, grad_embedding = output
     # Else autograd makes a gradient of zeros for each of the two, as large as they are.
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(of_hidden, of_embedding)
-    ctx.save_for_backward(of_hidden, of_embedding)
+    ctx.mark_non_differentiable(grad_hidden, grad_embedding)
+    ctx.save_for_backward(grad_hidden, grad_embedding)
 
 
 @once_differentiable
-def _backward(ctx, of_nats, *_):
-    of_hidden, of_embedding = ctx.saved_tensors
+def _backward(ctx, grad_nats, *_):
+    grad_hidden, grad_embedding = ctx.saved_tensors
     wanted = ctx.needs_input_grad
-    return of_hidden * of_nats if wanted[0] else None, of_embedding * of_nats if wanted[1] else None, *[None] * 4
+    return (
+        grad_hidden * grad_nats if wanted[0] else None,
+        grad_embedding * grad_nats if wanted[1] else None,
+        *[None] * 4,
+    )
 
 
 _cross_entropy.register_autograd(_backward, setup_context=_keep)
@@ -209,7 +214,7 @@ def _softmax_gradient(
 ) -> None:
     """`kernels.softmax_gradient`, or the same in operations of PyTorch, which overwrite the logits."""
     if takes_triton(logits.device):
-        from torch_impl.kernels.triton.softmax_gradient import softmax_gradient
+        from torch_impl.kernels.triton.cross_entropy import softmax_gradient
 
         return softmax_gradient(logits, labels, nats, gradient, v, scale)
     z, ignored = logits[:, :v], labels == IGNORED_LABEL
@@ -231,7 +236,7 @@ def _softmax_gradient(
 def _operand(x: Tensor, compute: torch.dtype, wide: torch.dtype) -> Tensor:
     """x rounded to the compute dtype, and widened again where products do not widen."""
     x = x.to(compute)
-    return x if has_wide_products(x.device, compute) else x.to(wide)
+    return x if has_wide_matmul(x.device, compute) else x.to(wide)
 
 
 def _operand_of_rows(embedding: Tensor, compute: torch.dtype) -> Tensor:
@@ -242,9 +247,7 @@ def _operand_of_rows(embedding: Tensor, compute: torch.dtype) -> Tensor:
     return torch.nn.functional.pad(operand, (0, 0, 0, _padded(len(operand)) - len(operand)))
 
 
-def _product(
-    a: Tensor, b: Tensor, wide: torch.dtype, out: Tensor | None = None, add_to: Tensor | None = None
-) -> Tensor:
+def _matmul(a: Tensor, b: Tensor, wide: torch.dtype, out: Tensor | None = None, add_to: Tensor | None = None) -> Tensor:
     """a b in the wide dtype; written to `out`, or added to `add_to` in place, where these are given."""
     # No None among them: an `out` of None is refused beside an `out_dtype`.
     options: dict[str, Any] = {} if a.dtype == wide else {"out_dtype": wide}

@@ -1,12 +1,14 @@
-"""Cross-entropy with its gradients in one pass. Twin: torch_impl. Truth: spec/reference/model.py.
+"""Linear layer and cross-entropy in one, with their gradients. Twin: torch_impl. Truth: spec/reference/model.py.
 
 The gradient of -log softmax(logits)[label] by the logits needs nothing that comes after it but one factor, the gradient
 of the sum of nats. So the forward pass turns each tile of logits into its gradients where it stands, and drops it; the
-backward pass multiplies what was kept, n d + v d numbers, by that factor.
+backward pass multiplies what was kept, n d + v d numbers, by that factor. Source: FusedLinearCrossEntropy of Liger
+Kernel (Hsu et al. 2024); a row's statistics come from one pass over its logits (Milakov & Gimelshein 2018).
 
-A tile has so many rows and so many words. Where it has all words its logits are made once. Where it has some of them
-they are made twice, for the statistics and for the gradients: a fourth product, but a tile small enough for a TPU's
-vector memory never crosses the HBM. Base on a v6e, 65,536 tokens: 10 GB with four products, 31 GB with three.
+A tile has so many rows and so many words of the vocabulary. Where it has all words its logits are made once. Where it
+has some of them they are made twice, for the statistics and for the gradients, as in Wijmans et al. 2024 ("Cut Your
+Losses in Large-Vocabulary Language Models"): a fourth product, but a tile small enough for a TPU's vector memory never
+crosses the HBM. Base on a v6e, 65,536 tokens: 10 GB with four products, 31 GB with three.
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ from jaxtyping import Array, Float, Int
 from spec.axes import ND, SCALAR, VD, N
 from spec.data import IGNORED_LABEL
 
+ALIGNMENT = 128
+"""Blocks of words are multiples of it: the lanes of a TPU's register."""
 TPU_ROWS = 4096
 """Rows of a tile on a TPU: each chunk of rows reads and writes the whole gradient of the embedding."""
 TPU_WORDS = 4224
 """Words of a tile on a TPU: with TPU_ROWS 66 MiB of float32 logits, in a vector memory of 128 MiB."""
-MORE = 4
-"""A CPU takes so many times `loss.CHUNK_LOGITS` at once: each chunk reads and writes the embedding's gradient."""
-ALIGNMENT = 128
-"""Blocks of words are multiples of it: the lanes of a TPU's register."""
+CHUNK_FACTOR = 4
+"""Times as many logits a chunk on a CPU: each chunk reads and writes the whole gradient of the embedding."""
 
 _Pair = tuple[Array, Array]
 _Several = tuple[Array, ...]
@@ -97,7 +99,7 @@ def _cross_entropy(hidden_nd: Array, embedding_vd: Array, labels_n: Array, tilin
 
     def add(nats: Array, rows: _Pair) -> tuple[Array, None]:
         chunk = _chunk(*rows, blocks, tiling)
-        summary, _ = _fold(partial(_absorb, chunk, tiling), _nothing(tiling), blocks)
+        summary, _ = _fold(partial(_online_softmax, chunk, tiling), _nothing(tiling), blocks)
         return nats + _nats(summary, chunk, tiling)[1], None
 
     return jax.lax.scan(add, tiling.wide.type(0), _rows(hidden_nd, labels_n, tiling))[0]
@@ -109,23 +111,23 @@ def _forward(hidden_nd: Array, embedding_vd: Array, labels_n: Array, tiling: _Ti
     blocks = _blocks(embedding_vd, tiling)
 
     def step(carry: _Pair, rows: _Pair) -> tuple[_Pair, Array]:
-        nats, of_embedding_kwd = carry
+        nats, grad_embedding_kwd = carry
         chunk = _chunk(*rows, blocks, tiling)
-        summary, kept = _fold(partial(_absorb, chunk, tiling), _nothing(tiling), blocks)
+        summary, kept = _fold(partial(_online_softmax, chunk, tiling), _nothing(tiling), blocks)
         log_total_r, more = _nats(summary, chunk, tiling)
-        of_x_rd = jnp.zeros((tiling.rows, d), tiling.wide)
-        push = partial(_push_back, chunk, log_total_r, kept, tiling)
-        (of_x_rd, of_embedding_kwd), _ = _fold(push, (of_x_rd, of_embedding_kwd), blocks)
-        return (nats + more, of_embedding_kwd), of_x_rd
+        grad_x_rd = jnp.zeros((tiling.rows, d), tiling.wide)
+        accumulate = partial(_accumulate_gradients, chunk, log_total_r, kept, tiling)
+        (grad_x_rd, grad_embedding_kwd), _ = _fold(accumulate, (grad_x_rd, grad_embedding_kwd), blocks)
+        return (nats + more, grad_embedding_kwd), grad_x_rd
 
     start = tiling.wide.type(0), jnp.zeros((tiling.blocks, tiling.words, d), tiling.wide)
-    (nats, of_embedding_kwd), of_hidden_crd = jax.lax.scan(step, start, _rows(hidden_nd, labels_n, tiling))
-    return nats, (of_hidden_crd.reshape(-1, d)[:n], of_embedding_kwd.reshape(-1, d))
+    (nats, grad_embedding_kwd), grad_hidden_crd = jax.lax.scan(step, start, _rows(hidden_nd, labels_n, tiling))
+    return nats, (grad_hidden_crd.reshape(-1, d)[:n], grad_embedding_kwd.reshape(-1, d))
 
 
-def _backward(tiling: _Tiling, kept: _Pair, of_nats: Array) -> tuple[Array, Array, None]:
-    of_hidden_nd, of_embedding_vd = kept
-    return of_nats * of_hidden_nd, of_nats * of_embedding_vd[: tiling.v], None
+def _backward(tiling: _Tiling, kept: _Pair, grad_nats: Array) -> tuple[Array, Array, None]:
+    grad_hidden_nd, grad_embedding_vd = kept
+    return grad_nats * grad_hidden_nd, grad_nats * grad_embedding_vd[: tiling.v], None
 
 
 _cross_entropy.defvjp(_forward, _backward)
@@ -151,8 +153,8 @@ def _chunk(x_rd: Array, labels_r: Array, blocks: _Pair, tiling: _Tiling) -> _Chu
     """Logits that are rounded are rounded as differences to the label's: where that is likely they are small."""
     if not tiling.narrow:
         return _Chunk(x_rd, labels_r, None)
-    of_label_rd = blocks[0].reshape(-1, x_rd.shape[1])[jnp.clip(labels_r, 0, tiling.v - 1)]
-    return _Chunk(x_rd, labels_r, (x_rd.astype(tiling.wide) * of_label_rd.astype(tiling.wide)).sum(axis=1))
+    label_weight_rd = blocks[0].reshape(-1, x_rd.shape[1])[jnp.clip(labels_r, 0, tiling.v - 1)]
+    return _Chunk(x_rd, labels_r, (x_rd.astype(tiling.wide) * label_weight_rd.astype(tiling.wide)).sum(axis=1))
 
 
 def _fold(
@@ -166,7 +168,7 @@ def _fold(
 
 def _logits(chunk: _Chunk, block: _Pair, tiling: _Tiling) -> Array:
     """Of one tile as they are kept, [r, w]; of what only fills up the last block too."""
-    z_rw = _product(chunk.x_rd, block[0], (1, 1), tiling)
+    z_rw = _matmul(chunk.x_rd, block[0], (1, 1), tiling)
     return z_rw if chunk.shift_r is None else (z_rw - chunk.shift_r[:, None]).astype(tiling.compute)
 
 
@@ -176,42 +178,44 @@ def _nothing(tiling: _Tiling) -> _Several:
     return zeros_r - jnp.inf, zeros_r, zeros_r
 
 
-def _absorb(chunk: _Chunk, tiling: _Tiling, summary: _Several, block: _Pair) -> tuple[_Several, Array]:
+def _online_softmax(chunk: _Chunk, tiling: _Tiling, summary: _Several, block: _Pair) -> tuple[_Several, Array]:
     """The summary with one more block of words, in the accumulation dtype whatever the logits are kept in."""
-    largest_r, total_r, of_label_r = summary
+    largest_r, total_r, label_logit_r = summary
     kept_rw = _logits(chunk, block, tiling)
     z_rw = kept_rw.astype(tiling.wide)
     if tiling.blocks * tiling.words > tiling.v:
         z_rw = jnp.where(_columns(tiling) < tiling.v - block[1], z_rw, -jnp.inf)
     now_r = jnp.maximum(largest_r, z_rw.max(axis=1))
     total_r = total_r * jnp.exp(largest_r - now_r) + jnp.exp(z_rw - now_r[:, None]).sum(axis=1)
-    of_label_r = of_label_r + jnp.where(_is_label(chunk, block, tiling), z_rw, 0.0).sum(axis=1)
-    return (now_r, total_r, of_label_r), kept_rw
+    label_logit_r = label_logit_r + jnp.where(_is_label(chunk, block, tiling), z_rw, 0.0).sum(axis=1)
+    return (now_r, total_r, label_logit_r), kept_rw
 
 
 def _nats(summary: _Several, chunk: _Chunk, tiling: _Tiling) -> _Pair:
     """log sum exp of each row's logits, [r], and the sum of nats."""
-    largest_r, total_r, of_label_r = summary
+    largest_r, total_r, label_logit_r = summary
     log_total_r = largest_r + jnp.log(total_r)
     known_r = (chunk.labels_r >= 0) & (chunk.labels_r < tiling.v)
-    nats_r = jnp.where(known_r, log_total_r - of_label_r, jnp.nan)
+    nats_r = jnp.where(known_r, log_total_r - label_logit_r, jnp.nan)
     return log_total_r, jnp.where(chunk.labels_r == IGNORED_LABEL, 0.0, nats_r).sum()
 
 
-def _push_back(
+def _accumulate_gradients(
     chunk: _Chunk, log_total_r: Array, kept_rw: Array | None, tiling: _Tiling, gradients: _Several, block: _Pair
 ) -> tuple[_Several, None]:
     """The gradients with one more block of words; softmax - one hot is rounded to the compute dtype."""
-    of_x_rd, of_embedding_kwd = gradients
+    grad_x_rd, grad_embedding_kwd = gradients
     weight_wd, first = block
     z_rw = (_logits(chunk, block, tiling) if kept_rw is None else kept_rw).astype(tiling.wide)
     p_rw = jnp.exp(z_rw - log_total_r[:, None]) - _is_label(chunk, block, tiling)
     # One mask for rows that are ignored and for columns beyond the vocabulary.
     end_r = jnp.where(chunk.labels_r == IGNORED_LABEL, 0, tiling.v) - first
-    of_z_rw = jnp.where(_columns(tiling) < end_r[:, None], p_rw, 0.0).astype(tiling.compute)
+    grad_z_rw = jnp.where(_columns(tiling) < end_r[:, None], p_rw, 0.0).astype(tiling.compute)
     # As a scatter, which XLA adds where the product is made; a slice that is updated it copies first.
-    of_embedding_kwd = of_embedding_kwd.at[first // tiling.words].add(_product(of_z_rw, chunk.x_rd, (0, 0), tiling))
-    return (of_x_rd + _product(of_z_rw, weight_wd, (1, 0), tiling), of_embedding_kwd), None
+    grad_embedding_kwd = grad_embedding_kwd.at[first // tiling.words].add(
+        _matmul(grad_z_rw, chunk.x_rd, (0, 0), tiling)
+    )
+    return (grad_x_rd + _matmul(grad_z_rw, weight_wd, (1, 0), tiling), grad_embedding_kwd), None
 
 
 def _is_label(chunk: _Chunk, block: _Pair, tiling: _Tiling) -> Array:
@@ -223,7 +227,7 @@ def _columns(tiling: _Tiling) -> Array:
     return jax.lax.broadcasted_iota(jnp.int32, (tiling.rows, tiling.words), 1)
 
 
-def _product(a: Array, b: Array, axes: tuple[int, int], tiling: _Tiling) -> Array:
+def _matmul(a: Array, b: Array, axes: tuple[int, int], tiling: _Tiling) -> Array:
     """a b, summed over one axis of each, operands as they are, sums and result in the wide dtype."""
     numbers = (((axes[0],), (axes[1],)), ((), ()))
     return jax.lax.dot_general(a, b, numbers, precision="highest", preferred_element_type=tiling.wide)

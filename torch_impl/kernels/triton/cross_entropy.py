@@ -1,4 +1,8 @@
-"""Logits to nats and the gradient of the logits, one program a row. No twin: Triton, and XLA fuses its own."""
+"""Logits to nats and the gradient of the logits, one program a row. No twin: Triton; XLA fuses its own.
+
+The largest logit and the sum of exponentials come from one pass: Milakov & Gimelshein 2018, "Online normalizer
+calculation for softmax", algorithm 3.
+"""
 
 from __future__ import annotations
 
