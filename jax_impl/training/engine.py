@@ -28,11 +28,12 @@ from jax_impl.training.optimizer import (
 )
 from jax_impl.training.step import make_programs, with_parameters
 from spec.checkpoint.sharded import PARAMETERS, by_kind, named_arrays
+from spec.checkpoint.tensors import Arrays
 from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig, require_integer
 from spec.data import Batch, BatchShard
 from spec.init import initial_parameters
 from spec.parameters import check_parameters
-from spec.runtime.engine import ExtraState, Moments, Parameters
+from spec.runtime.engine import ExtraState, Moments
 from spec.runtime.memory import keep_freed_memory
 from spec.sampling import Step
 
@@ -118,14 +119,14 @@ class Engine:
         loss, last = self._programs.loss(self.parameters, to_device(batch, self.context, rows), states)
         return float(loss), last
 
-    def load(self, parameters: Parameters, moments: Moments, step: int) -> None:
+    def load(self, parameters: Arrays, moments: Moments, step: int) -> None:
         """Set parameters and, where there are any, moments after `step` steps."""
         check_parameters(self.config, parameters)
         self._set_parameters(parameters)
         if moments:
             self._set_moments(load_moments(self.optimizer_state, moments, step))
 
-    def dump(self) -> tuple[Parameters, Moments]:
+    def dump(self) -> tuple[Arrays, Moments]:
         """Parameters and moments as NumPy."""
         return {path: to_host(array) for path, array in self.parameters.items()}, dump_moments(self.optimizer_state)
 
@@ -213,7 +214,7 @@ class Engine:
         """The rows that each process has in a step, filled up."""
         return padded_rows(-(-self.training.batch_size // self.context.shard.rows), self.context)
 
-    def _set_parameters(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def _set_parameters(self, arrays: Arrays) -> None:
         wide = accumulate_dtype(self.training.compute_dtype)
         self.parameters: dict[str, Array] = {
             path: put(np.asarray(arrays[path], wide), place) for path, place in self._programs.parameters.items()

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import numpy as np
 
+from spec.checkpoint.tensors import Arrays
 from spec.config import TrainingConfig
 from spec.data import Batch
 from spec.runtime.parallel import ParallelContext
@@ -20,8 +21,8 @@ from spec.sampling import Step
 
 States = TypeVar("States")
 
-Parameters = dict[str, np.ndarray]
-Moments = dict[str, dict[str, np.ndarray]]
+Moments = Mapping[str, Arrays]
+"""First and second moment of every parameter: `moments[name][path]`, names as in spec/optimizer.py."""
 
 
 class ExtraState(TypedDict, total=False):
@@ -87,11 +88,11 @@ class Engine(Protocol[States]):
         """
         ...
 
-    def load(self, parameters: Parameters, moments: Moments, step: int) -> None:
+    def load(self, parameters: Arrays, moments: Moments, step: int) -> None:
         """Set parameters and, where there are any, moments after `step` steps."""
         ...
 
-    def dump(self) -> tuple[Parameters, Moments]:
+    def dump(self) -> tuple[Arrays, Moments]:
         """Parameters and moments as NumPy."""
         ...
 

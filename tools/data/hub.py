@@ -1,6 +1,5 @@
 """Files of the Hugging Face hub, each pinned to a revision and a checksum; a download that broke off goes on."""
 
-import fcntl
 import hashlib
 import io
 import os
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spec.checkpoint.files import fsync
+from tools.cli.file_lock import exclusive_lock
 from tools.cli.progress import Bar, progress
 from tools.tokenizer.byte_level import first_line
 
@@ -57,8 +57,8 @@ def download(file: HubFile, otherwise: str) -> Path:
     if path.exists():
         return _checked(path, file)
     partial = folder / f"{file.filename}.incomplete"
-    with _Partial(partial) as target:
-        _lock(target, partial)
+    busy = f"{partial}: another process is downloading it; wait until it has ended"
+    with exclusive_lock(folder / f"{file.filename}.lock", busy), _Partial(partial) as target:
         _fetch(file, partial, target, otherwise)
         fsync(_checked(partial, file))
         os.replace(partial, path)
@@ -147,13 +147,6 @@ def _transfer(url: str, file: HubFile, target: _Partial) -> bool:
     with progress(f"downloading {file.filename}, {file.size:,} bytes", file.size, target.tell()) as target.bar:
         http_get(url, target, resume_size=target.tell(), headers=headers, expected_size=file.size)
     return True
-
-
-def _lock(target: _Partial, partial: Path) -> None:
-    try:
-        fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"{partial}: another process is downloading it; wait until it has ended") from error
 
 
 def _require_space(file: HubFile, partial: Path, kept: int) -> None:

@@ -59,7 +59,7 @@ class Side:
         #: The last tokens that were absorbed, and the states [l, n] after each.
         self.seen: deque[tuple[str, np.ndarray]] = deque(maxlen=WINDOW)
         self.session = Session(self._step, opened.model.tokenizer)
-        self.session.tell(prompt)
+        self.session.append(prompt)
 
     @property
     def tokens(self) -> int:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from spec.checkpoint.sharded import PARAMETERS
+from spec.checkpoint.tensors import Arrays
 from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig, require_integer
 from spec.data import IGNORED_LABEL, Batch, BatchShard
-from spec.runtime.engine import ExtraState, Moments, Parameters
+from spec.runtime.engine import ExtraState, Moments
 from spec.runtime.memory import keep_freed_memory
 from spec.sampling import Step
 from torch_impl.checkpoint.native import dump_parameters, from_numpy, load_parameters, to_numpy
@@ -172,13 +173,13 @@ class Engine:
         reshard(self.model)
         return loss.item(), states
 
-    def load(self, parameters: Parameters, moments: Moments, step: int) -> None:
+    def load(self, parameters: Arrays, moments: Moments, step: int) -> None:
         """Set parameters and, where there are any, moments after `step` steps."""
         load_parameters(self.model, parameters)
         if moments:
             load_moments(self.model, self.optimizer, moments, step)
 
-    def dump(self) -> tuple[Parameters, Moments]:
+    def dump(self) -> tuple[Arrays, Moments]:
         """Parameters and moments as NumPy."""
         return dump_parameters(self.model), dump_moments(self.model, self.optimizer)
 

@@ -88,7 +88,9 @@ def test_a_run_is_read_whatever_lies_newest(tmp_path):
     """Whole for those who cannot read it in parts, and by those who can, the rest of it."""
     run = RunDir(tmp_path)
     run.save(corruption.sample(), keep=3)
-    convert.write(run.place(9), replace(corruption.sample(), state={**corruption.sample().state, "step": 9}), "orbax")
+    convert.write(
+        run.checkpoint_path(9), replace(corruption.sample(), state={**corruption.sample().state, "step": 9}), "orbax"
+    )
     for newest in (run.newest_checkpoint(), run.newest_checkpoint((0, 2), "dcp"), convert.read(tmp_path)):
         assert newest is not None and newest.state["step"] == 9 and newest.verified
         assert bits(named(newest)) == bits(named())

@@ -39,7 +39,7 @@ def test_the_overview_names_every_command_with_an_example(arguments, capsys):
     lines = capsys.readouterr().out.splitlines()
     for name, command in COMMANDS.items():
         at = next(i for i, line in enumerate(lines) if line.split()[:1] == [name])
-        assert command.does in lines[at] and lines[at + 1].strip() == command.example
+        assert command.summary in lines[at] and lines[at + 1].strip() == command.example
     titles = [lines.index(title) for title in GROUPS]
     assert titles == sorted(titles)
 
@@ -53,7 +53,7 @@ def test_the_overview_is_no_wider_than_a_terminal(capsys):
 def test_an_example_is_understood(name, capsys):
     program, *arguments = shlex.split(COMMANDS[name].example)
     assert (program, arguments[0]) == ("liquidnet", name)
-    module, _, kind = COMMANDS[name].place.partition(":")
+    module, _, kind = COMMANDS[name].target.partition(":")
     assert type(parse(arguments)) is getattr(importlib.import_module(module), kind)
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])

@@ -1,6 +1,5 @@
 """A download goes on where it broke off, is checked, and says what to do where it cannot be."""
 
-import fcntl
 import hashlib
 import signal
 import subprocess
@@ -9,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from parity.suite.support import fake_hub as stand_in
 from parity.suite.support.fake_hub import CHUNK, Hub
@@ -212,8 +212,7 @@ def test_the_hubs_own_cache_is_looked_into(hub: Hub, prepare: Callable[..., Told
 def test_two_never_write_one_file(prepare: Callable[..., Told], tmp_path: Path):
     partial = kept(tmp_path, VAL, ".incomplete")
     partial.parent.mkdir(parents=True)
-    with partial.open("wb") as held:
-        fcntl.flock(held, fcntl.LOCK_SH)
+    with FileLock(kept(tmp_path, VAL, ".lock")):
         assert f"{partial}: another process is downloading it; wait" in refused(prepare(), tmp_path)
 
 
