@@ -33,6 +33,41 @@ def told(*arguments: object, **options: object) -> subprocess.CompletedProcess[s
     return subprocess.run([*LIQUIDNET, *map(str, arguments)], **given)
 
 
+@pytest.fixture
+def decoys(tmp_path):
+    """A working directory that has packages of our names, which end whatever imports them."""
+    for name in ("tools", "spec", "parity"):
+        (tmp_path / "work" / name).mkdir(parents=True)
+        (tmp_path / "work" / name / "__init__.py").write_text(f"raise SystemExit('not ours: {name}')\n")
+    return tmp_path / "work"
+
+
+@pytest.mark.parametrize("program", ["torch_impl.train", "jax_impl.train", "liquidnet"])
+def test_packages_of_the_working_directory_are_not_taken_for_ours(program, decoys):
+    if program != "liquidnet" and program.partition("_")[0] not in backends.installed():
+        pytest.skip(f"{program} needs its framework")
+    # As pip installs it: what is beside a script comes first, not the working directory.
+    script = decoys.parent / "liquidnet"
+    script.write_text("from tools.cli.main import main\nmain()\n")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    options = {"cwd": decoys, "env": environment, "capture_output": True, "text": True, "timeout": 120}
+    ended = subprocess.run([sys.executable, "-c", "import spec"], **options)
+    assert ended.returncode == 1 and ended.stderr == "not ours: spec\n"
+    command = [str(script), "train"] if program == "liquidnet" else ["-m", program]
+    ended = subprocess.run([sys.executable, *command, "--help"], **options)
+    assert ended.returncode == 0 and "usage: liquidnet train" in ended.stdout, ended.stderr
+
+
+def test_a_program_that_imports_a_backend_keeps_its_path(tmp_path):
+    backend = backends.default()
+    (tmp_path / "program.py").write_text(
+        f"import sys\nbefore = [*sys.path]\nimport {backend}_impl\nassert sys.path == before\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    for command in (["program.py"], ["-m", "program"]):
+        subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True, timeout=120)
+
+
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",), ("help",)])
 def test_the_overview_names_every_command_with_an_example(arguments, capsys):
     main(arguments)
