@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from spec.config import LiquidNetConfig
+from spec.config import LiquidNetConfig, ModelConfig
 from spec.parameters import num_parameters, parameter_table
 
 BUDGET = Path(__file__).parents[2] / "parity" / "suite" / "compiled" / "triton" / "budget.json"
@@ -233,7 +233,7 @@ def step_seconds(terms: tuple[Term, ...], device: Device) -> float:
     return sum(term.seconds(device) for term in terms)
 
 
-def step_flops(config: LiquidNetConfig, tokens: int) -> float:
+def step_flops(config: ModelConfig, tokens: int) -> float:
     """FLOPs of the products of a step, no recomputation: what MFU divides by. 6 a weight of a matrix and token."""
     weights = sum(row.shape[0] * row.shape[1] for row in parameter_table(config) if len(row.shape) == 2)
     return 6.0 * tokens * weights

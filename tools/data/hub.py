@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spec.checkpoint.files import fsync
+from tools.cli.errors import first_line
 from tools.cli.file_lock import exclusive_lock
 from tools.cli.progress import Bar, progress
-from tools.tokenizer.byte_level import first_line
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class HubFile:
 def download(file: HubFile, otherwise: str) -> Path:
     """Find a file in the hub's cache or in ours, or download it; what an earlier try left is not downloaded again.
 
-    huggingface_hub's own `hf_hub_download` throws away what it has when it is killed, so only its transfer is used.
+    huggingface_hub's own `hf_hub_download` throws away what it has when it is killed, so only its transfer is used,
+    `file_download.http_get` (huggingface_hub 0.30 or later).
 
     Args:
         file: which one.
@@ -58,7 +59,7 @@ def download(file: HubFile, otherwise: str) -> Path:
         return _checked(path, file)
     partial = folder / f"{file.filename}.incomplete"
     busy = f"{partial}: another process is downloading it; wait until it has ended"
-    with exclusive_lock(folder / f"{file.filename}.lock", busy), _Partial(partial) as target:
+    with exclusive_lock(Path(f"{partial}.lock"), busy), _Partial(partial) as target:
         _fetch(file, partial, target, otherwise)
         fsync(_checked(partial, file))
         os.replace(partial, path)
