@@ -116,7 +116,7 @@ def test_the_choice_is_kept_and_a_change_is_told(without_a_compiler, small_data,
     out = tmp_path / "run"
     flags = ("--data", small_data, "--out", out)
     assert run("train", "torch", *flags, *TRAIN, "--eval-windows", 2, "--steps", 3, "--stop-at", 1, "--compile") == 0
-    assert json.loads((out / "config.json").read_text())["habits"]["compile"] is True
+    assert json.loads((out / "config.json").read_text())["execution"]["compile"] is True
     assert read_checkpoint(out).state["environment"]["compile"] is True
     assert run("train", "torch", *flags, "--resume", "--stop-at", 2) == 0
     assert read_checkpoint(out).state["environment"]["compile"] is True
@@ -131,11 +131,11 @@ def test_runs_from_before_the_choice_go_on(small_data, tmp_path, capsys):
     flags = ("--data", small_data, "--out", out)
     assert run("train", "torch", *flags, *TRAIN, "--eval-windows", 2, "--steps", 2, "--stop-at", 1) == 0
     settings = json.loads((out / "config.json").read_text())
-    assert settings["habits"].pop("compile") is None
+    assert settings["execution"].pop("compile") is None
     (out / "config.json").write_text(json.dumps(settings))
     capsys.readouterr()
     assert run("train", "torch", *flags, "--resume") == 0
-    settings["habits"]["compile"] = "yes"
+    settings["execution"]["compile"] = "yes"
     (out / "config.json").write_text(json.dumps(settings))
     assert run("train", "torch", *flags, "--resume") == 2
     assert "compile must be true, false or null, got 'yes'" in capsys.readouterr().err
@@ -154,7 +154,7 @@ def test_jax_always_compiles(small_data, tmp_path, capsys):
     more = ("--eval-windows", 2, "--steps", 2, "--stop-at", 1)
     assert run("train", "torch", *flags, *TRAIN, *more, "--no-compile") == 0
     settings = shell.Train("jax", small_data, out, resume=True).resolve(open_data(small_data), RunDir(out).settings())
-    assert settings.habits.compile is False and shell._compiles("jax", settings.habits.compile)
+    assert settings.execution.compile is False and shell._compiles("jax", settings.execution.compile)
 
 
 def test_compiling_and_not_compiling_exclude_each_other(small_data, tmp_path, capsys):

@@ -114,11 +114,11 @@ def test_in_chat_a_line_is_a_turn(checkpoint):
     """What is absorbed is the template with the line in it, whatever the line holds."""
     model = open_model(checkpoint)
     dialogue = Dialogue(model, Chat(checkpoint).sampling(), 1, CHAT_TURN, CHAT_STOP)
-    told = []
-    dialogue.session.tell = told.append
+    appended = []
+    dialogue.session.append = appended.append
     dialogue.session.pending = [65]
     said(dialogue, "a {} b")
-    assert told == ["\nUser: a {} b\nAssistant:"]
+    assert appended == ["\nUser: a {} b\nAssistant:"]
 
 
 class Terminal:

@@ -226,14 +226,14 @@ def test_jax_refuses_float16_before_it_writes_anything(small_data, tmp_path, cap
 
 def test_bfloat16_on_a_gpu_without_it_names_float16(monkeypatch):
     said = []
-    monkeypatch.setattr(shell, "_say_loudly", said.append)
-    shell._warn_of_bfloat16("torch", "bfloat16")
+    monkeypatch.setattr(shell, "_warn", said.append)
+    shell._warn_if_emulated("torch", "bfloat16")
     monkeypatch.setattr(devices, "has_bfloat16", lambda device: False)
     monkeypatch.setattr(devices, "architecture", lambda device: "sm_75")
-    shell._warn_of_bfloat16("torch", "float16")
-    shell._warn_of_bfloat16("jax", "bfloat16")
+    shell._warn_if_emulated("torch", "float16")
+    shell._warn_if_emulated("jax", "bfloat16")
     assert not said
-    shell._warn_of_bfloat16("torch", "bfloat16")
+    shell._warn_if_emulated("torch", "bfloat16")
     assert "sm_75" in said[0] and "use --dtype float16" in said[0]
 
 
