@@ -175,7 +175,7 @@ def scans(found: dict[str, Any], out: Path) -> None:
 
 
 def _scan(case: ScanCase, method: str, dtype: str, context: ParallelContext) -> dict[str, np.ndarray]:
-    from parity.proof.adapters import torch as torch_face
+    from parity.proof.adapters import torch as torch_adapter
 
     arrays = case.arrays()
     cut = context.shard.of_columns(case.shape[1])
@@ -186,9 +186,8 @@ def _scan(case: ScanCase, method: str, dtype: str, context: ParallelContext) -> 
     # The objective is the sum of all processes'; a power of two divides without rounding.
     of_last = cast(arrays.final_gradient, dtype) / context.size
     with time_sharded(context.sequence_group):
-        found = torch_face.scan_vjp(
-            decay, drive, cast(arrays.state, dtype), method, resets, padding, of_states, of_last
-        )
+        inputs = decay, drive, cast(arrays.state, dtype)
+        found = torch_adapter.vjp("scan", inputs, (resets, padding), (of_states, of_last), method=method)
     parts = {name: context.all_gather(x) for name, x in found.items()}
     lasts, of_states = parts.pop("last"), parts.pop("state gradient")
     assert all(np.array_equal(last, lasts[0]) for last in lasts), "one last state for all"
