@@ -13,7 +13,8 @@ from spec.data import Dataset, open_data
 from tools.cli.main import main
 from tools.data.prepare import Prepare
 
-TOLD = "told"
+MEASURED = "measured"
+"""The property of a test that `report` adds to."""
 #: Begins a program that Ctrl-C must reach even where the tests run in the background of a shell, which has it ignored.
 HEARS = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 TEXT = ("--text", "The fox ran home.")
@@ -55,7 +56,7 @@ def compare(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str]
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Say what was measured; conftest.py prints it after the run."""
-    return lambda text: request.node.user_properties.append((TOLD, text))
+    return lambda text: request.node.user_properties.append((MEASURED, text))
 
 
 @pytest.fixture
