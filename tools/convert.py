@@ -118,7 +118,7 @@ def _write_orbax(directory: Path, checkpoint: Checkpoint) -> None:
         backends.load("jax", "training.distributed").ParallelContext(),
     )
     with new_directory(directory) as temporary:
-        sharded.Writing(named_arrays(checkpoint.parameters, checkpoint.moments), temporary, context).result()
+        sharded.AsyncSave(named_arrays(checkpoint.parameters, checkpoint.moments), temporary, context).result()
         for name, content in files_beside(checkpoint).items():
             (temporary / name).write_bytes(content)
         sums = {name: file_sha256(path) for name, path in files_below(temporary).items()}

@@ -9,7 +9,7 @@ from jaxtyping import Array
 from jax_impl.training.distributed import ROWS, SEQUENCE, ParallelContext
 from spec.data import IGNORED_LABEL, Batch
 
-FILL = {"labels": IGNORED_LABEL}
+PADDING = {"labels": IGNORED_LABEL}
 """What rows that fill up a batch hold, where that is not zero."""
 
 
@@ -19,8 +19,8 @@ def to_device(batch: Batch, context: ParallelContext, rows: int) -> dict[str, Ar
     Each process puts its rows on its devices, filled up with rows of which no label counts.
 
     Args:
-        batch: this process's share.
-        world: the processes of the run.
+        batch: this process's shard.
+        context: the processes of the run.
         rows: the most that any process has.
     """
     count = padded_rows(rows, context)
@@ -28,7 +28,7 @@ def to_device(batch: Batch, context: ParallelContext, rows: int) -> dict[str, Ar
 
     def put(name: str) -> Array | None:
         array = getattr(batch, name)
-        filled = None if array is None else fill_rows(array, count, FILL.get(name, 0))
+        filled = None if array is None else fill_rows(array, count, PADDING.get(name, 0))
         return None if filled is None else jax.make_array_from_process_local_data(cut, filled)
 
     return {name: put(name) for name in ("tokens", "labels", "resets", "noise")}
@@ -36,7 +36,7 @@ def to_device(batch: Batch, context: ParallelContext, rows: int) -> dict[str, Ar
 
 def padded_rows(rows: int, context: ParallelContext) -> int:
     """Rows of a process where each of its devices has as many."""
-    return -(-rows // context.parts_of_rows) * context.parts_of_rows
+    return -(-rows // context.local_row_shards) * context.local_row_shards
 
 
 def fill_rows(array: np.ndarray, count: int, fill: int) -> np.ndarray:

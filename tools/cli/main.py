@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise
     except BaseException:
         # Nobody expected it. The others must not wait for this process, whose interpreter may not come to its end.
-        if any(parallel.has_joined() for parallel in _joined()):
+        if any(parallel.is_initialized() for parallel in _joined()):
             traceback.print_exc()
             _leave(1)
         raise
@@ -49,7 +49,7 @@ def _joined() -> list[Any]:
 
 def _leave(code: int) -> None:
     for parallel in _joined():
-        parallel.leave(code)
+        parallel.exit_if_initialized(code)
 
 
 def _ready_streams() -> None:

@@ -129,12 +129,12 @@ class Train:
         if self.tensorboard:
             require_tensorboard()
         parallel = backends.load(self.backend, "training.distributed")
-        context = parallel.join(self.parallel, self.context_parallel, self.rank_timeout, self.mesh)
+        context = parallel.initialize(self.parallel, self.context_parallel, self.rank_timeout, self.mesh)
         run = RunDir(self.out, self.tensorboard)
         try:
             sys.exit(self._train(run, context))
         except (RuntimeError, ValueError) as error:
-            if not context.lost(error):
+            if not context.is_peer_loss(error):
                 raise
             # Without the file and line of gloo's that it comes from, and without its advice.
             reason = re.sub(r".*\.cc:\d+\] ?", "", str(error).splitlines()[0]).split(". ")[0]

@@ -137,7 +137,7 @@ class Trainer:
         if not (np.isfinite(loss) and np.isfinite(norm)):
             self.checkpoint_manager.finish()
             # All processes have the same numbers; one message will do.
-            self.context.leave_it_to_the_first(1)
+            self.context.exit_unless_first(1)
             raise FloatingPointError(self._not_finite(loss, norm))
         self.step += 1
         self.samples_consumed += training.batch_size
@@ -154,7 +154,7 @@ class Trainer:
     def _evaluate(self) -> None:
         training, most = self.settings.training, self.settings.habits.eval_windows
         # No more at a time than a device takes in a step: it may have memory for that alone.
-        parts = self.context.shard.rows * self.context.parts_of_rows
+        parts = self.context.shard.rows * self.context.local_row_shards
         rows = self.flags.micro_batch_size or -(-training.batch_size // parts)
         if training.stream:
             batches = validation_stream(self.data, rows * training.seq_len, most * training.seq_len)

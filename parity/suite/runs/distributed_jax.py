@@ -21,7 +21,7 @@ import numpy as np
 from jax_impl.ops.scan import METHODS as SCANS
 from jax_impl.ops.scan import scan
 from jax_impl.ops.scan.context_parallel import time_sharded
-from jax_impl.training.distributed import SEQUENCE, ParallelContext, join, leave, on_mesh
+from jax_impl.training.distributed import SEQUENCE, ParallelContext, exit_if_initialized, initialize, on_mesh
 from jax_impl.training.engine import Engine
 from jax_impl.training.step import abstract_step
 from parity.proof.operations.base import cast
@@ -197,7 +197,7 @@ def few_steps(found: dict[str, Any], out: Path) -> None:
 
 def main(out: Path, short: bool) -> None:
     """Write what was found into `out`: results.json, and arrays beside it."""
-    context = join()
+    context = initialize()
     assert len(jax.devices()) == DEVICES and set(SCANS) >= {"sequential", "chunked"}
     found: dict[str, Any] = {}
     if short:
@@ -218,7 +218,7 @@ def main(out: Path, short: bool) -> None:
         collectives(found)
     if context.rank == 0:
         (out / f"results_{context.size}.json").write_text(json.dumps(found))
-    leave(0)
+    exit_if_initialized(0)
 
 
 if __name__ == "__main__":

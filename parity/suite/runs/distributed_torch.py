@@ -25,7 +25,7 @@ from parity.suite.runs.trajectory_drift import SMALL, SMALL_SSM
 from spec.config import LiquidSSMConfig, TrainingConfig
 from torch_impl.ops.scan import METHODS as SCANS
 from torch_impl.ops.scan.context_parallel import time_sharded
-from torch_impl.training.distributed import ParallelContext, leave, world_of
+from torch_impl.training.distributed import ParallelContext, exit_if_initialized, on_ranks
 from torch_impl.training.engine import Engine
 
 PROCESSES = 4
@@ -56,7 +56,7 @@ class Layout:
 
     def context(self) -> ParallelContext:
         """Its processes; every process of the default group calls this."""
-        return ParallelContext() if self.size == 1 else world_of(list(range(self.size)), self.parallel, self.columns)
+        return ParallelContext() if self.size == 1 else on_ranks(list(range(self.size)), self.parallel, self.columns)
 
 
 ALONE = Layout(1)
@@ -259,7 +259,7 @@ def main(out: Path) -> None:
     if dist.get_rank() == 0:
         (out / "results.json").write_text(json.dumps(found))
     dist.barrier()
-    leave(0)
+    exit_if_initialized(0)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from parity.proof.problems.cases import ScanCase, perturbed_parameters
 from parity.suite.runs.trajectory_drift import NOISE, SMALL_TRAINING, story_data
 from spec.data import Batch, next_batch, validation_batches, validation_stream
 from spec.mixers.liquid_ssm.noise import with_noise
-from spec.runtime.processes import Processes
+from spec.runtime.parallel import ParallelContext
 from tools.training.evaluate import mean_loss
 
 # Twelve rows: 1, 2, 3 and 4 processes have equal shares, 8 have not.
@@ -67,7 +67,7 @@ def evaluated(segment: Segment) -> tuple[float, float]:
     return windows, mean_loss(segment.engine, validation_stream(data, STREAMED, 1000), carry=True)
 
 
-def digest(batch: Batch, context: Processes) -> str:
+def digest(batch: Batch, context: ParallelContext) -> str:
     """SHA-256 of tokens, labels and resets of the global batch, put together from what each process has."""
     parts, columns = context.all_gather(batch), context.shard.columns
     whole = hashlib.sha256()

@@ -27,7 +27,7 @@ from parity.suite.runs.launch import finish, start
 from parity.suite.runs.segment import SCAN_CASES, TRAINING, digest
 from parity.suite.runs.trajectory_drift import SMALL, SMALL_SSM, bounded_run, story_data
 from spec.data import next_batch
-from spec.runtime.processes import Processes
+from spec.runtime.parallel import ParallelContext
 
 pytestmark = pytest.mark.long
 
@@ -89,7 +89,7 @@ def test_a_liquid_ssm_stays_within_the_bound_of_one_device(found, layout):
 
 def test_every_mesh_sees_the_same_tokens(found):
     batches = (next_batch(story_data(), step * TRAINING.batch_size, TRAINING) for step in range(STEPS))
-    alone = [digest(batch, Processes()) for batch in batches]
+    alone = [digest(batch, ParallelContext()) for batch in batches]
     assert len(set(alone)) == STEPS
     for name in (ALONE.name, *(layout.name for layout in LAYOUTS), "chain"):
         assert found[name]["digests"] == alone, name

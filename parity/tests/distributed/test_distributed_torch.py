@@ -30,7 +30,7 @@ from parity.suite.runs.segment import SCAN_CASES, TRAINING, digest
 from parity.suite.runs.trajectory_drift import SMALL_SSM, bounded_run, story_data
 from spec.checkpoint.sharded import join_shards
 from spec.data import next_batch
-from spec.runtime.processes import Processes
+from spec.runtime.parallel import ParallelContext
 
 pytestmark = pytest.mark.long
 
@@ -99,7 +99,7 @@ def test_every_layout_sees_the_same_tokens(found, stream):
     alone = found[prefix + ALONE.name]["digests"]
     # What one process saw is what the specification says.
     batches = (next_batch(story_data(), step * TRAINING.batch_size, training) for step in range(STEPS))
-    assert alone == [digest(batch, Processes()) for batch in batches]
+    assert alone == [digest(batch, ParallelContext()) for batch in batches]
     assert len(set(alone)) == STEPS
     for name in [prefix + layout.name for layout in (CHAIN if stream else LAYOUTS)] + [f"{prefix}chain"]:
         assert found[name]["digests"] == alone, name

@@ -28,14 +28,13 @@ NAMED = [
 # Of these what both have is compared: a process of torch has one device, one of JAX has several.
 LEADING = {
     "parallel.py": [
-        "MOST_TIMEOUT",
         "ParallelContext",
-        "ParallelContext.lost",
+        "ParallelContext.is_peer_loss",
         "ParallelContext.total",
         "ParallelContext.gather",
-        "join",
-        "has_joined",
-        "leave",
+        "initialize",
+        "is_initialized",
+        "exit_if_initialized",
     ],
     "scan/context_parallel.py": ["Scan", "Adjoint", "time_sharded", "sharing"],
 }

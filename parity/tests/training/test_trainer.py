@@ -50,7 +50,7 @@ def test_each_of_the_moments_keeps_its_name():
 class Alone:
     """The world of one process, without a backend."""
 
-    rank, size, shard, sharded, parts_of_rows = 0, 1, WHOLE, False, 1
+    rank, size, shard, sharded, local_row_shards = 0, 1, WHOLE, False, 1
 
     def any(self, flag):
         return flag
