@@ -276,7 +276,7 @@ def stop_worker() -> None:
 def _computes_in_float64() -> bool:
     import jax
 
-    return jax.config.jax_enable_x64
+    return bool(jax.config.read("jax_enable_x64"))
 
 
 @cache

@@ -46,9 +46,13 @@ LAYERS = {
     "ssm_block": lambda config, dtype, method: models.Block(config, dtype, method),
 }
 OPERATIONS = {
-    "scan": lambda *inputs, method: jax_impl.scan(*inputs[:3], method, *inputs[3:]),
-    "gates": lambda *inputs, delta_min: gated_scan.gates(*inputs, delta_min),
-    "mixer": lambda *inputs, delta_min, method: gated_scan.mixer(*inputs[:2], delta_min, *inputs[2:], method),
+    "scan": lambda decay, drive, state, resets, padding, method: jax_impl.scan(
+        decay, drive, state, method, resets, padding
+    ),
+    "gates": gated_scan.gates,
+    "mixer": lambda pre, bias, state, resets, padding, delta_min, method: gated_scan.mixer(
+        pre, bias, delta_min, state, resets, padding, method
+    ),
     "loss": lambda hidden, embedding, labels, method="auto": losses.cross_entropy(
         hidden, embedding, labels, embedding.dtype, method
     )[:1],
@@ -233,7 +237,7 @@ def _optimizer(config: ModelConfig, training: TrainingConfig) -> tuple[Any, Call
     return optimizer, advance
 
 
-def _real(arrays: Sequence[np.ndarray], compute_dtype: str) -> list[np.ndarray | None]:
+def _real(arrays: Sequence[np.ndarray | None], compute_dtype: str) -> list[Any]:
     return [real(x, compute_dtype) for x in arrays]
 
 

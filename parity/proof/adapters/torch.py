@@ -48,9 +48,13 @@ LAYERS = {
     "ssm_block": lambda config, dtype, method: models.Block(config, dtype, method),
 }
 OPERATIONS = {
-    "scan": lambda *inputs, method: torch_impl.scan(*inputs[:3], method, *inputs[3:]),
-    "gates": lambda *inputs, delta_min: gated_scan.gates(*inputs, delta_min),
-    "mixer": lambda *inputs, delta_min, method: gated_scan.mixer(*inputs[:2], delta_min, *inputs[2:], method),
+    "scan": lambda decay, drive, state, resets, padding, method: torch_impl.scan(
+        decay, drive, state, method, resets, padding
+    ),
+    "gates": gated_scan.gates,
+    "mixer": lambda pre, bias, state, resets, padding, delta_min, method: gated_scan.mixer(
+        pre, bias, delta_min, state, resets, padding, method
+    ),
     "loss": lambda hidden, embedding, labels, method="auto": losses.cross_entropy(
         hidden, embedding, labels, embedding.dtype, method
     )[:1],
@@ -61,7 +65,7 @@ _ROWS = ("rms_norm", "swiglu")
 
 
 def scan(decay, drive, state=None, method="auto", resets=None, padding=None):
-    return _arrays(*torch_impl.scan(*_tensors(decay, drive, state), method, *_tensors(resets, padding)))
+    return _arrays(*OPERATIONS["scan"](*_tensors(decay, drive, state, resets, padding), method=method))
 
 
 def vjp(operation, inputs, constants, output_gradients, chunk=None, **options):
@@ -72,7 +76,7 @@ def vjp(operation, inputs, constants, output_gradients, chunk=None, **options):
 
 
 def decay_gates(p, delta_min):
-    return _arrays(*gated_scan.decay_gates(*_tensors(p), delta_min))
+    return _arrays(*gated_scan.decay_gates(_tensors(p)[0], delta_min))
 
 
 def elementary(name, x):
@@ -99,9 +103,9 @@ def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", co
         results = torch.func.functional_call(layer, given, (*values[: len(inputs)], *masks))
         return results if isinstance(results, tuple) else (results,)
 
-    arrays = [real(x, compute_dtype) for x in (*inputs, *weights.values())]
+    arrays = _real((*inputs, *weights.values()), compute_dtype)
     with mock.patch.object(layers, "_choose", return_value=method) if name in _ROWS else nullcontext():
-        results = _vjp(run, arrays, [real(x, compute_dtype) for x in gradients])
+        results = _vjp(run, arrays, _real(gradients, compute_dtype))
     outputs, found = results[: len(gradients)], results[len(gradients) :]
     return outputs, found[: len(inputs)], dict(zip(weights, found[len(inputs) :], strict=True))
 
@@ -110,10 +114,9 @@ def model(
     params, config, tokens, states=None, resets=None, padding=None, compute_dtype="float32", of_ssm=(), **options
 ):
     net = _model(params, config, compute_dtype=compute_dtype, **options)
+    inputs = tokens, real(states, compute_dtype), resets, padding, *_real(of_ssm, compute_dtype)
     with torch.no_grad():
-        return _arrays(
-            *net.logits(*_tensors(tokens, real(states, compute_dtype), resets, padding, *_real(of_ssm, compute_dtype)))
-        )
+        return _arrays(*net.logits(*_tensors(*inputs)))
 
 
 def loss_and_gradients(
@@ -150,7 +153,11 @@ def adamw_steps(config, training, parameters, moments, steps_taken, gradients, r
     for arrays, rate in zip(gradients, rates, strict=True):
         for path, parameter in net.named_parameters():
             (parameter.grad,) = _tensors(arrays[path])
-        norms.append(optimizers.clip_by_global_norm([p.grad for p in net.parameters()], training.grad_clip).item())
+        norms.append(
+            optimizers.clip_by_global_norm(
+                [p.grad for p in net.parameters() if p.grad is not None], training.grad_clip
+            ).item()
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
@@ -163,18 +170,19 @@ def initialize(config, seed=0):
 
 
 def generate(params, config, prompt, max_length, **sampling):
-    return _model(params, config).generate(*_tensors(prompt), max_length, **sampling).cpu().numpy()
+    return _model(params, config).generate(_tensors(prompt)[0], max_length, **sampling).cpu().numpy()
 
 
 def make_step(params, config, method="auto"):
     return generation.make_step(_model(params, config), method)
 
 
-def _real(arrays: Sequence[np.ndarray], compute_dtype: str) -> list[np.ndarray | None]:
+def _real(arrays: Sequence[np.ndarray | None], compute_dtype: str) -> list[Any]:
     return [real(x, compute_dtype) for x in arrays]
 
 
-def _tensors(*arrays: np.ndarray | None) -> list[Tensor | None]:
+def _tensors(*arrays: np.ndarray | None) -> list[Any]:
+    # Those that are given are tensors: which may be missing is the operation's to say.
     return [None if array is None else torch.tensor(array, device=_DEVICE) for array in arrays]
 
 

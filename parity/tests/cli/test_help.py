@@ -8,10 +8,10 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from parity.proof.environment import ROOT
 from parity.suite.support.ui import wandering
 from spec.checkpoint.files import require_file
 from spec.checkpoint.format import write_checkpoint
@@ -164,7 +164,7 @@ def test_commands_at_work_write_no_escape_code(small_data, tmp_path):
 )
 def test_a_missing_package_is_named_with_its_remedy(package, extra, small_data, tmp_path):
     (tmp_path / f"{package}.py").write_text(ABSENT)
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[3])])
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), str(ROOT)])
     model = tmp_path / "model"
     write_checkpoint(model, wandering())
     commands = {"parity": ("parity",), "ui": ("ui", "--checkpoint", model)}

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from spec.presets import RECIPES, preset
 from tools.plan import topology
 from tools.plan.compile_step import Asked, compiled_step, summary
 from tools.xla import hlo
 from tools.xla.count import Counted, count
+
+if TYPE_CHECKING:
+    import jax
 
 TRAINED = {
     "base v6e:4x4 data=16": ("base", "v6e:4x4", "data=16", 65_536, 1),
@@ -24,7 +27,7 @@ SHARED_SHAPE = (4, 8192, 768)
 """b, t over all chips, d of the scan whose time eight chips share."""
 
 
-def asked(name: str) -> Asked:
+def request(name: str) -> Asked:
     """What a row of TRAINED compiles."""
     size, slice_name, mesh, tokens, micro_batch = TRAINED[name]
     where, training = topology.topology(slice_name), RECIPES[size]
@@ -33,23 +36,42 @@ def asked(name: str) -> Asked:
     return Asked(where, preset(size), training, mesh, micro_batch=micro_batch)
 
 
-def measured(told: Callable[[str], None] = lambda name: None) -> dict[str, dict[str, Any]]:
+class StepRow(TypedDict):
+    """What a train step needs a chip."""
+
+    peak: int
+    hbm_bytes: int
+    milliseconds: float
+    mfu: float
+    compile_seconds: float
+    collectives: list[str]
+
+
+class ScanRow(TypedDict):
+    """Bytes that a device gives the others, and in what."""
+
+    forward_operand: int
+    backward_operand: int
+    collectives: list[str]
+
+
+def measure(progress: Callable[[str], None] = lambda name: None) -> dict[str, StepRow | ScanRow]:
     """A row for each program: bytes, milliseconds of the model, seconds of the compiler, kinds of collectives.
 
     Args:
-        told: called with each row's name before it is compiled.
+        progress: called with each row's name before it is compiled.
     """
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, StepRow | ScanRow] = {}
     for name in TRAINED:
-        told(name)
+        progress(name)
         rows[name] = trained(name)
-    told(SHARED)
+    progress(SHARED)
     return {**rows, SHARED: shared_scan()}
 
 
-def trained(name: str) -> dict[str, Any]:
+def trained(name: str) -> StepRow:
     """The row of a train step."""
-    found = summary(asked(name), compiled_step(asked(name)))
+    found = summary(request(name), compiled_step(request(name)))
     assert not found["uncertain"], found["uncertain"]
     return {
         "peak": found["memory"]["peak"],
@@ -61,7 +83,7 @@ def trained(name: str) -> dict[str, Any]:
     }
 
 
-def shared_scan() -> dict[str, Any]:
+def shared_scan() -> ScanRow:
     """What a device gives the others in the scan of a shared sequence, forward and backward: bytes, and in what."""
     forward = _compiled(lambda run, *inputs: run(*inputs))
     both = _compiled(_gradients)
@@ -79,7 +101,7 @@ def shared_scan_limit() -> int:
     return 2 * b * d * 4
 
 
-def _gradients(run: Callable[..., Any], *inputs: Any) -> Any:
+def _gradients(run: Callable, *inputs: jax.Array) -> tuple:
     import jax
 
     results, pull = jax.vjp(run, *inputs)
@@ -87,7 +109,7 @@ def _gradients(run: Callable[..., Any], *inputs: Any) -> Any:
     return results, pull(results)
 
 
-def _compiled(objective: Callable[..., Any]) -> Counted:
+def _compiled(objective: Callable) -> Counted:
     import jax
     import jax.numpy as jnp
 
@@ -99,7 +121,7 @@ def _compiled(objective: Callable[..., Any]) -> Counted:
     context, (b, t, d) = on_mesh(devices, 1, 1, len(devices)), SHARED_SHAPE
     stretch, whole = jax.P(None, "sequence"), jax.P()
 
-    def local(*inputs: Any) -> Any:
+    def local(*inputs: jax.Array) -> tuple:
         with time_sharded("sequence"):
             return objective(scan, *inputs)
 
@@ -114,4 +136,6 @@ def _compiled(objective: Callable[..., Any]) -> Counted:
         jax.ShapeDtypeStruct(shape, jnp.float32, sharding=context.sharding(*spec))
         for shape, spec in (((b, t, d), stretch), ((b, t, d), stretch), ((b, d), whole))
     ]
-    return count(hlo.parse(program.lower(*like).compile().as_text()))
+    text = program.lower(*like).compile().as_text()
+    assert text is not None
+    return count(hlo.parse(text))

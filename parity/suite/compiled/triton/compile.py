@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -49,9 +49,9 @@ triton_scan = importlib.import_module("torch_impl.ops.scan.triton")
 class Launch(NamedTuple):
     """A launch that was not made."""
 
-    kernel: Any
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
+    kernel: JITFunction
+    arguments: tuple[object, ...]
+    options: dict[str, object]
 
     @property
     def name(self) -> str:
@@ -63,12 +63,12 @@ def mixer(dtype: torch.dtype, length: int, padded: bool, segments: int) -> Calla
     """Both directions of the mixer, with resets."""
 
     def launch() -> None:
-        pre, of_gated = (torch.empty(2, length, x * WIDTH, dtype=dtype) for x in (3, 1))
+        pre, grad_gated = (torch.empty(2, length, x * WIDTH, dtype=dtype) for x in (3, 1))
         state, mask = torch.empty(2, WIDTH), torch.zeros(2, length, dtype=torch.bool)
         bias, padding = torch.empty(WIDTH), mask if padded else None
         with mock.patch.object(triton_mixer, "split", return_value=segments):
             _, last, saved = triton_mixer._forward(pre, bias, state, mask, padding, 1e-6, True)
-            triton_mixer._backward(pre, bias, mask, padding, saved, of_gated, last, 1e-6)
+            triton_mixer._backward(pre, bias, mask, padding, saved, grad_gated, last, 1e-6)
 
     return launch
 
@@ -100,7 +100,7 @@ def forms(name: str) -> Iterator[tuple[str, Callable[[], None]]]:
 
 @contextmanager
 def launches_for(name: str) -> Iterator[list[Launch]]:
-    """Gathers the launches inside, laid out as on an architecture."""
+    """Collects the launches inside, laid out as on an architecture."""
     found: list[Launch] = []
     laid_out = table.launch_options
 

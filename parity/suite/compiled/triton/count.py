@@ -44,26 +44,26 @@ def counted_bytes() -> dict[str, float]:
 
 
 def _mixer() -> dict[str, float]:
-    pre, of_gated = (torch.randn(BATCH, LENGTH, x * WIDTH).bfloat16() for x in (3, 1))
-    bias, state, of_last = torch.randn(WIDTH), torch.randn(BATCH, WIDTH), torch.randn(BATCH, WIDTH)
+    pre, grad_gated = (torch.randn(BATCH, LENGTH, x * WIDTH).bfloat16() for x in (3, 1))
+    bias, state, grad_last = torch.randn(WIDTH), torch.randn(BATCH, WIDTH), torch.randn(BATCH, WIDTH)
     for x in (pre, bias, state):
         x.requires_grad_()
     resets = torch.rand(BATCH, LENGTH) < 0.01
     with counted() as forward:
         gated, last = triton_mixer.fused_mixer(pre, bias, 1e-6, state, resets, None)
     with counted() as backward:
-        torch.autograd.grad((gated, last), (pre, bias, state), (of_gated, of_last))
+        torch.autograd.grad((gated, last), (pre, bias, state), (grad_gated, grad_last))
     return {"forward": _each(forward), "backward": _each(backward)}
 
 
 def _scan() -> dict[str, float]:
     shape = BATCH, LENGTH, WIDTH
-    decay, drive, of_states = torch.rand(shape), torch.randn(shape), torch.randn(shape)
-    state, of_last = torch.randn(2, BATCH, WIDTH)
+    decay, drive, grad_states = torch.rand(shape), torch.randn(shape), torch.randn(shape)
+    state, grad_last = torch.randn(2, BATCH, WIDTH)
     with counted() as forward:
         states = scan_states(decay, drive, state)
     with counted() as backward:
-        scan_gradients(decay, states, state, of_states, of_last)
+        scan_gradients(decay, states, state, grad_states, grad_last)
     return {"forward": _each(forward), "backward": _each(backward)}
 
 
