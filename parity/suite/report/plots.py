@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from parity.proof.problems.cases import DECAYS
 from parity.suite.report.schema import DriftEntry, ErrorRow, EstimateEntry, Report, Skipped, Units
@@ -26,9 +27,9 @@ def errors_against_length(rows: list[ErrorRow]) -> str | None:
     """Worst float32 error of each scan at each length."""
     lengths = sorted({int(t) for row in rows for t in row["groups"].get("T", {})})
     figure, axes = _axes()
-    for row, style in _styles(rows):
+    for row in rows:
         found = {int(t): _finite(x) for t, x in row["groups"]["T"].items()}
-        axes.plot(sorted(found), [found[t] for t in sorted(found)], **style)
+        _plot_row(axes, rows, row, sorted(found), [found[t] for t in sorted(found)], "-")
     axes.set(xscale="log", xlabel="tokens, T", xticks=lengths, xticklabels=list(map(str, lengths)))
     axes.minorticks_off()
     return _finish(figure, axes, "T") if lengths else None
@@ -38,10 +39,10 @@ def errors_against_decay(rows: list[ErrorRow]) -> str | None:
     """Worst float32 error of each scan in each regime of decays."""
     kinds = [kind for kind in DECAYS if any(kind in row["groups"].get("decay", {}) for row in rows)]
     figure, axes = _axes()
-    for (row, style), offset in zip(_styles(rows), np.linspace(-0.2, 0.2, len(rows) or 1), strict=False):
+    for row, offset in zip(rows, np.linspace(-0.2, 0.2, len(rows) or 1), strict=False):
         found = row["groups"]["decay"]
         units = [_finite(found.get(kind, 0.0)) for kind in kinds]
-        axes.plot(np.arange(len(kinds)) + offset, units, **{**style, "linestyle": ""})
+        _plot_row(axes, rows, row, np.arange(len(kinds)) + offset, units, "")
     axes.set(xticks=range(len(kinds)), xticklabels=kinds, xlabel="decays")
     return _finish(figure, axes, "decay") if kinds else None
 
@@ -104,29 +105,12 @@ def _finite(units: Units) -> float:
     return float(units) if np.isfinite(float(units)) else np.nan
 
 
-class Style(TypedDict):
-    """Of a line, as matplotlib takes it."""
-
-    color: str
-    marker: str
-    label: str
-    markersize: float
-    linewidth: float
-    alpha: float
-    linestyle: str
-
-
-def _styles(rows: list[ErrorRow]) -> list[tuple[ErrorRow, Style]]:
+def _plot_row(axes: Axes, rows: list[ErrorRow], row: ErrorRow, x: ArrayLike, units: ArrayLike, line: str) -> None:
     """A colour a backend, a mark a method."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
-
-    def style(row: ErrorRow) -> Style:
-        marker = MARKS[methods.index(row["method"]) % len(MARKS)]
-        line: Style = {"markersize": 5, "linewidth": 1.0, "alpha": 0.85, "linestyle": "-", "marker": marker,
-                       "color": COLOURS[row["backend"]], "label": row["implementation"]}  # fmt: skip
-        return line
-
-    return [(row, style(row)) for row in rows]
+    marker = MARKS[methods.index(row["method"]) % len(MARKS)]
+    style = {"markersize": 5, "linewidth": 1.0, "alpha": 0.85, "linestyle": line, "marker": marker}
+    axes.plot(x, units, color=COLOURS[row["backend"]], label=row["implementation"], **style)
 
 
 def _axes() -> tuple[Figure, Axes]:

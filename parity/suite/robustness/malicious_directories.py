@@ -8,6 +8,7 @@ import pickle
 import shutil
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
@@ -37,6 +38,7 @@ def _tensor(shape: list[int], first: int, last: int, dtype: str = "F32") -> Entr
 
 def headers() -> Iterator[Corruption]:
     """safetensors that claim what is not there, under right checksums."""
+    case = partial(Corruption, "safetensors tricks", "neutral")
     one, twice = _tensor([2], 0, 8), b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
     for name, header, data in (
         ("overlap", {"a": one, "b": _tensor([2], 4, 12)}, bytes(12)),
@@ -66,10 +68,10 @@ def headers() -> Iterator[Corruption]:
         content = struct.pack("<Q", len(text)) + text + data
         for file in ("model", "optimizer"):
             change = lambda path, f=file, c=content: rewrite(path, **{f"{f}__safetensors": c})  # noqa: E731
-            yield Corruption("safetensors tricks", "neutral", f"{file}: {name}", change, ".")
+            yield case(f"{file}: {name}", change, ".")
     for name, length in (("beyond the file", 10**6), ("2^63", 2**63), ("2^64 - 1", 2**64 - 1), ("nothing", 0)):
         change = lambda path, n=length: rewrite(path, states__safetensors=struct.pack("<Q", n) + bytes(50))  # noqa: E731
-        yield Corruption("safetensors tricks", "neutral", f"header of {name}", change, ".")
+        yield case(f"header of {name}", change, ".")
 
 
 def _at(name: str, change: FileChange) -> Change:
@@ -112,12 +114,9 @@ def no_files() -> Iterator[Corruption]:
             for turn, (what, (change, refusal)) in enumerate(ODD.items()):
                 if alone or turn < 2 or (turn + number) % 3 == 0:
                     yield Corruption("no regular file", form, f"{name}: {what}", _at(name, change), refusal)
-    yield Corruption(
-        "no regular file", "neutral", "one file more", lambda path: (path / "more").touch(), "more is no part"
-    )
-    yield Corruption(
-        "no regular file", "neutral", "one pipe more", lambda path: os.mkfifo(path / "more"), "more is no part"
-    )
+    for what, add in (("file", Path.touch), ("pipe", os.mkfifo)):
+        change = lambda path, add=add: add(path / "more")  # noqa: E731
+        yield Corruption("no regular file", "neutral", f"one {what} more", change, "more is no part")
 
 
 def swapped() -> Iterator[Corruption]:
@@ -155,6 +154,7 @@ def _meta(change: Callable[[Tree], object]) -> Change:
 
 def meta_json() -> Iterator[Corruption]:
     """Oddities of the data's meta.json."""
+    case = partial(Corruption, "meta.json", "data")
     for name, values in {
         "format_version": (0, 2, None, [1], "1"), "vocab_size": (0, -1, 1.5, "50", None, True, 2**70, [50], 3),
         "dtype": ("object", "O", None, ["uint16"], "uint8", ">u2", "u2,u2", "V0", "float16", "uint32", 3, "", {}),
@@ -163,23 +163,21 @@ def meta_json() -> Iterator[Corruption]:
     }.items():  # fmt: skip
         for value in values:
             change = _meta(lambda meta, n=name, v=value: meta.update({n: v}))
-            yield Corruption("meta.json", "data", f"{name} {value!r}", change, ".")
-        yield Corruption("meta.json", "data", f"no {name}", _meta(lambda meta, n=name: meta.pop(n)), ".")
+            yield case(f"{name} {value!r}", change, ".")
+        yield case(f"no {name}", _meta(lambda meta, n=name: meta.pop(n)), ".")
     for part, name, value in (
         ("val", "bytes", 0), ("val", "bytes", 1.5), ("val", "tokens", 499), ("val", "tokens", None),
         ("train", "tokens", 501), ("train", "sha256", "0" * 64), ("val", "sha256", None), ("val", "bytes", 2**80),
     ):  # fmt: skip
         change = _meta(lambda meta, p=part, n=name, v=value: meta[p].update({n: v}))
-        yield Corruption("meta.json", "data", f"{part} {name} {value!r}", change, ".")
+        yield case(f"{part} {name} {value!r}", change, ".")
     for name, content in {
         "nothing": b"", "a list": b"[]", "a number": b"3", "null": b"null", "not UTF-8": b'{"\xff": 1}',
         "deep": b"[" * 10**5,
         "digits": b'{"format_version": ' + b"9" * 5000 + b"}", "a pickle": pickle.dumps({}),
         "UTF-16": "{}".encode("utf-16"),
     }.items():  # fmt: skip
-        yield Corruption(
-            "meta.json", "data", name, lambda path, c=content: (path / "meta.json").write_bytes(c) and None, "."
-        )
+        yield case(name, lambda path, c=content: (path / "meta.json").write_bytes(c) and None, ".")
 
 
 def emptied() -> Iterator[Corruption]:

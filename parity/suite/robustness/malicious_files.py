@@ -10,6 +10,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -120,29 +121,24 @@ def _patched(name: str, offset: int, value: bytes) -> Change:
 
 def zip_tricks() -> Iterator[Corruption]:
     """Archives that no `torch.save` writes."""
+    case = partial(Corruption, "zip tricks", "pt")
     for name in ("../evil", "/evil", "FOLDER/../../evil", "other/data.pkl", "\\evil", "FOLDER/data/../../evil"):
-        yield Corruption(
-            "zip tricks", "pt", name, lambda path, n=name: rezip(path, more=((n, b"x"),)), "outside its folder"
-        )
+        yield case(name, lambda path, n=name: rezip(path, more=((n, b"x"),)), "outside its folder")
     for name in ("data.pkl", "data/0", "version"):
         more = ((f"FOLDER/{name}", b"x"),)
-        yield Corruption(
-            "zip tricks", "pt", f"two {name}", lambda path, m=more: rezip(path, more=m), "two entries of one"
-        )
-        yield Corruption(
-            "zip tricks", "pt", f"deflated {name}", lambda p, n=name: rezip(p, deflate=f"/{n}"), "compressed"
-        )
+        yield case(f"two {name}", lambda path, m=more: rezip(path, more=m), "two entries of one")
+        yield case(f"deflated {name}", lambda p, n=name: rezip(p, deflate=f"/{n}"), "compressed")
     for name in ("data.pkl", "data/0"):
-        yield Corruption("zip tricks", "pt", f"bomb {name}", _inflating(name), "compressed")
+        yield case(f"bomb {name}", _inflating(name), "compressed")
     for name, value in (("data.pkl", b"\xff\xff\xff\x7f"), ("data/0", b"\xff\xff\xff\x7f")):
-        yield Corruption("zip tricks", "pt", f"size of {name}", _patched(name, 24, value), "compressed|not loaded")
-        yield Corruption("zip tricks", "pt", f"sizes of {name}", _patched(name, 20, value * 2), None)
-        yield Corruption("zip tricks", "pt", f"CRC of {name}", _patched(name, 16, value), None)
-        yield Corruption("zip tricks", "pt", f"place of {name}", _patched(name, 42, value), None)
-    yield Corruption("zip tricks", "pt", "no data.pkl", lambda p: _archive(p, {"a/version": b"3"}), "data.pkl")
-    yield Corruption("zip tricks", "pt", "no entry", lambda p: _archive(p, {}), "data.pkl")
+        yield case(f"size of {name}", _patched(name, 24, value), "compressed|not loaded")
+        yield case(f"sizes of {name}", _patched(name, 20, value * 2), None)
+        yield case(f"CRC of {name}", _patched(name, 16, value), None)
+        yield case(f"place of {name}", _patched(name, 42, value), None)
+    yield case("no data.pkl", lambda p: _archive(p, {"a/version": b"3"}), "data.pkl")
+    yield case("no entry", lambda p: _archive(p, {}), "data.pkl")
     for name, content in (("text", b"text"), ("nothing", b""), ("safetensors", pack(sample().parameters))):
-        yield Corruption("zip tricks", "pt", name, lambda path, c=content: path.write_bytes(c), "not a zip")
+        yield case(name, lambda path, c=content: path.write_bytes(c), "not a zip")
 
 
 def _archive(path: Path, entries: dict[str, bytes]) -> None:
@@ -153,6 +149,7 @@ def _archive(path: Path, entries: dict[str, bytes]) -> None:
 
 def tensor_tricks() -> Iterator[Corruption]:
     """Pickles of torch's own types that ask for memory, or hold no plain tensor."""
+    case = partial(Corruption, "tensor tricks", "pt")
 
     def made(make: Callable[[ModuleType], object]) -> Change:
         def change(path: Path) -> None:
@@ -188,12 +185,12 @@ def tensor_tricks() -> Iterator[Corruption]:
         ("a set", lambda torch: {1, 2}, "."),
         ("a number", lambda torch: 3.0, f"{BIAS} is a float"),
     ):
-        yield Corruption("tensor tricks", "pt", name, made(make), refusal)
+        yield case(name, made(make), refusal)
     longer = b"J\x00\x00\x00\x7f"
     # A storage ends with the file whatever it claims; a shape cannot.
     for name, old, refusal in (("storage", b"K\x06t", None), ("shape", b"K\x06\x85", "not loaded")):
         change = lambda path, o=old: rezip(path, pickled=_data_pickle(path).replace(o, longer + o[2:]))  # noqa: E731
-        yield Corruption("tensor tricks", "pt", f"{name} beyond the file", change, refusal)
+        yield case(f"{name} beyond the file", change, refusal)
 
 
 def _data_pickle(path: Path) -> bytes:
@@ -203,6 +200,7 @@ def _data_pickle(path: Path) -> bytes:
 
 def msgpack_tricks() -> Iterator[Corruption]:
     """Lengths that are not there, nesting, extensions that are no array."""
+    case = partial(Corruption, "msgpack tricks", "msgpack")
     for name, content in {
         "text of 4 GiB": b"\xdb\xff\xff\xff\xff", "bytes of 4 GiB": b"\xc6\xff\xff\xff\xff", "nothing": b"",
         "list of 4 G": b"\xdd\xff\xff\xff\xff", "list of 2 G": b"\xdd\x7f\xff\xff\xff" + bytes(100), "nil": b"\xc0",
@@ -213,7 +211,7 @@ def msgpack_tricks() -> Iterator[Corruption]:
         "time": b"\xd6\xff" + bytes(4), "long time": b"\xc7\x0c\xff" + b"\xff" * 12,
         "two roots": b"\x80\x80", "never used": b"\xc1",
     }.items():  # fmt: skip
-        yield Corruption("msgpack tricks", "msgpack", name, lambda path, c=content: path.write_bytes(c), ".")
+        yield case(name, lambda path, c=content: path.write_bytes(c), ".")
     numbers = np.ones(6, np.float32).tobytes()
     for name, array in {
         **{f"shape {shape}": (shape, "float32", numbers) for shape in ([7], [5], [2**62], [2**64 - 1], [1] * 100, "6")},
@@ -225,16 +223,16 @@ def msgpack_tricks() -> Iterator[Corruption]:
         "four parts": ([6], "float32", numbers, 1),
     }.items():  # fmt: skip
         for code in (1, 3):
-            yield Corruption("msgpack tricks", "msgpack", f"{name}, {code}", _extension(code, array), ".")
+            yield case(f"{name}, {code}", _extension(code, array), ".")
     for code, content in ((2, [1, 2]), (2, ["a", "b"]), (2, []), (2, 3), (5, [1]), (1, 3)):
-        yield Corruption("msgpack tricks", "msgpack", f"{code} {content}", _extension(code, content), ".")
+        yield case(f"{code} {content}", _extension(code, content), ".")
     for name, value in {
         "no chunks": {"shape": {"0": 6}}, "no shape": {"chunks": {}}, "chunks a list": {"shape": {}, "chunks": [1]},
         "long shape": {"shape": {"0": 2**40}, "chunks": {"0": np.ones(6, "f4")}},
         "no array": {"shape": {"0": 1}, "chunks": {"0": 1}},
     }.items():  # fmt: skip
         chunked = {"__msgpack_chunked_array__": True, **value}
-        yield Corruption("msgpack tricks", "msgpack", f"chunked, {name}", _in_a_tree(chunked), ".")
+        yield case(f"chunked, {name}", _in_a_tree(chunked), ".")
 
 
 def _in_a_tree(value: object) -> Change:

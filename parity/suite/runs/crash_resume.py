@@ -34,16 +34,8 @@ from tools.training.run_dir import RunDir
 
 EVERY, EVALUATE_EVERY = 3, 10
 MODEL = ("--d-model", "32", "--d-ff", "48", "--n-layers", "2", "--seq-len", "32", "--batch-size", "12")
-INTERVALS = (
-    "--checkpoint-every",
-    str(EVERY),
-    "--keep",
-    "2",
-    "--eval-every",
-    str(EVALUATE_EVERY),
-    "--eval-windows",
-    "16",
-)
+CHECKPOINTS = ("--checkpoint-every", str(EVERY), "--keep", "2")
+EVALUATIONS = ("--eval-every", str(EVALUATE_EVERY), "--eval-windows", "16")
 STARTING, STEPPING, WRITING, EVALUATING = "before the first step", "in a step", "in a checkpoint", "in an evaluation"
 PLACES = (STARTING, STEPPING, WRITING, EVALUATING)
 AIMS = (STARTING, WRITING, STEPPING, EVALUATING, WRITING, STEPPING)
@@ -180,7 +172,8 @@ def command(options: Kills, data: Path, out: Path, seed: int, steps: int, *more:
     launcher = [sys.executable, "-m"]
     if options.ranks > 1:
         launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(options.ranks), "-m"]
-    flags = ("--data", str(data), "--out", str(out), "--seed", str(seed), "--steps", str(steps), *MODEL, *INTERVALS)
+    flags = ("--data", str(data), "--out", str(out), "--seed", str(seed), "--steps", str(steps))
+    flags = (*flags, *MODEL, *CHECKPOINTS, *EVALUATIONS)
     return [*launcher, f"{options.backend}_impl.train", *flags, *(("--stream",) if options.stream else ()), *more]
 
 

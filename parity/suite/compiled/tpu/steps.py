@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
+from parity.suite.compiled.tpu.budget import Row
 from spec.presets import RECIPES, preset
 from tools.plan import topology
 from tools.plan.compile_step import Asked, compiled_step, summary
@@ -36,32 +37,13 @@ def request(name: str) -> Asked:
     return Asked(where, preset(size), training, mesh, micro_batch=micro_batch)
 
 
-class StepRow(TypedDict):
-    """What a train step needs a chip."""
-
-    peak: int
-    hbm_bytes: int
-    milliseconds: float
-    mfu: float
-    compile_seconds: float
-    collectives: list[str]
-
-
-class ScanRow(TypedDict):
-    """Bytes that a device gives the others, and in what."""
-
-    forward_operand: int
-    backward_operand: int
-    collectives: list[str]
-
-
-def measure(progress: Callable[[str], None] = lambda name: None) -> dict[str, StepRow | ScanRow]:
+def measure(progress: Callable[[str], None] = lambda name: None) -> dict[str, Row]:
     """A row for each program: bytes, milliseconds of the model, seconds of the compiler, kinds of collectives.
 
     Args:
         progress: called with each row's name before it is compiled.
     """
-    rows: dict[str, StepRow | ScanRow] = {}
+    rows: dict[str, Row] = {}
     for name in TRAINED:
         progress(name)
         rows[name] = trained(name)
@@ -69,7 +51,7 @@ def measure(progress: Callable[[str], None] = lambda name: None) -> dict[str, St
     return {**rows, SHARED: shared_scan()}
 
 
-def trained(name: str) -> StepRow:
+def trained(name: str) -> Row:
     """The row of a train step."""
     found = summary(request(name), compiled_step(request(name)))
     assert not found["uncertain"], found["uncertain"]
@@ -83,7 +65,7 @@ def trained(name: str) -> StepRow:
     }
 
 
-def shared_scan() -> ScanRow:
+def shared_scan() -> Row:
     """What a device gives the others in the scan of a shared sequence, forward and backward: bytes, and in what."""
     forward = _compiled(lambda run, *inputs: run(*inputs))
     both = _compiled(_gradients)
