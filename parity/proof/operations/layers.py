@@ -39,7 +39,7 @@ class Scan(Operation):
 
     def run(self, adapter: Any, case: ScanCase, method: str, dtype: str) -> Arrays:
         decay, drive, state, resets, padding, *gradients = (cast(x, dtype) for x in case.arrays())
-        return adapter.scan_vjp(decay, drive, state, method, resets, padding, *gradients)
+        return adapter.vjp("scan", (decay, drive, state), (resets, padding), gradients, method=method)
 
 
 class Gates(Operation):
@@ -69,7 +69,7 @@ class Gates(Operation):
 
     def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         pre, bias, *gradients = (cast(x, dtype) for x in self.arrays(case))
-        return adapter.gates_vjp(pre, bias, case.config.delta_min, *gradients)
+        return adapter.vjp("gates", (pre, bias), (), gradients, delta_min=case.config.delta_min)
 
 
 class RMSNorm(Operation):
@@ -167,7 +167,8 @@ class CrossEntropy(Operation):
     def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         hidden, embedding, labels = (cast(x, dtype) for x in self.arrays(case))
         # Seven rows a chunk, which divides few numbers of labels.
-        return adapter.loss_vjp(hidden, embedding, labels, method, 7 * len(embedding))
+        one, chunk = np.ones((), hidden.dtype), 7 * len(embedding)
+        return adapter.vjp("loss", (hidden, embedding), (labels,), (one,), chunk, method=method)
 
 
 class AdamW(Operation):

@@ -37,7 +37,8 @@ class Mixer(Estimated):
 
     def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         pre, bias, state, *gradients = (cast(x, dtype) for x in self.arrays(case))
-        return adapter.mixer_vjp(pre, bias, case.config.delta_min, state, method, *case.masks(), *gradients)
+        inputs, options = (pre, bias, state), {"delta_min": case.config.delta_min, "method": method}
+        return adapter.vjp("mixer", inputs, case.masks(), gradients, **options)
 
 
 class Block(Estimated):

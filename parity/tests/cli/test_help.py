@@ -8,10 +8,10 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from parity.proof.environment import ROOT
 from parity.suite.support.ui import wandering
 from spec.checkpoint.files import require_file
 from spec.checkpoint.format import write_checkpoint
@@ -49,7 +49,7 @@ def test_packages_of_the_working_directory_are_not_taken_for_ours(program, decoy
     # As pip installs it: what is beside a script comes first, not the working directory.
     script = decoys.parent / "liquidnet"
     script.write_text("from tools.cli.main import main\nmain()\n")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     options = {"cwd": decoys, "env": environment, "capture_output": True, "text": True, "timeout": 120}
     ended = subprocess.run([sys.executable, "-c", "import spec"], **options)
     assert ended.returncode == 1 and ended.stderr == "not ours: spec\n"
@@ -63,7 +63,7 @@ def test_a_program_that_imports_a_backend_keeps_its_path(tmp_path):
     (tmp_path / "program.py").write_text(
         f"import sys\nbefore = [*sys.path]\nimport {backend}_impl\nassert sys.path == before\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for command in (["program.py"], ["-m", "program"]):
         subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True, timeout=120)
 
@@ -199,7 +199,7 @@ def test_commands_at_work_write_no_escape_code(small_data, tmp_path):
 )
 def test_a_missing_package_is_named_with_its_remedy(package, extra, small_data, tmp_path):
     (tmp_path / f"{package}.py").write_text(ABSENT)
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[3])])
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), str(ROOT)])
     model = tmp_path / "model"
     write_checkpoint(model, wandering())
     commands = {"parity": ("parity",), "ui": ("ui", "--checkpoint", model)}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from parity.suite.support.fixtures import HEARS
+from parity.suite.support.fixtures import HEED_SIGINT
 from spec.checkpoint.format import list_checkpoints
 from tools.cli import backends
 from tools.cli.commands import COMMANDS
@@ -78,8 +78,8 @@ class Live:
         self.told, self.written = directory / "stderr", directory / "stdout"
         with self.told.open("w") as err, self.written.open("w") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", HEARS + program, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=out,
-                stderr=err, start_new_session=True,
+                [sys.executable, "-c", HEED_SIGINT + program, *map(str, arguments)],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
             )  # fmt: skip
 
     def wait_for(self, sign: str) -> None:

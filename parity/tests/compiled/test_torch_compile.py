@@ -23,15 +23,15 @@ from tools.training.run_dir import RunDir
 torch = pytest.importorskip("torch", reason="JAX compiles everywhere")
 engines = adapters.load_module("torch", "training.engine")
 models = adapters.load_module("torch", "model")
-adapter = adapters.load("torch")
+DEVICE = adapters.load_module("torch", "ops.devices").default_device()
 
 # Dynamo's own way with an autograd.Function, in torch 2.13.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=2, max_seq_len=9)
 CHOICES = [
-    *((method, "auto", False) for method in adapter.METHODS["mixer"]),
-    *(("auto", method, False) for method in adapter.METHODS["loss"]),
+    *((method, "auto", False) for method in adapters.load("torch").METHODS["mixer"]),
+    *(("auto", method, False) for method in adapters.load("torch").METHODS["loss"]),
     ("auto", "chunked", True),
 ]
 TRAIN = ("--d-model", "8", "--d-ff", "12", "--n-layers", "1", "--batch-size", "2", "--seq-len", "8")
@@ -52,9 +52,9 @@ def test_the_loss_is_one_graph(without_a_compiler, method, loss_method, remat):
     """`fullgraph` raises at a graph break; loss, states and every gradient are within the bounds of the model."""
     case = ModelCase(9, "some", "left", "some", False, 3, config=CONFIG)
     truth, bound = expected("model", case, "float32")
-    net = models.LiquidNet(CONFIG, method=method, remat=remat, loss_method=loss_method).to(adapter.DEVICE)
+    net = models.LiquidNet(CONFIG, method=method, remat=remat, loss_method=loss_method).to(DEVICE)
     adapters.load_module("torch", "checkpoint.native").load_parameters(net, case.parameters)
-    tokens, labels, states, resets, padding, of_last = (torch.tensor(x, device=adapter.DEVICE) for x in case.arrays())
+    tokens, labels, states, resets, padding, of_last = (torch.tensor(x, device=DEVICE) for x in case.arrays())
     loss_of = torch.compile(net.loss, fullgraph=True, dynamic=False)
     rows = 5 if loss_method == "chunked" else None
     try:
@@ -99,7 +99,7 @@ def test_a_compiled_engine_takes_the_same_steps(without_a_compiler):
 @pytest.mark.long
 def test_a_compiled_engine_takes_the_same_steps_with_a_compiler():
     """A minute on a CPU, most of it in the C++ compiler."""
-    if adapter.DEVICE.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+    if DEVICE.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
     torch.compiler.reset()
     assert_close(steps(True), steps(False))

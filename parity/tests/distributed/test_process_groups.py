@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("torch", reason="only PyTorch trains in several processes")
 
+from parity.proof.environment import ROOT
 from parity.proof.problems.cases import perturbed_parameters
 from spec.config import LiquidNetConfig, TrainingConfig
 from spec.data import IGNORED_LABEL, Batch, BatchShard
@@ -23,7 +24,6 @@ from torch_impl.training.engine import Engine
 
 pytestmark = pytest.mark.long
 
-ROOT = Path(__file__).resolve().parents[3]
 CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=2, max_seq_len=8)
 # Seven rows: one process has three, the other four. A large eps: with a small one AdamW enlarges rounding.
 TRAINING = TrainingConfig(batch_size=7, seq_len=7, adam_eps=1e-2, weight_decay=0.5, grad_clip=0.5, stream=True)

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from parity.proof.problems.cases import perturbed_parameters
-from parity.suite.support.fixtures import HEARS
+from parity.suite.support.fixtures import HEED_SIGINT
 from parity.tests.generation.test_session import BYTES, CONFIG
 from spec.checkpoint.format import Checkpoint, write_checkpoint
 from tools.cli import backends
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory):
 
 
 def command(checkpoint, *flags: object) -> list[str]:
-    program = HEARS + "from tools.cli.main import main\nmain()"
+    program = HEED_SIGINT + "from tools.cli.main import main\nmain()"
     return [sys.executable, "-c", program, "chat", "--checkpoint", str(checkpoint), *map(str, flags)]
 
 

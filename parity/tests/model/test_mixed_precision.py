@@ -67,9 +67,12 @@ def test_a_float16_model_is_within_the_estimate_for_eleven_bits(seed, scale):
     logits, last = adapter.model(case.parameters, CONFIG, *inputs, compute_dtype="float16")
     assert logits.dtype == last.dtype == np.float32
     results = {"logits": logits, "last": last}
-    net = adapters.load_module("torch", "model").LiquidNet(CONFIG, compute_dtype="float16").to(adapter.DEVICE)
+    device = devices.default_device()
+    net = adapters.load_module("torch", "model").LiquidNet(CONFIG, compute_dtype="float16").to(device)
     adapters.load_module("torch", "checkpoint.native").load_parameters(net, case.parameters)
-    tokens, labels, states, resets, padding, of_last = (torch.tensor(x, device=adapter.DEVICE) for x in arrays)
+    tokens, labels, states, resets, padding, of_last = (
+        torch.tensor(x, device=devices.default_device()) for x in arrays
+    )
     loss, last = net.loss(tokens, labels, states.requires_grad_(), resets, padding)
     (scale * (loss + (of_last * last).sum())).backward()
     gradients = {path: parameter.grad for path, parameter in net.named_parameters()} | {"state gradient": states.grad}
