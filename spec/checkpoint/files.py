@@ -1,4 +1,8 @@
-"""Files and directories that appear whole or not at all, whatever kills the writer."""
+"""Files and directories that appear whole or not at all, whatever kills the writer.
+
+Source: what a file system promises is that rename(2) is atomic; what is in a file, and that its name is there, it
+promises after fsync(2) of the file and of its directory: Pillai et al. 2014, "All file systems are not created equal".
+"""
 
 from __future__ import annotations
 

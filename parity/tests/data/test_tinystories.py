@@ -85,7 +85,7 @@ def test_its_flags_exist_and_say_what_was_published(tmp_path: Path, machine: str
     asked = tyro.cli(Prepare, args=prepare[2:])
     assert (asked.dataset, asked.tokenizer, asked.max_tokens) == ("tinystories", "gpt2", 50e6)
     if machine == "gpus":
-        start = ["torchrun", "--standalone", "--nproc-per-node", "8", "-m", "torch_impl.training.engine"]
+        start = ["torchrun", "--standalone", "--nproc-per-node", "8", "-m", "torch_impl.train"]
         assert train[: len(start)] == start
         train = ["liquidnet", "train", "torch", *train[len(start) :]]
     flags = tyro.cli(Train, args=train[2:], config=(tyro.conf.FlagCreatePairsOff,))
