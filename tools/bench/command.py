@@ -96,7 +96,7 @@ class Bench:
         if self.history is not None:
             require_writable(self.history, "--history")
 
-    def _measured(self, config: LiquidNetConfig, recipe: TrainingConfig) -> measure.Result:
+    def _measured(self, config: LiquidNetConfig, recipe: TrainingConfig) -> results.Result:
         if self.device == "cuda":
             result = measure.measured("cuda", self.rounds, sizes.on_gpu(config, recipe))
         else:

@@ -16,32 +16,16 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TypedDict
 
 from spec.config import nearest
 from spec.runtime.memory import keep_freed_memory
 from tools.bench import decode, machine, operations, roofline, train_step
-from tools.bench.limits import Target, targets
-from tools.bench.results import errors_of, is_fault
+from tools.bench.limits import targets
+from tools.bench.results import Result, errors_of, is_fault
 from tools.bench.sizes import Sizes
 from tools.bench.timer import Row, Timer, guarded
 from tools.cli import backends
 from tools.cli.progress import progress
-
-
-class Result(TypedDict, total=False):
-    """One run, as the JSON has it; `targets` of a processor, `device` and `modelled` of a GPU."""
-
-    when: str
-    environment: dict
-    device: dict
-    rounds: int
-    sections: dict[str, list[Row]]
-    section_seconds: dict[str, float]
-    seconds: float
-    targets: list[Target]
-    modelled: dict
-    errors: list[str]
 
 
 @dataclass(frozen=True)

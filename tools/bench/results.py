@@ -9,16 +9,30 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypedDict
 
 from rich.console import Console
 from rich.table import Table
 
 from spec.checkpoint.files import new_file
+from tools.bench.limits import Target
 from tools.bench.timer import Row
 
-if TYPE_CHECKING:
-    from tools.bench.measure import Result
+
+class Result(TypedDict, total=False):
+    """One run, as the JSON has it; `targets` of a processor, `device` and `modelled` of a GPU."""
+
+    when: str
+    environment: dict
+    device: dict
+    rounds: int
+    sections: dict[str, list[Row]]
+    section_seconds: dict[str, float]
+    seconds: float
+    targets: list[Target]
+    modelled: dict
+    errors: list[str]
+
 
 _OPERATION = {"pass": "pass", "ms": "milliseconds", "GB/s": "gb_per_s", "of copy": "of_copy",
               "of least traffic": "passes"}  # fmt: skip

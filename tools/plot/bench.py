@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tools.bench import results
 from tools.bench.limits import Target
-from tools.bench.measure import Result
+from tools.bench.results import Result
 from tools.bench.timer import Row, ran
 from tools.plot.figure import BLUE, GREY, ORANGE, new_figure, write_picture
 
