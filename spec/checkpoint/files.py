@@ -85,6 +85,14 @@ def read_file(path: Path) -> bytes:
     return Path(path).read_bytes()
 
 
+def read_utf8(path: Path) -> str:
+    """The text of a small file, line breaks as they are; raises ValueError where it is not UTF-8."""
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from error
+
+
 def remove_unfinished(directory: Path) -> None:
     """Delete what a killed writer left in `directory`."""
     for path in Path(directory).glob(f"{TEMPORARY_PREFIX}*"):

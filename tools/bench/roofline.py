@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from spec.config import LiquidNetConfig
+from spec.config import LiquidNetConfig, ModelConfig
 from spec.parameters import num_parameters, parameter_table
 from tools.bench.timer import Json
 
@@ -147,7 +147,7 @@ def step_seconds(terms: tuple[Term, ...], device: Device) -> float:
     return sum(term.seconds(device) for term in terms)
 
 
-def step_flops(config: LiquidNetConfig, tokens: int) -> float:
+def step_flops(config: ModelConfig, tokens: int) -> float:
     """FLOPs of the products of a step, no recomputation: what MFU divides by. 6 a weight of a matrix and token."""
     weights = sum(row.shape[0] * row.shape[1] for row in parameter_table(config) if len(row.shape) == 2)
     return 6.0 * tokens * weights

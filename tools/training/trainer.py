@@ -21,7 +21,7 @@ from spec.sampling import Sampling, Step
 from spec.schedule import learning_rate
 from tools.cli import signals
 from tools.generation.session import Session
-from tools.plot.command import plot_loss
+from tools.plot.loss import plot_loss
 from tools.tokenizer import parse_tokenizer
 from tools.training.checkpoint_manager import OWN_FORMAT, CheckpointFormat, make_checkpoint_manager
 from tools.training.evaluate import mean_loss
