@@ -11,7 +11,7 @@ import pytest
 
 from spec.config import LiquidNetConfig, TrainingConfig
 from spec.runtime.memory import keep_freed_memory
-from tools.bench.training import random_batch
+from tools.bench.train_step import random_batch
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba", reason="the extra cpu")
