@@ -58,7 +58,7 @@ def _mixer_inputs(shape: Shape) -> list[np.ndarray]:
 # Forward: decay, drive read; states written. Backward: decay, states and gradient read; two written.
 SCAN = Operation("scan", "ops.scan", (3, 5), _scan_inputs)
 # Forward: 3 pre-activations read, 1 output written. Backward: 3 and a gradient read, 3 written.
-MIXER = Operation("mixer", "ops.gated_scan", (4, 7), _mixer_inputs)
+MIXER = Operation("gated_scan", "ops.gated_scan", (4, 7), _mixer_inputs)
 
 
 def scans(timer: Timer, sizes: Sizes) -> list[Row]:
