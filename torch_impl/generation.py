@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from spec.checkpoint.quantization import WEIGHTS
-from spec.config import require_known
+from spec.mixers import state_shape
 from spec.sampling import Sampling, Step, check_tokens, complete
+from spec.validation import require_known
 from torch_impl.layers import COMPUTE, accumulate_dtype
+from torch_impl.mixers import capabilities
 from torch_impl.ops.cross_entropy import lm_head
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ class _OneToken:
         place = {"device": weight.device, "dtype": accumulate_dtype(model.compute_dtype)}
         self.model = model
         self.tokens_bt = torch.zeros((b, 1), device=weight.device, dtype=torch.long)
-        self.states_lbd = torch.zeros((c.n_layers, b, c.d_state), **place)
+        self.states_lbd = torch.zeros(state_shape(c, b), **place)
         self.logits_bv = torch.zeros((b, c.vocab_size), **place)
 
     def __call__(self) -> None:
@@ -147,10 +149,9 @@ def choose_method(model: LanguageModel, weights: str = "float32") -> str:
     require_known("weights", weights, WEIGHTS)
     if _refusal(model) is None:
         return _OF_NUMBA[weights]
-    # Whether a guess has settled is asked by the host: nothing that a graph can hold.
     blocks: Any = model.blocks
-    asks = any(block.mixer.method == "parallel" for block in blocks)
-    return "graph" if model.embedding.weight.device.type == "cuda" and not asks else "eager"
+    captured = all(capabilities(model.config, block.mixer.method).graph_capture for block in blocks)
+    return "graph" if model.embedding.weight.device.type == "cuda" and captured else "eager"
 
 
 def make_step(model: LanguageModel, method: str = "auto", weights: str = "float32") -> Step:

@@ -1,15 +1,19 @@
-"""The mixer of a LiquidNet. Twin: torch_impl. Truth: spec/reference/blocks.py."""
+"""LiquidNet. Twin: torch_impl. Truth: spec/mixers/liquidnet.py."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jax_impl.layers import Linear, accumulate_dtype
+from jax_impl.model import LanguageModel
+from jax_impl.ops import scan
 from jax_impl.ops.gated_scan import METHODS, mixer
-from spec.axes import BD, BT, BTD
-from spec.config import LiquidNetConfig, require_known
+from spec.axes import BD, BTD
+from spec.mixers.base import NO_MASKS, Capabilities, Masks, Side
+from spec.mixers.liquidnet import LiquidNetConfig
+from spec.validation import require_known
 
 
 class LiquidMixer(nnx.Module):
@@ -27,10 +31,31 @@ class LiquidMixer(nnx.Module):
         self,
         x: Float[Array, BTD],
         state: Float[Array, BD] | None = None,
-        resets: Bool[Array, BT] | None = None,
-        padding: Bool[Array, BT] | None = None,
+        masks: Masks = NO_MASKS,
+        side: Side | None = None,
     ) -> tuple[Float[Array, BTD], Float[Array, BD]]:
-        gated_btd, state_bd = mixer(
-            self.input(x), self.decay_bias[...], self.delta_min, state, resets, padding, self.method
-        )
+        gated_btd, state_bd = mixer(self.input(x), self.decay_bias[...], self.delta_min, state, *masks, self.method)
         return self.output(gated_btd), state_bd
+
+
+Mixer = LiquidMixer
+
+
+def choose_method(config: LiquidNetConfig, batch_size: int, seq_len: int) -> str:
+    """The method that `auto` takes where training would run by default."""
+    return scan.choose_method((batch_size, seq_len, config.d_model))
+
+
+def capabilities(config: LiquidNetConfig, method: str = "auto") -> Capabilities:
+    """What this backend can do with the mixer beyond what every mixer must."""
+    return Capabilities(compile=True, context_parallel=True, graph_capture=True, fused_decode=True, scan_methods=True)
+
+
+class LiquidNet(LanguageModel):
+    """The family of h_t = alpha_t h_{t-1} + (1 - alpha_t) v_t: a linear recurrence whose decay follows its input.
+
+    Called with (tokens, states, resets, padding) it gives (logits, states), see `logits`.
+    """
+
+
+Model = LiquidNet

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from spec.checkpoint.files import new_file
-from spec.config import LiquidNetConfig, TrainingConfig, require_integer
-from spec.presets import RECIPES, preset
+from spec.config import ModelConfig, TrainingConfig
+from spec.mixers import family
+from spec.presets import PRESETS, RECIPES, preset
+from spec.validation import require_integer
 from tools.bench import (
     cpu,
     gpu,
@@ -122,7 +124,7 @@ class Bench:
             print(bench_history.append(self.history, result))
         return result
 
-    def _recipe(self) -> tuple[str, LiquidNetConfig, TrainingConfig]:
+    def _recipe(self) -> tuple[str, ModelConfig, TrainingConfig]:
         """The preset, and its recipe with the batch that was asked for."""
         asked = {"batch_size": self.batch_size, "seq_len": self.seq_len}
         given = {name: value for name, value in asked.items() if value is not None}
@@ -130,8 +132,10 @@ class Bench:
             raise ValueError("--preset, --batch-size and --seq-len go with --model or --device cuda")
         name = "small" if self.preset is None else self.preset
         config = preset(name)
-        if not isinstance(config, LiquidNetConfig):
-            raise ValueError(f"preset {name} is a Liquid SSM, of which --liquid-ssm tells; choose one of a LiquidNet")
+        measured, own = family(PRESETS["small"]), family(config)
+        if own is not measured:
+            told = f", of which --{own.name.replace('_', '-')} tells" if hasattr(self, own.name) else ""
+            raise ValueError(f"preset {name} is a {own.title}{told}; choose one of a {measured.title}")
         for flag, value in given.items():
             require_integer(flag, value, 1)
         return name, config, replace(RECIPES[name], **given)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spec.config import LiquidNetConfig
+from spec.config import ModelConfig
 from tools.bench.timer import Call
 
 PEAK_LR, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.99), 0.1, 1.0
@@ -32,7 +32,7 @@ class Shape:
     positions: int
 
 
-def equal_to(config: LiquidNetConfig, positions: int) -> Shape:
+def equal_to(config: ModelConfig, positions: int) -> Shape:
     """As wide and deep as a LiquidNet, heads of 64 (of 32 where it is narrow, as nanoGPT's smallest)."""
     heads = max(1, config.d_model // (64 if config.d_model >= 256 else 32))
     return Shape(config.vocab_size, config.d_model, config.n_layers, heads, positions)

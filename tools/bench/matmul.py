@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from spec.config import LiquidNetConfig
+from spec.config import ModelConfig
 from tools.bench.sizes import Training
 from tools.bench.timer import Call
 from tools.cli import backends
@@ -33,7 +33,7 @@ def step_products(training: Training) -> dict[str, Callable[[], Call]]:
     return found
 
 
-def layer_shapes(config: LiquidNetConfig) -> list[tuple[int, int]]:
+def layer_shapes(config: ModelConfig) -> list[tuple[int, int]]:
     """(inputs, outputs) of every matrix in the blocks, block by block."""
     d, f = config.d_model, config.d_ff
     return [(d, 3 * d), (d, d), (d, 2 * f), (f, d)] * config.n_layers

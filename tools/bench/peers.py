@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec.config import ModelConfig, TrainingConfig
 from spec.parameters import num_parameters
 from tools.bench.timer import Call, NotRun
 
@@ -124,7 +124,7 @@ SCANS: dict[str, Callable[[Shape, Any], Job]] = {
 }
 
 
-def gpt2(config: LiquidNetConfig, training: TrainingConfig, device: Any, compiled: bool) -> tuple[Call, int]:
+def gpt2(config: ModelConfig, training: TrainingConfig, device: Any, compiled: bool) -> tuple[Call, int]:
     """A train step of transformers' GPT-2 as wide and deep, MLP 4 d, and how many parameters it has.
 
     Autocast to bfloat16 where our recipe computes in it, scaled-dot-product attention, no dropout, fused AdamW,
@@ -158,7 +158,7 @@ def gpt2(config: LiquidNetConfig, training: TrainingConfig, device: Any, compile
     return step, sum(parameter.numel() for parameter in model.parameters())
 
 
-def _transformers_gpt2(config: LiquidNetConfig, positions: int) -> Any:
+def _transformers_gpt2(config: ModelConfig, positions: int) -> Any:
     transformers = _transformers()
     shape = transformers.GPT2Config(
         vocab_size=config.vocab_size, n_positions=positions, n_embd=config.d_model, n_layer=config.n_layers,
@@ -178,7 +178,7 @@ def _transformers() -> Any:
     return transformers
 
 
-def mamba(config: LiquidNetConfig) -> Any:
+def mamba(config: ModelConfig) -> Any:
     """transformers' Mamba as wide, with as many layers as bring it nearest to our number of parameters.
 
     Without mamba-ssm's kernels, which need a GPU, its scan is a Python loop over time.
@@ -199,7 +199,7 @@ def mamba(config: LiquidNetConfig) -> Any:
     return transformers.MambaForCausalLM(shape)
 
 
-def mamba_gradients(config: LiquidNetConfig, length: int) -> tuple[Call, int]:
+def mamba_gradients(config: ModelConfig, length: int) -> tuple[Call, int]:
     """Forward and backward of one row of transformers' Mamba, no optimizer, and how many parameters it has."""
     import torch
 
@@ -213,10 +213,10 @@ def mamba_gradients(config: LiquidNetConfig, length: int) -> tuple[Call, int]:
     return both, sum(parameter.numel() for parameter in model.parameters())
 
 
-def _generating(make: Callable[..., Any], given: str) -> Callable[[LiquidNetConfig, int, int], Call]:
+def _generating(make: Callable[..., Any], given: str) -> Callable[[ModelConfig, int, int], Call]:
     """(model, tokens of context, tokens) -> a call that writes so many tokens; `given` is what carries the past."""
 
-    def decoder(config: LiquidNetConfig, context: int, tokens: int) -> Call:
+    def decoder(config: ModelConfig, context: int, tokens: int) -> Call:
         import copy
 
         import torch

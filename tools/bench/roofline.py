@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from spec.config import LiquidNetConfig
+from spec.config import ModelConfig
 from spec.parameters import num_parameters, parameter_table
 
 BUDGET = Path(__file__).parents[2] / "parity" / "suite" / "compiled" / "triton" / "budget.json"
@@ -171,7 +171,7 @@ def linear(tokens: int, inputs: int, outputs: int) -> list[tuple[float, float]]:
     return [(flops, x + weight + y)] * 2 + [(flops, x + 2 * weight + y)]
 
 
-def lm_head(config: LiquidNetConfig, tokens: int, form: LossForm) -> tuple[tuple[float, float], ...]:
+def lm_head(config: ModelConfig, tokens: int, form: LossForm) -> tuple[tuple[float, float], ...]:
     """(FLOPs, bytes) of the products with the embedding, chunk by chunk; the logits' own bytes are another term.
 
     Each chunk reads the bfloat16 embedding in every product, and adds to its float32 gradient: reads and writes it.
@@ -183,7 +183,7 @@ def lm_head(config: LiquidNetConfig, tokens: int, form: LossForm) -> tuple[tuple
     return (*[(flops, hidden + weight)] * (form.products - 1), (flops, hidden + gradient)) * chunks
 
 
-def step_terms(config: LiquidNetConfig, tokens: int, mixer: MixerTraffic, loss: str = OURS) -> tuple[Term, ...]:
+def step_terms(config: ModelConfig, tokens: int, mixer: MixerTraffic, loss: str = OURS) -> tuple[Term, ...]:
     """Every part of a train step in bfloat16: products, mixer, MLP, norms, embedding, loss and optimizer.
 
     Args:
@@ -233,7 +233,7 @@ def step_seconds(terms: tuple[Term, ...], device: Device) -> float:
     return sum(term.seconds(device) for term in terms)
 
 
-def step_flops(config: LiquidNetConfig, tokens: int) -> float:
+def step_flops(config: ModelConfig, tokens: int) -> float:
     """FLOPs of the products of a step, no recomputation: what MFU divides by. 6 a weight of a matrix and token."""
     weights = sum(row.shape[0] * row.shape[1] for row in parameter_table(config) if len(row.shape) == 2)
     return 6.0 * tokens * weights

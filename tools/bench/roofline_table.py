@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from spec.config import LiquidNetConfig
+from spec.config import ModelConfig
 from tools.bench import roofline
 from tools.bench.roofline import (
     DEVICES,
@@ -23,7 +23,7 @@ from tools.bench.roofline import (
 WHAT = "a model, not a measurement: a floor at 100 % of peak, without launch overhead"
 
 
-def modelled(name: str, config: LiquidNetConfig, batch_size: int, seq_len: int) -> dict[str, Any]:
+def modelled(name: str, config: ModelConfig, batch_size: int, seq_len: int) -> dict[str, Any]:
     """Everything that is printed, as JSON holds it; `name` is the preset's."""
     tokens = batch_size * seq_len
     fused = roofline.ours()
@@ -70,7 +70,7 @@ def _per_device(seconds: dict[str, float], tokens: int) -> dict[str, dict[str, f
     }
 
 
-def _loss_row(config: LiquidNetConfig, tokens: int, mixer: MixerTraffic, loss: str) -> dict[str, Any]:
+def _loss_row(config: ModelConfig, tokens: int, mixer: MixerTraffic, loss: str) -> dict[str, Any]:
     terms = roofline.step_terms(config, tokens, mixer, loss)
     part = {term.name: term for term in terms}
     form = LOSSES[loss]
@@ -89,7 +89,7 @@ def _loss_row(config: LiquidNetConfig, tokens: int, mixer: MixerTraffic, loss: s
     }
 
 
-def _mixer_row(config: LiquidNetConfig, tokens: int, name: str, traffic: MixerTraffic) -> dict[str, Any]:
+def _mixer_row(config: ModelConfig, tokens: int, name: str, traffic: MixerTraffic) -> dict[str, Any]:
     (term,) = [term for term in roofline.step_terms(config, tokens, traffic) if term.name == "mixer"]
     return {
         "mixer": name,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from spec.config import LiquidNetConfig, TrainingConfig
-from spec.presets import LIQUIDNETS, RECIPES
+from spec.config import ModelConfig, TrainingConfig
+from spec.presets import PRESETS, RECIPES
 from tools.bench import peers
 from tools.bench.peers import Job, Shape
 from tools.bench.timer import Call, Clock, Row, bandwidth, guarded
@@ -36,7 +36,7 @@ class Sizes:
         compiled: whether train steps run eagerly, compiled, or one after the other.
     """
 
-    config: LiquidNetConfig = LIQUIDNETS["small"]
+    config: ModelConfig = PRESETS["small"]
     training: TrainingConfig = RECIPE
     shapes: tuple[Shape, ...] = ((48, 512, 384), (1, 16384, 384))
     copied: int = 2**29

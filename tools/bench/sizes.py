@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from spec.config import LiquidNetConfig
-from spec.presets import LIQUIDNETS
+from spec.config import ModelConfig
+from spec.presets import PRESETS
 
-NANO = replace(LIQUIDNETS["nano"], vocab_size=65)
-GROWING = replace(LIQUIDNETS["nano"], vocab_size=257)
+NANO = replace(PRESETS["nano"], vocab_size=65)
+GROWING = replace(PRESETS["nano"], vocab_size=257)
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Training:
     """A train step that is timed: its name in the table, the model, rows and tokens a row."""
 
     name: str
-    config: LiquidNetConfig
+    config: ModelConfig
     rows: int
     length: int
 
@@ -35,7 +35,7 @@ class Decoding:
     """
 
     name: str
-    config: LiquidNetConfig
+    config: ModelConfig
     contexts: tuple[int, ...]
     peer_contexts: tuple[int, ...] = ()
     streams: tuple[int, ...] = (1,)
@@ -67,19 +67,19 @@ class Sizes:
     training: tuple[Training, ...] = (
         Training("0.8M, 12 x 64", NANO, 12, 64),
         Training("0.8M, 4 x 1024", NANO, 4, 1024),
-        Training("30M, 2 x 512", LIQUIDNETS["small"], 2, 512),
+        Training("30M, 2 x 512", PRESETS["small"], 2, 512),
     )
     decoding: tuple[Decoding, ...] = (
-        Decoding("small", LIQUIDNETS["small"], (32, 10_000), (32, 4096)),
+        Decoding("small", PRESETS["small"], (32, 10_000), (32, 4096)),
         Decoding("nano", GROWING, (32, 10_000), tokens=128),
     )
-    growing: LiquidNetConfig = GROWING
+    growing: ModelConfig = GROWING
     lengths: tuple[int, ...] = (512, 4096, 65_536)
     tokens: int = 65_536
     growth_of: tuple[str, ...] = ("torch",)
     compiled: tuple[bool, ...] = (False,)
     peers: bool = False
-    mamba: Training | None = Training("30M, 1 x 128, no optimizer", LIQUIDNETS["small"], 1, 128)
+    mamba: Training | None = Training("30M, 1 x 128, no optimizer", PRESETS["small"], 1, 128)
 
 
 def full(sizes: Sizes) -> Sizes:

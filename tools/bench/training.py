@@ -71,9 +71,9 @@ def random_batch(config: ModelConfig, rows: int, length: int) -> Batch:
 def decoding(clock: Clock, sizes: Sizes) -> list[Row]:
     """Tokens a second of the decode step, all streams together, every method and batch; logits to NumPy included."""
     from torch_impl import generation
-    from torch_impl.model import LiquidNet
+    from torch_impl.model import build
 
-    model = LiquidNet(sizes.config, 0, sizes.training.compute_dtype).to(clock.device).eval()
+    model = build(sizes.config, compute_dtype=sizes.training.compute_dtype).to(clock.device).eval()
     methods = [name for name in getattr(generation, "METHODS", {"eager": None}) if name != "auto"]
     selectable = "method" in inspect.signature(generation.make_step).parameters
     calls: list[tuple[Row, Call]] = []

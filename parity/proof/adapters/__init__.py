@@ -25,9 +25,6 @@ import numpy as np
 
 FRAMEWORKS = {"torch": ("torch",), "jax": ("jax", "flax", "optax")}
 SCAN_RESULTS = ("states", "last", "decay gradient", "drive gradient", "state gradient")
-GATES_RESULTS = ("decay", "drive", "gate", "pre gradient", "bias gradient")
-MIXER_RESULTS = ("gated", "last", "pre gradient", "bias gradient", "state gradient")
-LIQUID_RESULTS = ("states", "last", "pre gradient", "state gradient")
 LOSS_RESULTS = ("nats", "hidden gradient", "embedding gradient")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -14,30 +14,27 @@ from flax import nnx
 import jax_impl
 from jax_impl import generation, layers
 from jax_impl import model as models
-from jax_impl.mixers import liquid_ssm
-from jax_impl.mixers.liquid_ssm import solvers
+from jax_impl.mixers import mixer_module
 from jax_impl.ops import cross_entropy as losses
 from jax_impl.ops import gated_scan
 from jax_impl.ops.scan import METHODS as SCANS
 from jax_impl.training import optimizer as optimizers
 from parity.proof.adapters import (
-    GATES_RESULTS,
-    LIQUID_RESULTS,
     LOSS_RESULTS,
-    MIXER_RESULTS,
     SCAN_RESULTS,
     chunk_logits,
     float64_elsewhere,
     real,
 )
 from spec.config import ModelConfig, TrainingConfig
+from spec.mixers import families
+from spec.mixers.base import Masks, Side
 
 NAME = "jax"
 METHODS = {
     "rows": ("plain",),
     "scan": tuple(SCANS),
-    "mixer": tuple(gated_scan.METHODS),
-    "liquid_ssm": tuple(solvers.METHODS),
+    **{one.operation: tuple(mixer_module(name).METHODS) for name, one in families().items()},
     "loss": tuple(losses.METHODS),
     "decode": tuple(generation.METHODS),
 }
@@ -52,7 +49,6 @@ LAYERS = {
     "rms_norm": lambda config, dtype, _: layers.RMSNorm(config.d_model, config.norm_eps, dtype),
     "swiglu": lambda config, dtype, _: layers.SwiGLU(config, dtype),
     "block": lambda config, dtype, method: models.Block(config, dtype, method),
-    "ssm_block": lambda config, dtype, method: models.Block(config, dtype, method),
 }
 
 
@@ -81,25 +77,17 @@ def elementary(name, x):
 
 
 @float64_elsewhere
-def gates_vjp(pre, bias, delta_min, *gradients):
-    """GATES_RESULTS: decay, drive and output gate, and the gradients of pre-activations and bias."""
-    return dict(zip(GATES_RESULTS, _arrays(*_gates_vjp((pre, bias), delta_min, gradients)), strict=True))
+def vjp(function, static, constants, gradients, *inputs):
+    """The outputs of `function(backend, static, constants, *inputs)`, and the gradients of its inputs.
 
-
-@float64_elsewhere
-def mixer_vjp(pre, bias, delta_min, state, method, resets, padding, *gradients):
-    """MIXER_RESULTS: gated states and last state, and the gradients of pre-activations, bias and initial state."""
-    results = _mixer_vjp((pre, bias, state), delta_min, method, resets, padding, gradients)
-    return dict(zip(MIXER_RESULTS, _arrays(*results), strict=True))
-
-
-@float64_elsewhere
-def liquid_states_vjp(config, pre, state, weights, method, masks, gradients):
-    """LIQUID_RESULTS and the gradients of the weights by field of Dynamics; masks: resets, padding, noise, gaps."""
-    dynamics = liquid_ssm.Dynamics(**{"frequency": None, **weights})
-    outputs, (of_pre, of_state, of) = _liquid_states_vjp(config, method, (pre, state, dynamics), masks, gradients)
-    found = dict(zip(LIQUID_RESULTS, _arrays(*outputs, of_pre, of_state), strict=True))
-    return found | {name: np.asarray(getattr(of, name)) for name in weights}
+    Args:
+        function: of a module, over the backend's arrays; its name is that of the backend.
+        static: hashable values that a program is compiled for.
+        constants: arrays that are not differentiated.
+        gradients: of the outputs.
+        inputs: arrays.
+    """
+    return _arrays(*_vjp(function, static, constants, inputs, gradients))
 
 
 @float64_elsewhere
@@ -121,12 +109,12 @@ def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", co
 
 @float64_elsewhere
 def model(
-    params, config, tokens, states=None, resets=None, padding=None, method="auto", compute_dtype="float32", of_ssm=()
+    params, config, tokens, states=None, resets=None, padding=None, method="auto", compute_dtype="float32", side=None
 ):
-    """(logits, final states); `of_ssm` are noise and gaps."""
+    """(logits, final states); `side` is what the mixer reads besides, by name."""
     forward, _ = _functions(config, compute_dtype=compute_dtype, method=method)
-    more = _real(of_ssm, compute_dtype)
-    return _arrays(*forward(_in(params, compute_dtype), tokens, real(states, compute_dtype), resets, padding, *more))
+    more = resets, padding, _real(side, compute_dtype)
+    return _arrays(*forward(_in(params, compute_dtype), tokens, real(states, compute_dtype), *more))
 
 
 @float64_elsewhere
@@ -144,7 +132,7 @@ def loss_and_gradients(
     remat=False,
     loss_method="auto",
     chunk=None,
-    of_ssm=(),
+    side=None,
 ):
     """(loss, gradients by path, gradient of the initial states, final states).
 
@@ -158,7 +146,7 @@ def loss_and_gradients(
         real(initial, compute_dtype),
         tokens,
         labels,
-        (resets, padding, *_real(of_ssm, compute_dtype)),
+        (resets, padding, _real(side, compute_dtype)),
         real(final_gradient, compute_dtype),
     )
     return float(loss), {path: np.asarray(gradients[path]) for path in params}, *_arrays(state_gradient, last)
@@ -208,28 +196,10 @@ def _scan_vjp(inputs, method, resets, padding, output_gradients):
 _gates = jax.jit(gated_scan.decay_gates, static_argnums=1)
 
 
-@partial(jax.jit, static_argnums=1)
-def _gates_vjp(inputs, delta_min, output_gradients):
-    outputs, pull_back = jax.vjp(lambda *inputs: gated_scan.gates(*inputs, delta_min), *inputs)
-    return *outputs, *pull_back(output_gradients)
-
-
-@partial(jax.jit, static_argnums=(1, 2))
-def _mixer_vjp(inputs, delta_min, method, resets, padding, output_gradients):
-    def run(pre, bias, state):
-        return gated_scan.mixer(pre, bias, delta_min, state, resets, padding, method)
-
-    outputs, pull_back = jax.vjp(run, *inputs)
-    return *outputs, *pull_back(output_gradients)
-
-
 @partial(jax.jit, static_argnums=(0, 1))
-def _liquid_states_vjp(config, method, inputs, masks, output_gradients):
-    def run(pre, state, dynamics):
-        return liquid_ssm.liquid_states(pre, dynamics, config, state, *masks, method)
-
-    outputs, pull_back = jax.vjp(run, *inputs)
-    return outputs, pull_back(tuple(output_gradients))
+def _vjp(function, static, constants, inputs, output_gradients):
+    outputs, pull_back = jax.vjp(partial(function, NAME, static, constants), *inputs)
+    return *outputs, *pull_back(tuple(output_gradients))
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -250,7 +220,7 @@ def _layer_vjp(name: str, config: ModelConfig, method: str, compute_dtype: str) 
     def run(weights, inputs, masks, output_gradients):
         def forward(weights, inputs):
             state = nnx.map_state(lambda path, x: x.replace(weights[".".join(map(str, path))]), variables)
-            outputs = nnx.merge(graph, state)(*inputs, *masks)
+            outputs = nnx.merge(graph, state)(*inputs, *([Masks(*masks)] if masks else []))
             return outputs if isinstance(outputs, tuple) else (outputs,)
 
         outputs, pull_back = jax.vjp(forward, weights, inputs)
@@ -297,8 +267,8 @@ def _optimizer(config: ModelConfig, training: TrainingConfig) -> tuple[Any, Call
     return optimizer, advance
 
 
-def _real(arrays: Sequence[np.ndarray], compute_dtype: str) -> list[np.ndarray | None]:
-    return [real(x, compute_dtype) for x in arrays]
+def _real(side: Side | None, compute_dtype: str) -> dict[str, Any]:
+    return {name: real(x, compute_dtype) for name, x in (side or {}).items()}
 
 
 def _in(params: Mapping[str, np.ndarray], compute_dtype: str) -> dict[str, Any]:

@@ -14,19 +14,17 @@ from torch import Tensor
 
 import torch_impl
 from parity.proof.adapters import (
-    GATES_RESULTS,
-    LIQUID_RESULTS,
     LOSS_RESULTS,
-    MIXER_RESULTS,
     SCAN_RESULTS,
     chunk_logits,
     real,
 )
 from spec.config import ModelConfig
+from spec.mixers import families
+from spec.mixers.base import Masks, Side
 from torch_impl import generation, layers
 from torch_impl import model as models
-from torch_impl.mixers import liquid_ssm
-from torch_impl.mixers.liquid_ssm import solvers
+from torch_impl.mixers import mixer_module
 from torch_impl.ops import cross_entropy as losses
 from torch_impl.ops import gated_scan
 from torch_impl.ops.devices import default_device
@@ -37,8 +35,7 @@ NAME = "torch"
 METHODS = {
     "rows": tuple(layers._ROWS),
     "scan": tuple(SCANS),
-    "mixer": tuple(gated_scan.METHODS),
-    "liquid_ssm": tuple(solvers.METHODS),
+    **{one.operation: tuple(mixer_module(name).METHODS) for name, one in families().items()},
     "loss": tuple(losses.METHODS),
     "decode": tuple(generation.METHODS),
 }
@@ -54,7 +51,6 @@ LAYERS = {
     "rms_norm": lambda config, dtype, _: layers.RMSNorm(config.d_model, config.norm_eps, dtype),
     "swiglu": lambda config, dtype, _: layers.SwiGLU(config, dtype),
     "block": lambda config, dtype, method: models.Block(config, dtype, method),
-    "ssm_block": lambda config, dtype, method: models.Block(config, dtype, method),
 }
 # Of these a method says how rows are computed.
 ROWS = ("rms_norm", "swiglu")
@@ -83,33 +79,18 @@ def elementary(name, x):
     return _arrays(ELEMENTARY[name](*_tensors(x)))[0]
 
 
-def gates_vjp(pre, bias, delta_min, *gradients):
-    """GATES_RESULTS: decay, drive and output gate, and the gradients of pre-activations and bias."""
-    return dict(
-        zip(GATES_RESULTS, _vjp(lambda *x: gated_scan.gates(*x, delta_min), (pre, bias), gradients), strict=True)
-    )
+def vjp(function, static, constants, gradients, *inputs):
+    """The outputs of `function(backend, static, constants, *inputs)`, and the gradients of its inputs.
 
-
-def mixer_vjp(pre, bias, delta_min, state, method, resets, padding, *gradients):
-    """MIXER_RESULTS: gated states and last state, and the gradients of pre-activations, bias and initial state."""
-    masks = _tensors(resets, padding)
-
-    def run(pre, bias, state):
-        return gated_scan.mixer(pre, bias, delta_min, state, *masks, method)
-
-    return dict(zip(MIXER_RESULTS, _vjp(run, (pre, bias, state), gradients), strict=True))
-
-
-def liquid_states_vjp(config, pre, state, weights, method, masks, gradients):
-    """LIQUID_RESULTS and the gradients of the weights by field of Dynamics; masks: resets, padding, noise, gaps."""
-    given = _tensors(*masks)
-
-    def run(pre, state, *of):
-        dynamics = liquid_ssm.Dynamics(**{"frequency": None, **dict(zip(weights, of, strict=True))})
-        return liquid_ssm.liquid_states(pre, dynamics, config, state, *given, method)
-
-    results = _vjp(run, (pre, state, *weights.values()), gradients)
-    return dict(zip((*LIQUID_RESULTS, *weights), results, strict=True))
+    Args:
+        function: of a module, over the backend's arrays; its name is that of the backend.
+        static: hashable values that a program is compiled for.
+        constants: arrays that are not differentiated.
+        gradients: of the outputs.
+        inputs: arrays.
+    """
+    given = _tensors(*constants)
+    return _vjp(lambda *x: function(NAME, static, given, *x), inputs, gradients)
 
 
 def loss_vjp(hidden, embedding, labels, method="auto", chunk=None):
@@ -126,11 +107,11 @@ def loss_vjp(hidden, embedding, labels, method="auto", chunk=None):
 def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", compute_dtype="float32"):
     """(outputs, gradients of the inputs, gradients of the weights by path) of one of LAYERS."""
     layer = LAYERS[name](config, compute_dtype, method)
-    masks = _tensors(*masks)
+    more = [Masks(*_tensors(*masks))] if masks else []
 
     def run(*values):
         given = dict(zip(weights, values[len(inputs) :], strict=True))
-        results = torch.func.functional_call(layer, given, (*values[: len(inputs)], *masks))
+        results = torch.func.functional_call(layer, given, (*values[: len(inputs)], *more))
         return results if isinstance(results, tuple) else (results,)
 
     arrays = [real(x, compute_dtype) for x in (*inputs, *weights.values())]
@@ -141,14 +122,13 @@ def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", co
 
 
 def model(
-    params, config, tokens, states=None, resets=None, padding=None, method="auto", compute_dtype="float32", of_ssm=()
+    params, config, tokens, states=None, resets=None, padding=None, method="auto", compute_dtype="float32", side=None
 ):
-    """(logits, final states); `of_ssm` are noise and gaps."""
+    """(logits, final states); `side` is what the mixer reads besides, by name."""
     net = _model(params, config, compute_dtype=compute_dtype, method=method)
     with torch.no_grad():
-        return _arrays(
-            *net.logits(*_tensors(tokens, real(states, compute_dtype), resets, padding, *_real(of_ssm, compute_dtype)))
-        )
+        inputs = _tensors(tokens, real(states, compute_dtype), resets, padding)
+        return _arrays(*net.logits(*inputs, _side(side, compute_dtype)))
 
 
 def loss_and_gradients(
@@ -165,7 +145,7 @@ def loss_and_gradients(
     remat=False,
     loss_method="auto",
     chunk=None,
-    of_ssm=(),
+    side=None,
 ):
     """(loss, gradients by path, gradient of the initial states, final states).
 
@@ -175,8 +155,8 @@ def loss_and_gradients(
     initial, final_gradient = _tensors(real(states, compute_dtype), real(final_state_gradient, compute_dtype))
     named = {**dict(net.named_parameters()), "": initial.requires_grad_()}
     with chunk_logits(losses, chunk):
-        more = _tensors(resets, padding, *_real(of_ssm, compute_dtype))
-        loss, last = net.loss(*_tensors(tokens, labels), initial, *more)
+        masks = _tensors(resets, padding)
+        loss, last = net.loss(*_tensors(tokens, labels), initial, *masks, _side(side, compute_dtype))
         total = loss if final_gradient is None else loss + (final_gradient * last).sum()
         gradients = dict(zip(named, _arrays(*torch.autograd.grad(total, list(named.values()))), strict=True))
     return loss.item(), gradients, gradients.pop(""), *_arrays(last)
@@ -215,8 +195,9 @@ def make_step(params, config, method="auto"):
     return generation.make_step(_model(params, config), method)
 
 
-def _real(arrays: Sequence[np.ndarray], compute_dtype: str) -> list[np.ndarray | None]:
-    return [real(x, compute_dtype) for x in arrays]
+def _side(side: Side | None, compute_dtype: str) -> dict[str, Any]:
+    given = side or {}
+    return dict(zip(given, _tensors(*(real(x, compute_dtype) for x in given.values())), strict=True))
 
 
 def _tensors(*arrays: np.ndarray | None) -> list[Tensor | None]:

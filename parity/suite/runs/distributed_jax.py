@@ -86,8 +86,8 @@ def curves(found: dict[str, Any], layouts: tuple[Layout, ...]) -> None:
         found[layout.name] = {"told": told.tolist(), "digests": digests}
 
 
-def liquid_ssm(found: dict[str, Any]) -> None:
-    """A few steps of a Liquid SSM with noise in some layouts."""
+def with_noise(found: dict[str, Any]) -> None:
+    """A few steps of a model that explores, with noise, in some layouts."""
     for layout in (ALONE, *SSM_LAYOUTS):
         found[f"ssm {layout.name}"] = {"told": layout.segment(model=SMALL_SSM).train(SSM_STEPS)[0].tolist()}
 
@@ -209,7 +209,7 @@ def main(out: Path, short: bool) -> None:
         same_bits_after_a_restart(found, Layout(2, 4))
     else:
         curves(found, (ALONE, *LAYOUTS))
-        liquid_ssm(found)
+        with_noise(found)
         for stream in (False, True):
             chain(found, stream)
         same_bits_after_a_restart(found, Layout(2, 2, 2))

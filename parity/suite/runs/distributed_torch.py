@@ -22,7 +22,8 @@ from parity.proof.problems.cases import ScanCase
 from parity.suite.runs.segment import SCAN_CASES, TRAINING, Segment, evaluated, same
 from parity.suite.runs.trajectories import MODEL
 from parity.suite.runs.trajectory_drift import SMALL, SMALL_SSM
-from spec.config import LiquidSSMConfig, TrainingConfig
+from spec.config import TrainingConfig
+from torch_impl.mixers import capabilities
 from torch_impl.ops.scan import METHODS as SCANS
 from torch_impl.ops.scan.context_parallel import time_sharded
 from torch_impl.training.distributed import ParallelContext, leave, world_of
@@ -77,7 +78,7 @@ def segment(
     layout: Layout, context: ParallelContext, training: TrainingConfig = TRAINING, model: Any = SMALL
 ) -> Segment:
     """The engine of a layout, from perturbed weights."""
-    method = "auto" if isinstance(model, LiquidSSMConfig) else "chunked"
+    method = "chunked" if capabilities(model).scan_methods else "auto"
     return Segment(Engine(model, training, method, micro_batch=layout.micro_batch, context=context), model)
 
 
@@ -92,8 +93,8 @@ def curves(found: dict[str, Any]) -> None:
                 found[f"{'stream ' if stream else ''}{layout.name}"] = {"told": told.tolist(), "digests": digests}
 
 
-def liquid_ssm(found: dict[str, Any]) -> None:
-    """A few steps of a Liquid SSM with noise in some layouts."""
+def with_noise(found: dict[str, Any]) -> None:
+    """A few steps of a model that explores, with noise, in some layouts."""
     for layout in (ALONE, *SSM_LAYOUTS):
         context = layout.context()
         if dist.get_rank() < layout.size:
@@ -248,7 +249,7 @@ def main(out: Path) -> None:
     assert dist.get_world_size() == PROCESSES and set(SCANS) >= {"sequential", "chunked"}
     found: dict[str, Any] = {}
     curves(found)
-    liquid_ssm(found)
+    with_noise(found)
     for stream in (False, True):
         chain(found, stream)
     same_bits_after_a_restart(found)

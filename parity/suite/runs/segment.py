@@ -10,8 +10,7 @@ import numpy as np
 
 from parity.proof.problems.cases import ScanCase, perturbed_parameters
 from parity.suite.runs.trajectory_drift import NOISE, SMALL_TRAINING, story_data
-from spec.data import Batch, next_batch, validation_batches, validation_stream
-from spec.mixers.liquid_ssm.noise import with_noise
+from spec.data import Batch, next_batch, validation_batches, validation_stream, with_side_inputs
 from spec.runtime.processes import Processes
 from tools.training.evaluate import mean_loss
 
@@ -42,7 +41,7 @@ class Segment:
             consumed = self.step * self.training.batch_size
             batch = next_batch(self.data, consumed, self.training, self.context.shard)
             digests.append(digest(batch, self.context))
-            batch = with_noise(batch, self.model, self.training, consumed, self.context.shard)
+            batch = with_side_inputs(batch, self.model, self.training, consumed, self.context.shard)
             told.append(self.engine.train_step(batch, self.training.peak_lr))
             self.step += 1
         return np.array(told), digests

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec import LiquidNetConfig
+from spec.config import TrainingConfig
 from tools.bench import command as bench
 from tools.bench import gpu, gpu_check
 from tools.bench import peers as bench_peers

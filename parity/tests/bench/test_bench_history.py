@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from spec.config import LiquidNetConfig
+from spec import LiquidNetConfig
 from tools.bench import command as bench
 from tools.bench import cpu, gpu, sizes
 from tools.bench import history as bench_history

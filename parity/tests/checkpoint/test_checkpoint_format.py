@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spec import LiquidNetConfig
 from spec.checkpoint.format import (
     Checkpoint,
     from_files,
@@ -24,7 +25,6 @@ from spec.checkpoint.format import (
     write_checkpoint,
 )
 from spec.checkpoint.tree import from_tree, to_tree
-from spec.config import LiquidNetConfig
 from spec.init import initial_parameters
 from spec.optimizer import MOMENTS
 from tools import convert

@@ -8,8 +8,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from parity.proof.adapters import MIXER_RESULTS
 from parity.proof.bounds import assert_within
+from parity.proof.operations.liquidnet import MIXER_RESULTS
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")

@@ -16,8 +16,9 @@ from parity.proof.bounds.monte_carlo_arithmetic import estimate
 from parity.proof.operations import OPERATIONS, expected
 from parity.proof.operations.base import UNITS
 from parity.proof.problems.cases import ModelCase
+from spec import LiquidNetConfig
 from spec.checkpoint.format import list_checkpoints, read_checkpoint
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec.config import TrainingConfig
 from spec.data import Batch
 from tools.cli.main import main
 from tools.training import train as shell
@@ -67,7 +68,9 @@ def test_a_float16_model_is_within_the_estimate_for_eleven_bits(seed, scale):
     logits, last = adapter.model(case.parameters, CONFIG, *inputs, compute_dtype="float16")
     assert logits.dtype == last.dtype == np.float32
     results = {"logits": logits, "last": last}
-    net = adapters.load_module("torch", "model").LiquidNet(CONFIG, compute_dtype="float16").to(adapter.DEVICE)
+    net = (
+        adapters.load_module("torch", "mixers.liquidnet").LiquidNet(CONFIG, compute_dtype="float16").to(adapter.DEVICE)
+    )
     adapters.load_module("torch", "checkpoint.native").load_parameters(net, case.parameters)
     tokens, labels, states, resets, padding, of_last = (torch.tensor(x, device=adapter.DEVICE) for x in arrays)
     loss, last = net.loss(tokens, labels, states.requires_grad_(), resets, padding)

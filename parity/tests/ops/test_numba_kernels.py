@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from parity.proof.bounds.running_error import EXP, SIGMOID, TANH
-from spec.config import LiquidNetConfig
+from spec import LiquidNetConfig
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba", reason="the extra cpu")

@@ -8,8 +8,9 @@ from functools import partial
 import numpy as np
 import pytest
 
-from parity.proof.adapters import MIXER_RESULTS, SCAN_RESULTS
+from parity.proof.adapters import SCAN_RESULTS
 from parity.proof.bounds import assert_within, scan_bounds, scan_truth
+from parity.proof.operations.liquidnet import MIXER_RESULTS
 from parity.proof.problems.cases import ScanCase
 from parity.suite.compiled.triton.problem import MixerProblem
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from spec.checkpoint.quantization import quantize, rounded
-from spec.config import LiquidNetConfig
+from spec.mixers import family
 from spec.sampling import Step, check_tokens
 from torch_impl.checkpoint.native import dump_parameters, load_parameters
 from torch_impl.kernels.numba import decode, one_at_a_time, threads
+from torch_impl.mixers import capabilities
 
 if TYPE_CHECKING:
     from torch_impl.model import LanguageModel
@@ -38,8 +39,8 @@ _NONE = np.empty(0, np.float32)
 def refusal(model: LanguageModel) -> str | None:
     """Why the compiled step cannot compute a model where it is now; None where it can."""
     weight: Any = model.embedding.weight
-    if not isinstance(model.config, LiquidNetConfig):
-        return "steps a LiquidNet, the model is a Liquid SSM"
+    if not capabilities(model.config).fused_decode:
+        return f"steps a LiquidNet, the model is a {family(model.config).title}"
     if model.compute_dtype != "float32":
         return f"computes in float32, the model in {model.compute_dtype}"
     if any(parameter.dtype != torch.float32 or not parameter.is_contiguous() for parameter in model.parameters()):

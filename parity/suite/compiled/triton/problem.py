@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from parity.proof.adapters import MIXER_RESULTS
 from parity.proof.bounds import unit
 from parity.proof.bounds.monte_carlo_arithmetic import estimate
 from parity.proof.bounds.running_error import SIGMOID
+from parity.proof.operations.liquidnet import MIXER_RESULTS
 from parity.proof.problems.cases import draw_padding, draw_resets
-from spec.reference import blocks
+from spec.mixers import liquidnet
 from spec.reference.scan import scan_adjoint, sigmoid
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -80,8 +80,8 @@ class MixerProblem:
     def compute(self, lift: Any) -> dict[str, np.ndarray]:
         """The reference, given a function that makes its input arrays."""
         pre, bias, state, of_gated, of_last = (lift(x.astype(np.float64)) for x in self.inputs)
-        gated, last, saved = blocks.gated_states(pre, bias, self.delta_min, state, *self.masks)
-        gradients = blocks.gated_states_adjoint(saved, of_gated, of_last)
+        gated, last, saved = liquidnet.gated_states(pre, bias, self.delta_min, state, *self.masks)
+        gradients = liquidnet.gated_states_adjoint(saved, of_gated, of_last)
         return dict(zip(MIXER_RESULTS, (gated, last, *gradients), strict=True))
 
     @cached_property
@@ -115,7 +115,7 @@ def tanh_cost(problem: MixerProblem) -> dict[str, np.ndarray]:
         last: e             gate: |of_gated| o (1 - o) e            initial state: 0.
     """
     pre, bias, state, of_gated, of_last = (x.astype(np.float64) for x in problem.inputs)
-    saved = blocks.gated_states(pre, bias, problem.delta_min, state, *problem.masks)[2]
+    saved = liquidnet.gated_states(pre, bias, problem.delta_min, state, *problem.masks)[2]
     v, p, o, alpha, fresh, decay, states = saved[:7]
     g = np.abs(scan_adjoint(decay, states, state, of_gated * o, of_last)[1])
     of_p = 2.0 * alpha * sigmoid(p) * g
