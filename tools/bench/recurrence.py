@@ -44,7 +44,7 @@ def mixers(clock: Clock, sizes: Sizes) -> list[Row]:
 
     def function(backend: str, method: str) -> Callable[..., Any]:
         mixer = backends.load(backend, "ops.gated_scan").mixer
-        return lambda pre_btx, bias_d: mixer(pre_btx, bias_d, sizes.growing.delta_min, method=method)[0]
+        return lambda pre_btx, bias_d: mixer(pre_btx, bias_d, 1e-6, method=method)[0]
 
     return _table(clock, sizes, "mixer", MIXER_BYTES, (pre_btx, bias_d), function)
 

@@ -56,7 +56,7 @@ def _memory(sizes: Sizes, length: int) -> dict[str, Any]:
     from torch_impl.training.data import to_device
 
     model = build(sizes.growing)
-    batch = to_device(random_batch(sizes.growing, 1, length), model.embedding.weight.device)
+    batch = to_device(random_batch(sizes.growing, 1, length), model.embedding.weight.device, model.config)
 
     def both() -> None:
         loss, _ = model.loss(**batch)

@@ -115,7 +115,7 @@ def _gradients(training: Training) -> Call:
 
     model = build(training.config)
     batch = random_batch(training.config, training.rows, training.length)
-    given = to_device(batch, model.embedding.weight.device)
+    given = to_device(batch, model.embedding.weight.device, model.config)
 
     def both() -> None:
         model.zero_grad(set_to_none=True)
