@@ -144,7 +144,7 @@ def mixers(clock: Clock, sizes: Sizes) -> list[Row]:
     rows = []
     for shape in sizes.shapes:
         jobs: dict[str, Callable[[], Job]] = {name: partial(job, shape, name) for name in METHODS if name != "auto"}
-        jobs |= {name: partial(make, shape, clock.device, delta_min) for name, make in peers.MIXERS.items()}
+        jobs |= {name: partial(make, shape, clock.device, 1e-6) for name, make in peers.MIXERS.items()}
         rows += _table(clock, shape, MIXER_BYTES, jobs)
     return rows
 
