@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,11 @@ from flax import nnx
 
 from jax_impl.layers import COMPUTE, accumulate_dtype
 from jax_impl.ops.cross_entropy import lm_head
+from jax_impl.protocols import LanguageModel
 from spec.checkpoint.quantization import WEIGHTS
 from spec.mixers import state_shape
 from spec.sampling import Sampling, Step, check_tokens, complete
 from spec.validation import require_known
-
-if TYPE_CHECKING:
-    from jax_impl.model import LanguageModel
 
 
 def _jit(model: LanguageModel) -> Step:

@@ -8,7 +8,7 @@
 #   DIRECTORY gets data/ and run/ (default: tinystories_small);   FLAGS go to the training, after the recipe's own
 #   DATA=PLACE trains on what `liquidnet prepare` wrote there
 # Started again it goes on where it stopped: a download at its last byte, the training at its last checkpoint.
-# Slices of several hosts, and sizing a run for one: docs/tpu.md.
+# Slices of several hosts, and sizing a run for one: docs/guide/tpu.md.
 set -euo pipefail
 
 machine=${1:-gpu}
@@ -32,7 +32,7 @@ case $machine in
   tpu)
     backend=jax
     train=(liquidnet train jax --mesh "${MESH:-data=8}")
-    expected="at most 148 s of steps on v5e: modelled, 4,069 of 36.4 ms, all 48 rows on each chip (docs/tpu.md)
+    expected="at most 148 s of steps on v5e: modelled, 4,069 of 36.4 ms, all 48 rows on each chip (docs/guide/tpu.md)
   what chips save by sharing the rows is not modelled, and nothing was run on a TPU"
     ;;
   *)

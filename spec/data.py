@@ -1,6 +1,7 @@
 """Token files, and which tokens each optimizer step sees.
 
-Batch k is a pure function of (seed, k): no generator state, no stored shuffle, one integer as the cursor.
+Batch k is a pure function of (seed, k): no generator state, no stored shuffle, one integer as the cursor. What is drawn
+is drawn from Philox, a counter-based generator: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
     An epoch e cuts the token file into windows of seq_len, starting at an offset of its own in [0, seq_len).
     Sample s, counted over the whole run, is window pi_e(s mod n) of epoch e = s div n, n windows an epoch,
@@ -13,6 +14,8 @@ A run that streams reads the text in order instead, B places at a time:
     S = (tokens - seq_len) div (B seq_len) consecutive windows.
     Row r of step k is window j = k mod S of lane r in epoch e = k div S: it starts at o_e + (r S + j) seq_len.
     The state is cleared where a lane starts (j = 0) and after each end of text, across the borders of windows too.
+    Lanes as in `batchify` of PyTorch's word_language_model example; states that go on without a gradient are truncated
+    backpropagation through time: Williams and Peng 1990.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from spec.init import stream
 from spec.mixers import family
 from spec.validation import require_integer, require_known
 
+#: A label that does not count: the default `ignore_index` of torch.nn.functional.cross_entropy.
 IGNORED_LABEL = -100
 DATA_FORMAT_VERSION = 1
 _ROUNDS = 6
@@ -102,7 +106,10 @@ class Dataset:
         return self.meta["end_of_text_id"]
 
     def nats_to_bits_per_byte(self, nats: float) -> float:
-        """Bits a byte of text from nats a token, over the validation part's tokens and bytes."""
+        """Bits a byte of text from nats a token, over the validation part: nats * tokens / bytes / ln 2.
+
+        Source: Gao et al. 2020, "The Pile", which compares models of different tokenizers by it.
+        """
         part = self.meta["val"]
         return nats * part["tokens"] / part["bytes"] / float(np.log(2.0))
 
@@ -158,8 +165,8 @@ def _open_tokens(path: Path, dtype: str, count: int) -> np.ndarray:
 def permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
     """Image of `index` under a permutation of [0, size) chosen by `keys`.
 
-    A Feistel network over the next even power of two, walked until it lands inside: O(1) memory a sample.
-    Source: Black and Rogaway 2002, "Ciphers with arbitrary finite domains", section 4.
+    A Feistel network (Luby and Rackoff 1988) over the next even power of two, walked until it lands inside: O(1)
+    memory a sample. Source: Black and Rogaway 2002, "Ciphers with arbitrary finite domains", section 4.
 
     Args:
         index: integers in [0, size).
@@ -180,7 +187,10 @@ def permute(index: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
 
 
 def mix(value: np.ndarray) -> np.ndarray:
-    """A 64-bit finaliser: every input bit reaches every output bit (Steele et al. 2014, SplitMix)."""
+    """A 64-bit finaliser: every input bit reaches every output bit.
+
+    Source: `mix64` of SplitMix, Steele, Lea and Flood 2014, with the constants of David Stafford's Mix13.
+    """
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))

@@ -9,7 +9,11 @@ One step at learning rate lr, counted t = 1, 2, ...; `spec.reference.optimizers`
     m^    = m / (1 - beta1^t);  s^ = s / (1 - beta2^t)
     theta = theta - lr (m^ / (sqrt(s^) + adam_eps) + weight_decay theta)
 
-Weight decay applies to the rows of the parameter table marked so. Source: Loshchilov and Hutter 2019, algorithm 2.
+Weight decay applies to the rows of the parameter table marked so.
+
+Source: Loshchilov and Hutter 2019, algorithm 2, where lr stands before the decay too, as in torch.optim.AdamW and
+optax.adamw; the moments and their bias correction are Adam's, Kingma and Ba 2015, algorithm 1. Clipping: Pascanu,
+Mikolov and Bengio 2013, algorithm 1; torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm, which is not done here.
 """
 
 from __future__ import annotations

@@ -21,9 +21,10 @@ class Sampling:
     """How the next token is drawn.
 
     Args:
-        temperature: divides the logits; 0 takes the most likely token.
-        top_k: keep the k most likely tokens; 0 keeps all.
-        top_p: keep the smallest set of most likely tokens that holds this probability; 1 keeps all.
+        temperature: divides the logits; 0 takes the most likely token. Source: Ackley, Hinton and Sejnowski 1985.
+        top_k: keep the k most likely tokens; 0 keeps all. Source: Fan, Lewis and Dauphin 2018.
+        top_p: keep the smallest set of most likely tokens that holds this probability; 1 keeps all. Source: Holtzman
+            et al. 2020, section 3.1 (nucleus sampling).
         seed: of the uniforms.
 
     Raises:
@@ -47,16 +48,23 @@ class Sampling:
 
 
 def uniforms(seed: int, position: int, rows: int) -> np.ndarray:
-    """One uniform of [0, 1) a row for the token at `position`: a pure function of its arguments."""
+    """One uniform of [0, 1) a row for the token at `position`: a pure function of its arguments.
+
+    Source: Philox, a counter-based generator: Salmon et al. 2011.
+    """
     return stream(seed, f"sampling, position {position}").random(rows)
 
 
 def sample(logits_bv: np.ndarray, sampling: Sampling, uniforms_b: np.ndarray) -> np.ndarray:
     """Draw one token a row by inverting the cumulative distribution, in float64.
 
+    The token of uniform u is the least i with w_0 + ... + w_i > u (w_0 + ... + w_{v-1}), w the weights that are left.
+    Temperature, top-k and top-p in this order, each over what the one before has left, as in transformers' `generate`.
+    Source: the inversion method, Devroye 1986, section III.2.
+
     Args:
         logits_bv: logits, [b, v].
-        sampling: temperature, top-k and top-p, applied in this order.
+        sampling: temperature, top-k and top-p.
         uniforms_b: one uniform a row.
 
     Raises:

@@ -13,6 +13,9 @@ def learning_rate(step: int, training: TrainingConfig) -> float:
         warm-up  lr = peak (step + 1) / (warmup + 1)                            step < warmup
         cosine   lr = floor + (peak - floor) (1 + cos(pi progress)) / 2         progress in [0, 1]
 
+    Source: a warm-up that grows by the same amount each step, Goyal et al. 2017, section 2.2; one cycle without
+    restarts of SGDR, Loshchilov and Hutter 2017, equation 5. The first step has a rate above 0, the last one the floor.
+
     Args:
         step: optimizer steps already taken, from 0; beyond the schedule the floor holds.
         training: peak_lr, warmup_steps, steps and final_lr_fraction.

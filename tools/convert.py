@@ -82,7 +82,7 @@ def read(path: Path) -> Checkpoint:
             raise ValueError(f"{error}{_one_before(directory)}") from error
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is no known checkpoint format; name a directory, a .pt or a .msgpack file")
-    checkpoint = backends.load(_NATIVE[SUFFIXES[path.suffix]], "checkpoint").read_native(path)
+    checkpoint = backends.load(_NATIVE[SUFFIXES[path.suffix]], "checkpoint.native").read_native(path)
     if not checkpoint.verified:
         told = "carries no checksums: names, shapes, dtypes and finiteness were checked, not its bits"
         print(f"{path} {told}", file=sys.stderr)
@@ -141,7 +141,7 @@ def write(path: Path, checkpoint: Checkpoint, format: Format | None = None) -> N
     """Write the checkpoint; without a format, in that which the suffix of `path` names, else as a neutral directory."""
     format = format or SUFFIXES.get(path.suffix, "neutral")
     if format in _NATIVE:
-        backends.load(_NATIVE[format], "checkpoint").write_native(path, checkpoint)
+        backends.load(_NATIVE[format], "checkpoint.native").write_native(path, checkpoint)
     elif format == "orbax":
         _write_orbax(path, checkpoint)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,7 @@ from spec.validation import require_known
 from torch_impl.layers import COMPUTE, accumulate_dtype
 from torch_impl.mixers import capabilities
 from torch_impl.ops.cross_entropy import lm_head
-
-if TYPE_CHECKING:
-    from torch_impl.model import LanguageModel
+from torch_impl.protocols import LanguageModel
 
 
 def _eager(model: LanguageModel) -> Step:

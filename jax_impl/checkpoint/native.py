@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import flax.serialization
 import jax.numpy as jnp
@@ -14,13 +13,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
+from jax_impl.protocols import LanguageModel
 from spec.checkpoint.files import new_file, read_file, require_new
 from spec.checkpoint.format import Checkpoint
 from spec.checkpoint.tree import from_tree, to_tree
 from spec.parameters import check_parameters
-
-if TYPE_CHECKING:
-    from jax_impl.model import LanguageModel
 
 # What Flax, fed damaged bytes, was seen to fail with.
 _DAMAGE = (

@@ -15,7 +15,7 @@ interpreted_kernels.unless_there_is_a_gpu()
 # Examples take as long as a compilation where a shape is new, so neither a deadline nor a check of speed makes sense.
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
 settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **COMMON)
-# No shrinking: parity/mutants asks whether a fault is found, not for its smallest case, which takes minutes with JAX.
+# No shrinking: parity/suite/mutants asks whether a fault is found, not for its smallest case, minutes with JAX.
 settings.register_profile(
     "mutants",
     max_examples=40,

@@ -1,4 +1,7 @@
-"""SHA256SUMS: the digest of every other file of a checkpoint, as sha256sum writes and checks it."""
+"""SHA256SUMS: the digest of every other file of a checkpoint, as sha256sum of GNU coreutils writes and checks it.
+
+SHA-256: FIPS 180-4.
+"""
 
 from __future__ import annotations
 

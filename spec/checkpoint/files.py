@@ -1,4 +1,8 @@
-"""Files and directories that appear whole or not at all, whatever kills the writer."""
+"""Files and directories that appear whole or not at all, whatever kills the writer.
+
+Source: what a file system promises is that rename(2) is atomic; what is in a file, and that its name is there, it
+promises after fsync(2) of the file and of its directory: Pillai et al. 2014, "All file systems are not created equal".
+"""
 
 from __future__ import annotations
 
@@ -79,6 +83,14 @@ def read_file(path: Path) -> bytes:
     if size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
         raise ValueError(f"{path} has {size:,} bytes, more than this machine has memory; take a larger one")
     return Path(path).read_bytes()
+
+
+def read_utf8(path: Path) -> str:
+    """The text of a small file, line breaks as they are; raises ValueError where it is not UTF-8."""
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from error
 
 
 def remove_unfinished(directory: Path) -> None:

@@ -21,6 +21,8 @@ def quantize(weight_oi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """int8 and one scale an output channel, w ~ q scale: scale = max|w| / 127 a row, q to nearest, ties to even.
 
     A row of nothing but zeros, or of numbers below 2^-119, becomes zeros.
+    Source: absmax quantisation by rows (vector-wise), Dettmers et al. 2022, "LLM.int8()", of the weights alone; that a
+    scale keeps 17 bits is ours.
 
     Args:
         weight_oi: a matrix, [o, i]; of the embedding a row is a token's.

@@ -2,9 +2,10 @@
 
     config.json  shard-00001-model-00001-of-00001.safetensors  ...  tokenizer.json  state.json  SHA256SUMS
 
-The shards are safetensors files, not DCP's pickled metadata: what a file holds, and where in the whole tensor it
-belongs, stands in its JSON header. A tensor is named `parameters.<path>`, `first_moment.<path>` or
-`second_moment.<path>`. Any number of processes reads what any other number wrote; so does one without a framework.
+The shards are the safetensors files of torch.distributed.checkpoint.HuggingFaceStorageWriter, not DCP's pickled
+metadata: what a file holds, and where in the whole tensor it belongs, stands in its JSON header. A tensor is named
+`parameters.<path>`, `first_moment.<path>` or `second_moment.<path>`. Any number of processes reads what any other
+number wrote; so does one without a framework.
 
 JAX's processes write a directory `orbax` in the place of the shards. Its files are Orbax's own, a flat tree of arrays
 under the same names; of these nothing but the checksums is known here.

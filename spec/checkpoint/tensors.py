@@ -1,4 +1,7 @@
-"""Named arrays as safetensors bytes, dtypes kept bit for bit."""
+"""Named arrays as safetensors bytes, dtypes kept bit for bit.
+
+Source: the safetensors format, a JSON header and the bytes of the tensors, nothing that could be executed.
+"""
 
 from __future__ import annotations
 

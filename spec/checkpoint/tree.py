@@ -15,7 +15,8 @@ from spec.optimizer import MOMENTS
 def to_tree(checkpoint: Checkpoint) -> dict[str, Any]:
     """A checkpoint as one nested dict for a native format: JSON files as text, arrays in groups by path.
 
-    SHA256SUMS goes along, so that `from_tree` verifies the arrays bit for bit.
+    SHA256SUMS goes along, so that `from_tree` verifies the arrays bit for bit. It holds what both formats can: what
+    `torch.load(weights_only=True)` and `flax.serialization.msgpack_restore` give back.
     """
     files = to_files(checkpoint)
     text = {name: files[name].decode() for name in TEXTS if name in files}

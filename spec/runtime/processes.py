@@ -38,7 +38,7 @@ class Processes:
         return 1
 
     def all_gather(self, value: Value) -> list[Value]:
-        """The values of all processes, in the order of ranks."""
+        """The values of all processes, in the order of ranks: allgather of MPI, for any value that can be pickled."""
         assert self.size == 1, "a backend's ParallelContext says how values travel"
         return [value]
 

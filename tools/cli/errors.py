@@ -146,3 +146,8 @@ def is_lack_of_memory(error: Exception) -> bool:
     """Whether Python, torch or JAX has found no room; the latter two say so in an error that may mean anything."""
     words = ("out of memory", "not enough memory", "can't allocate memory", "RESOURCE_EXHAUSTED")
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
+
+
+def first_line(error: Exception) -> str:
+    """An error's message without the lines after the first."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

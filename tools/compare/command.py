@@ -1,4 +1,4 @@
-"""Two checkpoints, or one in both backends: layer by layer, the first tensor outside its bound."""
+"""`liquidnet compare`: two checkpoints, or one in both backends, to the first tensor outside its bound."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tyro
 
 from parity.proof.layer_diff.diff import first_outside, locate
 from parity.proof.layer_diff.weights import differences
-from spec.checkpoint.files import require_file
+from spec.checkpoint.files import read_utf8, require_file
 from spec.checkpoint.format import Checkpoint
 from spec.config import require_known
 from spec.mixers import family
@@ -22,9 +22,8 @@ from tools import convert
 from tools.cli import backends
 from tools.cli.errors import require_new_or_file
 from tools.cli.progress import working
-from tools.compare.report import Comparison, Side, show, write_json
+from tools.compare.report import ComparedModel, Comparison, show, write_json
 from tools.tokenizer import Tokenizer, parse_tokenizer
-from tools.tokenizer.byte_level import read_utf8
 
 TEXT = (
     "Once upon a time, a little fox lived beside a river. One day she found a red ball in the grass, "
@@ -62,18 +61,18 @@ class Compare:
     def run(self) -> None:
         require_new_or_file(self.json, "--json")
         text = self._text()
-        a, b = open_sides(self.a, self.b)
+        a, b = open_models(self.a, self.b)
         constants = compare_configurations(a, b)
         tokenizer = shared_tokenizer(a, b)
         tokens = encode(text, tokenizer, a.checkpoint.config.vocab_size, self.max_tokens)
-        for side in (a, b):
-            backends.load(side.backend, "model")
+        for model in (a, b):
+            backends.load(model.backend, "model")
         config, parameters = a.checkpoint.config, a.checkpoint.parameters
-        with working("running both models") as told:
-            traces = [trace(side, tokens) for side in (a, b)]
+        with working("running both models") as report:
+            activations = [activations_of(model, tokens) for model in (a, b)]
             weights = differences(config, parameters, b.checkpoint.parameters)
-            told("running the float64 reference")
-            rows = locate(float32(a.checkpoint), config, tokens, traces)
+            report("running the float64 reference")
+            rows = locate(float32(a.checkpoint), config, tokens, activations)
         comparison = Comparison((a, b), constants, weights, tokenizer, tokens, rows)
         show(comparison, self.all)
         if self.json is not None:
@@ -95,7 +94,7 @@ class Compare:
         return text[: CHARACTERS_A_TOKEN * self.max_tokens]
 
 
-def open_sides(a: str, b: str | None) -> tuple[Side, Side]:
+def open_models(a: str, b: str | None) -> tuple[ComparedModel, ComparedModel]:
     """Both checkpoints, each with its backend, that named before its path.
 
     Where none is named, A takes the first one installed, and B that of A; one path for both is run in both backends.
@@ -109,7 +108,7 @@ def open_sides(a: str, b: str | None) -> tuple[Side, Side]:
         backend_b = other(backend_a) if same else backend_a
     checkpoint = convert.read(path_a)
     other_checkpoint = checkpoint if same else convert.read(path_b)
-    return Side("A", backend_a, path_a, checkpoint), Side("B", backend_b, path_b, other_checkpoint)
+    return ComparedModel("A", backend_a, path_a, checkpoint), ComparedModel("B", backend_b, path_b, other_checkpoint)
 
 
 def parse_source(source: str) -> tuple[backends.Backend | None, Path]:
@@ -126,9 +125,9 @@ def other(backend: backends.Backend) -> backends.Backend:
     return next(name for name in backends.BACKENDS if name != backend)
 
 
-def compare_configurations(a: Side, b: Side) -> dict[str, tuple[object, object]]:
+def compare_configurations(a: ComparedModel, b: ComparedModel) -> dict[str, tuple[object, object]]:
     """The constants of both models where they differ, by name; raises ValueError where their families or shapes do."""
-    families = [side.checkpoint.config.family for side in (a, b)]
+    families = [model.checkpoint.config.family for model in (a, b)]
     if families[0] != families[1]:
         raise ValueError(
             f"{a.path} and {b.path} are models of different families: {' and '.join(families)}; take two alike"
@@ -142,9 +141,9 @@ def compare_configurations(a: Side, b: Side) -> dict[str, tuple[object, object]]
     return unequal
 
 
-def shared_tokenizer(a: Side, b: Side) -> Tokenizer | None:
+def shared_tokenizer(a: ComparedModel, b: ComparedModel) -> Tokenizer | None:
     """The tokenizer that the checkpoints hold, or None; raises ValueError where they hold different ones."""
-    held = [side.checkpoint.tokenizer for side in (a, b) if side.checkpoint.tokenizer is not None]
+    held = [model.checkpoint.tokenizer for model in (a, b) if model.checkpoint.tokenizer is not None]
     if len(set(held)) > 1:
         raise ValueError(
             f"{a.path} and {b.path} have different tokenizers: one text is other tokens to each; take two alike"
@@ -176,10 +175,10 @@ def float32(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     return {path: array.astype(np.float32) for path, array in checkpoint.parameters.items()}
 
 
-def trace(side: Side, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """What each module of the side's model gives on the tokens."""
-    tracer = importlib.import_module(f"parity.proof.layer_diff.activations_{side.backend}")
-    return tracer.activations(tracer.load(side.checkpoint.config, side.checkpoint.parameters), tokens)
+def activations_of(model: ComparedModel, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """What each module of the model gives on the tokens, by the module's path."""
+    recorder = importlib.import_module(f"parity.proof.layer_diff.activations_{model.backend}")
+    return recorder.activations(recorder.load(model.checkpoint.config, model.checkpoint.parameters), tokens)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from rich.console import Console
@@ -37,8 +37,18 @@ FORMULAS = {
 }
 
 
+class ErrorRow(TypedDict):
+    """The worst entry of a tensor as JSON has it; a number that is not finite is null."""
+
+    units: float | None
+    got: float | None
+    expected: float | None
+    bound: float | None
+    at: list[int]
+
+
 @dataclass(frozen=True)
-class Side:
+class ComparedModel:
     """One of the two models.
 
     Args:
@@ -62,7 +72,7 @@ class Comparison:
     """Everything that was found.
 
     Args:
-        sides: A and B.
+        models: A and B.
         constants: of the configuration, where they differ, by name.
         weights: parameters that differ, by path, and how B's came from A's.
         tokenizer: of the text, None for bytes.
@@ -70,7 +80,7 @@ class Comparison:
         rows: every tensor in the order of the forward pass.
     """
 
-    sides: tuple[Side, Side]
+    models: tuple[ComparedModel, ComparedModel]
     constants: dict[str, tuple[object, object]]
     weights: dict[str, str]
     tokenizer: Tokenizer | None
@@ -80,7 +90,7 @@ class Comparison:
     @property
     def config(self) -> ModelConfig:
         """A's, whose family and shape are B's too."""
-        return self.sides[0].checkpoint.config
+        return self.models[0].checkpoint.config
 
 
 def show(found: Comparison, everything: bool) -> None:
@@ -98,10 +108,10 @@ def write_json(found: Comparison, target: Path) -> None:
     first = first_outside(found.rows)
     result = {
         "within": first is None,
-        "first": first and {"tensor": first.tensor, "sides": [found.sides[i].letter for i in first.outside]},
+        "first": first and {"tensor": first.tensor, "sides": [found.models[i].letter for i in first.outside]},
         "sides": {
-            side.letter: {"backend": side.backend, "path": str(side.path), "step": side.checkpoint.state["step"]}
-            for side in found.sides
+            model.letter: {"backend": model.backend, "path": str(model.path), "step": model.checkpoint.state["step"]}
+            for model in found.models
         },
         "configuration": {name: dict(zip("AB", values, strict=True)) for name, values in found.constants.items()},
         "weights": found.weights,
@@ -110,8 +120,8 @@ def write_json(found: Comparison, target: Path) -> None:
             {
                 "tensor": row.tensor,
                 "difference": _finite(row.difference),
-                "so_far": {side.letter: _json(row.whole[i]) for i, side in enumerate(found.sides)},
-                "layer": {side.letter: _json(row.alone[i]) for i, side in enumerate(found.sides)},
+                "so_far": {model.letter: _json(row.whole[i]) for i, model in enumerate(found.models)},
+                "layer": {model.letter: _json(row.alone[i]) for i, model in enumerate(found.models)},
             }
             for row in found.rows
         ],
@@ -121,10 +131,10 @@ def write_json(found: Comparison, target: Path) -> None:
 
 
 def _before(found: Comparison) -> list[str]:
-    lines = [f"{s}: {s.path}, step {s.checkpoint.state['step']}" for s in found.sides]
+    lines = [f"{s}: {s.path}, step {s.checkpoint.state['step']}" for s in found.models]
     lines += [f"configuration: {name} is {a} in A and {b} in B" for name, (a, b) in found.constants.items()]
     if found.weights:
-        lines.append(f"weights: {len(found.weights)} of {len(found.sides[0].checkpoint.parameters)} tensors differ")
+        lines.append(f"weights: {len(found.weights)} of {len(found.models[0].checkpoint.parameters)} tensors differ")
         lines += [f"  {path} of B {words}" for path, words in list(found.weights.items())[:WEIGHTS]]
         lines += [f"  and {len(found.weights) - WEIGHTS} more"] * (len(found.weights) > WEIGHTS)
     if found.tokenizer is None:
@@ -137,7 +147,7 @@ def _table(found: Comparison, everything: bool) -> Table:
         title=f"largest errors on {found.tokens.shape[1]} tokens, in units of the bound", title_justify="left"
     )
     table.add_column("tensor", no_wrap=True)
-    for heading in (*(f"{side.letter} {part}" for side in found.sides for part in ("so far", "layer")), "A - B"):
+    for heading in (*(f"{model.letter} {part}" for model in found.models for part in ("so far", "layer")), "A - B"):
         table.add_column(heading, justify="right")
     first = first_outside(found.rows)
     position = -1
@@ -169,13 +179,13 @@ def _marked(error: Error) -> str:
 def _verdict(found: Comparison) -> list[str]:
     first = first_outside(found.rows)
     if first is None:
-        worst, tensor, side = max(
-            (row.worst(i).units, row.tensor, str(side)) for row in found.rows for i, side in enumerate(found.sides)
+        worst, tensor, model = max(
+            (row.worst(i).units, row.tensor, str(model)) for row in found.rows for i, model in enumerate(found.models)
         )
-        lines = [f"every tensor is within its bound; the largest error is {worst:.2g} of it, {tensor} of {side}"]
+        lines = [f"every tensor is within its bound; the largest error is {worst:.2g} of it, {tensor} of {model}"]
         differs = bool(found.weights or found.constants)
         return lines + ["what differs between them changes nothing on this text beyond rounding"] * differs
-    names = " and ".join(str(found.sides[i]) for i in first.outside)
+    names = " and ".join(str(found.models[i]) for i in first.outside)
     worst = max((first.worst(i) for i in first.outside), key=lambda error: error.units)
     before = "" if first is found.rows[0] else "; every tensor before it is within its bound"
     return [
@@ -222,14 +232,14 @@ def _cause(found: Comparison, first: Row) -> str:
             return f"{name} is {found.constants[name][0]} in A and {found.constants[name][1]} in B"
     if len(first.outside) > 1:
         return "both are off, by weights and configuration of A: the reference, or what both sides share, is wrong"
-    side = found.sides[first.outside[0]]
-    return f"A and B have the same weights and constants here: the fault is in what {side.backend} computes"
+    model = found.models[first.outside[0]]
+    return f"A and B have the same weights and constants here: the fault is in what {model.backend} computes"
 
 
 def _others(found: Comparison, first: Row) -> list[str]:
     """The other layers that are off on their own inputs: not consequences."""
     others = [
-        f"{row.tensor} of {found.sides[i]}"
+        f"{row.tensor} of {found.models[i]}"
         for row in found.rows
         for i, error in enumerate(row.alone)
         if error.units > 1.0 and row is not first
@@ -240,9 +250,14 @@ def _others(found: Comparison, first: Row) -> list[str]:
     return [f"  off on their own inputs too: {', '.join(others[:LAYERS])}{more}"]
 
 
-def _json(error: Error) -> dict[str, Any]:
-    numbers = {name: _finite(getattr(error, name)) for name in ("units", "got", "expected", "bound")}
-    return {**numbers, "at": list(error.at)}
+def _json(error: Error) -> ErrorRow:
+    return {
+        "units": _finite(error.units),
+        "got": _finite(error.got),
+        "expected": _finite(error.expected),
+        "bound": _finite(error.bound),
+        "at": list(error.at),
+    }
 
 
 def _finite(number: float) -> float | None:

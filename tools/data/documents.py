@@ -1,4 +1,4 @@
-"""Text in: files or generated stories as a stream of documents, and which of them are for validation."""
+"""Text in: files or generated stories as a stream of documents, long ones in pieces."""
 
 import codecs
 import json
@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from tools.data.parquet import parquet_texts
 from tools.data.stories import stories
-from tools.tokenizer.byte_level import END_OF_TEXT
+from tools.tokenizer import END_OF_TEXT
 
 #: A piece of a document, and whether the document ends with it.
 Piece = tuple[str, bool]
 Advance = Callable[[int], None]
 
-MANY_DOCUMENTS = 20
 _BLOCK_BYTES = 1 << 16
 _PIECE_CHARACTERS = 1 << 16
 _LAST_WORD = re.compile(r".*\S(?=[ \n])", re.DOTALL)
@@ -201,56 +198,3 @@ _ROWS: dict[str, Callable[[Path, Advance], Iterator[str]]] = {".jsonl": _jsonl_t
 
 def _not_utf8(path: Path, offset: int) -> ValueError:
     return ValueError(f"{path}: not UTF-8 at byte {offset}; convert it first, for example with iconv")
-
-
-@dataclass(frozen=True)
-class Split:
-    """Training text: this many whole documents and this many characters of the next; the rest is for validation."""
-
-    documents: int
-    characters: int
-
-
-def choose_split(lengths: Sequence[int], val_fraction: float) -> Split:
-    """Divide documents between training and validation.
-
-    Args:
-        lengths: characters of every document, in order.
-        val_fraction: the share of characters wanted at the end; 20 or more documents stay whole, fewer are cut.
-
-    Raises:
-        ValueError: if one part would be empty.
-    """
-    ends = np.cumsum(lengths)
-    total = int(ends[-1])
-    cut = int(total * (1 - val_fraction))
-    if len(ends) >= MANY_DOCUMENTS:
-        return Split(int(np.argmin(np.abs(ends[:-1] - total * (1 - val_fraction)))) + 1, 0)
-    if not 0 < cut < total:
-        raise ValueError(f"val_fraction {val_fraction} of {total} characters leaves a part empty; give more text")
-    documents = int(np.searchsorted(ends, cut, side="right"))
-    return Split(documents, cut - (int(ends[documents - 1]) if documents else 0))
-
-
-def route(pieces: Iterable[Piece], split: Split) -> Iterator[tuple[str, str, bool]]:
-    """Send each piece to its part.
-
-    Args:
-        pieces: all documents.
-        split: where training ends.
-
-    Yields: "train" or "val", the text, and whether a document ends with it.
-    """
-    index = position = 0
-    for text, ends in pieces:
-        if index < split.documents:
-            yield "train", text, ends
-        elif index > split.documents or position >= split.characters:
-            yield "val", text, ends
-        else:
-            room = split.characters - position
-            yield "train", text[:room], False
-            if room < len(text):
-                yield "val", text[room:], ends
-        position = 0 if ends else position + len(text)
-        index += ends

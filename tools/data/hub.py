@@ -1,6 +1,5 @@
 """Files of the Hugging Face hub, each pinned to a revision and a checksum; a download that broke off goes on."""
 
-import fcntl
 import hashlib
 import io
 import os
@@ -9,9 +8,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import AcquireReturnProxy, FileLock, Timeout
+
 from spec.checkpoint.files import fsync
+from tools.cli.errors import first_line
 from tools.cli.progress import Bar, progress
-from tools.tokenizer.byte_level import first_line
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class HubFile:
 def download(file: HubFile, otherwise: str) -> Path:
     """Find a file in the hub's cache or in ours, or download it; what an earlier try left is not downloaded again.
 
-    huggingface_hub's own `hf_hub_download` throws away what it has when it is killed, so only its transfer is used.
+    huggingface_hub's own `hf_hub_download` throws away what it has when it is killed, so only its transfer is used,
+    `file_download.http_get` (huggingface_hub 0.30 or later).
 
     Args:
         file: which one.
@@ -57,8 +59,7 @@ def download(file: HubFile, otherwise: str) -> Path:
     if path.exists():
         return _checked(path, file)
     partial = folder / f"{file.filename}.incomplete"
-    with _Partial(partial) as target:
-        _lock(target, partial)
+    with _lock(partial), _Partial(partial) as target:
         _fetch(file, partial, target, otherwise)
         fsync(_checked(partial, file))
         os.replace(partial, path)
@@ -149,10 +150,11 @@ def _transfer(url: str, file: HubFile, target: _Partial) -> bool:
     return True
 
 
-def _lock(target: _Partial, partial: Path) -> None:
+def _lock(partial: Path) -> AcquireReturnProxy:
+    """Keeps other processes out until the block ends."""
     try:
-        fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        return FileLock(f"{partial}.lock").acquire(blocking=False)
+    except Timeout as error:
         raise ValueError(f"{partial}: another process is downloading it; wait until it has ended") from error
 
 

@@ -1,8 +1,14 @@
 """Texts of a .parquet file: its column of that name, a batch of rows at a time."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow
+    from pyarrow import parquet
 
 _ROWS = 1024
 _BATCH_BYTES = 1 << 22
@@ -11,11 +17,11 @@ MISSING = "reading .parquet needs pyarrow; pip install 'liquidnet-dual[parquet]'
 
 
 def parquet_texts(path: Path, advance: Callable[[int], None]) -> Iterator[str]:
-    """The strings of the column `text`, in order.
+    """The strings of the column `text`, in order; the file format is Apache Parquet's, read by pyarrow (18 or later).
 
     Args:
         path: the file.
-        advance: told of progress in bytes of the file.
+        advance: called with the bytes of the file that are done since the last call.
 
     Raises:
         ValueError: if pyarrow is missing, the file is damaged, or it has no such column, of strings without nulls.
@@ -45,7 +51,7 @@ def parquet_texts(path: Path, advance: Callable[[int], None]) -> Iterator[str]:
         raise ValueError(f"{path}: damaged, or no parquet ({reason}); download or write it again") from error
 
 
-def _batches(file: Any) -> Iterator[Any]:
+def _batches(file: parquet.ParquetFile) -> Iterator[pyarrow.StringArray]:
     """The column in pieces of about _BATCH_BYTES, however long the rows are."""
     for group in range(file.num_row_groups):
         described = file.metadata.row_group(group)
@@ -59,7 +65,7 @@ class _Unusable(Exception):
     """Whole, but not what is asked for; Arrow's own errors are ValueErrors too."""
 
 
-def _require_text(schema: Any, path: Path) -> None:
+def _require_text(schema: pyarrow.Schema, path: Path) -> None:
     from pyarrow import types
 
     if schema.names.count("text") != 1:

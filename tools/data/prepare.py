@@ -1,4 +1,4 @@
-"""`liquidnet prepare`: text in, token files out."""
+"""`liquidnet prepare`: reads text, trains or loads a tokenizer, writes train.bin, val.bin and meta.json."""
 
 import errno
 import hashlib
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -17,11 +17,12 @@ from spec.checkpoint.files import new_directory, require_new
 from spec.data import DATA_FORMAT_VERSION
 from tools.cli.progress import Bar, progress
 from tools.data.datasets import open_dataset
-from tools.data.documents import Advance, Source, StorySource, choose_split, open_files
-from tools.data.split import Divided, Parts, Routed, Separate
+from tools.data.documents import Advance, Source, StorySource, open_files
+from tools.data.split import DividedSource, Parts, Routed, SeparateSources, choose_split
 from tools.data.stories import stories
 from tools.tokenizer import Tokenizer, build_tokenizer, check_tokenizer_name
 
+PartMeta: TypeAlias = dict[str, int | str]
 _BATCH_CHARACTERS = 1 << 20
 _VAL_FRACTION = 0.1
 
@@ -65,7 +66,7 @@ class Prepare:
         trained = self.tokenizer.startswith("bpe:")
         built = None if trained else build_tokenizer(self.tokenizer, files=self.tokenizer_files)
         train, val = local or open_dataset(self.dataset or "")
-        parts = Separate(train, val) if val is not None else self._divided(train)
+        parts = SeparateSources(train, val) if val is not None else self._divided(train)
         if built is None:
             with progress(f"training {self.tokenizer}", parts.size) as bar:
                 built = build_tokenizer(self.tokenizer, _train_texts(parts, bar.advance))
@@ -103,13 +104,14 @@ class Prepare:
                 raise ValueError(f"{path} is in --text and in --val-text; a model would be tested on what it learnt")
         return train, val
 
-    def _divided(self, source: Source) -> Divided:
+    def _divided(self, source: Source) -> DividedSource:
         with progress("reading", source.size) as bar:
             lengths = _document_lengths(source, bar.advance)
-        return Divided(source, choose_split(lengths, self.val_fraction or _VAL_FRACTION))
+        return DividedSource(source, choose_split(lengths, self.val_fraction or _VAL_FRACTION))
 
-    def _origin(self, parts: Parts) -> dict[str, Any]:
-        return parts.names | ({} if self.max_tokens is None else {"max_tokens": int(self.max_tokens)})
+    def _origin(self, parts: Parts) -> dict[str, list[str] | int]:
+        limit = {} if self.max_tokens is None else {"max_tokens": int(self.max_tokens)}
+        return {**parts.names, **limit}
 
     @property
     def _limit(self) -> float:
@@ -150,7 +152,7 @@ class _TokenFile:
     def close(self) -> None:
         self._file.close()
 
-    def meta(self) -> dict[str, int | str]:
+    def meta(self) -> PartMeta:
         return {
             "tokens": self.tokens,
             "bytes": self.bytes,
@@ -159,9 +161,7 @@ class _TokenFile:
         }
 
 
-def _write_tokens(
-    directory: Path, parts: Parts, tokenizer: Tokenizer, limit: float, bar: Bar
-) -> dict[str, dict[str, int | str]]:
+def _write_tokens(directory: Path, parts: Parts, tokenizer: Tokenizer, limit: float, bar: Bar) -> dict[str, PartMeta]:
     with ExitStack() as stack:
         files = {}
         for part, most in (("train", limit), ("val", math.inf)):
@@ -173,7 +173,7 @@ def _write_tokens(
             for (part, text, ends), ids in zip(batch, encoded, strict=True):
                 files[part].write(text, ids, ends)
             if limit < math.inf and train.tokens:
-                bar.expect(min(parts.size, parts.tail + train.bytes * limit / train.tokens))
+                bar.expect(min(parts.size, parts.least_size + train.bytes * limit / train.tokens))
     return {part: file.meta() for part, file in files.items()}
 
 
@@ -191,7 +191,7 @@ def _batches(pieces: Iterator[Routed]) -> Iterator[list[Routed]]:
 
 
 def _write_meta(
-    directory: Path, parts: dict[str, dict[str, int | str]], tokenizer: Tokenizer, name: str, origin: dict[str, Any]
+    directory: Path, parts: dict[str, PartMeta], tokenizer: Tokenizer, name: str, origin: dict[str, list[str] | int]
 ) -> None:
     content = tokenizer.to_json().encode()
     (directory / "tokenizer.json").write_bytes(content)
@@ -226,7 +226,7 @@ def _train_texts(parts: Parts, advance: Advance) -> Iterator[str]:
         yield text
 
 
-def _summary(out: Path, parts: dict[str, dict[str, int | str]], tokenizer: Tokenizer, name: str, limit: float) -> str:
+def _summary(out: Path, parts: dict[str, PartMeta], tokenizer: Tokenizer, name: str, limit: float) -> str:
     lines = [
         f"{part + ':':7}{meta['tokens']:>13,} tokens {meta['bytes']:>13,} bytes {meta['documents']:>9,} documents"
         for part, meta in parts.items()

@@ -1,13 +1,70 @@
-"""Which text is for training and which for validation: one text divided, or two texts."""
+"""The split into training and validation text: one text divided, or two texts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tools.data.documents import Advance, Source, Split, route
+import numpy as np
+
+from tools.data.documents import Advance, Piece, Source
 
 #: "train" or "val", a piece of a document, and whether the document ends with it.
 Routed = tuple[str, str, bool]
+
+MANY_DOCUMENTS = 20
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training text: this many whole documents and this many characters of the next; the rest is for validation."""
+
+    documents: int
+    characters: int
+
+
+def choose_split(lengths: Sequence[int], val_fraction: float) -> Split:
+    """Divide documents between training and validation.
+
+    Args:
+        lengths: characters of every document, in order.
+        val_fraction: the share of characters wanted at the end; 20 or more documents stay whole, fewer are cut.
+
+    Raises:
+        ValueError: if one part would be empty.
+    """
+    ends = np.cumsum(lengths)
+    total = int(ends[-1])
+    cut = int(total * (1 - val_fraction))
+    if len(ends) >= MANY_DOCUMENTS:
+        return Split(int(np.argmin(np.abs(ends[:-1] - total * (1 - val_fraction)))) + 1, 0)
+    if not 0 < cut < total:
+        raise ValueError(f"val_fraction {val_fraction} of {total} characters leaves a part empty; give more text")
+    documents = int(np.searchsorted(ends, cut, side="right"))
+    return Split(documents, cut - (int(ends[documents - 1]) if documents else 0))
+
+
+def route(pieces: Iterable[Piece], split: Split) -> Iterator[Routed]:
+    """Send each piece to its part.
+
+    Args:
+        pieces: all documents.
+        split: where training ends.
+
+    Yields: "train" or "val", the text, and whether a document ends with it.
+    """
+    index = position = 0
+    for text, ends in pieces:
+        if index < split.documents:
+            yield "train", text, ends
+        elif index > split.documents or position >= split.characters:
+            yield "val", text, ends
+        else:
+            room = split.characters - position
+            yield "train", text[:room], False
+            if room < len(text):
+                yield "val", text[room:], ends
+        position = 0 if ends else position + len(text)
+        index += ends
 
 
 def _never() -> bool:
@@ -28,7 +85,7 @@ class Parts(Protocol):
         ...
 
     @property
-    def tail(self) -> int:
+    def least_size(self) -> int:
         """What has to be read however little of the training text is wanted."""
         ...
 
@@ -38,7 +95,7 @@ class Parts(Protocol):
 
 
 @dataclass(frozen=True)
-class Divided:
+class DividedSource:
     """One text, whose end is for validation."""
 
     source: Source
@@ -52,9 +109,7 @@ class Divided:
     def size(self) -> int:
         return self.source.size
 
-    @property
-    def tail(self) -> int:
-        return self.size
+    least_size = size
 
     def pieces(self, advance: Advance, whole: bool = False, enough: Callable[[], bool] = _never) -> Iterator[Routed]:
         for routed in route(self.source.pieces(advance, whole), self.split):
@@ -63,7 +118,7 @@ class Divided:
 
 
 @dataclass(frozen=True)
-class Separate:
+class SeparateSources:
     """A text for training and another one for validation."""
 
     train: Source
@@ -78,7 +133,7 @@ class Separate:
         return self.train.size + self.val.size
 
     @property
-    def tail(self) -> int:
+    def least_size(self) -> int:
         return self.val.size
 
     def pieces(self, advance: Advance, whole: bool = False, enough: Callable[[], bool] = _never) -> Iterator[Routed]:

@@ -1,7 +1,7 @@
-"""What stories are made of: the word tables and plots in stories_data, read and checked when the first story is told.
+"""What stories are made of: the word tables and plots in stories_data, read and checked with the first story.
 
 The notation of the plots: a line that begins with `*` opens a beat of the story, `?` opens a beat that may be left out,
-`-` is another way to tell the same beat, `/` after it starts a paragraph, and indented lines continue the line above.
+`-` is another wording of the same beat, `/` after it starts a paragraph, and indented lines continue the line above.
 Inside a sentence, `[a|b|c]` chooses one wording; `<key>` draws from a word table each time; `{key}` draws once and then
 remembers, so that what is lost in the second sentence is found in the ninth; `{key2}` is another one from the same
 table, `{key:1}` another form of it (forms are separated by `/`), and `{Key}` is capitalized. A `*` becomes "a" at the
@@ -12,21 +12,48 @@ hero's, and `{home}` is where they live. `{he}`, `{him}`, `{his}` and `{himself}
 them makes them the friend's (`{fhe}`), an e the elder's.
 """
 
+from __future__ import annotations
+
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import product
 from pathlib import Path
 from string import Template
+from typing import NamedTuple, TypeAlias, TypeVar
 
 #: The templates of each word table.
 Tables = dict[str, tuple[str, ...]]
-#: The beats of a plot: `*` if it must be told or `?` if not, and the ways to tell it.
+#: The beats of a plot: `*` if it must be there or `?` if not, and its wordings.
 Beats = tuple[tuple[str, tuple[str, ...]], ...]
 Plots = dict[str, Beats]
-#: The tree of a template: text, or a tag and what it applies to.
-Node = str | tuple
+T = TypeVar("T")
+
+
+class Join(NamedTuple):
+    """Parts of a template, one after the other."""
+
+    parts: tuple[Node, ...]
+
+
+class Choice(NamedTuple):
+    """Wordings, one of which is drawn."""
+
+    options: tuple[Node, ...]
+
+
+class Slot(NamedTuple):
+    """A place for words: drawn each time from a word table, or remembered once drawn."""
+
+    key: str
+    remembered: bool
+    form: int
+    capital: bool
+
+
+#: The tree of a template.
+Node: TypeAlias = str | Join | Choice | Slot
 
 PRONOUNS = {"he": ("he", "him", "his", "himself"), "she": ("she", "her", "her", "herself")}
 
@@ -35,7 +62,7 @@ _TOKEN = re.compile(r"[\[\]|]|\{\w+(?::\d)?\}|<\w+>|[^\[\]|{}<>]+")
 _SLOT = re.compile(r"[{<](\w+?)(?::(\d))?[}>]")
 _PEOPLE = {"hero", "kind", "friend", "fkind", "elder", "home"}
 _PEOPLE |= {prefix + role for prefix in ("", "f", "e") for role in PRONOUNS["he"]}
-#: What the teller draws on, whatever the plot.
+#: The tables that every story draws on, whatever the plot.
 _NEEDED = {"girl", "boy", "passer", "pet", "elder_she", "elder_he", "house", "den", "intro", "fond", "close"}
 
 
@@ -51,7 +78,7 @@ def plots() -> Plots:
     return _read("plots.toml", lambda text: read_plots(text, tables()))
 
 
-def _read(name, reader):
+def _read(name: str, reader: Callable[[str], T]) -> T:
     try:
         return reader((_DATA / name).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -143,22 +170,23 @@ def _check(template: str, words: Tables) -> None:
     nodes = [parse(template)]
     while nodes:
         node = nodes.pop()
-        if isinstance(node, str):
-            continue
-        tag, *rest = node
-        if tag in ("sequence", "choice"):
-            nodes += rest
-            continue
-        key, form, _ = rest
-        table = key if tag == "fresh" else key.rstrip("0123456789")
-        forms = words[table][0].count("/") + 1 if table in words else int(tag == "entity" and key in _PEOPLE)
-        if form >= forms:
-            raise ValueError(f"{template!r}: there is no form {form} of {key!r}")
+        match node:
+            case Join(children) | Choice(children):
+                nodes += children
+            case Slot(key, remembered, form, _):
+                table = key.rstrip("0123456789") if remembered else key
+                forms = words[table][0].count("/") + 1 if table in words else int(remembered and key in _PEOPLE)
+                if form >= forms:
+                    raise ValueError(f"{template!r}: there is no form {form} of {key!r}")
 
 
 @cache
 def parse(template: str) -> Node:
-    """The tree of a template: text, choices, fresh draws and remembered entities."""
+    """The tree of a template.
+
+    Raises:
+        ValueError: a bracket is not closed, or not opened.
+    """
     tokens = _TOKEN.findall(template)
     node, end = _parse_sequence(tokens, 0, nested=False)
     if "".join(tokens) != template or end != len(tokens):
@@ -178,23 +206,23 @@ def _parse_sequence(tokens: list[str], start: int, nested: bool) -> tuple[Node, 
         elif token == "|":
             if not nested:
                 raise ValueError(f"{''.join(tokens)!r}: | outside of [ ]")
-            options.append(_sequence(parts))
+            options.append(_join(parts))
             parts = []
         else:
             parts.append(_slot(token) if token[0] in "{<" else token)
         position += 1
-    options.append(_sequence(parts))
-    return (("choice", *options) if nested else options[0]), position
+    options.append(_join(parts))
+    return (Choice(tuple(options)) if nested else options[0]), position
 
 
-def _sequence(parts: list[Node]) -> Node:
+def _join(parts: list[Node]) -> Node:
     if len(parts) == 1:
         return parts[0]
-    return ("sequence", *parts) if parts else ""
+    return Join(tuple(parts)) if parts else ""
 
 
 def _slot(token: str) -> Node:
     match = _SLOT.fullmatch(token)
     assert match, token
     key = match[1]
-    return ("fresh" if token[0] == "<" else "entity", key.lower(), int(match[2] or 0), key[0].isupper())
+    return Slot(key.lower(), token[0] == "{", int(match[2] or 0), key[0].isupper())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 
@@ -16,18 +17,18 @@ from spec.parameters import num_parameters
 from spec.presets import RECIPES, preset
 from tools.cli.errors import require_new_or_file
 from tools.cli.progress import working
-from tools.plan import tables as plan_show
 from tools.plan import topology
-from tools.plan.batch import Tried, largest_batch
+from tools.plan.batch import BatchSearch, largest_batch
 from tools.plan.compile_step import (
-    Asked,
-    Compiled,
+    CompiledStep,
     DoesNotFit,
+    StepSpec,
     by_kind,
     compiled_step,
-    dearest,
+    costliest,
     summary,
 )
+from tools.plan.tables import PlanResult, show
 
 
 @dataclass(frozen=True)
@@ -78,41 +79,45 @@ class Plan:
         if self.explain < 0:
             raise ValueError(f"--explain must be at least 0, got {self.explain}")
         where = topology.topology(self.topology)
-        topology.without_hardware()
-        asked = self._asked(where)
-        with working("importing JAX") as told:
-            result = self._result(asked, told)
-        plan_show.show(result, Console(highlight=False, width=None if sys.stdout.isatty() else 120))
+        topology.compile_only()
+        spec = self._spec(where)
+        with working("importing JAX") as report:
+            result = self._result(spec, report)
+        show(result, Console(highlight=False, width=None if sys.stdout.isatty() else 120))
         if self.json is not None:
             with new_file(self.json) as temporary:
                 temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
 
-    def _result(self, asked: Asked, told: Any) -> dict[str, Any]:
-        def compile(one: Asked) -> Compiled:
-            told(f"compiling {one.training.batch_size} x {one.training.seq_len} tokens for {one.topology.name}")
-            return compiled_step(one)
+    def _result(self, spec: StepSpec, report: Callable[[str], None]) -> PlanResult:
+        def compile(spec: StepSpec) -> CompiledStep:
+            report(f"compiling {spec.training.batch_size} x {spec.training.seq_len} tokens for {spec.topology.name}")
+            return compiled_step(spec)
 
-        parts = _parts(asked)
-        tried = Tried(asked, parts, compile)
-        rows = asked.training.batch_size // parts
+        parts = _parts(spec)
+        trials = BatchSearch(spec, parts, compile)
+        rows = spec.training.batch_size // parts
         try:
-            done = compile(asked)
+            done = compile(spec)
         except DoesNotFit as error:
             if self.largest_batch == "skip":
                 raise
-            tried.refused.add(rows)
-            most = largest_batch(tried, self.largest_batch == "search")["batch_size"]
+            trials.refused.add(rows)
+            most = largest_batch(trials, self.largest_batch == "search")["batch_size"]
             instead = f"--batch-size {most} fits, or try" if most else "not one row a device fits; try"
             raise DoesNotFit(f"{error}; {instead} --remat, --micro-batch-size, or fsdp in --mesh") from error
-        result = {"preset": self.preset, "parameters": num_parameters(asked.config), **summary(asked, done)}
-        result["kinds"] = by_kind(done.counted, asked.topology.peaks)
-        result["dearest"] = dearest(done.counted, asked.topology.peaks, self.explain)
+        result: PlanResult = {
+            "preset": self.preset,
+            "parameters": num_parameters(spec.config),
+            **summary(spec, done),
+            "kinds": by_kind(done.counted, spec.topology.peaks),
+            "dearest": costliest(done.counted, spec.topology.peaks, self.explain),
+        }
         if self.largest_batch != "skip":
-            tried.peaks[rows] = done.memory["peak"]
-            result["largest_batch"] = largest_batch(tried, self.largest_batch == "search")
+            trials.peaks[rows] = done.memory["peak"]
+            result["largest_batch"] = largest_batch(trials, self.largest_batch == "search")
         return result
 
-    def _asked(self, where: topology.Topology) -> Asked:
+    def _spec(self, where: topology.Topology) -> StepSpec:
         config, training = preset(self.preset), RECIPES[self.preset]
         sizes = {name: getattr(self, name) for name in ("d_model", "d_ff", "n_layers", "vocab_size")}
         seq_len = training.seq_len if self.seq_len is None else self.seq_len
@@ -120,24 +125,24 @@ class Plan:
         if self.micro_batch_size is not None:
             require_integer("micro_batch_size", self.micro_batch_size, 1)
         training = replace(training, seq_len=seq_len, compute_dtype=self.dtype)
-        asked = Asked(
+        spec = StepSpec(
             where, replace(config, max_seq_len=seq_len), training, self.mesh, self.method, self.remat,
             self.micro_batch_size,
         )  # fmt: skip
-        return replace(asked, training=replace(training, batch_size=self._batch(training, asked)))
+        return replace(spec, training=replace(training, batch_size=self._batch(training, spec)))
 
-    def _batch(self, training: TrainingConfig, asked: Asked) -> int:
+    def _batch(self, training: TrainingConfig, spec: StepSpec) -> int:
         if self.tokens_per_chip is not None:
             if self.batch_size is not None:
                 raise ValueError("--batch-size and --tokens-per-chip both give the batch; give one of them")
-            rows, rest = divmod(self.tokens_per_chip * asked.topology.chips, training.seq_len)
+            rows, rest = divmod(self.tokens_per_chip * spec.topology.chips, training.seq_len)
             if rest or rows < 1:
                 raise ValueError(
-                    f"--tokens-per-chip {self.tokens_per_chip} on {asked.topology.chips} chips is no whole number of "
+                    f"--tokens-per-chip {self.tokens_per_chip} on {spec.topology.chips} chips is no whole number of "
                     f"sequences of {training.seq_len}; give --batch-size"
                 )
             return rows
-        parts = _parts(asked)
+        parts = _parts(spec)
         batch = -(-training.batch_size // parts) * parts if self.batch_size is None else self.batch_size
         if batch < 1 or batch % parts:
             raise ValueError(
@@ -146,9 +151,9 @@ class Plan:
         return batch
 
 
-def _parts(asked: Asked) -> int:
+def _parts(spec: StepSpec) -> int:
     """Into how many parts the mesh cuts the rows of a batch."""
     from jax_impl.training.distributed import mesh_sizes
 
-    data, fsdp, _ = mesh_sizes(asked.topology.chips, "ddp", 1, asked.mesh)
+    data, fsdp, _ = mesh_sizes(spec.topology.chips, "ddp", 1, spec.mesh)
     return data * fsdp

@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from spec.config import ModelConfig, TrainingConfig
 from tools.bench.roofline import step_flops
-from tools.plan.topology import Chip, Topology, described
+from tools.plan.topology import Chip, Topology, abstract_devices
 from tools.xla import hlo
-from tools.xla.count import Cost, Counted, count
+from tools.xla.count import CollectiveRow, Cost, ProgramCost, count
+
+if TYPE_CHECKING:
+    from jax.stages import Compiled
 
 WHAT = "a model, not a measurement: the sum of rooflines at 100 % of peak"
 
@@ -25,7 +28,7 @@ class DoesNotFit(ValueError):
 
 
 @dataclass(frozen=True)
-class Asked:
+class StepSpec:
     """What is compiled: the run, and how it is spread over a slice."""
 
     topology: Topology
@@ -42,19 +45,86 @@ class Asked:
         return self.training.batch_size * self.training.seq_len // self.topology.chips
 
 
+class Memory(TypedDict):
+    """Bytes a chip: what goes in and out, what is shared by both, what is needed in between, and all together."""
+
+    arguments: int
+    outputs: int
+    aliased: int
+    temporary: int
+    peak: int
+
+
+class MemoryOfChip(Memory):
+    """The same, and what the compiler has to give."""
+
+    capacity: int
+
+
+class InstructionRow(TypedDict):
+    """What an instruction costs, all its runs together."""
+
+    name: str
+    opcode: str
+    times: float
+    milliseconds: float
+    read: float
+    written: float
+    flops: float
+    source: str
+    note: str
+
+
+class KindRow(TypedDict):
+    """What all instructions of a kind cost."""
+
+    kind: str
+    milliseconds: float
+    bytes: float
+    flops: float
+
+
+class Summary(TypedDict):
+    """What a step needs a chip, as it is written to JSON: `what` says that times are a model."""
+
+    what: str
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    batch_size: int
+    seq_len: int
+    tokens_per_chip: int
+    dtype: str
+    method: str
+    remat: bool
+    micro_batch_size: int | None
+    compile_seconds: float
+    memory: MemoryOfChip
+    hbm_bytes: float
+    flops: float
+    model_flops: float
+    collectives: list[CollectiveRow]
+    milliseconds: float
+    bound_milliseconds: float
+    tokens_per_second: float
+    mfu: float
+    uncertain: list[str]
+    peaks: dict[str, float | str]
+
+
 @dataclass(frozen=True)
-class Compiled:
+class CompiledStep:
     """A compiled step: its memory in bytes a chip, what was counted, and the seconds that the compiler took."""
 
-    memory: dict[str, int]
-    counted: Counted
+    memory: Memory
+    counted: ProgramCost
     seconds: float
     sizes: tuple[int, int, int]
     """Devices along data, fsdp and sequence."""
 
 
-def compiled_step(asked: Asked) -> Compiled:
-    """The step compiled by the TPU's own compiler; in a process that called `topology.without_hardware`.
+def compiled_step(spec: StepSpec) -> CompiledStep:
+    """The step compiled by the TPU's own compiler; in a process that called `topology.compile_only`.
 
     Raises:
         DoesNotFit: it needs more memory than a chip has.
@@ -65,36 +135,39 @@ def compiled_step(asked: Asked) -> Compiled:
     from jax_impl.training.distributed import mesh_sizes, on_mesh
     from jax_impl.training.step import abstract_step
 
-    devices = described(asked.topology)
-    sizes = mesh_sizes(len(devices), "ddp", 1, asked.mesh)
+    devices = abstract_devices(spec.topology)
+    sizes = mesh_sizes(len(devices), "ddp", 1, spec.mesh)
     began = time.perf_counter(), time.process_time()
     update, arguments = abstract_step(
-        asked.config, asked.training, on_mesh(devices, *sizes), asked.method, asked.remat, asked.micro_batch
+        spec.config, spec.training, on_mesh(devices, *sizes), spec.method, spec.remat, spec.micro_batch
     )
     try:
-        done = update.lower(*arguments).compile()
+        program = update.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFit(_short_of_memory(str(error))) from error
+        raise DoesNotFit(_memory_message(str(error))) from error
     # Beside other work a clock shows more than the compiler takes; its processor seconds are no less than that.
     seconds = min(time.perf_counter() - began[0], time.process_time() - began[1])
-    return Compiled(memory_of(done), count(hlo.parse(done.as_text())), seconds, sizes)
+    return CompiledStep(memory_bytes(program), count(hlo.parse(program.as_text())), seconds, sizes)
 
 
-def memory_of(done: Any) -> dict[str, int]:
-    """Bytes a chip: what goes in and out, what is shared by both, what is needed in between, and all together."""
-    told = done.memory_analysis()
-    parts = {
-        "arguments": told.argument_size_in_bytes,
-        "outputs": told.output_size_in_bytes,
-        "aliased": told.alias_size_in_bytes,
-        "temporary": told.temp_size_in_bytes,
+def memory_bytes(program: Compiled) -> Memory:
+    """What the compiler says of the memory that a program needs."""
+    report = program.memory_analysis()
+    assert report is not None
+    arguments, outputs = report.argument_size_in_bytes, report.output_size_in_bytes
+    aliased, temporary = report.alias_size_in_bytes, report.temp_size_in_bytes
+    return {
+        "arguments": arguments,
+        "outputs": outputs,
+        "aliased": aliased,
+        "temporary": temporary,
+        "peak": arguments + outputs + temporary - aliased,
     }
-    return {**parts, "peak": parts["arguments"] + parts["outputs"] + parts["temporary"] - parts["aliased"]}
 
 
-def _short_of_memory(message: str) -> str:
+def _memory_message(message: str) -> str:
     """The compiler's message in a line."""
     needs = next(iter(message.splitlines()), "")
     for pattern in (r"Used (\S+) of (\S+) hbm", r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)"):
@@ -103,30 +176,34 @@ def _short_of_memory(message: str) -> str:
     return f"the step does not fit a chip: {needs}"
 
 
-def seconds_of(cost: Cost, chip: Chip) -> float:
+def roofline_seconds(cost: Cost, chip: Chip) -> float:
     """The roofline of an instruction, all its runs together."""
     received = cost.collective.received if cost.collective else 0.0
     moved = cost.read + cost.written
     return cost.times * max(cost.passes / chip.flops, moved / chip.bandwidth, received / chip.interconnect)
 
 
-def summary(asked: Asked, done: Compiled) -> dict[str, Any]:
-    """Everything that is printed and written, a chip: memory, traffic, FLOPs, collectives, and the model of time."""
-    chip, counted = asked.topology.peaks, done.counted
-    seconds = sum(seconds_of(cost, chip) for cost in counted.costs)
-    model_flops = model_flops_of(asked)
+def summary(spec: StepSpec, done: CompiledStep) -> Summary:
+    """Everything that is printed and written, a chip: memory, traffic, FLOPs, collectives, and the model of time.
+
+    The model is the roofline of Williams, Waterman and Patterson (2009), a ceiling an instruction; MFU, the share of
+    peak that the model's own FLOPs are, is as in Chowdhery et al. (2022), PaLM, appendix B.
+    """
+    chip, counted = spec.topology.peaks, done.counted
+    seconds = sum(roofline_seconds(cost, chip) for cost in counted.costs)
+    model_flops = model_flops_per_chip(spec)
     return {
         "what": WHAT,
-        "topology": asked.topology.name,
-        "chips": asked.topology.chips,
+        "topology": spec.topology.name,
+        "chips": spec.topology.chips,
         "mesh": dict(zip(("data", "fsdp", "sequence"), done.sizes, strict=True)),
-        "batch_size": asked.training.batch_size,
-        "seq_len": asked.training.seq_len,
-        "tokens_per_chip": asked.tokens,
-        "dtype": asked.training.compute_dtype,
-        "method": asked.method,
-        "remat": asked.remat,
-        "micro_batch_size": asked.micro_batch,
+        "batch_size": spec.training.batch_size,
+        "seq_len": spec.training.seq_len,
+        "tokens_per_chip": spec.tokens,
+        "dtype": spec.training.compute_dtype,
+        "method": spec.method,
+        "remat": spec.remat,
+        "micro_batch_size": spec.micro_batch,
         "compile_seconds": round(done.seconds, 1),
         "memory": {**done.memory, "capacity": int(chip.memory)},
         "hbm_bytes": counted.bytes,
@@ -135,31 +212,30 @@ def summary(asked: Asked, done: Compiled) -> dict[str, Any]:
         "collectives": counted.collectives(),
         "milliseconds": 1e3 * seconds,
         "bound_milliseconds": 1e3 * max(counted.total(lambda c: c.passes) / chip.flops, counted.bytes / chip.bandwidth),
-        "tokens_per_second": asked.topology.chips * asked.tokens / seconds,
+        "tokens_per_second": spec.topology.chips * spec.tokens / seconds,
         "mfu": model_flops / seconds / chip.flops,
         "uncertain": counted.uncertain,
         "peaks": {name: value for name, value in asdict(chip).items() if name not in ("options", "axes", "most")},
     }
 
 
-def model_flops_of(asked: Asked) -> float:
+def model_flops_per_chip(spec: StepSpec) -> float:
     """FLOPs of the dense products of a step, forward and backward, a chip: 6 a weight of a matrix and token.
 
     Neither recomputation nor the recurrence counts: what the model needs, not what the program does.
     """
-    config: Any = asked.config
-    return step_flops(config, asked.tokens)
+    return step_flops(spec.config, spec.tokens)
 
 
-def dearest(counted: Counted, chip: Chip, most: int) -> list[dict[str, Any]]:
-    """The instructions that the model gives most time, all runs of each together, dearest first."""
-    costs = sorted(counted.costs, key=lambda cost: -seconds_of(cost, chip))[:most]
+def costliest(counted: ProgramCost, chip: Chip, most: int) -> list[InstructionRow]:
+    """The instructions that the model gives most time, all runs of each together, costliest first."""
+    costs = sorted(counted.costs, key=lambda cost: -roofline_seconds(cost, chip))[:most]
     return [
         {
             "name": cost.name,
             "opcode": cost.opcode,
             "times": cost.times,
-            "milliseconds": 1e3 * seconds_of(cost, chip),
+            "milliseconds": 1e3 * roofline_seconds(cost, chip),
             "read": cost.times * cost.read,
             "written": cost.times * cost.written,
             "flops": cost.times * cost.flops,
@@ -170,13 +246,13 @@ def dearest(counted: Counted, chip: Chip, most: int) -> list[dict[str, Any]]:
     ]
 
 
-def by_kind(counted: Counted, chip: Chip) -> list[dict[str, Any]]:
-    """Time, traffic and FLOPs by kind of instruction, dearest first."""
-    rows: dict[str, dict[str, Any]] = {}
+def by_kind(counted: ProgramCost, chip: Chip) -> list[KindRow]:
+    """Time, traffic and FLOPs by kind of instruction, costliest first."""
+    rows: dict[str, KindRow] = {}
     for cost in counted.costs:
         kind = "Pallas kernels" if cost.opcode == "custom-call" else "products" if cost.flops else cost.opcode
         row = rows.setdefault(kind, {"kind": kind, "milliseconds": 0.0, "bytes": 0.0, "flops": 0.0})
-        row["milliseconds"] += 1e3 * seconds_of(cost, chip)
+        row["milliseconds"] += 1e3 * roofline_seconds(cost, chip)
         row["bytes"] += cost.times * (cost.read + cost.written)
         row["flops"] += cost.times * cost.flops
     return sorted(rows.values(), key=lambda row: -row["milliseconds"])

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NotRequired
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from tools.plan.batch import LargestBatch
+from tools.plan.compile_step import InstructionRow, KindRow, Summary
+from tools.xla.count import CollectiveRow
 
-def show(result: dict[str, Any], console: Console) -> None:
+
+class PlanResult(Summary):
+    """What `liquidnet plan` shows, and writes as JSON."""
+
+    preset: str
+    parameters: int
+    kinds: list[KindRow]
+    dearest: list[InstructionRow]
+    largest_batch: NotRequired[LargestBatch]
+
+
+def show(result: PlanResult, console: Console) -> None:
     """What a step needs a chip, what takes the time, what is exchanged, and the instructions asked for."""
     mesh = ", ".join(f"{axis}={size}" for axis, size in result["mesh"].items() if size > 1) or "one chip"
     shape = f"{result['batch_size']:,} x {result['seq_len']:,} tokens a step, {result['tokens_per_chip']:,} a chip"
@@ -23,60 +37,45 @@ def show(result: dict[str, Any], console: Console) -> None:
     if result["collectives"]:
         console.print(_collectives(result["collectives"]))
     if result["dearest"]:
-        console.print(_dearest(result["dearest"]))
+        console.print(_costliest(result["dearest"]))
     for line in result["uncertain"]:
         console.print(f"uncertain: {escape(line)}", soft_wrap=True)
     console.print(f"peaks: {result['peaks']['source']}", style="dim", soft_wrap=True)
 
 
-def _chip(result: dict[str, Any]) -> Table:
-    memory = result["memory"]
+def _chip(result: PlanResult) -> Table:
+    memory, model = result["memory"], "by that model"
     table = Table("a chip", "", "where it comes from", title="train step", title_justify="left")
-
-    def row(name: str, value: str, origin: str) -> None:
-        table.add_row(name, value, origin)
-
-    row(
-        "peak memory",
-        _gb(memory["peak"]),
-        f"the compiler: arguments + outputs + temporary - aliased, of {_gb(memory['capacity'])}",
-    )
-    row(
-        "  arguments, aliased by outputs",
-        f"{_gb(memory['arguments'])}, {_gb(memory['aliased'])}",
-        "parameters, moments and batch; the step updates in place",
-    )
-    row("  temporary", _gb(memory["temporary"]), "activations, gradients")
-    row("HBM traffic", _gb(result["hbm_bytes"]), "counted in the compiled program")
-    row("products", _tera(result["flops"]), "counted in the compiled program, recomputation included")
-    row("compile time", f"{result['compile_seconds']:.0f} s", "measured here")
+    for row in (
+        ("peak memory", _gb(memory["peak"]),
+         f"the compiler: arguments + outputs + temporary - aliased, of {_gb(memory['capacity'])}"),
+        ("  arguments, aliased by outputs", f"{_gb(memory['arguments'])}, {_gb(memory['aliased'])}",
+         "parameters, moments and batch; the step updates in place"),
+        ("  temporary", _gb(memory["temporary"]), "activations, gradients"),
+        ("HBM traffic", _gb(result["hbm_bytes"]), "counted in the compiled program"),
+        ("products", _tera(result["flops"]), "counted in the compiled program, recomputation included"),
+        ("compile time", f"{result['compile_seconds']:.0f} s", "measured here"),
+    ):  # fmt: skip
+        table.add_row(*row)
     table.add_section()
-    row(
-        "sum of rooflines", f"{_ms(result['milliseconds'])} ms", "a model, not a measurement: 100 % of peak, no overlap"
-    )
-    row(
-        "  all at once",
-        f"{_ms(result['bound_milliseconds'])} ms",
-        "the same, were products and traffic to overlap wholly",
-    )
-    row("tokens a second", f"{result['tokens_per_second'] / 1e6:.2f}M on {result['chips']} chips", "by that model")
-    row(
-        "MFU",
-        f"{100 * result['mfu']:.0f} %",
-        f"by that model: {_tera(result['model_flops'])}, 6 a weight and token",
-    )
+    for row in (
+        ("sum of rooflines", f"{_ms(result['milliseconds'])} ms",
+         "a model, not a measurement: 100 % of peak, no overlap"),
+        ("  all at once", f"{_ms(result['bound_milliseconds'])} ms",
+         "the same, were products and traffic to overlap wholly"),
+        ("tokens a second", f"{result['tokens_per_second'] / 1e6:.2f}M on {result['chips']} chips", model),
+        ("MFU", f"{100 * result['mfu']:.0f} %", f"{model}: {_tera(result['model_flops'])}, 6 a weight and token"),
+    ):  # fmt: skip
+        table.add_row(*row)
     if "largest_batch" in result:
         most = result["largest_batch"]
         table.add_section()
-        row(
-            "largest batch",
-            f"{most['batch_size']:,}, {most['tokens_per_chip']:,} tokens a chip",
-            f"{most['how']}: {_gb(most['peak'])}",
-        )
-    return table  # fmt: skip
+        size = f"{most['batch_size']:,}, {most['tokens_per_chip']:,} tokens a chip"
+        table.add_row("largest batch", size, f"{most['how']}: {_gb(most['peak'])}")
+    return table
 
 
-def _kinds(rows: list[dict[str, Any]]) -> Table:
+def _kinds(rows: list[KindRow]) -> Table:
     table = Table("instructions", "ms by the model", "GB", "TFLOP", title="where they go", title_justify="left")
     shown = [row for row in rows if row["milliseconds"] >= 0.005 * rows[0]["milliseconds"]]
     rest = [row for row in rows if row not in shown]
@@ -88,7 +87,7 @@ def _kinds(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _collectives(rows: list[dict[str, Any]]) -> Table:
+def _collectives(rows: list[CollectiveRow]) -> Table:
     table = Table("collective", "chips", "a step", "operands, MB", "results, MB", "largest operand, MB",
                   title="exchanged by each chip", title_justify="left")  # fmt: skip
     for row in rows:
@@ -97,7 +96,7 @@ def _collectives(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _dearest(rows: list[dict[str, Any]]) -> Table:
+def _costliest(rows: list[InstructionRow]) -> Table:
     table = Table("ms", "times", "MB read", "MB written", "GFLOP", Column("instruction", overflow="fold"),
                   Column("source", overflow="fold"),
                   title="dearest instructions, all runs of each together", title_justify="left")  # fmt: skip

@@ -7,9 +7,13 @@ import math
 import os
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from spec.config import require_known
+from tools.cli.errors import first_line
+
+if TYPE_CHECKING:
+    from jaxlib._jax import Device
 
 MISSING = (
     "sizing a TPU run needs JAX and libtpu, the TPU's compiler; "
@@ -45,7 +49,7 @@ class Chip:
     most: int
     """Chips of a pod."""
     source: str
-    options: tuple[tuple[str, Any], ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
     """What the topology's description is asked for besides."""
 
 
@@ -122,7 +126,7 @@ def _grid(chips: int, axes: int) -> tuple[int, ...]:
     return (side, *_grid(chips // side, axes - 1))
 
 
-def without_hardware() -> None:
+def compile_only() -> None:
     """Make this process one that only compiles; before JAX is imported for the first time.
 
     Raises:
@@ -133,7 +137,7 @@ def without_hardware() -> None:
     os.environ.update(ENVIRONMENT)
 
 
-def described(what: Topology) -> list[Any]:
+def abstract_devices(what: Topology) -> list[Device]:
     """The slice's devices, those of one process side by side; nothing runs on them.
 
     Raises:
@@ -142,11 +146,11 @@ def described(what: Topology) -> list[Any]:
     import jax
     from jax.experimental import topologies
 
-    options = dict(what.peaks.options)
+    options: dict[str, str | tuple[int, ...]] = dict(what.peaks.options)
     if what.chips == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:
         found = topologies.get_topology_desc(topology_name=what.name, platform="tpu", **options)
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"libtpu has no slice {what.name}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"libtpu has no slice {what.name}: {first_line(error)}") from error
     return sorted(found.devices, key=lambda device: (device.process_index, device.id))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -14,13 +13,13 @@ from spec.checkpoint.format import Checkpoint
 from spec.data import Dataset, open_data
 from tools import convert
 from tools.plot.bench import plot_history, plot_scaling
-from tools.plot.figure import new_figure, require_picture, write_picture
+from tools.plot.figure import require_picture
 from tools.plot.half_lives import plot_half_lives
+from tools.plot.loss import MetricsLine, plot_loss
 from tools.plot.reach import WINDOWS, plot_reach
 from tools.training.evaluate import require_same_tokenizer
 from tools.training.run_dir import RunDir
 
-COLOURS = {"torch": "#ee4c2c", "jax": "#1a73e8"}
 FLAGS = {
     "loss": ("reference",),
     "half-lives": ("data",),
@@ -92,60 +91,8 @@ class Plot:
         return checkpoint, data
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
+def _metrics(path: Path) -> Sequence[MetricsLine]:
     lines = RunDir(path).metrics()
     if not lines:
         raise ValueError(f"{path} holds no metrics.jsonl of a run; name a directory that `liquidnet train` wrote")
     return lines
-
-
-def plot_loss(metrics: Sequence[dict[str, Any]], target: Path, reference: Sequence[dict[str, Any]] = ()) -> None:
-    """Draw training loss (one colour a backend), validation loss, learning rate and hand-overs against the step.
-
-    Args:
-        metrics: lines of metrics.jsonl.
-        target: the PNG or SVG.
-        reference: those of another run, to be drawn behind.
-    """
-    figure = new_figure(8, 5.4)
-    loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    train, behind = ([line for line in lines if "loss" in line] for lines in (metrics, reference))
-    evaluations = [line for line in metrics if "val_loss" in line]
-    for axes, name in ((loss_axes, "loss"), (rate_axes, "lr")):
-        axes.grid(alpha=0.25)
-        label = "training, another run" if behind else None
-        axes.plot(*_curve(behind, name), color="lightgrey", linewidth=3.0, label=label)
-        for backend, colour in COLOURS.items():
-            own = [line if line["backend"] == backend else {**line, name: float("nan")} for line in train]
-            label = f"training, {backend}" if any(line["backend"] == backend for line in train) else None
-            axes.plot(*_curve(own, name), color=colour, linewidth=0.8 if name == "loss" else 1.6, label=label)
-    if evaluations:
-        loss_axes.plot(*_curve(evaluations, "val_loss"), "ko-", markersize=3, linewidth=1.0, label="validation")
-    for before, after in pairwise(train):
-        if _where(before) != _where(after):
-            _mark(loss_axes, rate_axes, before["step"], f"{_where(before)} → {_where(after)}")
-    loss_axes.set(ylabel="loss (nats a token)")
-    rate_axes.set(xlabel="optimizer step", ylabel="learning rate", ylim=(0, None))
-    rate_axes.locator_params(axis="y", nbins=4)
-    if train or evaluations:
-        loss_axes.legend(frameon=False)
-    write_picture(figure, target)
-
-
-def _curve(lines: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    return [line["step"] for line in lines], [line[name] for line in lines]
-
-
-def _mark(loss_axes: Any, rate_axes: Any, step: int, text: str) -> None:
-    for axes in (loss_axes, rate_axes):
-        axes.axvline(step, color="grey", linestyle="--", linewidth=1.0)
-    loss_axes.annotate(
-        text, (step, 0.97), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", va="top",
-        fontsize=9,
-    )  # fmt: skip
-
-
-def _where(line: dict[str, Any]) -> str:
-    # Lines of runs that were started before there could be several processes do not say how many.
-    processes = line.get("processes", 1)
-    return line["backend"] if processes == 1 else f"{line['backend']} x {processes}"

@@ -1,21 +1,24 @@
-"""Pictures as files: PNG or SVG by the suffix, the same bytes for the same numbers."""
+"""What all pictures share: colours, axes in tokens, and files, PNG or SVG, of the same bytes for the same numbers."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spec.checkpoint.files import new_file
 
 if TYPE_CHECKING:
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.typing import RcKeyType
 
 # Neither a date nor a version: a picture that is drawn again from the same numbers does not differ.
 METADATA: dict[str, dict[str, None]] = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
 DOTS_AN_INCH = 130
 
-# Told apart by the colour-blind too: of Okabe and Ito 2008.
+# Distinct to the colour-blind too: Okabe and Ito (2008), Color Universal Design.
 GREY, BLUE, ORANGE = "#8c8c8c", "#0072b2", "#d55e00"
+BACKEND_COLOURS = {"torch": "#ee4c2c", "jax": "#1a73e8"}
 
 
 def require_picture(target: Path) -> None:
@@ -38,12 +41,12 @@ def write_picture(figure: Figure, target: Path) -> None:
 
     require_picture(target)
     suffix = target.suffix.lower()
-    letters: Any = {"svg.fonttype": "none", "svg.hashsalt": "liquidnet"}
+    letters: dict[RcKeyType, str] = {"svg.fonttype": "none", "svg.hashsalt": "liquidnet"}
     with matplotlib.rc_context(letters), new_file(target) as temporary:
         figure.savefig(temporary, dpi=DOTS_AN_INCH, format=suffix[1:], metadata=METADATA[suffix])
 
 
-def in_tokens(axis: Any) -> None:
+def in_tokens(axis: Axis) -> None:
     """Ticks of a logarithmic axis as plain numbers of tokens: 0.1, 1, 10, 1000."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 

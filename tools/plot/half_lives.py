@@ -1,9 +1,9 @@
-"""The half-lives of each layer's channels, at the start and after training: by the biases alone, and on text."""
+"""The picture of half-lives of each layer's channels, at the start and after training: by biases, and on text."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,8 +11,12 @@ from spec.checkpoint.format import Checkpoint
 from spec.data import Dataset, document_resets
 from spec.init import initial_parameters
 from spec.mixers import family
+from tools.plot.compute_half_lives import half_lives, half_lives_on_text
 from tools.plot.figure import BLUE, GREY, in_tokens, new_figure, write_picture
-from tools.plot.half_life import half_lives, half_lives_on_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ROWS, TOKENS = 4, 256
 """The text that is read: windows, and tokens of each."""
@@ -38,7 +42,7 @@ def plot_half_lives(checkpoint: Checkpoint, target: Path, data: Dataset | None =
         panels[title] = [half_lives_on_text(arrays, config, tokens_bt, resets_bt) for arrays in weights]
     figure = new_figure(8, 1.2 + 3.2 * len(panels))
     all_axes = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    edges = _edges(np.concatenate([of for pair in panels.values() for of in pair]))
+    edges = _edges(np.concatenate([half_lives_ln for pair in panels.values() for half_lives_ln in pair]))
     for axes, (title, pair) in zip(all_axes, panels.items(), strict=True):
         _split_histograms(axes, edges, *pair)
         axes.axhline(config.max_seq_len, color="black", linestyle=":", linewidth=1.0)
@@ -64,18 +68,18 @@ def _edges(values: np.ndarray) -> np.ndarray:
     return 2.0 ** np.linspace(low, high, max(1, round(BINS_AN_OCTAVE * (high - low))) + 1)
 
 
-def _split_histograms(axes: Any, edges: np.ndarray, start_ln: np.ndarray, after_ln: np.ndarray) -> None:
-    counts = [[np.histogram(of_layer, edges)[0] for of_layer in whole] for whole in (start_ln, after_ln)]
+def _split_histograms(axes: Axes, edges: np.ndarray, start_ln: np.ndarray, after_ln: np.ndarray) -> None:
+    counts = [[np.histogram(values_n, edges)[0] for values_n in values_ln] for values_ln in (start_ln, after_ln)]
     scale = HALF_WIDTH / max(np.max(counts), 1)
-    for side, colour, whole, counted in zip((-1, 1), (GREY, BLUE), (start_ln, after_ln), counts, strict=True):
-        for layer, (of_layer, count) in enumerate(zip(whole, counted, strict=True)):
-            outline = layer + side * scale * np.repeat(count, 2)
+    for direction, colour, values_ln, counted in zip((-1, 1), (GREY, BLUE), (start_ln, after_ln), counts, strict=True):
+        for layer, (values_n, count) in enumerate(zip(values_ln, counted, strict=True)):
+            outline = layer + direction * scale * np.repeat(count, 2)
             axes.fill_betweenx(np.repeat(edges, 2)[1:-1], layer, outline, color=colour, linewidth=0)
-            middle = [np.median(of_layer)] * 2
-            axes.plot([layer, layer + side * HALF_WIDTH], middle, color="black", linewidth=1.6)
+            middle = [np.median(values_n)] * 2
+            axes.plot([layer, layer + direction * HALF_WIDTH], middle, color="black", linewidth=1.6)
 
 
-def _legend(figure: Any, start: str, after: str, window: int) -> None:
+def _legend(figure: Figure, start: str, after: str, window: int) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 

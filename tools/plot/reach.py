@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +17,12 @@ from spec.mixers import family
 from spec.mixers.base import STANDARD_DEVIATION
 from spec.reference.model import input_gradients
 from tools.cli.progress import track
+from tools.plot.compute_half_lives import half_lives
 from tools.plot.figure import BLUE, GREY, ORANGE, in_tokens, new_figure, write_picture
-from tools.plot.half_life import half_lives
 from tools.plot.half_lives import spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 WINDOWS, LONGEST = 32, 1024
 BINS, LEAST_WINDOWS = 32, 4
@@ -48,8 +51,8 @@ def plot_reach(checkpoint: Checkpoint, target: Path, data: Dataset, windows: int
     length = max(2, min(LONGEST, most)) if seq_len is None else seq_len
     require_integer("seq_len", length, 2)
     if length > most:
-        told = f"a window of {length} tokens and the next need {length + 1} validation tokens, the data has {most + 1}"
-        raise ValueError(f"{told}; shorten --seq-len or prepare more text")
+        needs = f"a window of {length} tokens and the next need {length + 1} validation tokens, the data has {most + 1}"
+        raise ValueError(f"{needs}; shorten --seq-len or prepare more text")
     tokens_wt = spread(data.val, windows, length + 1)
     config, seed, step = checkpoint.config, checkpoint.state["seed"], checkpoint.state["step"]
     weights = drawn_parameters(config, seed), checkpoint.parameters
@@ -91,12 +94,12 @@ def drawn_parameters(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
 
 
 def expected_shape(config: ModelConfig, distance_t: np.ndarray) -> np.ndarray:
-    """Root mean square over channels of (1 - alpha) alpha^(distance - 1), the share of a token that the state keeps.
+    """Root mean square over channels of (1 - decay) decay^(distance - 1), the share of a token that the state keeps.
 
     With half-lives log-spaced over [1, 4096] that is a power law, 1 / distance, up to their end.
     """
-    alpha_d = 2.0 ** (-1.0 / half_lives(initial_parameters(config), config)[0])
-    kept_td = (1.0 - alpha_d) * alpha_d ** (distance_t[:, None] - 1)
+    decay_d = 2.0 ** (-1.0 / half_lives(initial_parameters(config), config)[0])
+    kept_td = (1.0 - decay_d) * decay_d ** (distance_t[:, None] - 1)
     return np.sqrt((kept_td * kept_td).mean(axis=-1))
 
 
@@ -118,7 +121,7 @@ def quartiles(norms_wt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _draw(config: ModelConfig, curves: dict[str, np.ndarray], target: Path) -> None:
     figure = new_figure(8, 5)
-    axes: Any = figure.add_subplot()
+    axes: Axes = figure.add_subplot()
     found = {label: quartiles(norms_wt) for label, norms_wt in curves.items()}
     for (label, (distance, (low, median, high))), colour in zip(found.items(), (GREY, BLUE), strict=True):
         axes.fill_between(distance, low, high, color=colour, alpha=0.25, linewidth=0)

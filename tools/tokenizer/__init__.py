@@ -18,15 +18,9 @@ import numpy as np
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from tools.tokenizer.byte_level import (
-    END_OF_TEXT,
-    byte_backend,
-    byte_level,
-    byte_symbols,
-    first_line,
-    read_utf8,
-)
-from tools.tokenizer.gpt2 import gpt2_backend
+from spec.checkpoint.files import read_utf8
+from tools.cli.errors import first_line
+from tools.tokenizer.gpt2 import END_OF_TEXT, byte_level, byte_symbols, gpt2_backend
 
 _OTHER_END_OF_TEXT = ("<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 _BYTE_VOCABULARY = 257
@@ -64,7 +58,7 @@ class Tokenizer:
     @cached_property
     def is_bytes(self) -> bool:
         """Whether every id below 256 is the byte of that value."""
-        return self.to_json() == byte_backend().to_str()
+        return self.to_json() == _byte_backend().to_str()
 
     @cached_property
     def cuts_before_spaces(self) -> bool:
@@ -239,7 +233,7 @@ def build_tokenizer(name: str, texts: Iterable[str] = (), files: Sequence[Path] 
     """
     check_tokenizer_name(name, files)
     if name == "byte":
-        return _wrap(byte_backend(), END_OF_TEXT)
+        return _wrap(_byte_backend(), END_OF_TEXT)
     if name == "gpt2":
         return _wrap(gpt2_backend(files), END_OF_TEXT)
     if name.startswith("bpe:"):
@@ -254,6 +248,14 @@ def _wrap(backend: tokenizers.Tokenizer, end_of_text: str) -> Tokenizer:
     end_of_text_id = backend.token_to_id(end_of_text)
     assert end_of_text_id is not None
     return Tokenizer(backend, end_of_text_id)
+
+
+def _byte_backend() -> tokenizers.Tokenizer:
+    """The 256 bytes, each with its value as id, and end of text as 256."""
+    vocabulary = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+    backend = byte_level(models.BPE(vocab=vocabulary, merges=[]), use_regex=False)
+    backend.add_special_tokens([END_OF_TEXT])
+    return backend
 
 
 def _bpe_size(name: str) -> int:

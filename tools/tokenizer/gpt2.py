@@ -1,34 +1,50 @@
-"""GPT-2's vocabulary: from two local files, or from the hub with a checksum."""
+"""GPT-2's byte-level BPE: its alphabet, and its vocabulary from two local files or from the hub with a checksum.
+
+Radford et al. (2019), Language Models are Unsupervised Multitask Learners, section 2.2; the files, the end-of-text
+marker and the alphabet are those of OpenAI's release, github.com/openai/gpt-2 `src/encoder.py`.
+"""
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import tokenizers
-from tokenizers import models
+from tokenizers import decoders, models, pre_tokenizers
 
+from spec.checkpoint.files import read_utf8
 from tools.data.hub import HubFile, download
-from tools.tokenizer.byte_level import END_OF_TEXT, byte_level, byte_symbols, read_utf8
 
+END_OF_TEXT = "<|endoftext|>"
 REPOSITORY = "openai-community/gpt2"
 REVISION = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
-FILES = (
-    HubFile(
-        REPOSITORY,
-        REVISION,
-        "vocab.json",
-        1_042_301,
-        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-    ),
-    HubFile(
-        REPOSITORY,
-        REVISION,
-        "merges.txt",
-        456_318,
-        "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    ),
+FILES = tuple(
+    HubFile(REPOSITORY, REVISION, *described)
+    for described in (
+        ("vocab.json", 1_042_301, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
+        ("merges.txt", 456_318, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
+    )
 )
 _OTHERWISE = "both files of --tokenizer-files vocab.json merges.txt"
+
+
+def byte_level(model: models.Model, use_regex: bool) -> tokenizers.Tokenizer:
+    """A tokenizer of this model over bytes; with use_regex no merge crosses a word's border."""
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+@cache
+def byte_symbols() -> tuple[str, ...]:
+    """The printable stand-in of every byte: itself where printable in Latin-1, else the next from U+0100.
+
+    As `bytes_to_unicode` of OpenAI's `encoder.py` has them.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
 
 
 def gpt2_backend(files: Sequence[Path] | None) -> tokenizers.Tokenizer:

@@ -51,7 +51,9 @@ class Evaluate:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         stored = checkpoint.state.get("training")
         training = training_from_json(stored) if stored else TrainingConfig(seq_len=checkpoint.config.max_seq_len)
-        engine = backends.load(self.backend or backends.default(), "train").Engine(checkpoint.config, training)
+        engine = backends.load(self.backend or backends.default(), "training.engine").Engine(
+            checkpoint.config, training
+        )
         parameters = checkpoint.parameters
         engine.load(parameters if self.weights == "float32" else rounded(parameters, self.weights), {}, 0)
         seq_len = self.seq_len or (STREAM_SEQ_LEN if self.stream else training.seq_len)

@@ -39,7 +39,7 @@ class Train:
     --stop-at, --profile, --tensorboard and what says who computes what (from --micro-batch-size to
     --checkpoint-format) are of this leg alone. Under torchrun (`torchrun --nproc-per-node 4 -m torch_impl.train ...`)
     several processes train; JAX takes all devices of each host, and several hosts as JAX_COORDINATOR_ADDRESS tells
-    (see docs/tpu.md).
+    (see docs/guide/tpu.md).
     """
 
     backend: Annotated[backends.Backend, tyro.conf.Positional]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -20,20 +20,34 @@ from spec.sampling import Sampling, Step
 from spec.schedule import learning_rate
 from tools.cli import signals
 from tools.generation.session import Session
-from tools.plot.command import plot_loss
+from tools.plot.loss import plot_loss
 from tools.tokenizer import parse_tokenizer
-from tools.training.checkpoint_manager import OWN_FORMAT, make_checkpoint_manager
+from tools.training.checkpoint_manager import OWN_FORMAT, CheckpointFormat, make_checkpoint_manager
 from tools.training.evaluate import mean_loss
 from tools.training.run_dir import RunDir, Settings
-
-if TYPE_CHECKING:
-    from tools.training.train import Train
 
 EXIT_SIGTERM = 75
 EXIT_SIGINT = 130
 SAMPLE_PROMPT_TOKENS = 32
 SAMPLE_TOKENS = 96
 PROFILED_STEPS = range(10, 13)
+
+
+class Flags(Protocol):
+    """What the loop reads of the flags of `liquidnet train`."""
+
+    @property
+    def backend(self) -> str: ...
+    @property
+    def checkpoint_format(self) -> CheckpointFormat: ...
+    @property
+    def micro_batch_size(self) -> int | None: ...
+    @property
+    def profile(self) -> bool: ...
+    @property
+    def resume(self) -> bool: ...
+    @property
+    def stop_at(self) -> int | None: ...
 
 
 class Trainer:
@@ -47,7 +61,7 @@ class Trainer:
         engine: of the backend, with the initial weights.
     """
 
-    def __init__(self, flags: Train, data: Dataset, run: RunDir, settings: Settings, engine: Any):
+    def __init__(self, flags: Flags, data: Dataset, run: RunDir, settings: Settings, engine: Any):
         self.flags, self.data, self.run, self.settings, self.engine = flags, data, run, settings, engine
         self.context, self.first_process = engine.context, engine.context.rank == 0
         self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not self.first_process)

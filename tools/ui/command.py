@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from spec.checkpoint.quantization import Weights
 from tools.cli import backends
-from tools.ui.controller import Desk
+from tools.ui.controller import Controller
 from tools.ui.models import Catalogue
+
+if TYPE_CHECKING:
+    import gradio as gr
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,10 @@ class Ui:
     """Tokens that one click may ask for."""
 
     def run(self) -> None:
-        with serve(self) as (address, desk):
+        with serve(self) as (address, controller):
             print(f"LiquidNet is at {address} (Ctrl-C ends it)", flush=True)
             wait()
-        if desk.is_busy():
+        if controller.is_busy():
             # A thread inside a compiler cannot be asked to stop, and Python's end would tear it down with a crash.
             os._exit(0)
 
@@ -53,7 +56,7 @@ class Ui:
 def wait() -> None:
     """Until Ctrl-C or SIGTERM."""
 
-    def end(*_: Any) -> None:
+    def end(*_: object) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, end)
@@ -66,8 +69,8 @@ def wait() -> None:
 
 
 @contextmanager
-def serve(options: Ui) -> Iterator[tuple[str, Desk]]:
-    """Serve the page while the block runs; yields its address, and what lies behind it.
+def serve(options: Ui) -> Iterator[tuple[str, Controller]]:
+    """Serve the page while the block runs; yields its address, and its controller.
 
     Raises:
         ValueError: a checkpoint, backend, host or port that cannot be.
@@ -79,33 +82,33 @@ def serve(options: Ui) -> Iterator[tuple[str, Desk]]:
     _check_place(options.host, options.port)
     backend = options.backend or backends.default()
     backends.load(backend, "generation")
-    desk = Desk(Catalogue(options.checkpoint), options.max_length, options.weights)
-    page = _gradio().build(desk, backends.installed(), backend)
+    controller = Controller(Catalogue(options.checkpoint), options.max_length, options.weights)
+    _prepare_gradio()
+    from tools.ui.page import build
+
+    page = build(controller, backends.installed(), backend)
     if not is_loopback(options.host):
-        told = f"anyone who can reach {options.host} can use this page: there is no password"
-        print(f"liquidnet: WARNING: {told}", file=sys.stderr, flush=True)
+        warning = f"anyone who can reach {options.host} can use this page: there is no password"
+        print(f"liquidnet: WARNING: {warning}", file=sys.stderr, flush=True)
     _launch(page, options.host, options.port)
     try:
-        yield f"http://{_in_address(options.host)}:{options.port}", desk
+        yield f"http://{_in_address(options.host)}:{options.port}", controller
     finally:
-        desk.stop_all()
+        controller.stop_all()
         # An open page would be waited for; what uvicorn says of cutting it off helps nobody.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)
         page.server.force_exit = True
         page.close(verbose=False)
 
 
-def _gradio() -> Any:
-    """The page's module, with Gradio told to keep to itself before it is imported."""
+def _prepare_gradio() -> None:
+    """What Gradio reads from the environment as it is imported: above all, to ask nothing of any other machine."""
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     # How long a browser can be gone before its text is stopped.
     os.environ.setdefault("GRADIO_HEARTBEAT_INTERVAL", "1")
-    from tools.ui import page as ui_page
-
-    return ui_page
 
 
-def _launch(page: Any, host: str, port: int) -> None:
+def _launch(page: gr.Blocks, host: str, port: int) -> None:
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -117,7 +120,7 @@ def _launch(page: Any, host: str, port: int) -> None:
     # A name that someone else's DNS points at this machine must not make their page ours.
     names = [host, "127.0.0.1", "localhost"] if is_loopback(host) and ":" not in host else ["*"]
     page.launch(
-        server_name=host, server_port=port, shard=False, quiet=True, prevent_thread_lock=True, show_error=False,
+        server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, show_error=False,
         inbrowser=False, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, pwa=False,
         mcp_server=False, num_workers=0, allowed_paths=[], max_file_size=1, state_session_capacity=100,
         theme=theme(), css=CSS,

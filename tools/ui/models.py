@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from spec.checkpoint.quantization import Weights
 from tools.cli.backends import Backend
 from tools.convert import SUFFIXES
 from tools.generation.session import OpenModel, open_model
-from tools.plot.half_life import half_lives
+from tools.plot.compute_half_lives import half_lives
+from tools.plot.loss import MetricsLine
 from tools.training.run_dir import RunDir
 
 OPEN_MODELS = 4
@@ -52,7 +53,7 @@ class Catalogue:
         found = {}
         for root, name in zip(self._roots, names, strict=True):
             short = name if names.count(name) == 1 else str(root)
-            found |= _of_run(root, short) if (root / "checkpoints").is_dir() else {short: root}
+            found |= _checkpoints_of_run(root, short) if (root / "checkpoints").is_dir() else {short: root}
         return found
 
     def find(self, label: object) -> Path:
@@ -63,7 +64,7 @@ class Catalogue:
         return found[label]
 
 
-def _of_run(run: Path, name: str) -> dict[str, Path]:
+def _checkpoints_of_run(run: Path, name: str) -> dict[str, Path]:
     found = list_checkpoints(run)
     best = _best_step(found[-1]) if found else None
     steps = {path: int(path.name.removeprefix("step_")) for path in reversed(found)}
@@ -77,13 +78,13 @@ def _best_step(newest: Path) -> int | None:
         return None  # a checkpoint that was removed or is damaged says so when it is opened
 
 
-def metrics_of(checkpoint: Path) -> list[dict[str, Any]]:
+def run_metrics(checkpoint: Path) -> Sequence[MetricsLine]:
     """The metrics of the run that a checkpoint lies in; none where it lies in no run."""
     return RunDir(checkpoint.parent.parent).metrics() if checkpoint.parent.name == "checkpoints" else []
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
+class LoadedModel:
     """A model, and what of it the page shows.
 
     Args:
@@ -95,7 +96,7 @@ class Opened:
     half_lives_ln: np.ndarray
 
 
-class Models:
+class ModelCache:
     """Models that stay in memory, the last few that were asked for; each is loaded once, whoever asks meanwhile.
 
     Args:
@@ -105,9 +106,9 @@ class Models:
     def __init__(self, weights: Weights = "float32") -> None:
         self._weights: Weights = weights
         self._lock = threading.Lock()
-        self._found: OrderedDict[tuple[Path, Backend], Future[Opened]] = OrderedDict()
+        self._found: OrderedDict[tuple[Path, Backend], Future[LoadedModel]] = OrderedDict()
 
-    def open(self, path: Path, backend: Backend) -> Opened:
+    def open(self, path: Path, backend: Backend) -> LoadedModel:
         """The model; a thread that asks while another one loads it waits for that. Raises what loading raises."""
         key = path, backend
         with self._lock:
@@ -120,7 +121,7 @@ class Models:
         if mine:
             try:
                 model = open_model(path, backend, self._weights)
-                future.set_result(Opened(model, half_lives(model.checkpoint.parameters, model.checkpoint.config)))
+                future.set_result(LoadedModel(model, half_lives(model.checkpoint.parameters, model.checkpoint.config)))
             except BaseException as error:  # whatever it is, those who wait must hear of it, and the next one may try
                 with self._lock:
                     self._found.pop(key, None)

@@ -1,22 +1,25 @@
-"""The page: what stands on it, and what each control does."""
+"""The page of `liquidnet ui`: its components, and what each control does.
+
+Written for Gradio 6: https://www.gradio.app/docs/gradio/blocks.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from types import SimpleNamespace
-from typing import Any
+from typing import Literal, TypeAlias, TypedDict
 
 import gradio as gr
 
 from tools.cli.backends import BACKENDS, Backend
-from tools.plot.command import COLOURS
-from tools.ui.controller import BOTH, Desk
-from tools.ui.generation_task import Writing
-from tools.ui.models import metrics_of
+from tools.plot.figure import BACKEND_COLOURS
+from tools.ui.controller import BOTH, Controller
+from tools.ui.generation_task import GenerationTask
+from tools.ui.models import run_metrics
 from tools.ui.state_view import heat_map
-from tools.ui.theme import told
+from tools.ui.theme import status_line
 
 #: Browsers that write at a time; the others wait for their turn.
 AT_ONCE = 4
@@ -34,18 +37,62 @@ FOLLOW = """() => {{ const box = document.querySelector("#{} textarea");
   if (box && box.scrollHeight - box.scrollTop - box.clientHeight < 120) box.scrollTop = box.scrollHeight; }}"""
 EMPTY = '<p class="hint">It appears here once the model writes.</p>'
 
+#: What a handler yields for a component: a value, a component with the properties that change, or `gr.skip()`.
+#: Gradio gives it no type.
+Update: TypeAlias = object
 
-def build(desk: Desk, choices: Sequence[Backend], backend: Backend) -> gr.Blocks:
+
+class _Private(TypedDict):
+    """For people alone: no handler is part of a described programming interface."""
+
+    api_visibility: Literal["private"]
+    show_progress: Literal["hidden"]
+
+
+PRIVATE: _Private = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What the reader sets beside the text."""
+
+    checkpoint: gr.Dropdown
+    backend: gr.Radio
+    tokens: gr.Slider
+    temperature: gr.Slider
+    top_p: gr.Slider
+    top_k: gr.Number
+    seed: gr.Number
+
+
+@dataclass(frozen=True)
+class Components:
+    """Everything on the page that a handler reads or changes."""
+
+    prompt: gr.Textbox
+    generate: gr.Button
+    onward: gr.Button
+    stop: gr.Button
+    status: gr.HTML
+    text: gr.Textbox
+    beside: gr.Textbox
+    controls: Controls
+    layer: gr.Slider
+    states: gr.HTML
+    loss_head: gr.HTML
+    loss: gr.LinePlot
+
+
+def build(controller: Controller, choices: Sequence[Backend], backend: Backend) -> gr.Blocks:
     """The whole page.
 
     Args:
-        desk: what lies behind it.
+        controller: the texts of all browsers.
         choices: backends that are installed.
         backend: the one that is chosen at first.
     """
     with gr.Blocks(title="LiquidNet", analytics_enabled=False) as page:
-        c = _layout(desk, choices, backend)
-        _connect(desk, page, c)
+        _connect(controller, page, _layout(controller, choices, backend))
     return page.queue(api_open=False, max_size=WAITING, default_concurrency_limit=AT_ONCE)
 
 
@@ -53,173 +100,191 @@ def _browser(request: gr.Request) -> str:
     return str(request.session_hash)
 
 
-def _layout(desk: Desk, choices: Sequence[Backend], backend: Backend) -> SimpleNamespace:
-    c = SimpleNamespace()
+def _layout(controller: Controller, choices: Sequence[Backend], backend: Backend) -> Components:
     gr.HTML(HEAD, elem_id="head")
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=280):
-            c.prompt = gr.Textbox("Once upon a time", label="Prompt", lines=3, max_lines=8, elem_id="prompt")
+            prompt = gr.Textbox("Once upon a time", label="Prompt", lines=3, max_lines=8, elem_id="prompt")
             with gr.Row(elem_id="buttons"):
-                c.generate = gr.Button("Generate", variant="primary", elem_id="generate")
-                c.onward = gr.Button("Continue", interactive=False, elem_id="onward")
-                c.stop = gr.Button("Stop", interactive=False, elem_id="stop")
-            c.told = gr.HTML(told(""), elem_id="told")
+                generate = gr.Button("Generate", variant="primary", elem_id="generate")
+                onward = gr.Button("Continue", interactive=False, elem_id="onward")
+                stop = gr.Button("Stop", interactive=False, elem_id="stop")
+            status = gr.HTML(status_line(""), elem_id="told")
             with gr.Row(equal_height=True):
-                box: dict[str, Any] = {"lines": 12, "max_lines": 12, "interactive": False, "buttons": ["copy"]}
-                c.text = gr.Textbox(label="Text", min_width=260, elem_id="text", **box)
-                c.beside = gr.Textbox(label="Text", min_width=260, elem_id="beside", visible=False, **box)
+                text, beside = _text_box("text", visible=True), _text_box("beside", visible=False)
         with gr.Column(scale=1, min_width=280):
-            _controls(desk, c, choices, backend)
+            controls = _controls(controller, choices, backend)
     gr.HTML(STATES)
-    c.layer = gr.Slider(1, 2, value=1, step=1, label="Layer", visible=False, elem_id="layer", buttons=[])
-    c.states = gr.HTML(EMPTY, elem_id="states")
-    c.loss_head = gr.HTML("", elem_id="loss_head")
-    c.loss = gr.LinePlot(
+    layer = gr.Slider(1, 2, value=1, step=1, label="Layer", visible=False, elem_id="layer", buttons=[])
+    states = gr.HTML(EMPTY, elem_id="states")
+    loss_head = gr.HTML("", elem_id="loss_head")
+    loss = gr.LinePlot(
         None, x="step", y="loss", color="curve", x_title="optimizer step", y_title="loss (nats a token)",
         color_title=" ", color_map=_colours(), height=300, visible=False, elem_id="loss", buttons=[], show_label=False,
     )  # fmt: skip
-    return c
+    return Components(
+        prompt, generate, onward, stop, status, text, beside, controls, layer, states, loss_head, loss
+    )  # fmt: skip
 
 
-def _controls(desk: Desk, c: SimpleNamespace, choices: Sequence[Backend], backend: Backend) -> None:
-    labels = list(desk.catalogue.labels())
-    c.checkpoint = gr.Dropdown(labels, value=labels[0], label="Checkpoint", elem_id="checkpoint")
+def _text_box(name: str, visible: bool) -> gr.Textbox:
+    return gr.Textbox(
+        label="Text", lines=12, max_lines=12, min_width=260, interactive=False, buttons=["copy"], elem_id=name,
+        visible=visible,
+    )  # fmt: skip
+
+
+def _controls(controller: Controller, choices: Sequence[Backend], backend: Backend) -> Controls:
+    labels = list(controller.catalogue.labels())
+    most = controller.max_length
+    checkpoint = gr.Dropdown(labels, value=labels[0], label="Checkpoint", elem_id="checkpoint")
     which = [*choices, BOTH] if len(choices) > 1 else list(choices)
-    c.backend = gr.Radio(which, value=backend, label="Backend", elem_id="backend")
-    c.tokens = gr.Slider(1, desk.max_length, value=min(400, desk.max_length), step=1, label="Tokens to write",
-                         elem_id="tokens", buttons=[])  # fmt: skip
-    c.temperature = gr.Slider(0, 2, value=0.8, step=0.05, label="Temperature", elem_id="temperature",
-                              buttons=[])  # fmt: skip
-    c.top_p = gr.Slider(0.01, 1, value=0.95, step=0.01, label="Top-p", elem_id="top_p", buttons=[])
+    radio = gr.Radio(which, value=backend, label="Backend", elem_id="backend")
+    tokens = _slider("tokens", 1, most, min(400, most), 1, "Tokens to write")
+    temperature = _slider("temperature", 0, 2, 0.8, 0.05, "Temperature")
+    top_p = _slider("top_p", 0.01, 1, 0.95, 0.01, "Top-p")
     with gr.Row():
-        c.top_k = gr.Number(0, label="Top-k (0: all)", precision=0, min_width=100, elem_id="top_k")
-        c.seed = gr.Number(0, label="Seed", precision=0, min_width=100, elem_id="seed")
+        top_k = gr.Number(0, label="Top-k (0: all)", precision=0, min_width=100, elem_id="top_k")
+        seed = gr.Number(0, label="Seed", precision=0, min_width=100, elem_id="seed")
+    return Controls(checkpoint, radio, tokens, temperature, top_p, top_k, seed)
 
 
-def _connect(desk: Desk, page: gr.Blocks, c: SimpleNamespace) -> None:
-    # For people alone: no handler is part of a described programming interface.
-    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    asked = [c.prompt, c.checkpoint, c.backend, c.temperature, c.top_k, c.top_p, c.seed, c.tokens]
-    shown = [c.text, c.beside, c.told, c.states, c.layer]
+def _slider(name: str, low: float, high: float, value: float, step: float, label: str) -> gr.Slider:
+    return gr.Slider(low, high, value=value, step=step, label=label, elem_id=name, buttons=[])
+
+
+def _connect(controller: Controller, page: gr.Blocks, c: Components) -> None:
+    chosen = c.controls
+    inputs = [
+        c.prompt, chosen.checkpoint, chosen.backend, chosen.temperature, chosen.top_k, chosen.top_p, chosen.seed,
+        chosen.tokens,
+    ]  # fmt: skip
+    outputs = [c.text, c.beside, c.status, c.states, c.layer]
     buttons = [c.generate, c.onward, c.stop]
 
-    def begin(request: gr.Request) -> list[Any]:
-        desk.text_of(_browser(request)).stopped = False
-        return [told("Waiting for its turn …"), *_buttons(generate=False, onward=False, stop=True)]
+    def begin(request: gr.Request) -> list[Update]:
+        controller.task(_browser(request)).stopped = False
+        return [status_line("Waiting for its turn …"), *_buttons(generate=False, onward=False, stop=True)]
 
-    def finish(request: gr.Request) -> list[Any]:
-        writing = desk.text_of(_browser(request))
-        return _buttons(generate=True, onward=bool(writing.sides) and not writing.ended, stop=False)
+    def finish(request: gr.Request) -> list[Update]:
+        task = controller.task(_browser(request))
+        return _buttons(generate=True, onward=bool(task.generations) and not task.ended, stop=False)
 
     def stop(request: gr.Request) -> None:
-        desk.text_of(_browser(request)).stopped = True
+        controller.task(_browser(request)).stopped = True
 
     def choose_layer(layer: float, request: gr.Request) -> str:
-        writing = desk.text_of(_browser(request))
-        writing.layer = int(layer) - 1
-        return _picture(writing)
+        task = controller.task(_browser(request))
+        task.layer = int(layer) - 1
+        return _picture(task)
 
-    def load(chosen: Any) -> Any:
-        labels = list(desk.catalogue.labels())
+    def load(label: object) -> Update:
+        labels = list(controller.catalogue.labels())
         # Whoever was quicker than the page keeps what was chosen.
-        return gr.Dropdown(labels) if chosen in labels else gr.Dropdown(labels, value=labels[0])
+        return gr.Dropdown(labels) if label in labels else gr.Dropdown(labels, value=labels[0])
 
-    def choose(label: Any) -> Iterator[list[Any]]:
+    def choose(label: object) -> Iterator[list[Update]]:
         # The plot keeps the curves' names of the first data that it was given, so another run gets another plot.
         yield ["", gr.LinePlot(None, visible=False)]
-        yield _loss(desk, label)
+        yield _loss(controller, label)
 
     def leave(request: gr.Request) -> None:
-        desk.leave(_browser(request))
+        controller.leave(_browser(request))
 
     for button, onward in ((c.generate, False), (c.onward, True)):
-        begun = button.click(begin, None, [c.told, *buttons], queue=False, **hidden)
-        written = begun.then(_writer(desk, onward), asked, shown, concurrency_id="write", **hidden)
-        written.then(finish, None, buttons, queue=False, **hidden)
+        begun = button.click(begin, None, [c.status, *buttons], queue=False, **PRIVATE)
+        written = begun.then(_writer(controller, onward), inputs, outputs, concurrency_id="write", **PRIVATE)
+        written.then(finish, None, buttons, queue=False, **PRIVATE)
     for box in (c.text, c.beside):
         box.change(None, None, None, js=FOLLOW.format(box.elem_id))
-    c.stop.click(stop, None, None, queue=False, **hidden)
-    c.layer.input(choose_layer, c.layer, c.states, queue=False, trigger_mode="always_last", **hidden)
-    c.checkpoint.input(choose, c.checkpoint, [c.loss_head, c.loss], concurrency_id="loss", **hidden)
-    loaded = page.load(load, c.checkpoint, c.checkpoint, queue=False, **hidden)
-    loaded.then(choose, c.checkpoint, [c.loss_head, c.loss], concurrency_id="loss", **hidden)
+    c.stop.click(stop, None, None, queue=False, **PRIVATE)
+    c.layer.input(choose_layer, c.layer, c.states, queue=False, trigger_mode="always_last", **PRIVATE)
+    loss = [c.loss_head, c.loss]
+    chosen.checkpoint.input(choose, chosen.checkpoint, loss, concurrency_id="loss", **PRIVATE)
+    loaded = page.load(load, chosen.checkpoint, chosen.checkpoint, queue=False, **PRIVATE)
+    loaded.then(choose, chosen.checkpoint, loss, concurrency_id="loss", **PRIVATE)
     page.unload(leave)
 
 
-def _buttons(generate: bool, onward: bool, stop: bool) -> list[Any]:
+def _buttons(generate: bool, onward: bool, stop: bool) -> list[Update]:
     return [gr.Button(interactive=interactive) for interactive in (generate, onward, stop)]
 
 
-def _writer(desk: Desk, onward: bool) -> Any:
+def _writer(controller: Controller, onward: bool) -> Callable[..., Iterator[list[Update]]]:
     def write(
-        prompt: Any, label: Any, which: Any, temperature: Any, top_k: Any, top_p: Any, seed: Any, tokens: Any,
-        request: gr.Request,
-    ) -> Iterator[list[Any]]:  # fmt: skip
-        writing = desk.text_of(_browser(request))
+        prompt: object, label: object, which: object, temperature: object, top_k: object, top_p: object, seed: object,
+        tokens: object, request: gr.Request,
+    ) -> Iterator[list[Update]]:  # fmt: skip
+        task = controller.task(_browser(request))
         try:
-            order = desk.order(prompt, label, which, temperature, top_k, top_p, seed, tokens)
-            yield from _shown(writing, writing.write(order, onward))
+            wanted = controller.request(prompt, label, which, temperature, top_k, top_p, seed, tokens)
+            yield from _shown(task, task.write(wanted, onward))
         except (ValueError, OSError, ArithmeticError, MemoryError) as error:
-            yield [gr.skip(), gr.skip(), told(str(error) or "not enough memory", refused=True), gr.skip(), gr.skip()]
+            refusal = status_line(str(error) or "not enough memory", refused=True)
+            yield [gr.skip(), gr.skip(), refusal, gr.skip(), gr.skip()]
 
     return write
 
 
-def _shown(writing: Writing, progress: Iterator[str]) -> Iterator[list[Any]]:
-    """What the page shows at each look: texts, the line below the buttons, the picture, and once the layers."""
-    drawn, laid_out = 0.0, None
+def _shown(task: GenerationTask, progress: Iterator[str]) -> Iterator[list[Update]]:
+    """What the page shows at each progress line: texts, status, the picture, and once the layers."""
+    drawn, labelled = 0.0, None
     line = ""
     for line in progress:
-        if not writing.sides:
-            yield [gr.skip(), gr.skip(), told(line), gr.skip(), gr.skip()]
+        if not task.generations:
+            yield [gr.skip(), gr.skip(), status_line(line), gr.skip(), gr.skip()]
             continue
-        layer: Any = gr.skip()
-        texts: list[Any] = [side.text for side in writing.sides]
-        if laid_out is not writing.sides:
-            laid_out = writing.sides
-            texts, layer = _laid_out(writing)
-        picture: Any = gr.skip()
+        layer: Update = gr.skip()
+        texts: list[Update] = [generation.text for generation in task.generations]
+        if labelled is not task.generations:
+            labelled = task.generations
+            texts, layer = _labelled(task)
+        picture: Update = gr.skip()
         if time.monotonic() - drawn >= PICTURE:
-            picture, drawn = _picture(writing), time.monotonic()
-        yield [*texts, *[gr.skip()] * (2 - len(texts)), told(line), picture, layer]
-    yield [gr.skip(), gr.skip(), told(line), _picture(writing), gr.skip()]
+            picture, drawn = _picture(task), time.monotonic()
+        yield [*texts, *[gr.skip()] * (2 - len(texts)), status_line(line), picture, layer]
+    yield [gr.skip(), gr.skip(), status_line(line), _picture(task), gr.skip()]
 
 
-def _laid_out(writing: Writing) -> tuple[list[Any], Any]:
-    beside = len(writing.sides) > 1
-    texts = [gr.Textbox(side.text, label=f"Text, {side.backend}", visible=True) for side in writing.sides]
-    layers = len(writing.sides[0].half_lives_ln)
-    writing.layer = min(writing.layer, layers - 1)
-    layer = gr.Slider(maximum=max(layers, 2), value=writing.layer + 1, visible=layers > 1)
-    return (texts if beside else [*texts, gr.Textbox("", visible=False)]), layer
+def _labelled(task: GenerationTask) -> tuple[list[Update], Update]:
+    """The texts in boxes that name their backends, and the slider of as many layers as the model has."""
+    texts: list[Update] = [
+        gr.Textbox(generation.text, label=f"Text, {generation.backend}", visible=True)
+        for generation in task.generations
+    ]
+    if len(texts) < 2:
+        texts.append(gr.Textbox("", visible=False))
+    layers = len(task.generations[0].half_lives_ln)
+    task.layer = min(task.layer, layers - 1)
+    return texts, gr.Slider(maximum=max(layers, 2), value=task.layer + 1, visible=layers > 1)
 
 
-def _picture(writing: Writing) -> str:
-    if not writing.sides or not writing.sides[0].seen:
+def _picture(task: GenerationTask) -> str:
+    if not task.generations or not task.generations[0].recent_states:
         return EMPTY
-    side = writing.sides[0]
-    return heat_map(list(side.seen), side.half_lives_ln, writing.layer)
+    first = task.generations[0]
+    return heat_map(list(first.recent_states), first.half_lives_ln, task.layer)
 
 
 def _colours() -> dict[str, str]:
-    return {f"training, {name}": COLOURS[name] for name in BACKENDS} | {"validation": "#888888"}
+    return {f"training, {name}": BACKEND_COLOURS[name] for name in BACKENDS} | {"validation": "#888888"}
 
 
-def _loss(desk: Desk, label: Any) -> list[Any]:
+def _loss(controller: Controller, label: object) -> list[Update]:
     """The heading that names each hand-over, and the curve; nothing for a checkpoint outside a run."""
     import pandas as pd
 
     try:
-        metrics = metrics_of(desk.catalogue.find(label))
+        metrics = run_metrics(controller.catalogue.find(label))
     except ValueError:
         metrics = []
     train = [line for line in metrics if "loss" in line]
     if not train:
         return ["", gr.LinePlot(None, visible=False)]
     changes = [(before["backend"], after["backend"], before["step"]) for before, after in pairwise(train)]
-    told_of = [f"{a} → {b} after step {step:,}" for a, b, step in changes if a != b]
+    handed_over = [f"{a} → {b} after step {step:,}" for a, b, step in changes if a != b]
     thinned = train[:: -(-len(train) // POINTS)]
     rows = [(line["step"], line["loss"], f"training, {line['backend']}") for line in thinned]
     rows += [(line["step"], line["val_loss"], "validation") for line in metrics if "val_loss" in line]
-    head = "<h2>Loss of this run</h2>" + "".join(f'<p class="hint">Handed over: {one}</p>' for one in told_of)
+    head = "<h2>Loss of this run</h2>" + "".join(f'<p class="hint">Handed over: {one}</p>' for one in handed_over)
     return [head, gr.LinePlot(pd.DataFrame(rows, columns=["step", "loss", "curve"]), visible=True)]

@@ -16,7 +16,7 @@ NEGATIVE, POSITIVE = (26, 115, 232), (217, 72, 15)
 _SIGNS = {"\n": "↵", " ": "·", "\t": "→", "\r": "↵"}
 
 
-def heat_map(seen: Sequence[tuple[str, np.ndarray]], half_lives_ln: np.ndarray, layer: int) -> str:
+def heat_map(recent_states: Sequence[tuple[str, np.ndarray]], half_lives_ln: np.ndarray, layer: int) -> str:
     """HTML of the states after each token.
 
     Args:
@@ -27,19 +27,18 @@ def heat_map(seen: Sequence[tuple[str, np.ndarray]], half_lives_ln: np.ndarray, 
     order = np.argsort(half_lives_ln[layer], kind="stable")[::-1]
     if len(order) > ROWS:
         order = order[np.linspace(0, len(order) - 1, ROWS).round().astype(int)]
-    states_nt = np.stack([states_ln[layer, order] for _, states_ln in seen], axis=1)
+    states_nt = np.stack([states_ln[layer, order] for _, states_ln in recent_states], axis=1)
     largest = max(float(np.abs(states_nt).max()), 1e-9)
     ticks = "".join(
         f'<span style="top:{at:.1f}%">{tick:,.9g}</span>' for tick, at in _ticks(half_lives_ln[layer, order])
     )
-    labels = [_label(text) for text, _ in seen]
+    labels = [_label(text) for text, _ in recent_states]
     wide = "words" if max(map(len, labels)) > 1 else "letters"
     names = "".join(f"<span>{html.escape(label)}</span>" for label in labels)
-    picture = (
-        f'<img alt="state of layer {layer + 1} after each of {len(seen)} tokens" src="{_png(states_nt / largest)}">'
-    )
+    alt = f"state of layer {layer + 1} after each of {len(recent_states)} tokens"
+    picture = f'<img alt="{alt}" src="{_png(states_nt / largest)}">'
     return (
-        f'<div class="states {wide}" style="--columns:{len(seen)}">'
+        f'<div class="states {wide}" style="--columns:{len(recent_states)}">'
         f'<div class="lives" aria-label="half-life in tokens">{ticks}</div>'
         f'<div class="window"><div class="columns">{picture}<div class="tokens">{names}</div></div></div></div>'
         f'<div class="scale"><span>-{largest:.2g}</span><i></i><span>{largest:.2g}</span></div>'

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import html
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import gradio as gr
 
 CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; padding: 0 !important; }
@@ -48,7 +51,7 @@ h2 { font-size: 1.1rem; margin: 12px 0 0; }
 """
 
 
-def theme() -> Any:
+def theme() -> gr.Theme:
     """Gradio's plainest theme in the page's one colour, with the fonts that the reader's system has."""
     import gradio as gr
 
@@ -72,7 +75,7 @@ def theme() -> Any:
     )
 
 
-def told(text: str, refused: bool = False) -> str:
+def status_line(text: str, refused: bool = False) -> str:
     """A line below the buttons; a refusal stands out, and is read aloud at once."""
     attributes = 'class="told refused" role="alert"' if refused else 'class="told" role="status"'
     return f"<p {attributes}>{html.escape(text[:1].upper() + text[1:])}</p>"

@@ -1,1 +1,1 @@
-"""Compiled XLA programs: parsed and counted."""
+"""Compiled XLA programs: hlo parses their text; count, with flops, loops and traffic, adds up what they cost."""

@@ -22,12 +22,12 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TypedDict
 
 from tools.xla.flops import product_flops
-from tools.xla.hlo import HBM, Computation, Instruction, Program, leaves
+from tools.xla.hlo import HBM, Computation, Instruction, Program, arrays_of
 from tools.xla.loops import trip_count
-from tools.xla.traffic import COLLECTIVES, ENDS, Traffic, goes_on, result_of
+from tools.xla.traffic import ASYNC_DONE, COLLECTIVES, Traffic, continues_earlier, result_shape
 
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
@@ -77,15 +77,27 @@ class Cost:
     note: str = ""
 
 
+class CollectiveRow(TypedDict):
+    """All exchanges of one kind between as many chips: how many, the bytes of all, the largest operand."""
+
+    kind: str
+    group: int
+    count: int
+    operand: float
+    result: float
+    largest: float
+
+
 @dataclass
-class Counted:
+class ProgramCost:
     """The costs of a program, in the order of its schedule, and what could not be counted for certain."""
 
     costs: list[Cost] = field(default_factory=list)
     uncertain: list[str] = field(default_factory=list)
 
-    def total(self, of: Callable[[Cost], float]) -> float:
-        return sum(cost.times * of(cost) for cost in self.costs)
+    def total(self, amount: Callable[[Cost], float]) -> float:
+        """The sum of an amount over all instructions, each as often as it runs."""
+        return sum(cost.times * amount(cost) for cost in self.costs)
 
     @property
     def bytes(self) -> float:
@@ -96,20 +108,13 @@ class Counted:
     def flops(self) -> float:
         return self.total(lambda cost: cost.flops)
 
-    def collectives(self) -> list[dict[str, Any]]:
-        """A row for each kind and group size: how many, the bytes of all, the largest operand."""
-        rows: dict[tuple[str, int], dict[str, Any]] = {}
+    def collectives(self) -> list[CollectiveRow]:
+        """A row for each kind and group size."""
+        rows: dict[tuple[str, int], CollectiveRow] = {}
         for cost in self.costs:
             one = cost.collective
             if one is not None:
-                empty = {
-                    "kind": one.kind,
-                    "group": one.group,
-                    "count": 0,
-                    "operand": 0.0,
-                    "result": 0.0,
-                    "largest": 0.0,
-                }
+                empty = CollectiveRow(kind=one.kind, group=one.group, count=0, operand=0.0, result=0.0, largest=0.0)
                 row = rows.setdefault((one.kind, one.group), empty)
                 row["count"] += int(cost.times)
                 row["operand"] += cost.times * one.operand
@@ -118,119 +123,112 @@ class Counted:
         return [rows[key] for key in sorted(rows)]
 
 
-def count(program: Program) -> Counted:
+def count(program: Program) -> ProgramCost:
     """What one run of the program moves and computes on a chip."""
-    counted = Counted()
-    _walk(_Reader(program), program.computations[program.entry], 1.0, counted)
+    counted = ProgramCost()
+    _walk(_CostReader(program), program.computations[program.entry], 1.0, counted)
     return counted
 
 
-def _walk(reader: _Reader, computation: Computation, times: float, counted: Counted) -> None:
+def _walk(reader: _CostReader, computation: Computation, times: float, counted: ProgramCost) -> None:
     called = reader.program.computations
-    for one in computation.instructions.values():
-        if one.opcode == "while":
-            trips = trip_count(reader.program, computation, one)
+    for instruction in computation.instructions.values():
+        if instruction.opcode == "while":
+            trips = trip_count(reader.program, computation, instruction)
             if trips is None:
-                counted.uncertain.append(f"{one.name}: how often the loop runs is not known; counted once")
-            _walk(reader, called[one.called["body"]], times * (1 if trips is None else trips), counted)
-        elif one.opcode == "conditional":
-            _dearest(reader, one, times, counted)
-        elif one.opcode == "call":
-            _walk(reader, called[one.called.get("to_apply") or one.called["calls"]], times, counted)
+                counted.uncertain.append(f"{instruction.name}: how often the loop runs is not known; counted once")
+            _walk(reader, called[instruction.called["body"]], times * (1 if trips is None else trips), counted)
+        elif instruction.opcode == "conditional":
+            _costliest_branch(reader, instruction, times, counted)
+        elif instruction.opcode == "call":
+            _walk(reader, called[instruction.called.get("to_apply") or instruction.called["calls"]], times, counted)
         else:
-            cost = reader.cost(computation, one)
+            cost = reader.cost(computation, instruction)
             if cost is not None:
                 counted.costs.append(replace(cost, times=times))
 
 
-def _dearest(reader: _Reader, one: Instruction, times: float, counted: Counted) -> None:
+def _costliest_branch(reader: _CostReader, instruction: Instruction, times: float, counted: ProgramCost) -> None:
     branches = []
-    for role, name in one.called.items():
+    for role, name in instruction.called.items():
         if role.startswith(("branch", "true", "false")):
-            branches.append(Counted())
+            branches.append(ProgramCost())
             _walk(reader, reader.program.computations[name], times, branches[-1])
-    dearest = max(branches, key=lambda branch: (branch.bytes, branch.flops))
-    counted.costs += dearest.costs
-    counted.uncertain += dearest.uncertain
+    costliest = max(branches, key=lambda branch: (branch.bytes, branch.flops))
+    counted.costs += costliest.costs
+    counted.uncertain += costliest.uncertain
     if len({branch.bytes for branch in branches}) > 1:
-        counted.uncertain.append(f"{one.name}: one of {len(branches)} branches runs; the dearest is counted")
+        counted.uncertain.append(f"{instruction.name}: one of {len(branches)} branches runs; the dearest is counted")
 
 
-class _Reader:
+class _CostReader:
     """The cost of single instructions of a program."""
 
     def __init__(self, program: Program):
         self.program, self.traffic = program, Traffic(program)
 
-    def cost(self, computation: Computation, one: Instruction) -> Cost | None:
+    def cost(self, computation: Computation, instruction: Instruction) -> Cost | None:
         """What the instruction costs, or None where it is free."""
-        if one.opcode in FREE or one.opcode.endswith(("-done", "-update")):
+        if instruction.opcode in FREE or instruction.opcode.endswith(("-done", "-update")):
             return None
-        if any(part.target == ENDS for _, part in self._inside(computation, one)):
+        if any(part.target == ASYNC_DONE for _, part in self._inside(computation, instruction)):
             return None
-        if one.opcode == "custom-call" and one.target in _VIEWS:
+        if instruction.opcode == "custom-call" and instruction.target in _VIEWS:
             return None
-        if one.opcode == "custom-call" and one.target == _KERNEL:
-            return self._kernel(computation, one)
-        return self._plain(computation, one, one.target)
+        if instruction.opcode == "custom-call" and instruction.target == _KERNEL:
+            return self._by_estimate(computation, instruction)
+        return self._by_operands(computation, instruction, instruction.target)
 
-    def _plain(self, computation: Computation, one: Instruction, note: str) -> Cost:
-        read = sum(self.traffic.read(computation, one, i) for i in range(len(one.operands)))
-        products = [product_flops(*inside) for inside in self._inside(computation, one)]
+    def _by_operands(self, computation: Computation, instruction: Instruction, note: str) -> Cost:
+        read = sum(self.traffic.read(computation, instruction, i) for i in range(len(instruction.operands)))
+        products = [product_flops(*inside) for inside in self._inside(computation, instruction)]
         flops, passes = (sum(column) for column in zip(*products, strict=True)) if products else (0.0, 0.0)
-        everyone = self.program.partitions
-        exchanges = (_collective(*inside, everyone) for inside in self._inside(computation, one))
+        all_devices = self.program.partitions
+        exchanges = (_collective(*inside, all_devices) for inside in self._inside(computation, instruction))
         exchange = next(filter(None, exchanges), None)
-        opcode = exchange.kind if exchange else one.opcode.removesuffix("-start")
+        opcode = exchange.kind if exchange else instruction.opcode.removesuffix("-start")
+        written = self.traffic.written(computation, instruction)
         return Cost(
-            one.name,
-            opcode,
-            one.op_name,
-            1.0,
-            read,
-            self.traffic.written(computation, one),
-            flops,
-            passes,
-            exchange,
-            note,
-        )
+            instruction.name, opcode, instruction.op_name, 1.0, read, written, flops, passes, exchange, note
+        )  # fmt: skip
 
-    def _kernel(self, computation: Computation, one: Instruction) -> Cost:
-        plain = self._plain(computation, one, "operands and results")
-        estimate = one.config.get("custom_call_config", {}).get("cost_estimate", {})
+    def _by_estimate(self, computation: Computation, instruction: Instruction) -> Cost:
+        plain = self._by_operands(computation, instruction, "operands and results")
+        estimate = instruction.config.get("custom_call_config", {}).get("cost_estimate", {})
         if not estimate:
             return plain
-        shapes = [result_of(one), *(computation.shape_of(name) for name in one.operands)]
-        elsewhere = sum(part.stored for shape in shapes for part in leaves(shape) if part.space != HBM)
-        moved, plainly = max(0.0, float(estimate.get("bytes_accessed", 0)) - elsewhere), plain.read + plain.written
-        shard = plain.read / plainly if plainly else 1.0
+        shapes = [result_shape(instruction), *(computation.shape_of(name) for name in instruction.operands)]
+        outside_hbm = sum(part.stored for shape in shapes for part in arrays_of(shape) if part.space != HBM)
+        moved = max(0.0, float(estimate.get("bytes_accessed", 0)) - outside_hbm)
+        arrays = plain.read + plain.written
+        read_share = plain.read / arrays if arrays else 1.0
         # Its FLOPs are no products, which alone are counted.
-        note = f"cost estimate; operands and results are {plainly / 1e6:,.1f} MB"
-        return replace(plain, read=shard * moved, written=(1 - shard) * moved, note=note)
+        note = f"cost estimate; operands and results are {arrays / 1e6:,.1f} MB"
+        return replace(plain, read=read_share * moved, written=(1 - read_share) * moved, note=note)
 
-    def _inside(self, computation: Computation, one: Instruction) -> Iterator[tuple[Computation, Instruction]]:
+    def _inside(self, computation: Computation, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
         """The instruction, or all that a fusion or an asynchronous start is made of."""
-        if one.opcode == "fusion" or (one.opcode.endswith("-start") and "calls" in one.called):
-            callee = self.program.computations[one.called["calls"]]
+        if instruction.opcode == "fusion" or (instruction.opcode.endswith("-start") and "calls" in instruction.called):
+            callee = self.program.computations[instruction.called["calls"]]
             for part in callee.instructions.values():
                 yield from self._inside(callee, part)
         else:
-            yield computation, one
+            yield computation, instruction
 
 
-def _collective(computation: Computation, one: Instruction, everyone: int) -> Collective | None:
-    kind = one.opcode.removesuffix("-start")
-    if kind not in COLLECTIVES or goes_on(computation, one):
+def _collective(computation: Computation, instruction: Instruction, all_devices: int) -> Collective | None:
+    kind = instruction.opcode.removesuffix("-start")
+    if kind not in COLLECTIVES or continues_earlier(computation, instruction):
         return None
-    operand = sum(part.size for name in one.operands for part in leaves(computation.shape_of(name)))
-    result = sum(part.size for part in leaves(result_of(one)))
+    operand = sum(part.size for name in instruction.operands for part in arrays_of(computation.shape_of(name)))
+    result = sum(part.size for part in arrays_of(result_shape(instruction)))
     # The compiler's own fusion of a sum and the slice that this device keeps of it.
     if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
         kind = "reduce-scatter"
-    return Collective(kind, operand, result, _group(one.attributes, everyone))
+    return Collective(kind, operand, result, _group(instruction.attributes, all_devices))
 
 
-def _group(attributes: str, everyone: int) -> int:
+def _group(attributes: str, all_devices: int) -> int:
     """How many devices exchange with one another: in a list of lists, rows by columns, or axes of a mesh."""
     groups, pairs, mesh = (pattern.search(attributes) for pattern in (_GROUPS, _PAIRS, _MESH))
     if pairs:
@@ -240,4 +238,4 @@ def _group(attributes: str, everyone: int) -> int:
     if mesh:
         sizes = {name: int(size) for name, _, size in _AXIS.findall(mesh[1])}
         return math.prod(int(part) if part else sizes[name] for name, part, _ in _AXIS.findall(mesh[2]))
-    return everyone
+    return all_devices

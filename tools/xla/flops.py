@@ -1,4 +1,7 @@
-"""FLOPs of the products of a compiled XLA program, and how many bfloat16 products each is made of."""
+"""FLOPs of the products of a compiled XLA program, and how many bfloat16 products each is made of.
+
+The semantics of `dot` and `convolution` are those of https://openxla.org/xla/operation_semantics.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import re
 
 import numpy as np
 
-from tools.xla.hlo import Array, Computation, Instruction, array
+from tools.xla.hlo import Array, Computation, Instruction, single_array
 
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
@@ -17,37 +20,40 @@ _PASSES = {"default": 1, "high": 3, "highest": 6}
 and products below the precision asked for are left out."""
 
 
-def product_flops(computation: Computation, one: Instruction) -> tuple[float, float]:
+def product_flops(computation: Computation, instruction: Instruction) -> tuple[float, float]:
     """(FLOPs, FLOPs times bfloat16 products) of an instruction: zero for anything but `dot` and `convolution`.
 
     A product of m x k and k x n takes 2 m k n; a convolution 2 for each pair of an output and a tap inside the input.
     """
-    if one.opcode not in ("dot", "convolution"):
+    if instruction.opcode not in ("dot", "convolution"):
         return 0.0, 0.0
-    left, right = (array(computation.shape_of(name)) for name in one.operands)
-    result = array(one.shape)
-    flops = _of_dot(one, left, result) if one.opcode == "dot" else _of_convolution(one, left, right, result)
-    return flops, flops * _passes(one, left, right)
+    left, right = (single_array(computation.shape_of(name)) for name in instruction.operands)
+    result = single_array(instruction.shape)
+    if instruction.opcode == "dot":
+        flops = _dot_flops(instruction, left, result)
+    else:
+        flops = _convolution_flops(instruction, left, right, result)
+    return flops, flops * _passes(instruction, left, right)
 
 
-def _of_dot(one: Instruction, left: Array, result: Array) -> float:
-    contracted = math.prod(left.dims[i] for i in one.numbers("lhs_contracting_dims"))
+def _dot_flops(instruction: Instruction, left: Array, result: Array) -> float:
+    contracted = math.prod(left.dims[i] for i in instruction.numbers("lhs_contracting_dims"))
     return 2.0 * result.elements * contracted
 
 
-def _of_convolution(one: Instruction, left: Array, right: Array, result: Array) -> float:
+def _convolution_flops(instruction: Instruction, left: Array, right: Array, result: Array) -> float:
     """On a TPU every product is a convolution; those with a batch have a window over it, mostly padding."""
-    labels = _LABELS.search(one.attributes)
-    assert labels, one.name
-    of_left, of_right, of_result = (dict(zip(text, range(len(text)), strict=True)) for text in labels.groups())
-    spatial = sorted(letter for letter in of_result if letter.isdigit())
-    window = _window(one, len(spatial))
+    labels = _LABELS.search(instruction.attributes)
+    assert labels, instruction.name
+    left_at, right_at, result_at = (dict(zip(text, range(len(text)), strict=True)) for text in labels.groups())
+    spatial = sorted(letter for letter in result_at if letter.isdigit())
+    window = _window(instruction, len(spatial))
     taps, outputs = 1.0, 1.0
     for i, letter in enumerate(spatial):
-        sizes = left.dims[of_left[letter]], right.dims[of_right[letter]], result.dims[of_result[letter]]
+        sizes = left.dims[left_at[letter]], right.dims[right_at[letter]], result.dims[result_at[letter]]
         taps *= _taps_inside(*sizes, **{name: values[i] for name, values in window.items()})
         outputs *= sizes[2]
-    return 2.0 * result.elements / outputs * right.dims[of_right["i"]] * taps
+    return 2.0 * result.elements / outputs * right.dims[right_at["i"]] * taps
 
 
 def _taps_inside(
@@ -63,25 +69,26 @@ def _taps_inside(
     return float(total)
 
 
-def _window(one: Instruction, rank: int) -> dict[str, tuple[int, ...]]:
+def _window(instruction: Instruction, rank: int) -> dict[str, tuple[int, ...]]:
     """Stride, padding before, and both dilations of each spatial dimension."""
-    found = _WINDOW.search(one.attributes)
-    told = dict(part.split("=") for part in found[1].split()) if found else {}
+    found = _WINDOW.search(instruction.attributes)
+    settings = dict(part.split("=") for part in found[1].split()) if found else {}
 
-    def of(key: str, default: str) -> tuple[int, ...]:
-        return tuple(int(text.split("_")[0]) for text in told.get(key, "x".join([default] * rank)).split("x") if text)
+    def numbers(key: str, default: str) -> tuple[int, ...]:
+        text = settings.get(key, "x".join([default] * rank))
+        return tuple(int(part.split("_")[0]) for part in text.split("x") if part)
 
     return {
-        "stride": of("stride", "1"),
-        "pad": of("pad", "0_0"),
-        "lhs_dilate": of("lhs_dilate", "1"),
-        "rhs_dilate": of("rhs_dilate", "1"),
+        "stride": numbers("stride", "1"),
+        "pad": numbers("pad", "0_0"),
+        "lhs_dilate": numbers("lhs_dilate", "1"),
+        "rhs_dilate": numbers("rhs_dilate", "1"),
     }
 
 
-def _passes(one: Instruction, left: Array, right: Array) -> int:
+def _passes(instruction: Instruction, left: Array, right: Array) -> int:
     """One unless both operands are float32 and more than bfloat16 precision is asked for; three where one is."""
-    found = _PRECISION.search(one.attributes)
+    found = _PRECISION.search(instruction.attributes)
     asked = max((_PASSES[word] for word in found.groups()), default=1) if found else 1
     wide = sum(operand.dtype in ("f32", "f64") for operand in (left, right))
     return (1, min(asked, 3), asked)[wide]

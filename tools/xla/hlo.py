@@ -1,7 +1,8 @@
-"""The text of a compiled XLA program, parsed: computations, instructions, shapes, layouts, memory spaces.
+"""A parser for the text of a compiled XLA program: computations, instructions, shapes, layouts, memory spaces.
 
 `compiled.as_text()` prints one instruction a line, `%name = shape opcode(operands), attributes`, and a layout such as
 `{1,0:T(8,128)(2,1)S(1)}`: dimensions from minor to major, tiles, memory space. `tools/xla/count.py` counts with it.
+The shapes and layouts are those of https://openxla.org/xla/shapes and https://openxla.org/xla/tiled_layout.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypedDict, cast
 
 HBM = 0
 """The memory space that a layout names when it names none: HBM. 1 is VMEM, 2 flags, 5 the host's, 6 SMEM."""
@@ -67,19 +68,58 @@ class Array:
         return math.prod(kept) * math.prod(whole) * self.item
 
 
+class CostEstimate(TypedDict, total=False):
+    """What a Pallas kernel says of itself, `pallas.CostEstimate`; numbers as text."""
+
+    flops: str
+    bytes_accessed: str
+
+
+class CustomCallConfig(TypedDict, total=False):
+    """Of a custom call."""
+
+    cost_estimate: CostEstimate
+
+
+class TripCount(TypedDict):
+    """Of a `while` that the compiler knows the length of; the number as text."""
+
+    n: str
+
+
+class AliasGroup(TypedDict):
+    """Operands and results, the latter numbered after the former, that may share a buffer; numbers as text."""
+
+    indices: list[str]
+
+
+class AliasingOperands(TypedDict, total=False):
+    """Of a fusion."""
+
+    lists: list[AliasGroup]
+
+
+class BackendConfig(TypedDict, total=False):
+    """What is read of an instruction's `backend_config`, as jaxlib 0.10 and libtpu print it."""
+
+    custom_call_config: CustomCallConfig
+    known_trip_count: TripCount
+    aliasing_operands: AliasingOperands
+
+
 Shape: TypeAlias = "Array | tuple[Shape, ...]"
 
 
-def leaves(shape: Shape) -> Iterator[Array]:
+def arrays_of(shape: Shape) -> Iterator[Array]:
     """The arrays of a shape, in order."""
     if isinstance(shape, Array):
         yield shape
     else:
         for part in shape:
-            yield from leaves(part)
+            yield from arrays_of(part)
 
 
-def array(shape: Shape) -> Array:
+def single_array(shape: Shape) -> Array:
     """The only array of a shape that is not a tuple."""
     assert isinstance(shape, Array), shape
     return shape
@@ -106,14 +146,14 @@ class Instruction:
         return found | {f"branch {i}": name for i, name in enumerate(names)}
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> BackendConfig:
         """The backend's own configuration; empty where there is none or it is no JSON."""
         _, found, rest = self.attributes.partition("backend_config=")
         try:
             value = json.JSONDecoder().raw_decode(rest)[0] if found else {}
         except ValueError:
             value = {}
-        return value if isinstance(value, dict) else {}
+        return cast(BackendConfig, value) if isinstance(value, dict) else {}
 
     @cached_property
     def op_name(self) -> str:
@@ -154,7 +194,7 @@ class Computation:
     def parameters(self) -> dict[int, str]:
         """Names of the parameters by number."""
         found = self.instructions.values()
-        return {int(one.inside): one.name for one in found if one.opcode == "parameter"}
+        return {int(instruction.inside): instruction.name for instruction in found if instruction.opcode == "parameter"}
 
     def shape_of(self, name: str) -> Shape:
         return self.instructions[name].shape

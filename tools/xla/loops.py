@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from tools.xla.hlo import Computation, Instruction, Program, leaves
+from tools.xla.hlo import Computation, Instruction, Program, arrays_of
 
 Known: TypeAlias = "int | tuple[Known, ...] | None"
 MOST_TRIPS = 10**6
@@ -32,27 +32,27 @@ _SAME = ("copy", "convert", "bitcast", "reshape", "copy-start", "copy-done")
 
 
 def trip_count(program: Program, computation: Computation, loop: Instruction) -> int | None:
-    """How often the body of a `while` runs; None where that cannot be told from the text.
+    """How often the body of a `while` runs; None where the text does not say.
 
     The compiler's `known_trip_count` where it is there; else the condition is evaluated on the counter, from its
     initial value on, until it fails.
     """
-    known = loop.config.get("known_trip_count", {}).get("n")
+    known = loop.config.get("known_trip_count")
     if known is not None:
-        return int(known)
+        return int(known["n"])
     condition = program.computations[loop.called["condition"]]
     body = program.computations[loop.called["body"]]
-    state = Scalars(program, computation, ()).value(loop.operands[0])
+    state = ScalarEvaluator(program, computation, ()).value(loop.operands[0])
     if not isinstance(state, tuple):
         return None
     needed = _needed(program, condition, body, len(state))
     for trips in range(MOST_TRIPS):
-        goes_on = Scalars(program, condition, (state,)).value(condition.root)
+        goes_on = ScalarEvaluator(program, condition, (state,)).value(condition.root)
         if not isinstance(goes_on, int):
             return None
         if not goes_on:
             return trips
-        state = Scalars(program, body, (state,)).parts(body.root, needed)
+        state = ScalarEvaluator(program, body, (state,)).parts(body.root, needed)
     return None
 
 
@@ -70,23 +70,22 @@ def _needed(program: Program, condition: Computation, body: Computation, size: i
 
 def _parts_read(computation: Computation, name: str) -> frozenset[int]:
     """Parts of a computation's only parameter that a value depends on."""
-    one = computation.instructions[name]
-    if one.opcode == "get-tuple-element" and computation.instructions[one.operands[0]].opcode == "parameter":
-        return frozenset((_index(one),))
-    found: frozenset[int] = frozenset()
-    for operand in one.operands:
-        if one.opcode != "while":
-            found |= _parts_read(computation, operand)
-    return found
+    instruction = computation.instructions[name]
+    operands = instruction.operands
+    if instruction.opcode == "get-tuple-element" and computation.instructions[operands[0]].opcode == "parameter":
+        return frozenset((_index(instruction),))
+    if instruction.opcode == "while":
+        return frozenset()
+    return frozenset().union(*(_parts_read(computation, operand) for operand in operands))
 
 
-def _index(one: Instruction) -> int:
-    found = re.search(r"index=(\d+)", one.attributes)
-    assert found, one
+def _index(instruction: Instruction) -> int:
+    found = re.search(r"index=(\d+)", instruction.attributes)
+    assert found, instruction
     return int(found[1])
 
 
-class Scalars:
+class ScalarEvaluator:
     """The integers of a computation that follow from constants, given what is known of its parameters."""
 
     def __init__(self, program: Program, computation: Computation, parameters: Sequence[Known]):
@@ -101,37 +100,38 @@ class Scalars:
 
     def parts(self, name: str, needed: frozenset[int]) -> tuple[Known, ...]:
         """The parts of a tuple that are needed, None for the others."""
-        one = self.computation.instructions[name]
-        return tuple(self.value(operand) if i in needed else None for i, operand in enumerate(one.operands))
+        instruction = self.computation.instructions[name]
+        return tuple(self.value(operand) if i in needed else None for i, operand in enumerate(instruction.operands))
 
-    def _evaluate(self, one: Instruction) -> Known:
-        if one.opcode == "tuple":
-            return tuple(self.value(operand) for operand in one.operands)
-        if one.opcode == "get-tuple-element":
-            whole = self.value(one.operands[0])
-            return whole[_index(one)] if isinstance(whole, tuple) else None
-        if one.opcode == "parameter":
-            number = int(one.inside)
+    def _evaluate(self, instruction: Instruction) -> Known:
+        if instruction.opcode == "tuple":
+            return tuple(self.value(operand) for operand in instruction.operands)
+        if instruction.opcode == "get-tuple-element":
+            whole = self.value(instruction.operands[0])
+            return whole[_index(instruction)] if isinstance(whole, tuple) else None
+        if instruction.opcode == "parameter":
+            number = int(instruction.inside)
             return self.parameters[number] if number < len(self.parameters) else None
-        if any(part.dims for part in leaves(one.shape)):
+        if any(part.dims for part in arrays_of(instruction.shape)):
             return None
-        if one.opcode == "constant":
-            return _integer(one.inside)
-        if one.opcode in _SAME:
-            return self.value(one.operands[0])
-        if one.opcode == "fusion":
-            callee = self.program.computations[one.called["calls"]]
-            return Scalars(self.program, callee, [self.value(operand) for operand in one.operands]).value(callee.root)
-        return self._arithmetic(one)
+        if instruction.opcode == "constant":
+            return _integer(instruction.inside)
+        if instruction.opcode in _SAME:
+            return self.value(instruction.operands[0])
+        if instruction.opcode == "fusion":
+            callee = self.program.computations[instruction.called["calls"]]
+            arguments = [self.value(operand) for operand in instruction.operands]
+            return ScalarEvaluator(self.program, callee, arguments).value(callee.root)
+        return self._arithmetic(instruction)
 
-    def _arithmetic(self, one: Instruction) -> Known:
-        direction = re.search(r"direction=(\w+)", one.attributes)
-        if one.opcode not in _BINARY and not direction:
+    def _arithmetic(self, instruction: Instruction) -> Known:
+        direction = re.search(r"direction=(\w+)", instruction.attributes)
+        if instruction.opcode not in _BINARY and not direction:
             return None
-        left, right = (self.value(operand) for operand in one.operands)
+        left, right = (self.value(operand) for operand in instruction.operands)
         if not isinstance(left, int) or not isinstance(right, int):
             return None
-        return int(_COMPARED[direction[1]](left, right)) if direction else _BINARY[one.opcode](left, right)
+        return int(_COMPARED[direction[1]](left, right)) if direction else _BINARY[instruction.opcode](left, right)
 
 
 def _integer(text: str) -> int | None:

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -22,10 +22,8 @@ from spec.checkpoint.files import new_file, require_file, require_new
 from spec.checkpoint.format import Checkpoint
 from spec.checkpoint.tree import from_tree, to_tree
 from spec.parameters import check_parameters
+from torch_impl.protocols import LanguageModel
 from torch_impl.training.distributed import own, own_part, whole
-
-if TYPE_CHECKING:
-    from torch_impl.model import LanguageModel
 
 # What a restricted unpickler, fed damaged bytes, was seen to fail with.
 _DAMAGE = (

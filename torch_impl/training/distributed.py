@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,8 +22,7 @@ from torch_impl.ops.devices import default_device
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from torch_impl.model import LanguageModel
-
+_Model = TypeVar("_Model", bound=nn.Module)
 MOST_TIMEOUT = 1e6
 _LOSS = ("gloo", "Timed out waiting", "ncclRemoteError", "remote process exited")
 
@@ -162,7 +161,7 @@ def world_of(ranks: list[int], parallel: str, context_parallel: int = 1, timeout
     return ParallelContext(rank, len(ranks), shard, sharded, group, host_group, saving_group, sequence_groups[row])
 
 
-def shard(model: LanguageModel, context: ParallelContext) -> LanguageModel:
+def shard(model: _Model, context: ParallelContext) -> _Model:
     """FSDP: each process keeps its part of every parameter and gathers a block's where that block needs them.
 
     Raises:
@@ -175,7 +174,7 @@ def shard(model: LanguageModel, context: ParallelContext) -> LanguageModel:
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
         raise NotImplementedError(f"--parallel fsdp needs a newer torch than {torch.__version__}; use ddp")
     mesh = DeviceMesh.from_group(context.group, default_device().type)
-    for module in (*model.blocks, model):
+    for module in (*model.get_submodule("blocks").children(), model):
         part: Any = fully_shard(module, mesh=mesh)
         # The loss is weighted by tokens: gradients are summed, not averaged.
         part.set_gradient_divide_factor(1.0)
@@ -184,7 +183,7 @@ def shard(model: LanguageModel, context: ParallelContext) -> LanguageModel:
     return model
 
 
-def reshard(model: LanguageModel) -> None:
+def reshard(model: nn.Module) -> None:
     """Give back what a forward pass gathered where no backward pass does: from then on parameters are the parts."""
     module: Any
     for module in model.modules():
@@ -195,7 +194,7 @@ def reshard(model: LanguageModel) -> None:
 class _Loss(nn.Module):
     """DDP wraps a module's forward; what is trained here is the model's loss."""
 
-    def __init__(self, model: LanguageModel, loss: Callable[..., Any]):
+    def __init__(self, model: nn.Module, loss: Callable[..., Any]):
         super().__init__()
         self.model, self.loss = model, loss
 
@@ -203,7 +202,7 @@ class _Loss(nn.Module):
         return self.loss(*inputs, **named)
 
 
-def replicate(model: LanguageModel, loss: Callable[..., Any], context: ParallelContext) -> nn.Module:
+def replicate(model: nn.Module, loss: Callable[..., Any], context: ParallelContext) -> nn.Module:
     """DDP: the loss of this process's share, whose backward pass leaves the sum of all gradients with every copy."""
     from torch.nn.parallel import DistributedDataParallel
 

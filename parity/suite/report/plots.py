@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from parity.proof.problems.cases import DECAYS
-from tools.plot.command import COLOURS
+from tools.plot.figure import BACKEND_COLOURS
 
 GREY, INK = "#8a94a0", "#26313d"
 MARKS = "osD^v"
@@ -47,9 +47,11 @@ def race(found: dict[str, Any]) -> str | None:
         return None
     figure, axes = _axes("race")
     steps = np.arange(1, len(found["gap"]) + 1)
-    axes.plot(steps, _positive(found["gap"]), "o", color=COLOURS["jax"], markersize=3, label="torch against JAX")
     axes.plot(
-        steps, _positive(found["spread"]), color=COLOURS["torch"], linewidth=1.2,
+        steps, _positive(found["gap"]), "o", color=BACKEND_COLOURS["jax"], markersize=3, label="torch against JAX"
+    )
+    axes.plot(
+        steps, _positive(found["spread"]), color=BACKEND_COLOURS["torch"], linewidth=1.2,
         label="torch's own orders, largest so far",
     )  # fmt: skip
     axes.axhline(found["limit"], color=INK, linestyle="--", linewidth=1.0, label="limit: 5 times the largest")
@@ -65,7 +67,7 @@ def losses(found: dict[str, Any]) -> str | None:
     for name, curve in found["curves"].items():
         backend = name.split(",")[0]
         style = {"linestyle": "--", "linewidth": 1.6} if backend == "jax" else {"linewidth": 1.0}
-        axes.plot(np.arange(1, len(curve) + 1), curve, color=COLOURS[backend], label=name, alpha=0.8, **style)
+        axes.plot(np.arange(1, len(curve) + 1), curve, color=BACKEND_COLOURS[backend], label=name, alpha=0.8, **style)
     axes.set(xlabel="optimizer step", ylabel="loss (nats a token)")
     return _finish(figure, axes, "losses", limit=False)
 
@@ -78,7 +80,7 @@ def estimated(found: dict[str, Any]) -> str | None:
     steps = np.arange(1, len(found["bound"]) + 1)
     axes.plot(steps, found["bound"], color=INK, linestyle="--", linewidth=1.0, label="estimate of the bound")
     for name, error in found["errors"].items():
-        axes.plot(steps, _positive(error), "o", color=COLOURS[name], markersize=3, label=name)
+        axes.plot(steps, _positive(error), "o", color=BACKEND_COLOURS[name], markersize=3, label=name)
     axes.set(yscale="log", xlabel="optimizer step", ylabel="|loss - float64 reference|")
     return _finish(figure, axes, "estimated", limit=False)
 
@@ -105,7 +107,7 @@ def _styles(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, 
         (
             row,
             {
-                "color": COLOURS[row["backend"]],
+                "color": BACKEND_COLOURS[row["backend"]],
                 "marker": MARKS[methods.index(row["method"]) % len(MARKS)],
                 "label": row["implementation"],
                 "markersize": 5,

@@ -1,6 +1,6 @@
 """One model trained by JAX on eight devices: what each mesh of them computes, for a test to compare.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m parity.meshes OUT [short]
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m parity.suite.runs.distributed_jax OUT [short]
 
 With JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID several processes share the eight. Twin of sorts:
 parity/suite/runs/distributed_torch.py.

@@ -1,6 +1,6 @@
 """One model trained by several processes at once: what each layout of them computes, for a test to compare.
 
-    python -m torch.distributed.run --standalone --nproc-per-node 4 -m parity.worlds OUT
+    python -m torch.distributed.run --standalone --nproc-per-node 4 -m parity.suite.runs.distributed_torch OUT
 
 Four processes are started once; the smaller worlds are made of the first of them, while the others wait.
 """

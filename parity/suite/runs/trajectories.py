@@ -31,7 +31,8 @@ class Order:
     def batch(self, batch: Batch) -> Batch:
         if not self.reverse_rows:
             return batch
-        return Batch(*(np.ascontiguousarray(part[::-1]) for part in (batch.tokens, batch.labels, batch.resets)))
+        tokens, labels, resets = (np.ascontiguousarray(x[::-1]) for x in (batch.tokens, batch.labels, batch.resets))
+        return Batch(tokens, labels, resets)
 
 
 REORDERINGS = tuple(Order(method, reverse) for method in ("sequential", "chunked") for reverse in (False, True))

@@ -15,12 +15,17 @@ from tools.cli.main import main, parse
 
 ROOT = Path(__file__).parents[3]
 #: In the order in which a reader follows them; their commands run in one place, one after the other.
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
 
 _BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_-]*")
 _FILE = re.compile(r"(?:parity|recipes|spec|tools|docs|torch_impl|jax_impl)/[\w./]*")
+#: A name that stands alone: `sequential.py`, `scan/__init__.py`, `ops/rowwise/`.
+_ALONE = re.compile(r"(?:[\w.-]+/)*[\w-]+(?:\.(?:py|sh|toml|svg)|/)")
+# What a run leaves.
+_RUN = re.compile(r"(?:checkpoints|demo)/")
+_MODULE = re.compile(r"(?<![\w./])(?:parity|spec|tools|torch_impl|jax_impl)(?:\.\w+)+")
 # pip's, torchrun's, XLA's, pytest's and the modules' own.
 FOREIGN = {"--extra-index-url", "--nproc-per-node", "--xla", "--check", "--write", "--help", "--version"}
 _TRAINER = re.compile(r"^(?:torchrun .*|python )-m (torch|jax)_impl\.train ")
@@ -59,6 +64,18 @@ def problems(text: str, page: Path) -> Iterator[str]:
     for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         if not (page.parent / link).exists():
             yield f"no file {link}"
+
+
+def tree(block: str) -> Iterator[str]:
+    """The directories that a drawn tree names: two at the top stand for each other, those below are theirs."""
+    tops: list[str] = []
+    for line in block.splitlines():
+        names = re.findall(r"(?<!\S)([a-z_]+)/(?=\s)", line)
+        if not line.startswith(" "):
+            tops = names
+            yield from names
+        else:
+            yield from (f"{top}/{name}" for name in names for top in tops[:1])
 
 
 @cache
@@ -109,6 +126,28 @@ def _of_span(span: str) -> Iterator[str]:
     for name in _FILE.findall(span):
         if "<" not in span and not (ROOT / name.rstrip(".")).exists():
             yield f"no file {name}"
+    if _ALONE.fullmatch(span) and not _RUN.match(span) and not any(path.endswith(f"/{span}") for path in _paths()):
+        yield f"no file {span}"
+    yield from (f"no module or name {name}" for name in _MODULE.findall(span) if not _is_name(name))
+
+
+@cache
+def _paths() -> tuple[str, ...]:
+    """Every file and directory of the project, as `/spec/data.py` and `/spec/checkpoint/`."""
+    tops = ("docs", "jax_impl", "parity", "recipes", "spec", "tools", "torch_impl")
+    deep = (path for top in tops for path in ((ROOT / top), *(ROOT / top).rglob("*")))
+    return tuple(f"/{path.relative_to(ROOT)}{'/' * path.is_dir()}" for path in (*deep, *ROOT.glob("*.*")))
+
+
+def _is_name(dotted: str) -> bool:
+    """Whether it is a module, or something that one mentions: `tools.cli.main`, `spec.initial_parameters`."""
+    place, names = ROOT, dotted.split(".")
+    while names and (place / names[0]).is_dir():
+        place /= names.pop(0)
+    file = place / "__init__.py"
+    if names and (place / f"{names[0]}.py").is_file():
+        file = place / f"{names.pop(0)}.py"
+    return not names or (file.is_file() and re.search(rf"\b{names[0]}\b", file.read_text("utf-8")) is not None)
 
 
 def _is_target(name: str) -> bool:

@@ -23,11 +23,12 @@ CHUNK = 1 << 12  # the hub's client writes what it has in pieces of this size, h
 _PREPARE = """
 import json, os, sys
 from huggingface_hub import constants
-from tools import cli, prepare_datasets
+from tools.cli.main import main
+from tools.data import datasets
 from tools.data.hub import HubFile
 constants.DOWNLOAD_CHUNK_SIZE = int(os.environ["CHUNK"])
-prepare_datasets.DATASETS["tinystories"] = tuple(HubFile(**file) for file in json.loads(os.environ["FILES"]))
-cli.main(sys.argv[1:])
+datasets.DATASETS["tinystories"] = tuple(HubFile(**file) for file in json.loads(os.environ["FILES"]))
+main(sys.argv[1:])
 """
 
 

@@ -22,12 +22,12 @@ from spec import LiquidNetConfig
 from spec.checkpoint.format import Checkpoint, write_checkpoint
 from spec.reference import activations
 from tools.cli.main import main
-from tools.compare.command import open_sides, parse_source
-from tools.tokenizer.byte_level import byte_backend
+from tools.compare.command import open_models, parse_source
+from tools.tokenizer import build_tokenizer
 
 CONFIG = LiquidNetConfig(vocab_size=257, d_model=16, d_ff=24, n_layers=2, max_seq_len=8)
 PARAMETERS = perturbed_parameters(CONFIG, seed=1)
-BYTES = byte_backend().to_str()
+BYTES = build_tokenizer("byte").to_json()
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(bool(adapters.missing(name)), reason=str(adapters.missing(name))))
     for name in adapters.FRAMEWORKS
@@ -38,14 +38,14 @@ BOTH = pytest.mark.skipif(any(map(adapters.missing, adapters.FRAMEWORKS)), reaso
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, size=(2, 31))
 
 
-def tracer(backend):
+def recorder(backend):
     return importlib.import_module(f"parity.proof.layer_diff.activations_{backend}")
 
 
 @cache
 def sound(backend):
     """The trace of a model in order."""
-    return tracer(backend).activations(tracer(backend).load(CONFIG, PARAMETERS), TOKENS)
+    return recorder(backend).activations(recorder(backend).load(CONFIG, PARAMETERS), TOKENS)
 
 
 @pytest.fixture
@@ -77,13 +77,13 @@ def refused(capsys):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_trace_is_the_references(backend):
+def test_recorded_activations_are_the_references(backend):
     truth = activations(PARAMETERS, CONFIG, TOKENS)
-    trace = sound(backend)
-    assert list(trace) == list(truth) == names(CONFIG)
-    assert {name: x.shape for name, x in trace.items()} == {name: x.shape for name, x in truth.items()}
-    assert {x.dtype for x in trace.values()} == {np.dtype(np.float32)}
-    rows = locate(PARAMETERS, CONFIG, TOKENS, [trace])
+    recorded = sound(backend)
+    assert list(recorded) == list(truth) == names(CONFIG)
+    assert {name: x.shape for name, x in recorded.items()} == {name: x.shape for name, x in truth.items()}
+    assert {x.dtype for x in recorded.values()} == {np.dtype(np.float32)}
+    rows = locate(PARAMETERS, CONFIG, TOKENS, [recorded])
     assert first_outside(rows) is None
     # Neither judgement is blind.
     assert max(row.whole[0].units for row in rows) > 0.05 and max(row.alone[0].units for row in rows) > 0.05
@@ -91,11 +91,11 @@ def test_a_trace_is_the_references(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_recording_ends_with_its_block(backend):
-    model = tracer(backend).load(CONFIG, PARAMETERS)
+    model = recorder(backend).load(CONFIG, PARAMETERS)
     kinds = {type(model), type(model.blocks[0]), type(model.final_norm), type(model.blocks[0].mlp.input)}
     calls = {kind: kind.__call__ for kind in kinds}
     with pytest.raises((ValueError, IndexError)):
-        tracer(backend).activations(model, TOKENS[:, :0])
+        recorder(backend).activations(model, TOKENS[:, :0])
     assert {kind: kind.__call__ for kind in kinds} == calls
     assert backend == "jax" or not any(module._forward_hooks for module in model.modules())
 
@@ -113,9 +113,9 @@ def test_recording_ends_with_its_block(backend):
     ],
 )
 def test_a_fault_in_a_live_model_is_its_layers(backend, plant, tensor):
-    model = tracer(backend).load(CONFIG, PARAMETERS)
+    model = recorder(backend).load(CONFIG, PARAMETERS)
     plant(model)
-    rows = locate(PARAMETERS, CONFIG, TOKENS, [sound(backend), tracer(backend).activations(model, TOKENS)])
+    rows = locate(PARAMETERS, CONFIG, TOKENS, [sound(backend), recorder(backend).activations(model, TOKENS)])
     first = first_outside(rows)
     assert first is not None and (first.tensor, first.outside) == (tensor, [1])
     # The layers after it are wrong from the tokens on, but right about what they get.
@@ -126,9 +126,9 @@ def test_a_fault_in_a_live_model_is_its_layers(backend, plant, tensor):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_not_finite_is_found_where_it_arises(backend):
-    model = tracer(backend).load(CONFIG, PARAMETERS)
+    model = recorder(backend).load(CONFIG, PARAMETERS)
     model.blocks[1].mlp_norm.eps = float("nan")
-    rows = locate(PARAMETERS, CONFIG, TOKENS, [tracer(backend).activations(model, TOKENS)])
+    rows = locate(PARAMETERS, CONFIG, TOKENS, [recorder(backend).activations(model, TOKENS)])
     assert [row.tensor for row in rows if row.alone[0].units > 1.0] == ["blocks.1.mlp_norm"]
     assert first_outside(rows).tensor == "blocks.1.mlp_norm" and np.isnan(first_outside(rows).difference)
 
@@ -148,11 +148,11 @@ def test_rounding_of_a_few_entries_is_no_fault(monkeypatch):
 def test_a_transposed_matrix_is_located_and_named(backend, checkpoint, compare):
     path = "blocks.1.mixer.output.weight"
     b = checkpoint("b", **{path: PARAMETERS[path].T})
-    code, told = compare(f"{backend}:{checkpoint()}", b)
+    code, report = compare(f"{backend}:{checkpoint()}", b)
     assert code == 1
-    assert f"blocks.1.mixer.output of B ({backend}) is the first tensor outside its bound" in told
-    assert f"weights: 1 of {len(PARAMETERS)} tensors differ\n  {path} of B is A's transposed\n" in told
-    assert "the rest follows from this" in told
+    assert f"blocks.1.mixer.output of B ({backend}) is the first tensor outside its bound" in report
+    assert f"weights: 1 of {len(PARAMETERS)} tensors differ\n  {path} of B is A's transposed\n" in report
+    assert "the rest follows from this" in report
 
 
 @pytest.mark.parametrize(
@@ -166,9 +166,9 @@ def test_a_transposed_matrix_is_located_and_named(backend, checkpoint, compare):
 def test_swapped_rows_of_a_fused_matrix_are_located_and_named(checkpoint, compare, path, order, words):
     parts = np.split(PARAMETERS[path], len(order))
     b = checkpoint("b", **{path: np.concatenate([parts[i] for i in order])})
-    code, told = compare(f"{ANY}:{checkpoint()}", b)
-    assert code == 1 and f"{path} of B is A's with its rows as {words}" in told
-    assert f"{path.removesuffix('.weight')} of B ({ANY}) is the first tensor outside its bound" in told
+    code, report = compare(f"{ANY}:{checkpoint()}", b)
+    assert code == 1 and f"{path} of B is A's with its rows as {words}" in report
+    assert f"{path.removesuffix('.weight')} of B ({ANY}) is the first tensor outside its bound" in report
 
 
 @pytest.mark.parametrize(
@@ -188,40 +188,40 @@ def test_how_weights_differ_is_said(path, change, words):
     assert not differences(CONFIG, PARAMETERS, {name: x.astype(np.float64) for name, x in PARAMETERS.items()})
 
 
-def test_eps_moved_in_the_configuration_is_told_first(checkpoint, compare):
-    code, told = compare(f"{ANY}:{checkpoint()}", checkpoint("b", config=replace(CONFIG, norm_eps=1e-5)))
+def test_eps_moved_in_the_configuration_is_reported_first(checkpoint, compare):
+    code, report = compare(f"{ANY}:{checkpoint()}", checkpoint("b", config=replace(CONFIG, norm_eps=1e-5)))
     assert code == 1
-    assert told.index("configuration: norm_eps is 1e-06 in A and 1e-05 in B") < told.index("largest errors")
-    assert f"blocks.0.mixer_norm of B ({ANY}) is the first tensor outside its bound" in told
-    assert "off on their own inputs too: blocks.0.mlp_norm of B" in told
+    assert report.index("configuration: norm_eps is 1e-06 in A and 1e-05 in B") < report.index("largest errors")
+    assert f"blocks.0.mixer_norm of B ({ANY}) is the first tensor outside its bound" in report
+    assert "off on their own inputs too: blocks.0.mlp_norm of B" in report
 
 
 @BOTH
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_eps_moved_in_one_backend_names_backend_and_layer(backend, checkpoint, compare, monkeypatch):
-    usual = tracer(backend).load
+    usual = recorder(backend).load
 
     def load(*arguments):
         model = usual(*arguments)
         model.blocks[1].mlp_norm.eps = 1e-5
         return model
 
-    monkeypatch.setattr(tracer(backend), "load", load)
-    code, told = compare(checkpoint())
+    monkeypatch.setattr(recorder(backend), "load", load)
+    code, report = compare(checkpoint())
     letter = {"torch": "A", "jax": "B"}[backend]
-    assert code == 1 and f"blocks.1.mlp_norm of {letter} ({backend}) is the first tensor outside its bound" in told
-    assert f"the fault is in what {backend} computes" in told
+    assert code == 1 and f"blocks.1.mlp_norm of {letter} ({backend}) is the first tensor outside its bound" in report
+    assert f"the fault is in what {backend} computes" in report
 
 
 @BOTH
 def test_one_checkpoint_in_both_backends_agrees(checkpoint, compare, tmp_path):
-    code, told = compare(checkpoint(), "--json", tmp_path / "found.json", "--all")
-    assert code == 0 and "every tensor is within its bound" in told
-    assert all(name in told for name in names(CONFIG))
+    code, report = compare(checkpoint(), "--json", tmp_path / "found.json", "--all")
+    assert code == 0 and "every tensor is within its bound" in report
+    assert all(name in report for name in names(CONFIG))
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["within"] and found["first"] is None and not found["weights"]
     assert [row["tensor"] for row in found["rows"]] == names(CONFIG)
-    assert {letter: side["backend"] for letter, side in found["sides"].items()} == {"A": "torch", "B": "jax"}
+    assert {letter: model["backend"] for letter, model in found["sides"].items()} == {"A": "torch", "B": "jax"}
     assert found["tokens"] == list(TEXT[1].encode())
 
 
@@ -256,14 +256,14 @@ def test_a_backend_that_is_not_named_follows(sources, expected, checkpoint, tmp_
     checkpoint("a"), checkpoint("b"), checkpoint("jax:odd")
     monkeypatch.chdir(tmp_path)
     assert parse_source("jax:odd")[0] is None, "a file of that name is meant"
-    assert tuple(side.backend for side in open_sides(*sources, *[None] * (2 - len(sources)))) == expected
+    assert tuple(model.backend for model in open_models(*sources, *[None] * (2 - len(sources)))) == expected
 
 
 def test_text_becomes_tokens(checkpoint, compare, tmp_path):
     source = f"{ANY}:{checkpoint(config=replace(CONFIG, vocab_size=13), tokenizer=None)}"
     (tmp_path / "text.txt").write_text("a fox")
-    code, told = compare(source, source, "--text-file", tmp_path / "text.txt", "--json", tmp_path / "found.json")
-    assert code == 0 and "no tokenizer is stored" in told
+    code, report = compare(source, source, "--text-file", tmp_path / "text.txt", "--json", tmp_path / "found.json")
+    assert code == 0 and "no tokenizer is stored" in report
     assert json.loads((tmp_path / "found.json").read_text())["tokens"] == [byte % 13 for byte in b"a fox"]
     assert "on 3 tokens" in compare(source, source, "--max-tokens", 3)[1]
 

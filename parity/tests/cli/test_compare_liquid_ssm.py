@@ -37,12 +37,12 @@ def parameters_of(config):
     return perturbed_parameters(config, seed=1)
 
 
-def tracer_of(backend):
+def recorder_of(backend):
     return importlib.import_module(f"parity.proof.layer_diff.activations_{backend}")
 
 
-def judged(config, trace):
-    return judge(parameters_of(config), config, TOKENS, [trace], RUNS)
+def judged(config, recorded):
+    return judge(parameters_of(config), config, TOKENS, [recorded], RUNS)
 
 
 @pytest.fixture
@@ -58,13 +58,13 @@ def checkpoint(tmp_path):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @STATES
-def test_a_trace_is_the_references(backend, config):
-    tracer, truth = tracer_of(backend), activations(parameters_of(config), config, TOKENS)
-    trace = tracer.activations(tracer.load(config, parameters_of(config)), TOKENS)
-    assert list(trace) == list(truth) == names(config)
-    assert {name: x.shape for name, x in trace.items()} == {name: x.shape for name, x in truth.items()}
-    assert {x.dtype for x in trace.values()} == {np.dtype(np.float32)}
-    rows = judged(config, trace)
+def test_recorded_activations_are_the_references(backend, config):
+    recorder, truth = recorder_of(backend), activations(parameters_of(config), config, TOKENS)
+    recorded = recorder.activations(recorder.load(config, parameters_of(config)), TOKENS)
+    assert list(recorded) == list(truth) == names(config)
+    assert {name: x.shape for name, x in recorded.items()} == {name: x.shape for name, x in truth.items()}
+    assert {x.dtype for x in recorded.values()} == {np.dtype(np.float32)}
+    rows = judged(config, recorded)
     assert first_outside(rows) is None
     # Neither judgement is blind.
     assert max(row.whole[0].units for row in rows) > 0.05 and max(row.alone[0].units for row in rows) > 0.05
@@ -72,10 +72,10 @@ def test_a_trace_is_the_references(backend, config):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_fault_in_a_live_model_is_its_layers(backend):
-    tracer = tracer_of(backend)
-    model = tracer.load(DIAGONAL, parameters_of(DIAGONAL))
+    recorder = recorder_of(backend)
+    model = recorder.load(DIAGONAL, parameters_of(DIAGONAL))
     model.blocks[1].mixer.config = replace(DIAGONAL, eta=0.49)
-    rows = judged(DIAGONAL, tracer.activations(model, TOKENS))
+    rows = judged(DIAGONAL, recorder.activations(model, TOKENS))
     assert first_outside(rows).tensor == "blocks.1.mixer.states"
     alone = {row.tensor for row in rows if row.alone[0].units > 1.0}
     assert {"blocks.1.mixer.states"} <= alone <= {"blocks.1.mixer.states", "blocks.1.mixer.state"}
@@ -86,8 +86,8 @@ def test_a_parameter_shows_first_where_it_is_said_to(config):
     for row in parameter_table(config):
         if row.path.startswith("blocks.0."):
             usual = parameters_of(config)
-            trace = activations({**usual, row.path: usual[row.path] + np.float32(0.5)}, config, TOKENS[:, :5])
-            found = judge(usual, config, TOKENS[:, :5], [trace], runs=1)
+            recorded = activations({**usual, row.path: usual[row.path] + np.float32(0.5)}, config, TOKENS[:, :5])
+            found = judge(usual, config, TOKENS[:, :5], [recorded], runs=1)
             first = first_outside(found)
             assert first.tensor == tensor_of(config, row.path) and first.alone[0].units > 1.0, row.path
 
@@ -98,10 +98,10 @@ def test_swapped_rows_of_unequal_parts_are_located_and_named(checkpoint, compare
     drive, tau = np.split(parameters_of(config)[path], [config.d_state])
     assert len(drive) != len(tau)
     b = checkpoint("b", config, **{path: np.concatenate([tau, drive])})
-    code, told = compare(f"{ANY}:{checkpoint('a', config)}", b)
-    assert code == 1 and f"{path} of B is A's with its rows as tau | drive in place of drive | tau" in told
-    assert f"blocks.1.mixer.input of B ({ANY}) is the first tensor outside its bound" in told
-    assert "blocks.1.mixer.input: drive | tau = W z; every tensor before it is within its bound" in told
+    code, report = compare(f"{ANY}:{checkpoint('a', config)}", b)
+    assert code == 1 and f"{path} of B is A's with its rows as tau | drive in place of drive | tau" in report
+    assert f"blocks.1.mixer.input of B ({ANY}) is the first tensor outside its bound" in report
+    assert "blocks.1.mixer.input: drive | tau = W z; every tensor before it is within its bound" in report
 
 
 @pytest.mark.parametrize(
@@ -137,21 +137,21 @@ def test_the_parts_of_a_fused_matrix_are_all_of_it():
 
 
 @pytest.mark.parametrize("name, value", [("eta", 0.25), ("target_dt", 0.01), ("hippo", "as_printed")])
-def test_a_constant_that_differs_is_told_and_blamed(checkpoint, compare, name, value):
+def test_a_constant_that_differs_is_reported_and_blamed(checkpoint, compare, name, value):
     a, b = checkpoint("a", DENSE), checkpoint("b", replace(DENSE, **{name: value}))
-    code, told = compare(f"{ANY}:{a}", b)
+    code, report = compare(f"{ANY}:{a}", b)
     words = f"{name} is {getattr(DENSE, name)} in A and {value} in B"
-    assert code == 1 and f"configuration: {words}" in told
-    assert f"blocks.0.mixer.states of B ({ANY}) is the first tensor outside its bound" in told
-    assert f"\n  {words}\n" in told
+    assert code == 1 and f"configuration: {words}" in report
+    assert f"blocks.0.mixer.states of B ({ANY}) is the first tensor outside its bound" in report
+    assert f"\n  {words}\n" in report
 
 
 def test_the_skip_that_differs_is_blamed_in_the_norm_that_its_sum_enters(checkpoint, compare):
     path = "blocks.1.mixer.skip"
     b = checkpoint("b", DIAGONAL, **{path: np.zeros_like(parameters_of(DIAGONAL)[path])})
-    code, told = compare(f"{ANY}:{checkpoint('a', DIAGONAL)}", b)
-    assert code == 1 and f"blocks.1.mlp_norm of B ({ANY}) is the first tensor outside its bound" in told
-    assert f"{path} of B is zero" in told.split("is the first tensor")[1]
+    code, report = compare(f"{ANY}:{checkpoint('a', DIAGONAL)}", b)
+    assert code == 1 and f"blocks.1.mlp_norm of B ({ANY}) is the first tensor outside its bound" in report
+    assert f"{path} of B is zero" in report.split("is the first tensor")[1]
 
 
 @BOTH
@@ -160,11 +160,11 @@ def test_one_checkpoint_in_the_formats_of_both_backends_agrees(checkpoint, compa
     checkpoint("a", config)
     for target in ("a.pt", "a.msgpack"):
         main(["convert", str(tmp_path / "a"), str(tmp_path / target)])
-    code, told = compare(f"torch:{tmp_path / 'a.pt'}", f"jax:{tmp_path / 'a.msgpack'}", "--json", tmp_path / "found")
-    assert code == 0 and "every tensor is within its bound" in told
+    code, report = compare(f"torch:{tmp_path / 'a.pt'}", f"jax:{tmp_path / 'a.msgpack'}", "--json", tmp_path / "found")
+    assert code == 0 and "every tensor is within its bound" in report
     found = json.loads((tmp_path / "found").read_text())
     assert [row["tensor"] for row in found["rows"]] == names(config)
-    assert {letter: side["backend"] for letter, side in found["sides"].items()} == {"A": "torch", "B": "jax"}
+    assert {letter: model["backend"] for letter, model in found["sides"].items()} == {"A": "torch", "B": "jax"}
 
 
 def test_models_that_cannot_be_compared_are_refused_in_one_line(refused, checkpoint):

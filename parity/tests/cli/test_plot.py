@@ -13,7 +13,7 @@ from spec import LiquidNetConfig, LiquidSSMConfig, initial_parameters
 from spec.checkpoint.format import Checkpoint, write_checkpoint
 from spec.data import open_data
 from tools.cli.main import main
-from tools.plot.command import plot_loss
+from tools.plot.loss import plot_loss
 
 LIQUID = LiquidNetConfig(vocab_size=257, d_model=8, d_ff=12, n_layers=2, max_seq_len=16)
 SSM = LiquidSSMConfig(257, d_model=8, d_ff=12, n_layers=2, max_seq_len=16, d_state=4, d_tau=4, state="diagonal")
@@ -57,14 +57,14 @@ def command(what: str, data: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(
-    "what, told",
+    "what, shown",
     [
         ("loss", ["optimizer step", "loss (nats a token)", "learning rate", "torch → jax x 2", "validation"]),
         ("half-lives", ["half-life (tokens)", "layer", *WEIGHTS, "on text", "alone"]),
         ("reach", ["distance", "nats", *WEIGHTS, "5 windows", "window, 16 tokens"]),
     ],
 )  # fmt: skip
-def test_each_picture_is_written_in_both_formats(run, small_data, tmp_path, capsys, what, told):
+def test_each_picture_is_written_in_both_formats(run, small_data, tmp_path, capsys, what, shown):
     for name in ("a.svg", "b.svg", "a.png", "b.PNG"):
         main(["plot", str(run), *command(what, small_data), "--out", str(tmp_path / name)])
         out, err = capsys.readouterr()
@@ -72,7 +72,7 @@ def test_each_picture_is_written_in_both_formats(run, small_data, tmp_path, caps
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.PNG").read_bytes()
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert all(text in letters(tmp_path / "a.svg") for text in told), letters(tmp_path / "a.svg")
+    assert all(text in letters(tmp_path / "a.svg") for text in shown), letters(tmp_path / "a.svg")
     assert "date" not in (tmp_path / "a.svg").read_text()
 
 

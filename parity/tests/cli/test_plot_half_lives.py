@@ -11,7 +11,7 @@ import pytest
 from spec import LiquidNetConfig, LiquidSSMConfig, initial_parameters
 from spec.mixers.liquidnet import LONGEST_HALF_LIFE
 from spec.reference import forward
-from tools.plot.half_life import half_lives, half_lives_on_text
+from tools.plot.compute_half_lives import half_lives, half_lives_on_text
 
 LIQUID = LiquidNetConfig(vocab_size=11, d_model=6, d_ff=8, n_layers=3, max_seq_len=16)
 DENSE = LiquidSSMConfig(11, d_model=6, d_ff=8, n_layers=2, max_seq_len=16, d_state=6, d_tau=4)

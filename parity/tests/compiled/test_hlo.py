@@ -57,7 +57,7 @@ ENTRY %main (x: f32[1024,1024], y: f32[1024,1024]) -> f32[1024,1024] {{
 def test_whole_tiles_are_moved(shape, stored):
     text = f"ENTRY %main (x: f32[]) -> f32[] {{\n  ROOT %x = {shape} parameter(0)\n}}\n"
     program = hlo.parse(text)
-    assert hlo.array(program.computations["main"].shape_of("x")).stored == stored
+    assert hlo.single_array(program.computations["main"].shape_of("x")).stored == stored
 
 
 LOOP = f"""
@@ -174,10 +174,10 @@ def test_a_pallas_kernel_moves_its_operands_or_what_its_estimate_says():
     plain = counted(KERNEL.replace("CONFIG", '{"custom_call_config":{"body":"(%not)an(operand"}}'))
     assert (plain.costs[0].read, plain.costs[0].written, plain.costs[0].note) == (MB4, MB4, "operands and results")
     estimate = '{"custom_call_config":{"cost_estimate":{"flops":"10","bytes_accessed":"1000"}}}'
-    told = counted(KERNEL.replace("CONFIG", estimate))
+    estimated = counted(KERNEL.replace("CONFIG", estimate))
     # FLOPs are those of products.
-    assert (told.bytes, told.flops) == (1000, 0)
-    assert told.costs[0].note == "cost estimate; operands and results are 8.4 MB"
+    assert (estimated.bytes, estimated.flops) == (1000, 0)
+    assert estimated.costs[0].note == "cost estimate; operands and results are 8.4 MB"
     large = estimate.replace("1000", str(2 * MB4))
     prefetched = KERNEL.replace("CONFIG", large).replace(f"%x = {ROW}", f"%x = {IN_VMEM}")
     assert (counted(prefetched).costs[0].read, counted(prefetched).costs[0].written) == (0, MB4)
@@ -224,12 +224,12 @@ def test_what_is_no_program_is_refused(text, named):
 
 
 COMPILED = """
-from tools import topology
-topology.without_hardware()
+from tools.plan import topology
+topology.compile_only()
 import jax, jax.numpy as jnp
-from tools import hlo
+from tools.xla import hlo
 from tools.xla.count import count
-device = topology.described(topology.topology("v5e:2x2"))[0]
+device = topology.abstract_devices(topology.topology("v5e:2x2"))[0]
 place = jax.sharding.SingleDeviceSharding(device)
 def compiled(f, *shapes):
     like = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place) for shape in shapes]

@@ -13,9 +13,9 @@ from parity.proof import adapters
 from parity.suite.compiled.tpu import budget, steps
 from spec.presets import PRESETS, RECIPES
 from tools.plan import compile_step, topology
-from tools.plan.batch import Tried, largest_batch
-from tools.plan.compile_step import Asked, Compiled, DoesNotFit
-from tools.xla.count import Collective, Cost, Counted
+from tools.plan.batch import BatchSearch, largest_batch
+from tools.plan.compile_step import CompiledStep, DoesNotFit, StepSpec
+from tools.xla.count import Collective, Cost, ProgramCost
 
 HAS_COMPILER = importlib.util.find_spec("libtpu") is not None
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="the TPU's compiler, libtpu, is not installed")
@@ -33,7 +33,7 @@ def test_a_slice_is_its_chip_and_its_grid(name, chips, sides):
 
 
 @pytest.mark.parametrize(
-    "name, told",
+    "name, message",
     [
         ("v6e-16", "did you mean 'v6e:4x4'"),
         ("v5litepod-8", "did you mean 'v5e:2x4'"),
@@ -46,8 +46,8 @@ def test_a_slice_is_its_chip_and_its_grid(name, chips, sides):
         ("v6e:32x32", "256 at most"),
     ],
 )
-def test_any_other_name_is_answered_with_the_right_spelling(name, told):
-    with pytest.raises(ValueError, match=told):
+def test_any_other_name_is_answered_with_the_right_spelling(name, message):
+    with pytest.raises(ValueError, match=message):
         topology.topology(name)
 
 
@@ -57,34 +57,34 @@ def test_without_the_compiler_the_error_is_one_line_with_the_remedy(refused):
 
 
 @pytest.mark.parametrize(
-    "flags, told",
+    "flags, message",
     [
         (["--topology", "v6e-16"], "did you mean 'v6e:4x4'"),
         (["--explain", "-1"], "--explain must be at least 0"),
         (["--largest-batch", "all"], "--largest-batch"),
     ],
 )
-def test_mistakes_need_no_compiler_to_be_told(refused, flags, told):
-    assert told in refused("plan", *flags)
+def test_mistakes_are_refused_without_the_compiler(refused, flags, message):
+    assert message in refused("plan", *flags)
 
 
-def asked(**changes) -> Asked:
+def step_spec(**changes) -> StepSpec:
     training = replace(RECIPES["base"], batch_size=128, compute_dtype="bfloat16")
-    return replace(Asked(topology.topology("v6e:4x4"), PRESETS["base"], training, "data=16"), **changes)
+    return replace(StepSpec(topology.topology("v6e:4x4"), PRESETS["base"], training, "data=16"), **changes)
 
 
 def test_an_instruction_takes_the_longest_of_three():
     product = Cost("a", "fusion", "", times=2, read=1e6, written=1e6, flops=1e12, passes=6e12)
-    assert compile_step.seconds_of(product, CHIP) == pytest.approx(2 * 6e12 / CHIP.flops)
+    assert compile_step.roofline_seconds(product, CHIP) == pytest.approx(2 * 6e12 / CHIP.flops)
     moved = Cost("b", "copy", "", times=3, read=1e9, written=1e9)
-    assert compile_step.seconds_of(moved, CHIP) == pytest.approx(3 * 2e9 / CHIP.bandwidth)
+    assert compile_step.roofline_seconds(moved, CHIP) == pytest.approx(3 * 2e9 / CHIP.bandwidth)
     exchange = Cost("c", "all-reduce", "", read=1e9, written=1e9, collective=Collective("all-reduce", 1e9, 1e9, 16))
-    assert compile_step.seconds_of(exchange, CHIP) == pytest.approx(2e9 * 15 / 16 / CHIP.interconnect)
+    assert compile_step.roofline_seconds(exchange, CHIP) == pytest.approx(2e9 * 15 / 16 / CHIP.interconnect)
 
 
 def test_the_summary_adds_up():
-    counted = Counted([Cost("a", "fusion", "", times=2, read=1e9, written=1e9, flops=1e12, passes=1e12)])
-    found = compile_step.summary(asked(), Compiled({"peak": 1}, counted, 1.0, (16, 1, 1)))
+    counted = ProgramCost([Cost("a", "fusion", "", times=2, read=1e9, written=1e9, flops=1e12, passes=1e12)])
+    found = compile_step.summary(step_spec(), CompiledStep({"peak": 1}, counted, 1.0, (16, 1, 1)))
     seconds = 2 * 2e9 / CHIP.bandwidth
     assert found["hbm_bytes"] == 4e9 and found["flops"] == 2e12
     assert found["milliseconds"] == pytest.approx(1e3 * seconds)
@@ -102,47 +102,47 @@ class Linear:
     def __init__(self, odd: int | None = None):
         self.odd, self.compiled = odd, []
 
-    def __call__(self, one: Asked) -> Compiled:
-        rows = one.training.batch_size // 16
+    def __call__(self, spec: StepSpec) -> CompiledStep:
+        rows = spec.training.batch_size // 16
         self.compiled.append(rows)
         peak = 1e9 + 2e9 * rows
         if peak > CHIP.memory or rows == self.odd:
             raise DoesNotFit("too much")
-        return Compiled({"peak": int(peak)}, Counted(), 0.0, (16, 1, 1))
+        return CompiledStep({"peak": int(peak)}, ProgramCost(), 0.0, (16, 1, 1))
 
 
 @pytest.mark.parametrize("rows", [1, 8, 16, 40])
 def test_the_largest_batch_is_where_memory_is_full(rows):
     compile = Linear()
-    training = replace(asked().training, batch_size=16 * rows)
-    found = largest_batch(Tried(asked(training=training), 16, compile), search=False)
+    training = replace(step_spec().training, batch_size=16 * rows)
+    found = largest_batch(BatchSearch(step_spec(training=training), 16, compile), bisect=False)
     assert found["batch_size"] == 16 * 16 and found["tokens_per_chip"] == 16 * 8192
     assert len(compile.compiled) == len(set(compile.compiled)) <= 5
 
 
 def test_a_line_that_promises_too_much_is_followed_back():
-    found = largest_batch(Tried(asked(), 16, Linear(odd=16)), search=False)
+    found = largest_batch(BatchSearch(step_spec(), 16, Linear(odd=16)), bisect=False)
     assert found["batch_size"] == 12 * 16
 
 
 def test_the_search_ends_where_the_next_row_does_not_fit():
     compile = Linear(odd=16)
-    found = largest_batch(Tried(asked(), 16, compile), search=True)
+    found = largest_batch(BatchSearch(step_spec(), 16, compile), bisect=True)
     assert found["batch_size"] == 15 * 16
     assert found["how"] == "compiled, fits; one row more a device does not"
 
 
 def test_where_memory_hardly_grows_the_guess_is_held_back():
-    flat = Compiled({"peak": 10**9}, Counted(), 0.0, (16, 1, 1))
-    found = largest_batch(Tried(asked(), 16, lambda one: flat), search=False)
+    flat = CompiledStep({"peak": 10**9}, ProgramCost(), 0.0, (16, 1, 1))
+    found = largest_batch(BatchSearch(step_spec(), 16, lambda spec: flat), bisect=False)
     assert found["batch_size"] == 1024 * 128 and "more may" in found["how"]
 
 
 def test_nothing_fits():
-    found = largest_batch(Tried(asked(), 16, Linear(odd=1)), search=False)
+    found = largest_batch(BatchSearch(step_spec(), 16, Linear(odd=1)), bisect=False)
     assert found["batch_size"] > 0
-    training = replace(asked().training, batch_size=16)
-    assert largest_batch(Tried(asked(training=training), 16, Linear(odd=1)), search=False)["batch_size"] == 0
+    training = replace(step_spec().training, batch_size=16)
+    assert largest_batch(BatchSearch(step_spec(training=training), 16, Linear(odd=1)), bisect=False)["batch_size"] == 0
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_what_exceeds_the_budget_is_named(checked_in):
     found["steps"][first]["compile_seconds"] = 121
     found["steps"][fsdp]["collectives"].append("collective-permute")
     del found["steps"][steps.SHARED]
-    told = "\n".join(budget.faults(found, checked_in))
+    message = "\n".join(budget.faults(found, checked_in))
     for part in (
         f"{steps.SHARED} is not in the steps any more",
         f"{first}: peak 5,000,000,001 is over the limit of 5,000,000,000",
@@ -175,7 +175,7 @@ def test_what_exceeds_the_budget_is_named(checked_in):
         f"{fsdp}: collective-permute is not among the collectives allowed",
         f"{fsdp}: collectives have collective-permute, which the budget has not",
     ):
-        assert part in told
+        assert part in message
 
 
 def test_a_column_that_was_not_measured_is_a_fault(checked_in):
@@ -214,7 +214,7 @@ def test_a_step_is_planned(tmp_path):
 @needs_jax
 @needs_compiler
 @pytest.mark.parametrize(
-    "flags, told",
+    "flags, message",
     [
         (("--mesh", "data=3"), "--mesh data=3 must read as"),
         (("--batch-size", "6"), "--batch-size 6 is not cut evenly between 4 parts"),
@@ -223,7 +223,7 @@ def test_a_step_is_planned(tmp_path):
         (("--preset", "huge"), "unknown preset 'huge'"),
     ],
 )
-def test_what_cannot_be_planned_is_told_in_one_line(tmp_path, flags, told):
+def test_what_cannot_be_planned_is_refused_in_one_line(tmp_path, flags, message):
     ran, _ = planned(tmp_path, *flags)
     assert ran.returncode == 2
-    assert told in ran.stderr and ran.stderr.count("\n") == 1
+    assert message in ran.stderr and ran.stderr.count("\n") == 1

@@ -119,14 +119,14 @@ def test_the_batch_size_does_not_change_the_order(plain):
     np.testing.assert_array_equal(np.concatenate([part.tokens for part in parts]), whole.tokens)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4, 5, 8])
-def test_ranks_share_one_batch(plain, context):
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5, 8])
+def test_ranks_share_one_batch(plain, ranks):
     whole = batch(plain, 2)
-    shares = [whole.part(BatchShard(rank, context)) for rank in range(context)]
-    sizes = [len(shard.tokens) for shard in shares]
+    shards = [whole.part(BatchShard(rank, ranks)) for rank in range(ranks)]
+    sizes = [len(shard.tokens) for shard in shards]
     assert max(sizes) - min(sizes) <= 1
     for name in ("tokens", "labels", "resets"):
-        joined = np.concatenate([getattr(shard, name) for shard in shares])
+        joined = np.concatenate([getattr(shard, name) for shard in shards])
         np.testing.assert_array_equal(joined, getattr(whole, name))
 
 

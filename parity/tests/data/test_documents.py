@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tools.data import documents
-from tools.data.documents import Piece, Split, choose_split, route, split_documents
+from tools.data.documents import Piece, split_documents
+from tools.data.split import Split, choose_split, route
 from tools.data.stories import stories
-from tools.tokenizer import Tokenizer, build_tokenizer
-from tools.tokenizer.byte_level import END_OF_TEXT
+from tools.tokenizer import END_OF_TEXT, Tokenizer, build_tokenizer
 
 
 def _joined(pieces: Iterator[Piece]) -> list[str]:

@@ -12,8 +12,7 @@ import pytest
 
 from parity.suite.support import fake_hub as stand_in
 from parity.suite.support.fake_hub import Hub
-from tools.tokenizer import build_tokenizer, gpt2
-from tools.tokenizer.byte_level import END_OF_TEXT
+from tools.tokenizer import END_OF_TEXT, build_tokenizer, gpt2
 
 ROOT = Path(__file__).parents[3]
 SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", ROOT.parent / "shared/data"))

@@ -1,6 +1,5 @@
 """A download goes on where it broke off, is checked, and says what to do where it cannot be."""
 
-import fcntl
 import hashlib
 import signal
 import subprocess
@@ -9,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from parity.suite.support import fake_hub as stand_in
 from parity.suite.support.fake_hub import CHUNK, Hub
@@ -16,12 +16,12 @@ from spec.data import open_data
 from tools.data import hub as module
 from tools.data.hub import HubFile
 from tools.data.stories import stories
-from tools.tokenizer.byte_level import END_OF_TEXT
+from tools.tokenizer import END_OF_TEXT
 
 TEXTS = [f"\n{END_OF_TEXT}\n".join(stories(count, seed)).encode() for count, seed in ((200, 1), (20, 2))]
 FILES = [stand_in.describe(name, text) for name, text in zip(("a-train.txt", "a-valid.txt"), TEXTS, strict=True)]
 TRAIN, VAL = FILES
-Told = tuple[int, str, str]
+Outcome = tuple[int, str, str]
 
 
 @pytest.fixture
@@ -33,14 +33,14 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.fixture
-def prepare(hub: Hub, tmp_path: Path) -> Callable[..., Told]:
+def prepare(hub: Hub, tmp_path: Path) -> Callable[..., Outcome]:
     """Runs `liquidnet prepare --dataset tinystories` from the stand-in; its exit code, stdout and stderr."""
 
-    def run(*arguments: object, endpoint: str = "", **more: str) -> Told:
+    def run(*arguments: object, endpoint: str = "", **more: str) -> Outcome:
         flags = ("--out", tmp_path / "data", *arguments)
         process = stand_in.prepare(endpoint or hub.endpoint, tmp_path / "home", FILES, *flags, **more)
-        out, told = process.communicate(timeout=60)
-        return process.returncode, out, told
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
 
     return run
 
@@ -49,83 +49,83 @@ def kept(tmp_path: Path, file: HubFile, ending: str = "") -> Path:
     return tmp_path / f"home/assets/liquidnet/somebody--texts/{file.revision}/{file.filename}{ending}"
 
 
-def refused(told: Told, tmp_path: Path) -> str:
+def refused(outcome: Outcome, tmp_path: Path) -> str:
     """The line of a refusal that left no data behind."""
-    code, _, lines = told
+    code, _, lines = outcome
     *_, last = lines.splitlines()
     assert code == 2 and last.startswith("liquidnet: error: ") and "Traceback" not in lines, lines
     assert {path.name for path in tmp_path.iterdir()} <= {"home"}
     return last
 
 
-def test_once_downloaded_it_needs_no_hub(hub: Hub, prepare: Callable[..., Told], tmp_path: Path):
-    code, out, told = prepare()
-    assert code == 0, told
+def test_once_downloaded_it_needs_no_hub(hub: Hub, prepare: Callable[..., Outcome], tmp_path: Path):
+    code, out, err = prepare()
+    assert code == 0, err
     sizes = [f"{len(text):,} bytes" for text in TEXTS]
     expected = [f"downloading {VAL.filename}, {sizes[1]} ...", f"downloading {TRAIN.filename}, {sizes[0]} ..."]
-    assert told.splitlines() == [*expected, "encoding ..."]
+    assert err.splitlines() == [*expected, "encoding ..."]
     assert open_data(tmp_path / "data").meta["source"] == [TRAIN.name]
     assert hub.ranges() == [None, None]
     asked = len(hub.requests)
     (tmp_path / "data").rename(tmp_path / "before")
-    code, again, told = prepare(HF_HUB_OFFLINE="1")
-    assert (code, again, told) == (0, out, "encoding ...\n")
+    code, again, err = prepare(HF_HUB_OFFLINE="1")
+    assert (code, again, err) == (0, out, "encoding ...\n")
     for path in (tmp_path / "before").iterdir():
         assert path.read_bytes() == (tmp_path / "data" / path.name).read_bytes()
     assert len(hub.requests) == asked
 
 
-def test_a_lost_connection_is_taken_up_again(hub: Hub, prepare: Callable[..., Told], tmp_path: Path):
+def test_a_lost_connection_is_taken_up_again(hub: Hub, prepare: Callable[..., Outcome], tmp_path: Path):
     hub.breaks = [len(TEXTS[1]), 3 * CHUNK + 5]
-    code, _, told = prepare()
-    assert code == 0, told
+    code, _, err = prepare()
+    assert code == 0, err
     assert hub.ranges() == [None, None, f"bytes={3 * CHUNK}-"]
     assert kept(tmp_path, TRAIN).read_bytes() == TEXTS[0]
 
 
-def test_large_files_lie_on_another_host_that_gets_no_login(hub: Hub, prepare: Callable[..., Told], tmp_path: Path):
+def test_large_files_lie_on_another_host_that_gets_no_login(hub: Hub, prepare: Callable[..., Outcome], tmp_path: Path):
     hub.redirects, hub.tells_commit = True, False  # the other host knows nothing of commits
     partial = kept(tmp_path, TRAIN, ".incomplete")
     partial.parent.mkdir(parents=True)
     partial.write_bytes(TEXTS[0][:1234])
-    code, _, told = prepare(HF_TOKEN="hf_secret")
-    assert code == 0, told
+    code, _, err = prepare(HF_TOKEN="hf_secret")
+    assert code == 0, err
     assert hub.ranges() == [None, None, "bytes=1234-", "bytes=1234-"]
     assert kept(tmp_path, TRAIN).read_bytes() == TEXTS[0]
     assert hub.logins == []
 
 
-def test_a_second_try_gets_only_the_rest(hub: Hub, prepare: Callable[..., Told], tmp_path: Path):
+def test_a_second_try_gets_only_the_rest(hub: Hub, prepare: Callable[..., Outcome], tmp_path: Path):
     hub.breaks, hub.gone_after = [len(TEXTS[1]), 5 * CHUNK], 2
     last = refused(prepare(), tmp_path)
     assert f"{5 * CHUNK:,} of {len(TEXTS[0]):,} bytes are kept; go online and run the same command again" in last
     hub.gone_after = None
     hub.requests.clear()
-    code, _, told = prepare()
-    assert code == 0, told
+    code, _, err = prepare()
+    assert code == 0, err
     assert hub.ranges() == [f"bytes={5 * CHUNK}-"]
     assert kept(tmp_path, TRAIN).read_bytes() == TEXTS[0]
     assert not kept(tmp_path, TRAIN, ".incomplete").exists()
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_it_goes_on(hub: Hub, prepare: Callable[..., Told], tmp_path: Path, how: signal.Signals):
+def test_killed_it_goes_on(hub: Hub, prepare: Callable[..., Outcome], tmp_path: Path, how: signal.Signals):
     hub.stalls = True
     process = stand_in.prepare(hub.endpoint, tmp_path / "home", FILES, "--out", tmp_path / "data")
     assert hub.reached.wait(30)
     partial = kept(tmp_path, VAL, ".incomplete")
     _wait_for(partial, len(TEXTS[1]) // 2 // CHUNK * CHUNK, process)
     process.send_signal(how)
-    _, told = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=30)
     assert not (tmp_path / "data").exists()
     if how == signal.SIGINT:
-        assert process.returncode == 130 and f"{partial.stat().st_size:,} of {len(TEXTS[1]):,} bytes are kept" in told
+        assert process.returncode == 130 and f"{partial.stat().st_size:,} of {len(TEXTS[1]):,} bytes are kept" in err
     had = partial.stat().st_size
     assert 0 < had < len(TEXTS[1])
     hub.stalls = False
     hub.requests.clear()
-    code, _, told = prepare()
-    assert code == 0, told
+    code, _, err = prepare()
+    assert code == 0, err
     assert hub.ranges() == [f"bytes={had}-", None]
 
 
@@ -138,15 +138,15 @@ def _wait_for(path: Path, size: int, process: subprocess.Popen[str]) -> None:
     raise AssertionError(f"{path} never had {size} bytes")
 
 
-def test_a_server_without_ranges_sends_all_of_it_again(hub: Hub, prepare: Callable[..., Told], tmp_path: Path):
+def test_a_server_without_ranges_sends_all_of_it_again(hub: Hub, prepare: Callable[..., Outcome], tmp_path: Path):
     hub.knows_ranges = False
     hub.breaks = [len(TEXTS[1]), 3 * CHUNK]
-    code, _, told = prepare()
-    assert code == 0, told
+    code, _, err = prepare()
+    assert code == 0, err
     assert kept(tmp_path, TRAIN).read_bytes() == TEXTS[0]
 
 
-def test_other_bytes_are_refused_until_they_are_deleted(hub: Hub, prepare: Callable[..., Told], tmp_path: Path):
+def test_other_bytes_are_refused_until_they_are_deleted(hub: Hub, prepare: Callable[..., Outcome], tmp_path: Path):
     damaged = TEXTS[0].replace(b"a", b"b", 1)
     hub.put(TRAIN, damaged)
     partial = kept(tmp_path, TRAIN, ".incomplete")
@@ -159,11 +159,11 @@ def test_other_bytes_are_refused_until_they_are_deleted(hub: Hub, prepare: Calla
     assert prepare()[0] == 0
     (tmp_path / "data/meta.json").rename(tmp_path / "data/other")
     kept(tmp_path, VAL).write_bytes(b"x")
-    code, _, told = prepare("--out", tmp_path / "more")
-    assert code == 2 and str(kept(tmp_path, VAL)) in told and VAL.sha256 in told
+    code, _, err = prepare("--out", tmp_path / "more")
+    assert code == 2 and str(kept(tmp_path, VAL)) in err and VAL.sha256 in err
 
 
-def test_more_than_there_should_be_is_refused(hub: Hub, prepare: Callable[..., Told], tmp_path: Path):
+def test_more_than_there_should_be_is_refused(hub: Hub, prepare: Callable[..., Outcome], tmp_path: Path):
     partial = kept(tmp_path, VAL, ".incomplete")
     partial.parent.mkdir(parents=True)
     partial.write_bytes(TEXTS[1] + b"x")
@@ -171,7 +171,7 @@ def test_more_than_there_should_be_is_refused(hub: Hub, prepare: Callable[..., T
     assert hub.requests == []
 
 
-def test_something_else_that_answers_is_refused_at_once(hub: Hub, prepare: Callable[..., Told], tmp_path: Path):
+def test_something_else_that_answers_is_refused_at_once(hub: Hub, prepare: Callable[..., Outcome], tmp_path: Path):
     hub.put(VAL, b"<html>Please log in</html>")
     last = refused(prepare(), tmp_path)
     assert f"does not have the {len(TEXTS[1]):,} bytes of {VAL.name}; see whether this network wants a login" in last
@@ -181,14 +181,14 @@ def test_something_else_that_answers_is_refused_at_once(hub: Hub, prepare: Calla
     assert hub.ranges() == []
 
 
-def test_a_size_that_is_not_told_is_known(hub: Hub, prepare: Callable[..., Told], tmp_path: Path):
+def test_a_size_that_the_server_leaves_out_is_known(hub: Hub, prepare: Callable[..., Outcome], tmp_path: Path):
     hub.tells_size = False
-    code, _, told = prepare()
-    assert code == 0, told
+    code, _, err = prepare()
+    assert code == 0, err
     assert kept(tmp_path, TRAIN).read_bytes() == TEXTS[0]
 
 
-def test_offline_it_names_the_way_out(prepare: Callable[..., Told], tmp_path: Path):
+def test_offline_it_names_the_way_out(prepare: Callable[..., Outcome], tmp_path: Path):
     for more in ({}, {"HF_HUB_OFFLINE": "1"}):
         last = refused(prepare(endpoint="http://127.0.0.1:9", **more), tmp_path)
         assert f"cannot download {VAL.filename} of somebody/texts (" in last
@@ -199,21 +199,20 @@ def test_offline_it_names_the_way_out(prepare: Callable[..., Told], tmp_path: Pa
         )
 
 
-def test_the_hubs_own_cache_is_looked_into(hub: Hub, prepare: Callable[..., Told], tmp_path: Path):
+def test_the_hubs_own_cache_is_looked_into(hub: Hub, prepare: Callable[..., Outcome], tmp_path: Path):
     for file, text in zip(FILES, TEXTS, strict=True):
         path = tmp_path / f"home/hub/datasets--somebody--texts/snapshots/{file.revision}/{file.filename}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(text)
-    code, _, told = prepare()
-    assert code == 0, told
+    code, _, err = prepare()
+    assert code == 0, err
     assert hub.requests == []
 
 
-def test_two_never_write_one_file(prepare: Callable[..., Told], tmp_path: Path):
+def test_two_never_write_one_file(prepare: Callable[..., Outcome], tmp_path: Path):
     partial = kept(tmp_path, VAL, ".incomplete")
     partial.parent.mkdir(parents=True)
-    with partial.open("wb") as held:
-        fcntl.flock(held, fcntl.LOCK_SH)
+    with FileLock(f"{partial}.lock"):
         assert f"{partial}: another process is downloading it; wait" in refused(prepare(), tmp_path)
 
 

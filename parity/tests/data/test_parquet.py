@@ -12,8 +12,7 @@ from spec.data import open_data
 from tools.data.documents import FileSource
 from tools.data.prepare import Prepare
 from tools.data.stories import stories
-from tools.tokenizer import load_tokenizer
-from tools.tokenizer.byte_level import END_OF_TEXT
+from tools.tokenizer import END_OF_TEXT, load_tokenizer
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")

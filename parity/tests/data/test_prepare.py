@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from spec.data import open_data
 from tools.data import documents
 from tools.data import prepare as module
-from tools.data.documents import Split, choose_split
 from tools.data.prepare import Prepare
+from tools.data.split import Split, choose_split
 from tools.data.stories import stories
-from tools.tokenizer import build_tokenizer, load_tokenizer
-from tools.tokenizer.byte_level import END_OF_TEXT
+from tools.tokenizer import END_OF_TEXT, build_tokenizer, load_tokenizer
 
 SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", Path(__file__).parents[4] / "shared/data"))
 

@@ -10,8 +10,7 @@ from spec.data import open_data
 from tools.data import documents
 from tools.data import prepare as module
 from tools.data.stories import stories
-from tools.tokenizer import build_tokenizer
-from tools.tokenizer.byte_level import END_OF_TEXT
+from tools.tokenizer import END_OF_TEXT, build_tokenizer
 
 
 @pytest.fixture

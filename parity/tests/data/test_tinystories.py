@@ -17,7 +17,7 @@ from tools.data.documents import split_documents
 from tools.data.hub import HubFile
 from tools.data.prepare import Prepare
 from tools.generation.generate import Generate
-from tools.tokenizer.byte_level import END_OF_TEXT
+from tools.tokenizer import END_OF_TEXT
 from tools.training.evaluate import Evaluate
 from tools.training.train import Train
 
@@ -28,7 +28,7 @@ SHORT = (*TINY, "--total-tokens", "64", "--dtype", "float32", "--eval-windows", 
 
 
 @pytest.mark.skipif(not SAMPLE.exists(), reason=f"no sample of TinyStories in {SHARED}")
-def test_its_stories_are_told_apart():
+def test_its_stories_are_separated():
     text = SAMPLE.read_text()
     found = [piece for piece, _ in split_documents([text[start : start + 100] for start in range(0, len(text), 100)])]
     assert text.endswith(f"\n{END_OF_TEXT}\n") and len(found) == text.count(END_OF_TEXT)
@@ -85,7 +85,7 @@ def test_its_flags_exist_and_say_what_was_published(tmp_path: Path, machine: str
     asked = tyro.cli(Prepare, args=prepare[2:])
     assert (asked.dataset, asked.tokenizer, asked.max_tokens) == ("tinystories", "gpt2", 50e6)
     if machine == "gpus":
-        start = ["torchrun", "--standalone", "--nproc-per-node", "8", "-m", "torch_impl.training.engine"]
+        start = ["torchrun", "--standalone", "--nproc-per-node", "8", "-m", "torch_impl.train"]
         assert train[: len(start)] == start
         train = ["liquidnet", "train", "torch", *train[len(start) :]]
     flags = tyro.cli(Train, args=train[2:], config=(tyro.conf.FlagCreatePairsOff,))
@@ -102,17 +102,17 @@ def test_its_flags_exist_and_say_what_was_published(tmp_path: Path, machine: str
 
 def test_it_runs_and_goes_on_where_it_stopped(tmp_path: Path):
     script(tmp_path / "bin/liquidnet", f'test "$1" = train || exit 0; exec {sys.executable} -m tools.cli "$@"')
-    check_two_legs(tmp_path, "gpu", "gpu")
+    check_two_segments(tmp_path, "gpu", "gpu")
 
 
 @pytest.mark.long
 def test_it_goes_on_on_another_machine(tmp_path: Path):
     script(tmp_path / "bin/liquidnet", f'exec {sys.executable} -m tools.cli "$@"')
-    last = check_two_legs(tmp_path, "gpu", "tpu")
+    last = check_two_segments(tmp_path, "gpu", "tpu")
     assert '{"step": 2, "val_loss": ' in last and "\nOnce upon a time" in last
 
 
-def check_two_legs(tmp_path: Path, first: str, second: str) -> str:
+def check_two_segments(tmp_path: Path, first: str, second: str) -> str:
     Prepare(out=tmp_path / "data", stories=40).run()
     more = {"DATA": str(tmp_path / "data"), "MESH": "data=1"}
     segments = [recipe(tmp_path, first, tmp_path / "out", *SHORT, "--stop-at", "1", **more)]

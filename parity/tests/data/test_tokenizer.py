@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from tools.data.stories import stories
-from tools.tokenizer import Tokenizer, build_tokenizer, load_tokenizer, parse_tokenizer
-from tools.tokenizer.byte_level import END_OF_TEXT
+from tools.tokenizer import END_OF_TEXT, Tokenizer, build_tokenizer, load_tokenizer, parse_tokenizer
 
 SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", Path(__file__).parents[4] / "shared/data"))
 GPT2_FILES = (SHARED / "gpt2/vocab.json", SHARED / "gpt2/merges.txt")

@@ -28,7 +28,7 @@ FLAGS = (*MODEL_FLAGS, "--steps", str(STEPS), "--lr", "1e-3", "--warmup-steps", 
 
 
 def train(devices, processes, *flags):
-    return start(devices, processes, "-m", "jax_impl.training.engine", *flags)
+    return start(devices, processes, "-m", "jax_impl.train", *flags)
 
 
 def metrics(out, key="loss"):

@@ -221,7 +221,7 @@ def test_a_run_goes_on_from_it_on_either_backend(small_data, tmp_path, capfd):
     assert [parts_of(path) for path in list_checkpoints(tmp_path / "parts")] == ["orbax"] * 3
     whole, parts = (convert.read(tmp_path / name) for name in ("whole", "parts"))
     assert_same(parts, whole)
-    command = [sys.executable, "-m", "jax_impl.training.engine", "--out", str(tmp_path / "parts"), *flags, "--resume"]
+    command = [sys.executable, "-m", "jax_impl.train", "--out", str(tmp_path / "parts"), *flags, "--resume"]
     command += ["--stop-at", "6", "--checkpoint-format", "orbax", "--parallel", "fsdp"]
     done = subprocess.run(command, env=environment(2), capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "orbax" not in done.stderr.lower(), done.stderr

@@ -1,7 +1,8 @@
-"""Each backend runs where the other is not installed, and imports point one way: tools, parity -> impl -> spec."""
+"""Each backend runs where the other is not installed, and imports point one way, without circles."""
 
 import ast
 import importlib.util
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from parity.suite.support import import_graph
+
 ROOT = Path(__file__).resolve().parents[3]
+#: Python files that a folder may hold, beside its __init__.py.
+MOST_FILES = 15
 OWN = frozenset({"spec", "torch_impl", "jax_impl", "parity", "tools"})
 TORCH = frozenset({"torch", "triton", "torch_impl"})
 JAX = frozenset({"jax", "jaxlib", "flax", "optax", "orbax", "jax_impl"})
@@ -166,10 +171,175 @@ def test_imports_point_one_way(package: str) -> None:
         ("spec/data.py", "import json, numpy.random\nfrom spec.axes import BTD", 0),
         ("torch_impl/model.py", "import torch, jax.numpy", 1),
         ("torch_impl/model.py", "if __name__ == '__main__':\n    from tools.training.train import main", 1),
-        ("torch_impl/training/engine.py", "if __name__ == '__main__':\n    from tools.training.train import main", 0),
-        ("torch_impl/training/engine.py", "from tools.training.train import main", 1),
+        ("torch_impl/train.py", "if __name__ == '__main__':\n    from tools.training.train import main", 0),
+        ("torch_impl/train.py", "from tools.training.train import main", 1),
         ("jax_impl/model.py", "try:\n    import torch_impl\nexcept ImportError:\n    pass", 1),
     ],
 )
 def test_a_planted_import_is_found(path: str, source: str, count: int) -> None:
     assert len(against_the_arrows(path, source)) == count
+
+
+def test_imports_have_no_circle_and_none_points_up() -> None:
+    """parity/suite -> tools -> parity/proof -> torch_impl | jax_impl -> spec, each module after those that it needs."""
+    graph = import_graph.import_graph()
+    assert len(graph) > 200
+    assert import_graph.circles(graph) == []
+    assert import_graph.upward(graph) == []
+
+
+def plant(root: Path, files: dict[str, str]) -> import_graph.Graph:
+    for path, source in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(source)
+    return import_graph.import_graph(root)
+
+
+SOUND = {
+    "spec/__init__.py": "",
+    "spec/data.py": "import numpy",
+    "torch_impl/model.py": "from spec import data",
+    "torch_impl/train.py": "if __name__ == '__main__':\n    from tools.main import main\n    main()",
+    "parity/proof/bounds.py": "def f():\n    from torch_impl.model import Model",
+    "tools/main.py": "import parity.proof.bounds",
+    "parity/suite/report.py": "from tools.main import main",
+    "parity/tests/test_report.py": "from parity.suite import report",
+}
+
+
+@pytest.mark.parametrize(
+    "path, source, circle, up",
+    [
+        ("spec/more.py", "import json", [], []),
+        ("spec/data.py", "import spec.more", [], []),
+        ("spec/data.py", "from torch_impl.model import Model", ["spec.data", "torch_impl.model"], ["torch_impl.model"]),
+        (
+            "spec/data.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from parity.proof import bounds",
+            ["parity.proof.bounds", "spec.data", "torch_impl.model"],
+            ["parity.proof.bounds"],
+        ),
+        (
+            "torch_impl/model.py",
+            "import importlib\ndef f():\n    return importlib.import_module('parity.proof.bounds')",
+            ["parity.proof.bounds", "torch_impl.model"],
+            ["parity.proof.bounds"],
+        ),
+        ("torch_impl/model.py", "from jax_impl.model import Model", [], ["jax_impl.model"]),
+        ("torch_impl/model.py", "if __name__ == '__main__':\n    from tools import other", [], ["tools.other"]),
+        ("torch_impl/train.py", "from tools import other", [], ["tools.other"]),
+        ("parity/proof/bounds.py", "from tools.other import x", [], ["tools.other"]),
+        ("parity/__init__.py", "from tools.other import x", [], ["tools.other"]),
+        ("tools/main.py", "import parity.suite.other", [], ["parity.suite.other"]),
+        ("parity/suite/report.py", "from parity.tests.test_report import x", None, ["parity.tests.test_report"]),
+        ("tools/main.py", "from tools import second", ["tools.main", "tools.second"], []),
+    ],
+)
+def test_a_planted_circle_or_upward_import_is_found(
+    tmp_path: Path, path: str, source: str, circle: list[str] | None, up: list[str]
+) -> None:
+    beside = {"jax_impl/model.py": "", "tools/other.py": "", "parity/suite/other.py": "", "spec/more.py": ""}
+    beside["tools/second.py"] = "def f():\n    from tools.main import main"
+    graph = plant(tmp_path, SOUND | beside)
+    assert import_graph.circles(graph) == [] and import_graph.upward(graph) == []
+    graph = plant(tmp_path, {path: source})
+    if circle is not None:
+        assert import_graph.circles(graph) == ([circle] if circle else [])
+    assert [target for _, target in import_graph.upward(graph)] == up
+
+
+def modules_by_name(source: str) -> Iterator[tuple[str | None, str, str | None]]:
+    """(backend where it is written out, module, the name that is taken of it) of each `load(backend, "module")`."""
+    tree = ast.parse(source)
+    taken = {id(node.value): node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("load", "load_module"):
+            literal = [one.value if isinstance(one, ast.Constant) else None for one in node.args]
+            if len(literal) == 2 and isinstance(literal[1], str):
+                yield literal[0], literal[1], taken.get(id(node))
+
+
+def missing_of_a_backend(source: str) -> list[str]:
+    """What a source asks a backend for by name and neither has; what one alone has is asked of that one."""
+    wrong = []
+    for backend, module, name in modules_by_name(source):
+        stems = [
+            ROOT / f"{side}_impl" / module.replace(".", "/") for side in ([backend] if backend else ["torch", "jax"])
+        ]
+        files = [file for stem in stems for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()]
+        if not files or (name and not all(name in file.read_text("utf-8") for file in files)):
+            wrong.append(f"{module}{f'.{name}' if name else ''}")
+    return wrong
+
+
+def test_what_is_asked_of_a_backend_by_name_is_there() -> None:
+    sources = {path: path.read_text("utf-8") for path in python_files()}
+    assert sum(len([*modules_by_name(source)]) for source in sources.values()) > 30
+    wrong = {
+        str(path.relative_to(ROOT)): missing for path in sources if (missing := missing_of_a_backend(sources[path]))
+    }
+    assert not wrong, wrong
+
+
+def test_a_name_that_no_backend_has_is_found() -> None:
+    assert missing_of_a_backend("backends.load(backend, 'checkpoint').read_native(path)") == ["checkpoint.read_native"]
+    assert missing_of_a_backend("load_module('jax', 'ops.devices')") == ["ops.devices"]
+    assert missing_of_a_backend("load_module(backend, 'ops.devices').default_device()") == []
+
+
+def test_the_picture_is_that_of_the_sources() -> None:
+    drawn = import_graph.picture(import_graph.import_graph())
+    kept = (ROOT / "docs/design/architecture.svg").read_text("utf-8")
+    command = "python -m parity.suite.support.import_graph --output docs/design/architecture.svg"
+    assert drawn == kept, f"imports have changed; draw them anew: {command}"
+
+
+#: Of what both spec and the backends may not import.
+HIGHER = {"parity.proof", "tools.cli.main"}
+
+
+@pytest.mark.parametrize(
+    "directory, banned, allowed",
+    [
+        ("spec", {"torch", "triton", "jax", "flax", "optax", "torch_impl", "jax_impl", "tools"} | HIGHER, {"numpy"}),
+        ("torch_impl/ops/scan", {"jax", "flax", "jax_impl.model"} | HIGHER, {"spec.data", "torch"}),
+        ("jax_impl/ops/scan", {"torch", "triton", "torch_impl.model"} | HIGHER, {"spec.data", "jax"}),
+        ("parity/proof/bounds", {"tools.convert", "parity.suite.soak", "parity.tests.conftest"}, {"torch_impl", "jax"}),
+        ("tools/cli", {"parity.suite.soak", "parity.tests.conftest"}, {"parity.proof.bounds", "torch", "jax_impl"}),
+        ("parity/suite/runs", {"parity.tests.conftest"}, {"tools.convert", "parity.proof.bounds", "torch"}),
+    ],
+)
+def test_ruff_forbids_what_points_up(directory: str, banned: set[str], allowed: set[str]) -> None:
+    beside = Path(sys.executable).parent / "ruff"
+    ruff = str(beside) if beside.is_file() else shutil.which("ruff")
+    if ruff is None:
+        pytest.skip("ruff is not installed")
+    order = [*sorted(banned), *sorted(allowed)]
+    source = "\n".join(f"def f{i}():\n    import {name}" for i, name in enumerate(order))
+    command = [ruff, "check", "--no-cache", "--select=TID251", "--output-format=concise"]
+    command += [f"--stdin-filename={directory}/x.py", "-"]
+    done = subprocess.run(command, input=source, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    lines = {int(line.split(":")[1]) for line in done.stdout.splitlines() if "TID251" in line}
+    assert {order[line // 2 - 1] for line in lines} == banned, done.stdout + done.stderr
+
+
+def python_files() -> list[Path]:
+    files = [path for package in sorted(OWN) for path in sorted((ROOT / package).rglob("*.py"))]
+    assert len(files) > 300
+    return files
+
+
+def test_a_folder_holds_few_files() -> None:
+    """What is one more file is one more folder, or part of another file."""
+    folders = [path.parent for path in python_files() if path.name != "__init__.py"]
+    full = {str(f.relative_to(ROOT)): folders.count(f) for f in folders if folders.count(f) > MOST_FILES}
+    assert not full, full
+
+
+def test_every_module_says_what_it_is() -> None:
+    silent = [
+        str(path.relative_to(ROOT))
+        for path in python_files()
+        if (source := path.read_text("utf-8").strip()) and not ast.get_docstring(ast.parse(source))
+    ]
+    assert not silent, silent

@@ -1,4 +1,4 @@
-"""What parity/mutants found untested: the engine's step, logits in bfloat16, the last digits of a gate's gradient."""
+"""What parity/suite/mutants found untested: the engine's step, bfloat16 logits, last digits of a gate's gradient."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def test_it_can_be_planted(mutant):
 
 
 def test_the_documents_say_how_many():
-    for name in ("docs/proof.md", "CONTRIBUTING.md"):
+    for name in ("docs/design/proof.md", "CONTRIBUTING.md"):
         assert f"{len(MUTANTS)} planted faults" in (ROOT / name).read_text(), name
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from parity.suite.support.doc_checks import FOREIGN, PAGES, ROOT, blocks, commands, flags, problems
+from parity.suite.support.doc_checks import FOREIGN, PAGES, ROOT, blocks, commands, flags, problems, tree
 from tools.cli.commands import COMMANDS
 from tools.cli.main import main
 from tools.data.stories import stories
@@ -64,7 +64,7 @@ def test_a_misspelt_flag_is_found():
     """Any flag, command, target or file in README, with a letter missing."""
     names = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+[a-z]", README)) - FOREIGN
     names |= {f"liquidnet {command}" for command in COMMANDS if f"liquidnet {command}" in README}
-    names |= {"make demo", "recipes/learning.sh", "docs/moving.md"}
+    names |= {"make demo", "recipes/learning.sh", "docs/guide/moving.md"}
     assert len(names) > 30
     for name in sorted(names):
         wrong = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", name[:-1], README)
@@ -83,3 +83,40 @@ def test_help_names_every_command(capsys):
     told = capsys.readouterr().out
     for command in COMMANDS:
         assert command in told and flags(command), command
+
+
+def drawn_tree() -> str:
+    return README.split("## What is in here")[1].split("```")[1]
+
+
+def test_the_tree_names_every_folder():
+    named = {*tree(drawn_tree())}
+    twins = {name.replace("torch_impl/", "jax_impl/") for name in named}
+    for name in named | twins:
+        assert (ROOT / name).is_dir(), name
+    for top in ("spec", "torch_impl", "jax_impl", "parity", "tools"):
+        below = {
+            f"{top}/{path.name}"
+            for path in (ROOT / top).iterdir()
+            if any(path.glob("*.py")) or any(path.glob("*/*.py"))
+        }
+        assert below <= named | twins, below - named - twins
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "`spec/dta.py`",
+        "`scan/sequental.py`",
+        "`ops/rowise/`",
+        "`tools.cli.mian`",
+        "`spec.initial_parameter`",
+        "[x](spec/dta.py)",
+    ],
+)
+def test_a_misspelt_path_is_found(text):
+    right = (
+        text.replace("dta", "data").replace("tal.py", "tial.py").replace("rowise", "rowwise").replace("mian", "main")
+    )
+    right = right.replace("parameter`", "parameters`")
+    assert [*problems(text, ROOT / "README.md")] and not [*problems(right, ROOT / "README.md")]

@@ -127,9 +127,9 @@ def test_a_dense_state_is_stepped(adapter):
     with pytest.raises(NotImplementedError, match="needs a diagonal state, this one is dense"):
         results(adapter, replace(CASE, config=DENSE), "parallel")
     choose = adapters.load_module(adapter.NAME, "mixers.liquid_ssm").choose_method
-    assert choose(DENSE, 1024) == choose(DIAGONAL, 1) == "sequential"
+    assert choose(DENSE, 2, 1024) == choose(DIAGONAL, 2, 1) == "sequential"
     # Measured by `liquidnet bench --liquid-ssm`: torch steps through Python, XLA in a compiled loop.
-    assert choose(DIAGONAL, 1024) == {"torch": "parallel", "jax": "sequential"}[adapter.NAME]
+    assert choose(DIAGONAL, 2, 1024) == {"torch": "parallel", "jax": "sequential"}[adapter.NAME]
 
 
 def test_unknown_methods_get_the_nearest_name(adapter):

@@ -132,9 +132,9 @@ def test_backends_by_turns_and_side_by_side(visit, wandering):
         assert visitor.page.locator("#text label, #text").first.inner_text().startswith(f"Text, {backend}")
         assert visitor.text() == alone(wandering, "The fox ", 50, backend, DRAWN)
         assert not visitor.page.locator("#beside").is_visible()
-    told = visitor.generate(prompt="The fox ", tokens=80, temperature=0.7, backend="both, side by side")
+    message = visitor.generate(prompt="The fox ", tokens=80, temperature=0.7, backend="both, side by side")
     assert visitor.text() == visitor.text("beside") == alone(wandering, "The fox ", 80, sampling=DRAWN)
-    assert f"torch and jax agree: the same {len(visitor.text())} characters" in told
+    assert f"torch and jax agree: the same {len(visitor.text())} characters" in message
     visitor.keep("1280-both")
     assert visitor.fits()
 
@@ -178,7 +178,7 @@ def test_a_page_that_gets_narrower_still_fits(visit, trained):
 
 
 @pytest.mark.parametrize(
-    "prompt, told",
+    "prompt, message",
     [
         ("", "The prompt is empty; give at least one character"),
         ("x" * 100_000, f"The prompt has 100,000 characters, this page takes {PROMPT_CHARACTERS:,}; shorten it"),
@@ -186,14 +186,14 @@ def test_a_page_that_gets_narrower_still_fits(visit, trained):
     ],
     ids=["empty", "long", "half"],
 )
-def test_a_refusal_is_a_sentence_and_the_page_goes_on(visit, wandering, prompt, told):
+def test_a_refusal_is_a_sentence_and_the_page_goes_on(visit, wandering, prompt, message):
     visitor = visit(400)
     visitor.set()
     visitor.page.locator("#prompt textarea").evaluate(
         "(box, text) => { box.value = text; box.dispatchEvent(new Event('input', {bubbles: true})); }", prompt
     )
     visitor.click("generate")
-    assert told in visitor.done() and visitor.fits()
+    assert message in visitor.done() and visitor.fits()
     visitor.keep("400-refused")
     visitor.generate(prompt="Then", tokens=20)
     assert visitor.text() == alone(wandering, "Then", 20) and not visitor.page.locator("#told [role=alert]").count()
@@ -243,7 +243,7 @@ def test_nothing_is_computed_for_who_has_left(visit, server):
         fields = Path(f"/proc/{server[0]}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def shard(seconds: float = 1.0) -> float:
+    def processor_share(seconds: float = 1.0) -> float:
         before, began = computed(), time.monotonic()
         time.sleep(seconds)
         return (computed() - before) / (time.monotonic() - began)
@@ -252,10 +252,10 @@ def test_nothing_is_computed_for_who_has_left(visit, server):
     visitor.set(prompt="On and on", tokens=LONG)
     visitor.click("generate")
     visitor.writes(100)
-    while_writing = shard()
+    while_writing = processor_share()
     visitor.context.close()
     deadline = time.monotonic() + 20
-    while (after := shard()) > 0.1 * while_writing:
+    while (after := processor_share()) > 0.1 * while_writing:
         assert time.monotonic() < deadline, (while_writing, after)
 
 

@@ -11,7 +11,7 @@ import pytest
 from parity.suite.support.ui import write_run
 from tools.cli import backends
 from tools.generation.session import open_model
-from tools.ui.models import OPEN_MODELS, Catalogue, Models, metrics_of
+from tools.ui.models import OPEN_MODELS, Catalogue, ModelCache, run_metrics
 
 BACKENDS = backends.installed()
 
@@ -54,12 +54,12 @@ def test_the_best_is_that_of_the_newest_checkpoint_and_its_absence_is_no_fault(h
     (run / "checkpoints" / "step_00000010").mkdir(parents=True)
     (run / "checkpoints" / "step_00000010" / "SHA256SUMS").touch()
     assert list(Catalogue((run,)).labels()) == ["tale, step 10"]
-    assert metrics_of(run / "checkpoints" / "step_00000010") == []
-    assert len(metrics_of(handed_over / "checkpoints" / "step_00000010")) == 31
+    assert run_metrics(run / "checkpoints" / "step_00000010") == []
+    assert len(run_metrics(handed_over / "checkpoints" / "step_00000010")) == 31
 
 
 def test_a_model_is_loaded_once_and_few_are_kept(handed_over, monkeypatch):
-    loads, models = [], Models()
+    loads, models = [], ModelCache()
 
     def slow(path, backend, weights):
         loads.append(path)

@@ -69,7 +69,7 @@ def test_mistakes_are_one_line(model):
         with pytest.raises(ValueError, match=rf"127.0.0.1:{port} \(Address already in use\); name another --port"):
             Ui((model,), port=port).run()
     good = {"checkpoint": (model,), "port": free_port()}
-    for wrong, told_of in (
+    for wrong, message in (
         ({"checkpoint": ()}, "--checkpoint"),
         ({"checkpoint": (Path("nowhere"),)}, "nowhere does not exist"),
         ({"port": 0}, r"--port must be in \[1, 65535\], got 0"),
@@ -77,7 +77,7 @@ def test_mistakes_are_one_line(model):
         ({"max_length": 0}, "--max-length must be"),
         ({"host": "no.such.host.invalid"}, "cannot listen on no.such.host.invalid"),
     ):
-        with pytest.raises(ValueError, match=told_of):
+        with pytest.raises(ValueError, match=message):
             Ui(**{**good, **wrong}).run()
 
 

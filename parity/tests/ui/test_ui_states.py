@@ -9,7 +9,7 @@ import re
 import numpy as np
 
 from tools.ui.state_view import ROWS, heat_map
-from tools.ui.theme import told
+from tools.ui.theme import status_line
 
 
 def picture_of(page: str) -> np.ndarray:
@@ -23,8 +23,11 @@ def picture_of(page: str) -> np.ndarray:
 def test_the_picture_is_what_it_says():
     """Rows by half-life, the longest on top; hue the sign, opacity the size; labels escaped."""
     half_lives = np.array([[1.0, 1000.0, 30.0]])
-    seen = [("<b>", np.array([[0.5, -1.0, 0.0]], np.float32)), ("\n", np.array([[0.0, 1.0, 0.25]], np.float32))]
-    page = heat_map(seen, half_lives, 0)
+    recent_states = [
+        ("<b>", np.array([[0.5, -1.0, 0.0]], np.float32)),
+        ("\n", np.array([[0.0, 1.0, 0.25]], np.float32)),
+    ]
+    page = heat_map(recent_states, half_lives, 0)
     assert "<b>" not in page and "&lt;b&gt;" in page and "↵" in page
     pixels = picture_of(page)
     assert pixels.shape == (3, 2, 4)
@@ -45,4 +48,4 @@ def test_of_a_wide_state_some_channels_are_shown():
 
 
 def test_nothing_of_a_message_is_markup():
-    assert told("<script>", refused=True) == '<p class="told refused" role="alert">&lt;script&gt;</p>'
+    assert status_line("<script>", refused=True) == '<p class="told refused" role="alert">&lt;script&gt;</p>'

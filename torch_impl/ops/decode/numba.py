@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ml_dtypes
 import numba
@@ -19,9 +19,7 @@ from spec.sampling import Step, check_tokens
 from torch_impl.checkpoint.native import dump_parameters, load_parameters
 from torch_impl.kernels.numba import decode, one_at_a_time, threads
 from torch_impl.mixers import capabilities
-
-if TYPE_CHECKING:
-    from torch_impl.model import LanguageModel
+from torch_impl.protocols import LanguageModel
 
 #: Rows up to which one row of weights after the other is faster than a matrix product, on two cores.
 MOST_ROWS = 16

@@ -87,7 +87,7 @@ def _measure(dump: Path) -> dict[str, dict[str, float]]:
     rows = {}
     for name in CHIPS:
         chip = topology.topology(name)
-        sharding = jax.sharding.SingleDeviceSharding(topology.described(chip)[0])
+        sharding = jax.sharding.SingleDeviceSharding(topology.abstract_devices(chip)[0])
         for kind, problem in PROBLEMS.items():
             rows[f"{kind} {chip.chip}"] = _row(kind, problem, sharding, dump)
             for path in dump.iterdir():

@@ -9,9 +9,9 @@ from typing import Any
 
 from spec.presets import RECIPES, preset
 from tools.plan import topology
-from tools.plan.compile_step import Asked, compiled_step, summary
+from tools.plan.compile_step import StepSpec, compiled_step, summary
 from tools.xla import hlo
-from tools.xla.count import Counted, count
+from tools.xla.count import ProgramCost, count
 
 TRAINED = {
     "base v6e:4x4 data=16": ("base", "v6e:4x4", "data=16", 65_536, 1),
@@ -24,13 +24,13 @@ SHARED_SHAPE = (4, 8192, 768)
 """b, t over all chips, d of the scan whose time eight chips share."""
 
 
-def asked(name: str) -> Asked:
+def step_spec(name: str) -> StepSpec:
     """What a row of TRAINED compiles."""
     size, slice_name, mesh, tokens, micro_batch = TRAINED[name]
     where, training = topology.topology(slice_name), RECIPES[size]
     rows = tokens * where.chips // training.seq_len
     training = replace(training, batch_size=rows, compute_dtype="bfloat16")
-    return Asked(where, preset(size), training, mesh, micro_batch=micro_batch)
+    return StepSpec(where, preset(size), training, mesh, micro_batch=micro_batch)
 
 
 def measured(told: Callable[[str], None] = lambda name: None) -> dict[str, dict[str, Any]]:
@@ -49,7 +49,7 @@ def measured(told: Callable[[str], None] = lambda name: None) -> dict[str, dict[
 
 def trained(name: str) -> dict[str, Any]:
     """The row of a train step."""
-    found = summary(asked(name), compiled_step(asked(name)))
+    found = summary(step_spec(name), compiled_step(step_spec(name)))
     assert not found["uncertain"], found["uncertain"]
     return {
         "peak": found["memory"]["peak"],
@@ -87,7 +87,7 @@ def _gradients(run: Callable[..., Any], *inputs: Any) -> Any:
     return results, pull(results)
 
 
-def _compiled(objective: Callable[..., Any]) -> Counted:
+def _compiled(objective: Callable[..., Any]) -> ProgramCost:
     import jax
     import jax.numpy as jnp
 
@@ -95,7 +95,7 @@ def _compiled(objective: Callable[..., Any]) -> Counted:
     from jax_impl.ops.scan.context_parallel import time_sharded
     from jax_impl.training.distributed import on_mesh
 
-    devices = topology.described(topology.topology(SHARED.split()[1]))
+    devices = topology.abstract_devices(topology.topology(SHARED.split()[1]))
     context, (b, t, d) = on_mesh(devices, 1, 1, len(devices)), SHARED_SHAPE
     stretch, whole = jax.P(None, "sequence"), jax.P()
 

@@ -1,4 +1,4 @@
-"""Half-lives of the channels of a state, in tokens: as the parameters alone set them, and as a text does."""
+"""Half-lives of the channels of a state, computed: in tokens, as the parameters alone set them, and as a text does."""
 
 from __future__ import annotations
 
