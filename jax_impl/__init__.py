@@ -1,4 +1,4 @@
-"""Both families in JAX and Flax NNX. Twin: torch_impl. Truth: spec/."""
+"""Models of every family in JAX and Flax NNX. Twin: torch_impl. Truth: spec/."""
 
 import sys
 from pathlib import Path
@@ -10,9 +10,11 @@ if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
     sys.path[:1] = [] if _root in sys.path[1:] else [_root]
 
 from jax_impl.checkpoint.native import dump_parameters, load_parameters
-from jax_impl.model import LiquidNet, LiquidSSMLanguageModel
+from jax_impl.mixers.liquid_ssm import LiquidSSMLanguageModel
+from jax_impl.mixers.liquidnet import LiquidNet
 from jax_impl.ops.scan import scan
-from spec.config import LiquidNetConfig, LiquidSSMConfig
+from spec.mixers.liquid_ssm import LiquidSSMConfig
+from spec.mixers.liquidnet import LiquidNetConfig
 
 __all__ = [
     "LiquidNet",

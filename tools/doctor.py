@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -15,12 +15,12 @@ from rich.table import Table
 
 from parity.proof.environment import UNUSABLE, environment
 from spec.checkpoint.files import new_file
-from spec.config import LiquidNetConfig, TrainingConfig
-from spec.presets import LIQUID_SSMS, LIQUIDNETS
+from spec.mixers import families
+from spec.presets import PRESETS, RECIPES
 from tools.cli import backends
 from tools.cli.errors import require_new_or_file
 from tools.cli.progress import track
-from tools.training.selftest import OPERATIONS, Verdict, known_verdict, probe, remember, self_test
+from tools.training.selftest import Verdict, known_verdict, probe, remember, self_test, tested_operations
 
 
 class MethodRow(TypedDict):
@@ -81,7 +81,7 @@ class Doctor:
             found["backends"][name] = self._backend(name, found["environment"]["devices"].get(name, []))
         checked = [row for one in found["backends"].values() for row in one.get("methods", ())]
         usable = not any("unusable" in one for one in found["backends"].values())
-        running = [{row["operation"] for row in one["methods"] if row["runs"]} == set(OPERATIONS)
+        running = [{row["operation"] for row in one["methods"] if row["runs"]} == set(tested_operations())
                    for one in found["backends"].values() if "methods" in one]  # fmt: skip
         within = all(row["passed"] for row in checked if row["runs"])
         found["passed"] = bool(checked) and usable and all(running) and within
@@ -106,7 +106,7 @@ def examine(backend: str) -> list[MethodRow]:
 
     rows: list[MethodRow] = []
     methods, auto = load(backend).METHODS, automatic(backend)
-    every = [(operation, method) for operation in OPERATIONS for method in methods[operation] if method != "auto"]
+    every = [(name, method) for name in tested_operations() for method in methods[name] if method != "auto"]
     for operation, method in track(every, f"{backend}: testing {len(every)} methods"):
         verdict = probe(backend, operation, method)
         # JSON has no number that is not finite.
@@ -130,7 +130,8 @@ def placement(backend: str) -> Placement:
 
     For torch also the GPU's architecture, and why the Triton methods do not run; None where they do.
     """
-    model = backends.load(backend, "model").LiquidNet(LiquidNetConfig(1, 1, 1, 1, 1))
+    smallest = replace(PRESETS["nano"], vocab_size=1, d_model=1, d_ff=1, n_layers=1, max_seq_len=1)
+    model = backends.load(backend, "model").build(smallest)
     choose = backends.load(backend, "ops.decode").choose_method
     if backend != "torch":
         return {"dtype": "bfloat16", "decode": choose(model)}
@@ -146,15 +147,16 @@ def placement(backend: str) -> Placement:
 
 
 def automatic(backend: str) -> dict[str, str]:
-    """What `auto` takes for the shapes of the recipes of nano and ssm-nano."""
-    shape = (TrainingConfig().batch_size, TrainingConfig().seq_len, LIQUIDNETS["nano"].d_model)
-    scan = backends.load(backend, "ops.scan").choose_method(shape)
-    of_ssm = backends.load(backend, "mixers.liquid_ssm").choose_method(
-        LIQUID_SSMS["ssm-nano"], TrainingConfig().seq_len
-    )
+    """What `auto` takes for the shapes of each family's first preset."""
+    choose, found = backends.load(backend, "model").choose_method, {}
+    for one in families().values():
+        config, training = next(iter(one.presets.values()))
+        found[one.operation] = choose(config, training.batch_size, training.seq_len)
+    nano, training = PRESETS["nano"], RECIPES["nano"]
+    scan = backends.load(backend, "ops.scan").choose_method((training.batch_size, training.seq_len, nano.d_model))
     losses = backends.load(backend, "ops.cross_entropy")
     where = (backends.load(backend, "ops.devices").default_device(),) if backend == "torch" else ()
-    return {"scan": scan, "mixer": scan, "liquid_ssm": of_ssm, "loss": losses.choose_method(*where)}
+    return {"scan": scan, **found, "loss": losses.choose_method(*where)}
 
 
 def _cache_verdict(backend: str, method: str) -> str:

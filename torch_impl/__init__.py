@@ -1,4 +1,4 @@
-"""Both families in PyTorch. Twin: jax_impl. Truth: spec/."""
+"""Models of every family in PyTorch. Twin: jax_impl. Truth: spec/."""
 
 import sys
 from pathlib import Path
@@ -9,9 +9,11 @@ if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
     _root = str(Path(__file__).resolve().parents[1])
     sys.path[:1] = [] if _root in sys.path[1:] else [_root]
 
-from spec.config import LiquidNetConfig, LiquidSSMConfig
+from spec.mixers.liquid_ssm import LiquidSSMConfig
+from spec.mixers.liquidnet import LiquidNetConfig
 from torch_impl.checkpoint.native import dump_parameters, load_parameters
-from torch_impl.model import LiquidNet, LiquidSSMLanguageModel
+from torch_impl.mixers.liquid_ssm import LiquidSSMLanguageModel
+from torch_impl.mixers.liquidnet import LiquidNet
 from torch_impl.ops.scan import scan
 
 __all__ = [

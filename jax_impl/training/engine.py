@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from jax_impl.layers import accumulate_dtype
+from jax_impl.mixers import capabilities
 from jax_impl.model import LanguageModel, build, choose_method
 from jax_impl.ops.decode import make_step
 from jax_impl.training.data import fill_rows, padded_rows, to_device
@@ -29,9 +30,10 @@ from jax_impl.training.optimizer import (
 from jax_impl.training.step import make_programs, with_parameters
 from spec.checkpoint.sharded import PARAMETERS, by_kind, named_arrays
 from spec.checkpoint.tensors import Arrays
-from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig, require_integer
+from spec.config import ModelConfig, TrainingConfig, require_integer
 from spec.data import Batch, BatchShard
 from spec.init import initial_parameters
+from spec.mixers import family, state_shape
 from spec.parameters import check_parameters
 from spec.runtime.engine import ExtraState, Moments
 from spec.runtime.memory import keep_freed_memory
@@ -101,7 +103,7 @@ class Engine:
             lr: learning rate of the step.
         """
         if self.training.stream and self.states is None:
-            self.load_states(np.zeros((self.config.n_layers, self.training.batch_size, self.config.d_state)))
+            self.load_states(np.zeros(state_shape(self.config, self.training.batch_size)))
         states = self.states if self.training.stream else None
         self.parameters, self.optimizer_state, self.states, loss, norm = self._programs.update(
             self.parameters, self.optimizer_state, states, to_device(batch, self.context, self._rows_per_process()), lr
@@ -238,8 +240,9 @@ def _host() -> Any:
 
 def _require_work(config: ModelConfig, training: TrainingConfig, context: ParallelContext, method: str) -> None:
     columns = context.shape()[2]
-    if isinstance(config, LiquidSSMConfig) and columns > 1:
-        raise ValueError("a Liquid SSM is not cut in time; leave out --context-parallel, or sequence in --mesh")
+    if columns > 1 and not capabilities(config).context_parallel:
+        title = family(config).title
+        raise ValueError(f"a {title} is not cut in time; leave out --context-parallel, or sequence in --mesh")
     if method == "pallas" and columns > 1:
         raise ValueError("--method pallas has each row whole; leave it out, or leave out sequence in --mesh")
     if training.seq_len % columns:

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from spec.config import LiquidNetConfig, TrainingConfig, require_integer
-from spec.presets import RECIPES, preset
+from spec.config import ModelConfig, TrainingConfig, require_integer
+from spec.mixers import family
+from spec.presets import PRESETS, RECIPES, preset
 from tools.bench import liquid_ssm_solvers, measure, results, roofline, sizes
 from tools.cli.errors import require_new_or_file, require_writable
 
@@ -96,7 +97,7 @@ class Bench:
         if self.history is not None:
             require_writable(self.history, "--history")
 
-    def _measured(self, config: LiquidNetConfig, recipe: TrainingConfig) -> results.Result:
+    def _measured(self, config: ModelConfig, recipe: TrainingConfig) -> results.Result:
         if self.device == "cuda":
             result = measure.measured("cuda", self.rounds, sizes.on_gpu(config, recipe))
         else:
@@ -108,7 +109,7 @@ class Bench:
             print(results.append(self.history, result))
         return result
 
-    def _recipe(self) -> tuple[str, LiquidNetConfig, TrainingConfig]:
+    def _recipe(self) -> tuple[str, ModelConfig, TrainingConfig]:
         """The preset, and its recipe with the batch that was asked for."""
         asked = {"batch_size": self.batch_size, "seq_len": self.seq_len}
         given = {name: value for name, value in asked.items() if value is not None}
@@ -116,8 +117,10 @@ class Bench:
             raise ValueError("--preset, --batch-size and --seq-len go with --roofline or --device cuda")
         name = "small" if self.preset is None else self.preset
         config = preset(name)
-        if not isinstance(config, LiquidNetConfig):
-            raise ValueError(f"preset {name} is a Liquid SSM, of which --liquid-ssm tells; choose one of a LiquidNet")
+        measured, own = family(PRESETS["small"]), family(config)
+        if own is not measured:
+            told = f", of which --{own.name.replace('_', '-')} tells" if hasattr(self, own.name) else ""
+            raise ValueError(f"preset {name} is a {own.title}{told}; choose one of a {measured.title}")
         for flag, value in given.items():
             require_integer(flag, value, 1)
         return name, config, replace(RECIPES[name], **given)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spec.checkpoint.quantization import WEIGHTS
-from spec.config import LiquidNetConfig
+from spec.config import ModelConfig
 from spec.parameters import parameter_table
 from tools.bench.machine import READING, read_ways
 from tools.bench.sizes import Decoding, Sizes
@@ -65,7 +65,7 @@ def _speeds(rows: list[Row], model: Decoding) -> list[Row]:
     return rows
 
 
-def weight_bytes(config: LiquidNetConfig, method: str) -> int:
+def weight_bytes(config: ModelConfig, method: str) -> int:
     """Bytes of all weights as a decode method stores them, which the next token of any number of rows reads once.
 
     A method that ends in one of `WEIGHTS` has its matrices in that, with a float32 scale a row of int8.

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from parity.proof.problems.cases import perturbed_parameters
-from spec.config import LiquidSSMConfig, TrainingConfig
+from spec.config import TrainingConfig
 from spec.init import initial_parameters
+from spec.mixers.liquid_ssm import LiquidSSMConfig
 from tools.bench.timer import Json, Row, Timer, ran
 from tools.bench.train_step import random_batch
 from tools.cli import backends

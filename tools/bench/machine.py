@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spec.config import LiquidNetConfig
+from spec.config import ModelConfig
 from tools.bench.sizes import Sizes, TrainStep
 from tools.bench.timer import Call, Row, Shape, Timer, bandwidth
 from tools.cli import backends
@@ -146,7 +146,7 @@ def step_products(step: TrainStep) -> dict[str, Callable[[], Call]]:
     return found
 
 
-def layer_shapes(config: LiquidNetConfig) -> list[tuple[int, int]]:
+def layer_shapes(config: ModelConfig) -> list[tuple[int, int]]:
     """(inputs, outputs) of every matrix in the blocks, block by block."""
     d, f = config.d_model, config.d_ff
     return [(d, 3 * d), (d, d), (d, 2 * f), (f, d)] * config.n_layers

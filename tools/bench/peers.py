@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec.config import ModelConfig, TrainingConfig
 from spec.parameters import num_parameters
 from tools.bench.timer import Call, NotRun
 
@@ -36,7 +36,7 @@ class GPT2Shape:
     positions: int
 
 
-def equal_to(config: LiquidNetConfig, positions: int) -> GPT2Shape:
+def equal_to(config: ModelConfig, positions: int) -> GPT2Shape:
     """As wide and deep as a LiquidNet, heads of 64 (of 32 where it is narrow, as nanoGPT's smallest)."""
     heads = max(1, config.d_model // (64 if config.d_model >= 256 else 32))
     return GPT2Shape(config.vocab_size, config.d_model, config.n_layers, heads, positions)
@@ -269,7 +269,7 @@ SCANS: dict[str, Callable[[Sequence[Tensor]], Differentiated]] = {
 
 
 def transformers_train_step(
-    config: LiquidNetConfig, training: TrainingConfig, device: str, compiled: bool
+    config: ModelConfig, training: TrainingConfig, device: str, compiled: bool
 ) -> tuple[Call, int]:
     """A train step of transformers' GPT-2 as wide and deep, MLP 4 d, and how many parameters it has.
 
@@ -305,7 +305,7 @@ def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _transformers_gpt2(config: LiquidNetConfig, positions: int) -> nn.Module:
+def _transformers_gpt2(config: ModelConfig, positions: int) -> nn.Module:
     transformers = _transformers()
     shape = transformers.GPT2Config(
         vocab_size=config.vocab_size, n_positions=positions, n_embd=config.d_model, n_layer=config.n_layers,
@@ -325,7 +325,7 @@ def _transformers() -> ModuleType:
     return transformers
 
 
-def mamba(config: LiquidNetConfig) -> nn.Module:
+def mamba(config: ModelConfig) -> nn.Module:
     """transformers' Mamba as wide, with as many layers as bring it nearest to our number of parameters.
 
     Without mamba-ssm's kernels, which need a GPU, its scan is a Python loop over time.
@@ -345,7 +345,7 @@ def mamba(config: LiquidNetConfig) -> nn.Module:
     return make(min(range(1, 4 * config.n_layers), key=distance))
 
 
-def mamba_gradients(config: LiquidNetConfig, length: int) -> tuple[Call, int]:
+def mamba_gradients(config: ModelConfig, length: int) -> tuple[Call, int]:
     """Forward and backward of one row of transformers' Mamba, no optimizer, and how many parameters it has."""
     model = mamba(config).train()
     tokens = torch.randint(config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
@@ -357,12 +357,10 @@ def mamba_gradients(config: LiquidNetConfig, length: int) -> tuple[Call, int]:
     return both, _count(model)
 
 
-def _generating(
-    make: Callable[[LiquidNetConfig, int], nn.Module], given: str
-) -> Callable[[LiquidNetConfig, int, int], Call]:
+def _generating(make: Callable[[ModelConfig, int], nn.Module], given: str) -> Callable[[ModelConfig, int, int], Call]:
     """(model, tokens of context, tokens) -> a call that writes so many tokens; `given` is what carries the past."""
 
-    def decoder(config: LiquidNetConfig, context: int, tokens: int) -> Call:
+    def decoder(config: ModelConfig, context: int, tokens: int) -> Call:
         model = make(config, context + tokens).eval()
         prompt = torch.randint(16, (1, context), generator=torch.Generator().manual_seed(0))
         with torch.inference_mode():

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from spec.config import LiquidNetConfig, ModelConfig
+from spec.config import ModelConfig
 from spec.parameters import num_parameters, parameter_table
 from tools.bench.timer import Json
 
@@ -91,7 +91,7 @@ def linear(tokens: int, inputs: int, outputs: int) -> list[tuple[float, float]]:
     return [(flops, x + weight + y)] * 2 + [(flops, x + 2 * weight + y)]
 
 
-def lm_head(config: LiquidNetConfig, tokens: int, form: LossForm) -> tuple[tuple[float, float], ...]:
+def lm_head(config: ModelConfig, tokens: int, form: LossForm) -> tuple[tuple[float, float], ...]:
     """(FLOPs, bytes) of the products with the embedding, chunk by chunk; the logits' own bytes are another term.
 
     Each chunk reads the bfloat16 embedding in every product, and adds to its float32 gradient: reads and writes it.
@@ -103,7 +103,7 @@ def lm_head(config: LiquidNetConfig, tokens: int, form: LossForm) -> tuple[tuple
     return (*[(flops, hidden + weight)] * (form.products - 1), (flops, hidden + gradient)) * chunks
 
 
-def step_terms(config: LiquidNetConfig, tokens: int, mixer: MixerTraffic, loss: str = OURS) -> tuple[Term, ...]:
+def step_terms(config: ModelConfig, tokens: int, mixer: MixerTraffic, loss: str = OURS) -> tuple[Term, ...]:
     """Every part of a train step in bfloat16: products, mixer, MLP, norms, embedding, loss and optimizer.
 
     Args:
@@ -163,7 +163,7 @@ def known_device(called: str) -> Device | None:
     return next((device for device in DEVICES.values() if called == device.called), None)
 
 
-def modelled(name: str, config: LiquidNetConfig, batch_size: int, seq_len: int) -> Json:
+def modelled(name: str, config: ModelConfig, batch_size: int, seq_len: int) -> Json:
     """Everything that is printed, as JSON holds it; `name` is the preset's."""
     tokens = batch_size * seq_len
     terms = step_terms(config, tokens, FUSED)
@@ -203,7 +203,7 @@ def _per_device(seconds: dict[str, float], tokens: int) -> dict[str, dict[str, f
     }
 
 
-def _loss_row(config: LiquidNetConfig, tokens: int, loss: str) -> Json:
+def _loss_row(config: ModelConfig, tokens: int, loss: str) -> Json:
     terms = step_terms(config, tokens, FUSED, loss)
     part = {term.name: term for term in terms}
     form = LOSSES[loss]
@@ -222,7 +222,7 @@ def _loss_row(config: LiquidNetConfig, tokens: int, loss: str) -> Json:
     }
 
 
-def _mixer_row(config: LiquidNetConfig, tokens: int, name: str, traffic: MixerTraffic) -> Json:
+def _mixer_row(config: ModelConfig, tokens: int, name: str, traffic: MixerTraffic) -> Json:
     (term,) = [term for term in step_terms(config, tokens, traffic) if term.name == "mixer"]
     return {
         "mixer": name,

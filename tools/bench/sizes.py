@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from spec.config import LiquidNetConfig, TrainingConfig
-from spec.presets import LIQUIDNETS, RECIPES
+from spec.config import ModelConfig, TrainingConfig
+from spec.presets import PRESETS, RECIPES
 from tools.cli import backends
 
-NANO = replace(LIQUIDNETS["nano"], vocab_size=65)
-BYTES = replace(LIQUIDNETS["nano"], vocab_size=257)
-SMALL = LIQUIDNETS["small"]
+NANO = replace(PRESETS["nano"], vocab_size=65)
+BYTES = replace(PRESETS["nano"], vocab_size=257)
+SMALL = PRESETS["small"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class TrainStep:
     """A train step that is timed: its name in the table, the model, and the recipe: batch and compute dtype."""
 
     name: str
-    config: LiquidNetConfig
+    config: ModelConfig
     recipe: TrainingConfig
 
     @property
@@ -26,7 +26,7 @@ class TrainStep:
         return self.recipe.batch_size * self.recipe.seq_len
 
 
-def train_step(name: str, config: LiquidNetConfig, batch_size: int, seq_len: int) -> TrainStep:
+def train_step(name: str, config: ModelConfig, batch_size: int, seq_len: int) -> TrainStep:
     """In float32."""
     return TrainStep(name, config, TrainingConfig(batch_size=batch_size, seq_len=seq_len))
 
@@ -49,7 +49,7 @@ class Decoding:
     """
 
     name: str
-    config: LiquidNetConfig
+    config: ModelConfig
     contexts: tuple[int, ...] = (0,)
     peer_contexts: tuple[int, ...] = ()
     batches: tuple[int, ...] = (1,)
@@ -92,7 +92,7 @@ class Sizes:
     )
     compiled: tuple[bool, ...] = (False,)
     peers: bool = False
-    scaling: LiquidNetConfig = BYTES
+    scaling: ModelConfig = BYTES
     lengths: tuple[int, ...] = (512, 4096, 65_536)
     tokens: int = 65_536
     scaling_backends: tuple[str, ...] = ("torch",)
@@ -120,7 +120,7 @@ def full(sizes: Sizes) -> Sizes:
     )
 
 
-def on_gpu(config: LiquidNetConfig = SMALL, recipe: TrainingConfig = RECIPES["small"]) -> Sizes:
+def on_gpu(config: ModelConfig = SMALL, recipe: TrainingConfig = RECIPES["small"]) -> Sizes:
     """On a GPU, in bfloat16: a model with its batch; scans of `small`'s shape, and of one row over a long time."""
     recipe = replace(recipe, compute_dtype="bfloat16")
     return Sizes(

@@ -152,7 +152,7 @@ def _forward_backward(config: ModelConfig, rows: int, length: int) -> tuple[Lang
     from torch_impl.training.data import to_device
 
     model = build(config)
-    batch = to_device(random_batch(config, rows, length), model.embedding.weight.device)
+    batch = to_device(random_batch(config, rows, length), model.embedding.weight.device, model.config)
     return model, lambda: model.loss(**batch)[0].backward()
 
 

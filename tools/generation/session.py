@@ -17,6 +17,7 @@ from spec.checkpoint.files import new_file, require_file
 from spec.checkpoint.format import Checkpoint
 from spec.checkpoint.quantization import Weights, rounded
 from spec.checkpoint.tensors import pack
+from spec.mixers import state_shape
 from spec.sampling import Sampling, Step, check_tokens, generate
 from tools import convert
 from tools.cli import backends
@@ -245,4 +246,4 @@ def _is_state(path: Path) -> bool:
 
 def _shape(model: OpenModel) -> tuple[int, int, int]:
     config = model.checkpoint.config
-    return config.n_layers, 1, config.d_state
+    return state_shape(config, 1)

@@ -19,16 +19,9 @@ from spec.checkpoint.format import (
     read_beside,
     write_checkpoint,
 )
-from spec.config import (
-    ModelConfig,
-    TrainingConfig,
-    config_from_json,
-    config_to_json,
-    known_fields,
-    require_integer,
-    training_from_json,
-)
+from spec.config import ModelConfig, TrainingConfig, config_to_json, known_fields, require_integer, training_from_json
 from spec.data import Dataset
+from spec.mixers import config_from_json
 from tools import convert
 from tools.cli.file_lock import exclusive_lock
 from tools.training.records import BestCheckpoint, MetricsLine

@@ -15,8 +15,9 @@ import tyro
 from rich.console import Console
 
 from spec.checkpoint.format import Checkpoint, list_checkpoints
-from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig, require_integer
+from spec.config import ModelConfig, TrainingConfig, require_integer
 from spec.data import Dataset, next_batch, open_data, validation_batches
+from spec.mixers import families
 from spec.parameters import num_parameters
 from spec.presets import RECIPES, preset
 from spec.runtime.engine import Engine
@@ -179,7 +180,7 @@ class Train:
         model, training, execution = settings.model, settings.training, settings.execution
         # The first process tries the methods out; were each to decide, they might differ.
         method = context.broadcast(lambda: trusted_method(self.backend, execution.method, model, training, _warn))
-        plain = self.context_parallel > 1 or isinstance(model, LiquidSSMConfig)
+        plain = self.context_parallel > 1 or not backends.load(self.backend, "mixers").capabilities(model).compile
         compiled = _compiles(self.backend, execution.compile, plain)
         if context.rank == 0:
             _warn_if_emulated(self.backend, training.compute_dtype)
@@ -222,11 +223,13 @@ class Train:
         return settings
 
     def _resized(self, model: ModelConfig) -> ModelConfig:
-        sizes = _given(self, ("d_model", "d_ff", "n_layers", "d_state", "state", "exploration_rate"))
+        owners = {field.name: one for one in families().values() for field in fields(one.Config)}
+        sizes = _given(self, tuple(name for name in owners if hasattr(self, name)))
         for name in sizes:
             if name not in {field.name for field in fields(model)}:
-                flag = f"--{name.replace('_', '-')}"
-                raise ValueError(f"{flag} is a Liquid SSM's; leave it out, or choose --preset ssm-nano")
+                flag, owner = f"--{name.replace('_', '-')}", owners[name]
+                other = next(iter(owner.presets))
+                raise ValueError(f"{flag} is a {owner.title}'s; leave it out, or choose --preset {other}")
         return replace(model, **sizes)
 
     def _asked_to_compile(self, stored: bool | None) -> bool | None:

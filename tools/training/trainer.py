@@ -16,8 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from parity.proof.environment import processor
 from spec.checkpoint.format import Checkpoint
-from spec.data import Dataset, next_batch, validation_batches, validation_stream
-from spec.mixers.liquid_ssm.noise import with_noise
+from spec.data import Dataset, next_batch, validation_batches, validation_stream, with_side_inputs
 from spec.runtime.engine import Engine
 from spec.sampling import Sampling, Step
 from spec.schedule import learning_rate
@@ -147,7 +146,7 @@ class Trainer:
     def _train_step(self) -> None:
         training, started = self.settings.training, time.perf_counter()
         batch = next_batch(self.data, self.samples_consumed, training, self.context.shard)
-        batch = with_noise(batch, self.settings.model, training, self.samples_consumed, self.context.shard)
+        batch = with_side_inputs(batch, self.settings.model, training, self.samples_consumed, self.context.shard)
         lr = learning_rate(self.step, training)
         with self._profiler():
             loss, norm = self.engine.train_step(batch, lr)

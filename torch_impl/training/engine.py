@@ -13,12 +13,14 @@ from torch import Tensor
 
 from spec.checkpoint.sharded import PARAMETERS
 from spec.checkpoint.tensors import Arrays
-from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig, require_integer
+from spec.config import ModelConfig, TrainingConfig, require_integer
 from spec.data import IGNORED_LABEL, Batch, BatchShard
+from spec.mixers import family
 from spec.runtime.engine import ExtraState, Moments
 from spec.runtime.memory import keep_freed_memory
 from spec.sampling import Step
 from torch_impl.checkpoint.native import dump_parameters, from_numpy, load_parameters, to_numpy
+from torch_impl.mixers import capabilities
 from torch_impl.model import build, choose_method
 from torch_impl.ops.decode import make_step
 from torch_impl.ops.devices import default_device
@@ -59,7 +61,7 @@ class Engine:
 
     Raises:
         ValueError: a process would be left without work, or `compile` where processes share a row; either of the two
-            with a Liquid SSM.
+            where the mixer is not capable of it.
     """
 
     name = "torch"
@@ -148,7 +150,7 @@ class Engine:
         with time_sharded(self.context.sequence_group):
             for part, state in zip(parts, states, strict=True):
                 with gradient_sync(self.model, self._loss, last=part is parts[-1]):
-                    mean, last = self._loss(**to_device(part, self.device), states=state)
+                    mean, last = self._loss(**to_device(part, self.device, self.model.config), states=state)
                     nats = mean * (_counted_labels(part) / counted)
                     self.scaler.scale(nats).backward()
                 loss, last_states = loss + nats.detach(), [*last_states, last.detach()]
@@ -169,7 +171,7 @@ class Engine:
             states: [l, b, n]; None is zero.
         """
         with time_sharded(self.context.sequence_group):
-            loss, states = self.model.loss(**to_device(batch, self.device), states=states)
+            loss, states = self.model.loss(**to_device(batch, self.device, self.model.config), states=states)
         reshard(self.model)
         return loss.item(), states
 
@@ -294,8 +296,10 @@ def _counted_labels(batch: Batch) -> int:
 def _require_work(
     config: ModelConfig, training: TrainingConfig, micro_batch: int | None, context: ParallelContext, compile: bool
 ) -> None:
-    if isinstance(config, LiquidSSMConfig) and (compile or context.shard.columns > 1):
-        raise ValueError("a Liquid SSM is neither compiled nor cut in time; leave out --compile and --context-parallel")
+    able = capabilities(config)
+    if (compile and not able.compile) or (context.shard.columns > 1 and not able.context_parallel):
+        title = family(config).title
+        raise ValueError(f"a {title} is neither compiled nor cut in time; leave out --compile and --context-parallel")
     if micro_batch is not None:
         require_integer("micro_batch", micro_batch, 1)
     for name, count in (("batch_size", context.shard.rows), ("seq_len", context.shard.columns)):

@@ -31,7 +31,6 @@ FRAMEWORKS = {"torch": ("torch",), "jax": ("jax", "flax", "optax")}
 SCAN_RESULTS = ("states", "last", "decay gradient", "drive gradient", "state gradient")
 GATES_RESULTS = ("decay", "drive", "gate", "pre gradient", "bias gradient")
 MIXER_RESULTS = ("gated", "last", "pre gradient", "bias gradient", "state gradient")
-LIQUID_RESULTS = ("states", "last", "pre gradient", "state gradient")
 LOSS_RESULTS = ("nats", "hidden gradient", "embedding gradient")
 RESULTS: dict[str, tuple[str, ...]] = {
     "scan": SCAN_RESULTS,
@@ -104,16 +103,22 @@ class Adapter(Protocol):
         ...
 
     @staticmethod
-    def liquid_states_vjp(
-        config: Any,
-        pre: Array,
-        state: Array,
-        weights: Arrays,
-        method: str,
-        masks: Sequence[Array],
-        gradients: Sequence[Array],
-    ) -> dict[str, Array]:
-        """LIQUID_RESULTS and the gradients of the weights by field of Dynamics; masks: resets, padding, noise, gaps."""
+    def function_vjp(
+        function: Callable[..., object],
+        static: tuple[Any, ...],
+        constants: Sequence[Array | None],
+        output_gradients: Sequence[Array],
+        *inputs: Array,
+    ) -> tuple[Array, ...]:
+        """The outputs of `function(backend, static, constants, *inputs)`, and the gradients of its inputs.
+
+        Args:
+            function: of a module, over the backend's arrays; its first argument is the backend's name.
+            static: hashable values that a program is compiled for.
+            constants: arrays that are not differentiated.
+            output_gradients: of its outputs.
+            inputs: what it is differentiated by.
+        """
         ...
 
     @staticmethod
@@ -139,7 +144,7 @@ class Adapter(Protocol):
         resets: Array | None = None,
         padding: Array | None = None,
         compute_dtype: str = "float32",
-        of_ssm: Sequence[Array] = (),
+        side: Arrays | None = None,
         **options: str,
     ) -> tuple[Array, Array]:
         """(logits, final states); `of_ssm` are noise and gaps, `options` those of the model's `build`."""
@@ -157,7 +162,7 @@ class Adapter(Protocol):
         final_state_gradient: Array | None = None,
         compute_dtype: str = "float32",
         chunk: int | None = None,
-        of_ssm: Sequence[Array] = (),
+        side: Arrays | None = None,
         **options: str | bool,
     ) -> tuple[float, dict[str, Array], Array, Array]:
         """(loss, gradients by path, gradient of the initial states, final states).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -14,22 +14,22 @@ from flax import nnx
 import jax_impl
 from jax_impl import layers
 from jax_impl import model as models
-from jax_impl.mixers import liquid_ssm
-from jax_impl.mixers.liquid_ssm import solvers
+from jax_impl.mixers import mixer_module
 from jax_impl.ops import cross_entropy as losses
 from jax_impl.ops import decode, gated_scan
 from jax_impl.ops.gated_scan import unfused
 from jax_impl.ops.scan import METHODS as SCANS
 from jax_impl.training import optimizer as optimizers
-from parity.proof.adapters import LIQUID_RESULTS, RESULTS, chunk_logits, float64_elsewhere, real
+from parity.proof.adapters import RESULTS, chunk_logits, float64_elsewhere, real
 from spec.config import ModelConfig, TrainingConfig
+from spec.mixers import families
+from spec.mixers.base import Masks, Side
 
 NAME = "jax"
 METHODS = {
     "rowwise": ("plain",),
     "scan": tuple(SCANS),
-    "mixer": ("auto", *gated_scan.METHODS),
-    "liquid_ssm": tuple(solvers.METHODS),
+    **{one.operation: tuple(mixer_module(name).METHODS) for name, one in families().items()},
     "loss": tuple(losses.METHODS),
     "decode": tuple(decode.METHODS),
 }
@@ -44,7 +44,6 @@ LAYERS = {
     "rms_norm": lambda config, dtype, _: layers.RMSNorm(config.d_model, config.norm_eps, dtype),
     "swiglu": lambda config, dtype, _: layers.SwiGLU(config, dtype),
     "block": lambda config, dtype, method: models.Block(config, dtype, method),
-    "ssm_block": lambda config, dtype, method: models.Block(config, dtype, method),
 }
 OPERATIONS = {
     "scan": lambda decay, drive, state, resets, padding, method: jax_impl.scan(
@@ -82,11 +81,9 @@ def elementary(name, x):
 
 
 @float64_elsewhere
-def liquid_states_vjp(config, pre, state, weights, method, masks, gradients):
-    dynamics = liquid_ssm.Dynamics(**{"frequency": None, **weights})
-    outputs, (of_pre, of_state, of) = _liquid_states_vjp(config, method, (pre, state, dynamics), masks, gradients)
-    found = dict(zip(LIQUID_RESULTS, _arrays(*outputs, of_pre, of_state), strict=True))
-    return found | {name: np.asarray(getattr(of, name)) for name in weights}
+def function_vjp(function, static, constants, output_gradients, *inputs):
+    outputs, gradients = _function_vjp(function, static, tuple(constants), inputs, tuple(output_gradients))
+    return _arrays(*outputs, *gradients)
 
 
 @float64_elsewhere
@@ -100,11 +97,11 @@ def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", co
 
 @float64_elsewhere
 def model(
-    params, config, tokens, states=None, resets=None, padding=None, compute_dtype="float32", of_ssm=(), **options
+    params, config, tokens, states=None, resets=None, padding=None, compute_dtype="float32", side=None, **options
 ):
     forward, _ = _functions(config, compute_dtype=compute_dtype, **options)
-    more = _real(of_ssm, compute_dtype)
-    return _arrays(*forward(_in(params, compute_dtype), tokens, real(states, compute_dtype), resets, padding, *more))
+    more = resets, padding, _side(side, compute_dtype)
+    return _arrays(*forward(_in(params, compute_dtype), tokens, real(states, compute_dtype), *more))
 
 
 @float64_elsewhere
@@ -119,14 +116,18 @@ def loss_and_gradients(
     final_state_gradient=None,
     compute_dtype="float32",
     chunk=None,
-    of_ssm=(),
+    side=None,
     **options,
 ):
     _, gradients_of = _functions(config, chunk, compute_dtype=compute_dtype, **options)
     initial, final_gradient = _real((states, final_state_gradient), compute_dtype)
-    masks = resets, padding, *_real(of_ssm, compute_dtype)
     (_, (loss, last)), (gradients, state_gradient) = gradients_of(
-        _in(params, compute_dtype), initial, tokens, labels, masks, final_gradient
+        _in(params, compute_dtype),
+        initial,
+        tokens,
+        labels,
+        (resets, padding, _side(side, compute_dtype)),
+        final_gradient,
     )
     return float(loss), {path: np.asarray(gradients[path]) for path in params}, *_arrays(state_gradient, last)
 
@@ -178,11 +179,8 @@ _gates = jax.jit(unfused.decay_gates, static_argnums=1)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _liquid_states_vjp(config, method, inputs, masks, output_gradients):
-    def run(pre, state, dynamics):
-        return liquid_ssm.liquid_states(pre, dynamics, config, state, *masks, method)
-
-    return _vjp(run, inputs, output_gradients)
+def _function_vjp(function, static, constants, inputs, output_gradients):
+    return _vjp(partial(function, NAME, static, constants), inputs, output_gradients)
 
 
 @cache
@@ -193,7 +191,7 @@ def _layer_vjp(name: str, config: ModelConfig, method: str, compute_dtype: str) 
     def run(weights, inputs, masks, output_gradients):
         def forward(weights, inputs):
             state = nnx.map_state(lambda path, x: x.replace(weights[".".join(map(str, path))]), variables)
-            outputs = nnx.merge(graph, state)(*inputs, *masks)
+            outputs = nnx.merge(graph, state)(*inputs, *([Masks(*masks)] if masks else []))
             return outputs if isinstance(outputs, tuple) else (outputs,)
 
         return _vjp(forward, (weights, inputs), output_gradients)
@@ -238,8 +236,12 @@ def _optimizer(config: ModelConfig, training: TrainingConfig) -> tuple[Any, Call
     return optimizer, advance
 
 
-def _real(arrays: Sequence[np.ndarray | None], compute_dtype: str) -> list[Any]:
+def _real(arrays: Iterable[np.ndarray | None], compute_dtype: str) -> list[Any]:
     return [real(x, compute_dtype) for x in arrays]
+
+
+def _side(side: Side | None, compute_dtype: str) -> dict[str, Any]:
+    return {name: real(x, compute_dtype) for name, x in (side or {}).items()}
 
 
 def _in(params: Mapping[str, np.ndarray], compute_dtype: str) -> dict[str, Any]:

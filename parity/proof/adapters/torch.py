@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 import torch_impl
-from parity.proof.adapters import LIQUID_RESULTS, RESULTS, chunk_logits, real
+from parity.proof.adapters import RESULTS, chunk_logits, real
 from spec.config import ModelConfig
+from spec.mixers import families
+from spec.mixers.base import Masks, Side
 from torch_impl import layers
 from torch_impl import model as models
-from torch_impl.mixers import liquid_ssm
-from torch_impl.mixers.liquid_ssm import solvers
+from torch_impl.mixers import mixer_module
 from torch_impl.ops import cross_entropy as losses
 from torch_impl.ops import decode, gated_scan, rowwise
 from torch_impl.ops.devices import default_device
@@ -30,8 +31,7 @@ NAME = "torch"
 METHODS = {
     "rowwise": tuple(rowwise.METHODS),
     "scan": tuple(SCANS),
-    "mixer": ("auto", *gated_scan.METHODS),
-    "liquid_ssm": tuple(solvers.METHODS),
+    **{one.operation: tuple(mixer_module(name).METHODS) for name, one in families().items()},
     "loss": tuple(losses.METHODS),
     "decode": tuple(decode.METHODS),
 }
@@ -46,7 +46,6 @@ LAYERS = {
     "rms_norm": lambda config, dtype, _: layers.RMSNorm(config.d_model, config.norm_eps, dtype),
     "swiglu": lambda config, dtype, _: layers.SwiGLU(config, dtype),
     "block": lambda config, dtype, method: models.Block(config, dtype, method),
-    "ssm_block": lambda config, dtype, method: models.Block(config, dtype, method),
 }
 OPERATIONS = {
     "scan": lambda decay, drive, state, resets, padding, method: torch_impl.scan(
@@ -84,24 +83,18 @@ def elementary(name, x):
     return _arrays(ELEMENTARY[name](*_tensors(x)))[0]
 
 
-def liquid_states_vjp(config, pre, state, weights, method, masks, gradients):
-    given = _tensors(*masks)
-
-    def run(pre, state, *of):
-        dynamics = liquid_ssm.Dynamics(**{"frequency": None, **dict(zip(weights, of, strict=True))})
-        return liquid_ssm.liquid_states(pre, dynamics, config, state, *given, method)
-
-    results = _vjp(run, (pre, state, *weights.values()), gradients)
-    return dict(zip((*LIQUID_RESULTS, *weights), results, strict=True))
+def function_vjp(function, static, constants, output_gradients, *inputs):
+    fixed = _tensors(*constants)
+    return _vjp(lambda *x: function(NAME, static, fixed, *x), inputs, output_gradients)
 
 
 def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", compute_dtype="float32"):
     layer = LAYERS[name](config, compute_dtype, method)
-    masks = _tensors(*masks)
+    more = [Masks(*_tensors(*masks))] if masks else []
 
     def run(*values):
         given = dict(zip(weights, values[len(inputs) :], strict=True))
-        results = torch.func.functional_call(layer, given, (*values[: len(inputs)], *masks))
+        results = torch.func.functional_call(layer, given, (*values[: len(inputs)], *more))
         return results if isinstance(results, tuple) else (results,)
 
     arrays = _real((*inputs, *weights.values()), compute_dtype)
@@ -112,12 +105,12 @@ def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", co
 
 
 def model(
-    params, config, tokens, states=None, resets=None, padding=None, compute_dtype="float32", of_ssm=(), **options
+    params, config, tokens, states=None, resets=None, padding=None, compute_dtype="float32", side=None, **options
 ):
     net = _model(params, config, compute_dtype=compute_dtype, **options)
-    inputs = tokens, real(states, compute_dtype), resets, padding, *_real(of_ssm, compute_dtype)
     with torch.no_grad():
-        return _arrays(*net.logits(*_tensors(*inputs)))
+        inputs = _tensors(tokens, real(states, compute_dtype), resets, padding)
+        return _arrays(*net.logits(*inputs, _side(side, compute_dtype)))
 
 
 def loss_and_gradients(
@@ -131,15 +124,15 @@ def loss_and_gradients(
     final_state_gradient=None,
     compute_dtype="float32",
     chunk=None,
-    of_ssm=(),
+    side=None,
     **options,
 ):
     net = _model(params, config, compute_dtype=compute_dtype, **options)
     initial, final_gradient = _tensors(real(states, compute_dtype), real(final_state_gradient, compute_dtype))
     named = {**dict(net.named_parameters()), "": initial.requires_grad_()}
     with chunk_logits(losses, chunk):
-        more = _tensors(resets, padding, *_real(of_ssm, compute_dtype))
-        loss, last = net.loss(*_tensors(tokens, labels), initial, *more)
+        masks = _tensors(resets, padding)
+        loss, last = net.loss(*_tensors(tokens, labels), initial, *masks, _side(side, compute_dtype))
         total = loss if final_gradient is None else loss + (final_gradient * last).sum()
         gradients = dict(zip(named, _arrays(*torch.autograd.grad(total, list(named.values()))), strict=True))
     return loss.item(), gradients, gradients.pop(""), *_arrays(last)
@@ -180,6 +173,11 @@ def make_step(params, config, method="auto"):
 
 def _real(arrays: Sequence[np.ndarray | None], compute_dtype: str) -> list[Any]:
     return [real(x, compute_dtype) for x in arrays]
+
+
+def _side(side: Side | None, compute_dtype: str) -> dict[str, Any]:
+    given = side or {}
+    return dict(zip(given, _tensors(*(real(x, compute_dtype) for x in given.values())), strict=True))
 
 
 def _tensors(*arrays: np.ndarray | None) -> list[Any]:

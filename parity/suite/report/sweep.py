@@ -21,11 +21,9 @@ from parity.proof.bounds import in_units
 from parity.proof.operations import OPERATIONS, Operation, check, expected
 from parity.proof.problems.cases import NANO, AdamWCase, LayerCase, ModelCase, ScanCase
 from parity.proof.problems.strategies import CASES
+from spec.mixers import families
 
 DRAWS = 150
-# Of the draws that were asked for: what one problem costs differs this much.
-SHARES = {"gates": 3.0, "rms_norm": 3.0, "adamw": 0.5, "mixer": 0.1, "block": 0.1, "model": 0.1}
-SHARES |= dict.fromkeys(("dense_states", "diagonal_states", "ssm_block", "ssm_model"), 0.04)
 TIGHT = 1 / 30
 MOST_SHRUNK = 3
 QUIET = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
@@ -133,7 +131,7 @@ def sweep_operations(
 
 def amount_of(operation: str, draws: int) -> int:
     """How many problems `sweep_operations` draws for an operation."""
-    return max(1, round(draws * SHARES.get(operation, 1.0)))
+    return max(1, round(draws * OPERATIONS[operation].share))
 
 
 def rows_of(operation: Operation, names: Iterable[str]) -> list[Row]:
@@ -170,7 +168,9 @@ def measure(
 def reproduction(row: Row, case: str) -> str:
     """A shell command that repeats one problem in one implementation; it fails as the report says."""
     arguments = ", ".join(repr(x) for x in (row.operation, row.backend, row.method, row.dtype))
-    code = f"{IMPORTS}; check({arguments}, {case})"
+    configs = [one.Config for one in families().values() if f"{one.Config.__name__}(" in case]
+    imports = [IMPORTS, *(f"from {config.__module__} import {config.__name__}" for config in configs)]
+    code = f"{'; '.join(imports)}; check({arguments}, {case})"
     plain = not set(code) & set('"$`\\!')
     return f'python -c "{code}"' if plain else f"python -c {shlex.quote(code)}"
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ import numpy as np
 
 from spec.checkpoint.format import TEXTS, Checkpoint, pack
 from spec.checkpoint.tree import to_tree
-from spec.config import LiquidNetConfig
 from spec.init import initial_parameters
 from spec.optimizer import MOMENTS
+from spec.presets import PRESETS
 from tools import convert
 
 SUFFIXES = {"neutral": "", "pt": ".pt", "msgpack": ".msgpack", "data": ""}
-CONFIG = LiquidNetConfig(vocab_size=11, d_model=6, d_ff=7, n_layers=2, max_seq_len=8)
+CONFIG = replace(PRESETS["nano"], vocab_size=11, d_model=6, d_ff=7, n_layers=2, max_seq_len=8)
 VOCABULARY = 50
 BIAS = "blocks.0.mixer.decay_bias"
 

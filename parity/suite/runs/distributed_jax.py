@@ -83,8 +83,8 @@ def curves(found: Results, layouts: tuple[Layout, ...]) -> None:
         found[layout.name] = {"losses": losses.tolist(), "digests": digests}
 
 
-def liquid_ssm(found: Results) -> None:
-    """A few steps of a Liquid SSM with noise in some layouts."""
+def with_noise(found: Results) -> None:
+    """A few steps of a model that explores, with noise, in some layouts."""
     for layout in (ALONE, *SSM_LAYOUTS):
         found[f"ssm {layout.name}"] = {"losses": layout.segment(model=SMALL_SSM).train(SSM_STEPS)[0].tolist()}
 
@@ -202,7 +202,7 @@ def main(out: Path, short: bool) -> None:
         restart(found, Layout(2, 4))
     else:
         curves(found, (ALONE, *LAYOUTS))
-        liquid_ssm(found)
+        with_noise(found)
         for stream in (False, True):
             chain(found, stream)
         restart(found, Layout(2, 2, 2))

@@ -31,7 +31,8 @@ from parity.suite.runs.segment import (
 )
 from parity.suite.runs.trajectories import MODEL
 from parity.suite.runs.trajectory_drift import SMALL, SMALL_SSM
-from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig
+from spec.config import ModelConfig, TrainingConfig
+from torch_impl.mixers import capabilities
 from torch_impl.ops.scan import METHODS as SCANS
 from torch_impl.ops.scan.context_parallel import time_sharded
 from torch_impl.training.distributed import ParallelContext, exit_if_initialized, on_ranks
@@ -86,7 +87,7 @@ def segment(
     layout: Layout, context: ParallelContext, training: TrainingConfig = TRAINING, model: ModelConfig = SMALL
 ) -> Segment:
     """The engine of a layout, from perturbed weights."""
-    method = "auto" if isinstance(model, LiquidSSMConfig) else "chunked"
+    method = "chunked" if capabilities(model).scan_methods else "auto"
     return Segment(Engine(model, training, method, micro_batch=layout.micro_batch, context=context), model)
 
 
@@ -101,8 +102,8 @@ def curves(found: Results) -> None:
                 found[f"{'stream ' if stream else ''}{layout.name}"] = {"losses": losses.tolist(), "digests": digests}
 
 
-def liquid_ssm(found: Results) -> None:
-    """A few steps of a Liquid SSM with noise in some layouts."""
+def with_noise(found: Results) -> None:
+    """A few steps of a model that explores, with noise, in some layouts."""
     for layout in (ALONE, *SSM_LAYOUTS):
         context = layout.context()
         if dist.get_rank() < layout.size:
@@ -253,7 +254,7 @@ def main(out: Path) -> None:
     assert dist.get_world_size() == PROCESSES and set(SCANS) >= {"sequential", "chunked"}
     found: Results = {}
     curves(found)
-    liquid_ssm(found)
+    with_noise(found)
     for stream in (False, True):
         chain(found, stream)
     restarts(found)

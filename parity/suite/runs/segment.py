@@ -13,8 +13,7 @@ import numpy as np
 from parity.proof.problems.cases import ScanCase, perturbed_parameters
 from parity.suite.runs.trajectory_drift import NOISE, SMALL_TRAINING, story_data
 from spec.config import ModelConfig
-from spec.data import Batch, next_batch, validation_batches, validation_stream
-from spec.mixers.liquid_ssm.noise import with_noise
+from spec.data import Batch, next_batch, validation_batches, validation_stream, with_side_inputs
 from spec.runtime.engine import Engine, Moments, Parameters
 from spec.runtime.parallel import ParallelContext
 from tools.training.evaluate import mean_loss
@@ -56,7 +55,7 @@ class Segment:
             consumed = self.step * self.training.batch_size
             batch = next_batch(self.data, consumed, self.training, self.context.shard)
             digests.append(digest(batch, self.context))
-            batch = with_noise(batch, self.model, self.training, consumed, self.context.shard)
+            batch = with_side_inputs(batch, self.model, self.training, consumed, self.context.shard)
             losses.append(self.engine.train_step(batch, self.training.peak_lr))
             self.step += 1
         return np.array(losses), digests

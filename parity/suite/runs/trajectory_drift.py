@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from parity.proof.bounds.monte_carlo_arithmetic import FACTOR, Rounding
 from parity.proof.problems.cases import perturbed_parameters
 from parity.suite.runs.trajectories import REORDERINGS, TRAINING, Order, Segment
-from spec.config import LiquidNetConfig, LiquidSSMConfig, ModelConfig, TrainingConfig
-from spec.data import Dataset, next_batch
-from spec.mixers.liquid_ssm.noise import with_noise
+from spec.config import ModelConfig, TrainingConfig
+from spec.data import Dataset, next_batch, with_side_inputs
+from spec.mixers import family
 from spec.optimizer import decayed_paths
+from spec.presets import PRESETS
 from spec.reference import adamw_step, clip_by_global_norm, forward, loss_and_gradients
 from spec.schedule import learning_rate
 from tools.data.stories import stories
@@ -22,8 +24,9 @@ NOISE = 0.02
 LARGEST_RATIO = 5.0
 """Of the difference between the backends to that between reorderings of one."""
 # Small enough for the reference, which rounds at random nine times over: three seconds a run.
-SMALL = LiquidNetConfig(vocab_size=257, d_model=16, d_ff=24, n_layers=2, max_seq_len=16)
-SMALL_SSM = LiquidSSMConfig(257, 16, 24, 2, 16, d_state=6, d_tau=3, state="diagonal", exploration_rate=0.5)
+SIZES: dict[str, Any] = {"vocab_size": 257, "d_model": 16, "d_ff": 24, "n_layers": 2, "max_seq_len": 16}
+SMALL = replace(PRESETS["nano"], **SIZES)
+SMALL_SSM = replace(PRESETS["ssm-nano"], **SIZES, d_state=6, d_tau=3, exploration_rate=0.5)
 SMALL_TRAINING = replace(TRAINING, batch_size=4, seq_len=16)
 
 Progress = Callable[[str], None]
@@ -127,12 +130,12 @@ def reference_run(
     moments = [{path: lift(np.zeros(x.shape)) for path, x in params.items()} for _ in range(2)]
     losses, states = [], None
     for step in range(steps):
-        batch = with_noise(next_batch(data, step * t.batch_size, t), model, t, step * t.batch_size)
-        of_ssm = {} if batch.noise is None else {"noise": lift(batch.noise.transpose(2, 0, 1, 3))}
+        batch = with_side_inputs(next_batch(data, step * t.batch_size, t), model, t, step * t.batch_size)
+        side = {name: lift(x) for name, x in family(model).in_order_of_call(model, batch.side).items()}
         inputs = states, batch.resets
-        loss, gradients, _ = loss_and_gradients(params, model, batch.tokens, batch.labels, *inputs, **of_ssm)
+        loss, gradients, _ = loss_and_gradients(params, model, batch.tokens, batch.labels, *inputs, **side)
         if t.stream:
-            states = forward(params, model, batch.tokens, *inputs, **of_ssm)[1]
+            states = forward(params, model, batch.tokens, *inputs, **side)[1]
         gradients, _ = clip_by_global_norm(gradients, t.grad_clip)
         params, *moments = adamw_step(params, gradients, *moments, step + 1, learning_rate(step, t), t, decayed)
         losses.append(float(loss))

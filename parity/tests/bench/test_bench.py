@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec import LiquidNetConfig
+from spec.config import TrainingConfig
 from tools.bench import gpu_check, measure, results
 from tools.bench import sizes as bench_sizes
 from tools.bench.sizes import Decoding, Sizes, TrainStep

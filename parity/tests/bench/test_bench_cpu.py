@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from spec.config import LiquidNetConfig
+from spec import LiquidNetConfig
 from spec.parameters import num_parameters
-from spec.presets import LIQUIDNETS
+from spec.presets import PRESETS
 from tools.bench import decode as bench_decode
 from tools.bench import machine, measure, results, sizes
 from tools.bench.limits import targets
@@ -230,7 +230,7 @@ def test_the_peer_is_gpt_2_by_a_plain_formula(gpt2):
 def test_the_peer_has_as_many_parameters_as_ours_and_learns(gpt2):
     import torch
 
-    for config in (sizes.NANO, LIQUIDNETS["small"]):
+    for config in (sizes.NANO, PRESETS["small"]):
         with torch.device("meta"):
             shape = gpt2.equal_to(config, 64)
         d, layers = shape.d_model, shape.n_layers

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from spec.config import LiquidNetConfig
+from spec import LiquidNetConfig
 from tools.bench import measure, sizes
 from tools.bench import results as bench_results
 from tools.bench.sizes import Sizes

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity.proof import adapters
+from spec import LiquidNetConfig
 from spec.checkpoint.format import (
     Checkpoint,
     from_files,
@@ -25,7 +26,6 @@ from spec.checkpoint.format import (
     write_checkpoint,
 )
 from spec.checkpoint.tree import from_tree, to_tree
-from spec.config import LiquidNetConfig
 from spec.init import initial_parameters
 from spec.optimizer import MOMENTS
 from tools import convert

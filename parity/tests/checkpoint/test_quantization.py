@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity.proof.problems.cases import CONFIG, DENSE, perturbed_parameters
+from parity.proof.operations.liquid_ssm import DENSE
+from parity.proof.problems.cases import CONFIG, perturbed_parameters
 from spec.checkpoint.format import Checkpoint, find_checkpoint, read_checkpoint, write_checkpoint
 from spec.checkpoint.quantization import WEIGHTS, quantize, rounded
 from spec.sampling import Sampling

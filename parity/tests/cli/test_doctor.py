@@ -8,7 +8,8 @@ import pytest
 
 from parity.proof import adapters as proved
 from parity.proof import bounds
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec import LiquidNetConfig
+from spec.config import TrainingConfig
 from tools import doctor
 from tools.cli import backends
 from tools.cli.main import main

@@ -13,8 +13,9 @@ from parity.proof import adapters
 from parity.proof.bounds import assert_within
 from parity.proof.operations import expected
 from parity.proof.problems.cases import ModelCase
+from spec import LiquidNetConfig
 from spec.checkpoint.format import read_checkpoint
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec.config import TrainingConfig
 from spec.data import Batch, open_data
 from tools.cli.main import main
 from tools.training import train as shell
@@ -52,7 +53,7 @@ def test_the_loss_is_one_graph(without_a_compiler, method, loss_method, remat):
     """`fullgraph` raises at a graph break; loss, states and every gradient are within the bounds of the model."""
     case = ModelCase(9, "some", "left", "some", False, 3, config=CONFIG)
     truth, bound = expected("model", case, "float32")
-    net = models.LiquidNet(CONFIG, method=method, remat=remat, loss_method=loss_method).to(DEVICE)
+    net = models.build(CONFIG, method=method, remat=remat, loss_method=loss_method).to(DEVICE)
     adapters.load_module("torch", "checkpoint.native").load_parameters(net, case.parameters)
     tokens, labels, states, resets, padding, of_last = (torch.tensor(x, device=DEVICE) for x in case.arrays())
     loss_of = torch.compile(net.loss, fullgraph=True, dynamic=False)

@@ -16,7 +16,8 @@ pytest.importorskip("torch", reason="only PyTorch trains in several processes")
 
 from parity.proof.environment import ROOT
 from parity.proof.problems.cases import perturbed_parameters
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec import LiquidNetConfig
+from spec.config import TrainingConfig
 from spec.data import IGNORED_LABEL, Batch, BatchShard
 from tools.training.evaluate import total_nats
 from torch_impl.training.distributed import ParallelContext, to_local

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity.proof.problems.cases import perturbed_parameters
-from spec import sampling
+from spec import LiquidNetConfig, sampling
 from spec.checkpoint.format import Checkpoint, write_checkpoint
 from spec.checkpoint.tensors import pack
-from spec.config import LiquidNetConfig
 from spec.sampling import PROMPT_PIECE, Sampling, generate
 from tools.cli import backends
 from tools.generation.session import Session, open_model

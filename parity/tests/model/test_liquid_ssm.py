@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from parity.proof.problems.cases import SSM_KINDS as KINDS
+from parity.proof.operations.liquid_ssm import KINDS
 from parity.proof.problems.cases import perturbed_parameters
 from parity.proof.problems.complex_step import complex_step
 from spec import LiquidSSMConfig, initial_parameters, parameter_table

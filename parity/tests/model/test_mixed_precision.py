@@ -16,8 +16,9 @@ from parity.proof.bounds.monte_carlo_arithmetic import estimate
 from parity.proof.operations import OPERATIONS, expected
 from parity.proof.operations.base import UNITS
 from parity.proof.problems.cases import ModelCase
+from spec import LiquidNetConfig
 from spec.checkpoint.format import list_checkpoints, read_checkpoint
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec.config import TrainingConfig
 from spec.data import Batch
 from tools.cli.main import main
 from tools.training import train as shell
@@ -68,7 +69,7 @@ def test_a_float16_model_is_within_the_estimate_for_eleven_bits(seed, scale):
     assert logits.dtype == last.dtype == np.float32
     results = {"logits": logits, "last": last}
     device = devices.default_device()
-    net = adapters.load_module("torch", "model").LiquidNet(CONFIG, compute_dtype="float16").to(device)
+    net = adapters.load_module("torch", "mixers.liquidnet").LiquidNet(CONFIG, compute_dtype="float16").to(device)
     adapters.load_module("torch", "checkpoint.native").load_parameters(net, case.parameters)
     tokens, labels, states, resets, padding, of_last = (
         torch.tensor(x, device=devices.default_device()) for x in arrays

@@ -4,7 +4,7 @@ import pytest
 
 from parity.proof.operations import check
 from parity.proof.problems.cases import LayerCase
-from spec.config import LiquidNetConfig
+from spec import LiquidNetConfig
 from spec.data import IGNORED_LABEL
 from tools.bench import train_step
 

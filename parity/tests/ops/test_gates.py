@@ -7,7 +7,7 @@ import pytest
 
 from parity.proof.bounds import assert_within, in_units
 from parity.proof.bounds.running_error import EXP, LOG, RSQRT, SIGMOID, TANH
-from spec.init import half_life_bias
+from spec.mixers.liquidnet import half_life_bias
 from spec.reference.scan import decay_gates, sigmoid
 
 LIBRARY = {

@@ -13,7 +13,7 @@ import pytest
 
 from parity.proof.bounds.running_error import EXP, SIGMOID, TANH
 from parity.proof.environment import ROOT
-from spec.config import LiquidNetConfig
+from spec import LiquidNetConfig
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba", reason="the extra cpu")

@@ -13,7 +13,7 @@ from parity.proof.operations import OPERATIONS, expected
 from parity.proof.problems.cases import CONFIG, LayerCase, ModelCase, perturbed_parameters
 from parity.proof.problems.strategies import model_cases, seeds
 from spec.checkpoint.format import pack, unpack
-from spec.init import LONGEST_HALF_LIFE, half_life_bias
+from spec.mixers.liquidnet import LONGEST_HALF_LIFE, half_life_bias
 from spec.sampling import Sampling, generate
 
 some = settings(max_examples=max(1, settings().max_examples // 4))

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from spec import LiquidNetConfig
 from spec.checkpoint.format import (
     Checkpoint,
     from_files,
@@ -18,7 +19,7 @@ from spec.checkpoint.format import (
     to_files,
 )
 from spec.checkpoint.tensors import unpack
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec.config import TrainingConfig
 from spec.data import IGNORED_LABEL, WHOLE, Batch, BatchShard, open_data, training_batch
 from spec.init import initial_parameters
 from spec.optimizer import MOMENTS

@@ -15,7 +15,7 @@ from parity.proof.bounds import unit
 from parity.proof.bounds.monte_carlo_arithmetic import estimate
 from parity.proof.bounds.running_error import SIGMOID
 from parity.proof.problems.cases import draw_padding, draw_resets
-from spec.reference import blocks
+from spec.mixers import liquidnet
 from spec.reference.scan import scan_adjoint, sigmoid
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -81,8 +81,8 @@ class MixerProblem:
     def compute(self, lift: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
         """The reference, given a function that makes its input arrays."""
         pre, bias, state, grad_gated, grad_last = (lift(x.astype(np.float64)) for x in self.inputs)
-        gated, last, saved = blocks.gated_states(pre, bias, self.delta_min, state, *self.masks)
-        gradients = blocks.gated_states_adjoint(saved, grad_gated, grad_last)
+        gated, last, saved = liquidnet.gated_states(pre, bias, self.delta_min, state, *self.masks)
+        gradients = liquidnet.gated_states_adjoint(saved, grad_gated, grad_last)
         return dict(zip(MIXER_RESULTS, (gated, last, *gradients), strict=True))
 
     @cached_property
@@ -116,7 +116,7 @@ def tanh_cost(problem: MixerProblem) -> dict[str, np.ndarray]:
         last: e             gate: |grad_gated| o (1 - o) e            initial state: 0.
     """
     pre, bias, state, grad_gated, grad_last = (x.astype(np.float64) for x in problem.inputs)
-    saved = blocks.gated_states(pre, bias, problem.delta_min, state, *problem.masks)[2]
+    saved = liquidnet.gated_states(pre, bias, problem.delta_min, state, *problem.masks)[2]
     v, p, o, decay, one_minus_decay, masked_decay, states = saved[:7]
     g = np.abs(scan_adjoint(masked_decay, states, state, grad_gated * o, grad_last)[1])
     grad_p = 2.0 * decay * sigmoid(p) * g
