@@ -147,7 +147,7 @@ class Adapter(Protocol):
         side: Arrays | None = None,
         **options: str,
     ) -> tuple[Array, Array]:
-        """(logits, final states); `of_ssm` are noise and gaps, `options` those of the model's `build`."""
+        """(logits, final states); `side` is what the mixer reads besides, `options` those of the model's `build`."""
         ...
 
     @staticmethod

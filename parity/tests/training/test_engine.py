@@ -12,7 +12,8 @@ from types import ModuleType
 import pytest
 
 from parity.proof.adapters import missing
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec import LiquidNetConfig
+from spec.config import TrainingConfig
 from spec.runtime.engine import Engine, PendingSave
 from spec.runtime.parallel import ParallelContext
 

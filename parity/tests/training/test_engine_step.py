@@ -7,7 +7,8 @@ import pytest
 
 from parity.proof import adapters
 from parity.proof.problems.cases import perturbed_parameters
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec import LiquidNetConfig
+from spec.config import TrainingConfig
 from spec.data import IGNORED_LABEL, Batch
 from spec.optimizer import MOMENTS, decayed_paths
 from spec.reference import adamw_step, clip_by_global_norm, loss_and_gradients
