@@ -1,9 +1,9 @@
-"""The language models. Twin: torch_impl. Truth: spec/reference/model.py."""
+"""The language model of any family. Twin: torch_impl. Truth: spec/reference/model.py."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,13 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_impl.checkpoint.native import load_parameters
 from jax_impl.generation import generate
 from jax_impl.layers import COMPUTE, Embedding, RMSNorm, SwiGLU, accumulate_dtype
-from jax_impl.mixers import liquid_ssm
-from jax_impl.mixers.liquid_ssm import LiquidSSM
-from jax_impl.mixers.liquidnet import LiquidMixer
-from jax_impl.ops import scan
+from jax_impl.mixers import mixer_module
 from jax_impl.ops.cross_entropy import cross_entropy, lm_head
-from spec.axes import BN, BT, BTD, BTV, LBN, LBTN, SCALAR
-from spec.config import LiquidSSMConfig, ModelConfig, require_integer, swiglu_width
+from spec.axes import BN, BT, BTD, BTV, LBN, SCALAR
+from spec.config import ModelConfig
 from spec.init import initial_parameters
+from spec.mixers import family
+from spec.mixers.base import NO_MASKS, Masks, Side
 from spec.sampling import Sampling
 
 
@@ -31,10 +30,7 @@ class Block(nnx.Module):
     def __init__(self, config: ModelConfig, compute_dtype: str = "float32", method: str = "auto"):
         self.scale = config.residual_scale
         self.mixer_norm = RMSNorm(config.d_model, config.norm_eps, compute_dtype)
-        if isinstance(config, LiquidSSMConfig):
-            self.mixer = LiquidSSM(config, compute_dtype, method)
-        else:
-            self.mixer = LiquidMixer(config, compute_dtype, method)
+        self.mixer = mixer_module(config).Mixer(config, compute_dtype, method)
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps, compute_dtype)
         self.mlp = SwiGLU(config, compute_dtype)
 
@@ -42,11 +38,10 @@ class Block(nnx.Module):
         self,
         x: Float[Array, BTD],
         state: Float[Array, BN] | None = None,
-        resets: Bool[Array, BT] | None = None,
-        padding: Bool[Array, BT] | None = None,
-        *of_ssm: Array | None,
+        masks: Masks = NO_MASKS,
+        side: Side | None = None,
     ) -> tuple[Float[Array, BTD], Float[Array, BN]]:
-        y_btd, state_bn = self.mixer(self.mixer_norm(x), state, resets, padding, *of_ssm)
+        y_btd, state_bn = self.mixer(self.mixer_norm(x), state, masks, side)
         x = x + self.scale * y_btd
         return x + self.scale * self.mlp(self.mlp_norm(x)), state_bn
 
@@ -58,9 +53,9 @@ class LanguageModel(nnx.Module):
         config: the model.
         seed: of the initial weights, `spec.initial_parameters(config, seed)`.
         compute_dtype: of the dense products: `float32`, `bfloat16` or `float64`.
-        method: a key of `mixer.METHODS` or `trajectory.METHODS`, or `auto`.
+        method: a key of the mixer's METHODS, or `auto`.
         remat: make each block's activations again in the backward pass instead of keeping them.
-        loss_method: a key of `loss.METHODS`, or `auto`.
+        loss_method: a key of `cross_entropy.METHODS`, or `auto`.
 
     Raises:
         ValueError: an unknown compute dtype or method.
@@ -76,6 +71,7 @@ class LanguageModel(nnx.Module):
         loss_method: str = "auto",
     ):
         self.config = config
+        self.family = family(config)
         self.compute_dtype = compute_dtype
         self.remat = remat
         self.loss_method = loss_method
@@ -84,14 +80,24 @@ class LanguageModel(nnx.Module):
         self.final_norm = RMSNorm(config.d_model, config.norm_eps, compute_dtype)
         load_parameters(self, initial_parameters(config, seed))
 
+    def __call__(
+        self,
+        tokens: Int[Array, BT],
+        states: Float[Array, LBN] | None = None,
+        resets: Bool[Array, BT] | None = None,
+        padding: Bool[Array, BT] | None = None,
+        side: Side | None = None,
+    ) -> Any:
+        """(logits, states), see `logits`, unless the family's own model says otherwise."""
+        return self.logits(tokens, states, resets, padding, side)
+
     def logits(
         self,
         tokens: Int[Array, BT],
         states: Float[Array, LBN] | None = None,
         resets: Bool[Array, BT] | None = None,
         padding: Bool[Array, BT] | None = None,
-        noise: Float[Array, LBTN] | None = None,
-        gaps: Float[Array, BT] | None = None,
+        side: Side | None = None,
     ) -> tuple[Float[Array, BTV], Float[Array, LBN]]:
         """Logits of the next token at every position, and the final states.
 
@@ -100,13 +106,12 @@ class LanguageModel(nnx.Module):
             states: initial states, [l, b, n]; None is zero.
             resets: true clears the state before token t is absorbed, [b, t].
             padding: true at positions that change nothing, [b, t].
-            noise: of a Liquid SSM in training, [l, b, t, n]; None is zero.
-            gaps: of a Liquid SSM, time since the token before in units of its usual distance, [b, t]; None is 1.
+            side: what the family's mixer reads besides, by name, see its `side_inputs`; what is not there is left out.
 
         Returns:
             logits float32 [b, t, v], states float32 [l, b, n]; float64 where the compute dtype is.
         """
-        hidden_btd, states = self.hidden(tokens, states, resets, padding, noise, gaps)
+        hidden_btd, states = self.hidden(tokens, states, resets, padding, side)
         return lm_head(hidden_btd, self.embedding.weight[...], COMPUTE[self.compute_dtype]), states
 
     def hidden(
@@ -115,30 +120,25 @@ class LanguageModel(nnx.Module):
         states: Float[Array, LBN] | None = None,
         resets: Bool[Array, BT] | None = None,
         padding: Bool[Array, BT] | None = None,
-        noise: Float[Array, LBTN] | None = None,
-        gaps: Float[Array, BT] | None = None,
+        side: Side | None = None,
     ) -> tuple[Float[Array, BTD], Float[Array, LBN]]:
         """The normalised hidden states that the embedding reads out, and the final states."""
         if tokens.ndim != 2 or 0 in tokens.shape:
             raise ValueError(f"tokens must have shape [b, t] with b, t >= 1, got {tuple(tokens.shape)}")
-        if (noise is not None or gaps is not None) and not isinstance(self.config, LiquidSSMConfig):
-            raise ValueError("noise and gaps are a Liquid SSM's; leave them out")
-        (b, t), shape = tokens.shape, (self.config.n_layers, tokens.shape[0], self.config.d_state)
-        _require_shape("states [l, b, n]", states, shape)
-        _require_shape("noise [l, b, t, n]", noise, (*shape[:2], t, shape[2]))
-        _require_shape("gaps [b, t]", gaps, (b, t))
+        shape = self.config.n_layers, tokens.shape[0], self.family.state_size(self.config)
+        if states is not None and tuple(states.shape) != shape:
+            raise ValueError(f"states [l, b, n] must have shape {shape}, got {tuple(states.shape)}")
+        given = self.family.checked_side(self.config, side, tokens.shape) if side else {}
         if states is None:
             states = jnp.zeros(shape, accumulate_dtype(self.compute_dtype))
         x_btd = self.embedding(tokens)
         last_states = []
         for i, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
             run = partial(nnx.remat(Block.__call__), block) if self.remat else block
-            x_btd, last = run(x_btd, state, resets, padding, *self._of_ssm(i, noise, gaps))
+            of_layer = self.family.of_layer(self.config, given, i)
+            x_btd, last = run(x_btd, state, Masks(resets, padding), of_layer)
             last_states.append(last)
         return self.final_norm(x_btd), jnp.stack(last_states)
-
-    def _of_ssm(self, layer: int, noise: Array | None, gaps: Array | None) -> tuple[Array | None, ...]:
-        return (None if noise is None else noise[layer], gaps) if isinstance(self.config, LiquidSSMConfig) else ()
 
     def loss(
         self,
@@ -147,8 +147,7 @@ class LanguageModel(nnx.Module):
         states: Float[Array, LBN] | None = None,
         resets: Bool[Array, BT] | None = None,
         padding: Bool[Array, BT] | None = None,
-        noise: Float[Array, LBTN] | None = None,
-        gaps: Float[Array, BT] | None = None,
+        side: Side | None = None,
     ) -> tuple[Float[Array, SCALAR], Float[Array, LBN]]:
         """Mean cross-entropy in nats a counted label, and the final states; the logits are never held whole.
 
@@ -158,12 +157,13 @@ class LanguageModel(nnx.Module):
             states: initial states, [l, b, n]; None is zero.
             resets: true clears the state before token t is absorbed, [b, t].
             padding: true at positions that change nothing, [b, t].
-            noise, gaps: as in `logits`.
+            side: as in `logits`.
         """
-        hidden_btd, states = self.hidden(tokens, states, resets, padding, noise, gaps)
-        return self._mean(hidden_btd, labels), states
+        hidden_btd, states = self.hidden(tokens, states, resets, padding, side)
+        return self.mean_loss(hidden_btd, labels), states
 
-    def _mean(self, hidden_btd: Array, labels: Array) -> Array:
+    def mean_loss(self, hidden_btd: Array, labels: Array) -> Array:
+        """Mean cross-entropy in nats a counted label, of normalised hidden states."""
         compute = COMPUTE[self.compute_dtype]
         nats, count = cross_entropy(hidden_btd, self.embedding.weight[...], labels, compute, self.loss_method)
         return nats / jnp.maximum(count, 1)
@@ -191,98 +191,16 @@ class LanguageModel(nnx.Module):
         return jnp.asarray(text_bt, jnp.int32)
 
 
-class LiquidNet(LanguageModel):
-    """The family of h_t = alpha_t h_{t-1} + (1 - alpha_t) v_t: a linear recurrence whose decay follows its input.
-
-    Called with (tokens, states, resets, padding) it gives (logits, states), see `logits`.
-    """
-
-    def __call__(
-        self,
-        tokens: Int[Array, BT],
-        states: Float[Array, LBN] | None = None,
-        resets: Bool[Array, BT] | None = None,
-        padding: Bool[Array, BT] | None = None,
-    ) -> tuple[Float[Array, BTV], Float[Array, LBN]]:
-        return self.logits(tokens, states, resets, padding)
-
-
-def _require_shape(name: str, array: Array | None, shape: tuple[int, ...]) -> None:
-    if array is not None and tuple(array.shape) != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(array.shape)}")
-
-
-class Output(NamedTuple):
-    """What a Liquid SSM gives: the loss is None without labels."""
-
-    loss: Float[Array, SCALAR] | None
-    logits: Float[Array, BTV]
-    states: Float[Array, LBN]
-
-
-class LiquidSSMLanguageModel(LanguageModel):
-    """The family of dx/dt = -x / tau + A x + B u: continuous time, its time constants set by content.
-
-    Args:
-        vocab_size: entries of the tied embedding, v.
-        d_model: width of the residual stream, d.
-        state_dim: numbers of a layer's state, n.
-        num_layers: number of blocks, l.
-        max_seq_len: training window in tokens; never a limit at inference.
-        config: all of it, instead of the five above.
-        seed, compute_dtype, method, remat, loss_method: as in LanguageModel.
-
-    Raises:
-        ValueError: a value out of range, or an unknown compute dtype or method.
-    """
-
-    def __init__(
-        self,
-        vocab_size: int = 32000,
-        d_model: int = 512,
-        state_dim: int = 256,
-        num_layers: int = 6,
-        max_seq_len: int = 2048,
-        config: LiquidSSMConfig | None = None,
-        **options: Any,
-    ):
-        if config is None:
-            require_integer("d_model", d_model, 1)
-            sizes: dict[str, Any] = {
-                "vocab_size": vocab_size,
-                "d_model": d_model,
-                "n_layers": num_layers,
-                "max_seq_len": max_seq_len,
-            }
-            config = LiquidSSMConfig(**sizes, d_ff=swiglu_width(d_model), d_state=state_dim)
-        if not isinstance(config, LiquidSSMConfig):
-            raise ValueError(f"config must be a LiquidSSMConfig, got {config!r}")
-        super().__init__(config, **options)
-
-    def __call__(
-        self,
-        tokens: Int[Array, BT],
-        labels: Int[Array, BT] | None = None,
-        states: Float[Array, LBN] | None = None,
-        resets: Bool[Array, BT] | None = None,
-        padding: Bool[Array, BT] | None = None,
-        noise: Float[Array, LBTN] | None = None,
-        gaps: Float[Array, BT] | None = None,
-    ) -> Output:
-        hidden_btd, states = self.hidden(tokens, states, resets, padding, noise, gaps)
-        logits_btv = lm_head(hidden_btd, self.embedding.weight[...], COMPUTE[self.compute_dtype])
-        return Output(None if labels is None else self._mean(hidden_btd, labels), logits_btv, states)
-
-
 def choose_method(config: ModelConfig, batch_size: int, seq_len: int) -> str:
     """The method that `auto` takes where training would run by default."""
-    if isinstance(config, LiquidSSMConfig):
-        return liquid_ssm.choose_method(config, seq_len)
-    return scan.choose_method((batch_size, seq_len, config.d_model))
+    return mixer_module(config).choose_method(config, batch_size, seq_len)
 
 
 def build(config: ModelConfig, **options: Any) -> LanguageModel:
-    """The model of a configuration; `options` as in LanguageModel."""
-    if isinstance(config, LiquidSSMConfig):
-        return LiquidSSMLanguageModel(config=config, **options)
-    return LiquidNet(config, **options)
+    """The model of a configuration, of the class that its family has for it; `options` as in LanguageModel.
+
+    Raises:
+        ValueError: an unknown family; names those that are known.
+    """
+    model = getattr(mixer_module(config), "Model", LanguageModel)
+    return model(config=config, **options)

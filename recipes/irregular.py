@@ -19,8 +19,8 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from spec import LiquidSSMConfig
 from spec.checkpoint.files import new_file
-from spec.config import LiquidSSMConfig
 from spec.init import stream
 from torch_impl.model import LanguageModel
 
@@ -90,7 +90,7 @@ class Forecaster(LanguageModel):
         lasts = torch.stack([MOMENT * one, gap if self.told == "times" else one], dim=-1).flatten(1)
         x_btd = torch.stack([see, ask], dim=2).flatten(1, 2) @ self.embedding.weight
         for block in self.blocks:
-            x_btd, _ = block(x_btd, None, None, None, None, lasts)
+            x_btd, _ = block(x_btd, side={"dt_scale": lasts})
         return self.lm_head(self.final_norm(x_btd)[:, 1::2])[..., 0]
 
 

@@ -2,50 +2,27 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
+
+from spec.validation import nearest, require_integer, require_known, require_number
 
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def nearest(value: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or nothing where no known name is near: the tail of an error message."""
-    match = difflib.get_close_matches(str(value), list(known), n=1)
-    return f"; did you mean {match[0]!r}?" if match else ""
+class _Shared:
+    """What generic code reads of any configuration; no fields, so that a family lists them in an order of its own."""
 
+    family: ClassVar[str]
 
-def require_known(kind: str, value: str, known: Iterable[str]) -> None:
-    """Raises ValueError with the choices, and the nearest one, where `value` is not among them."""
-    known = list(known)
-    if value not in known:
-        raise ValueError(f"unknown {kind} {value!r}; choose one of {', '.join(known)}{nearest(value, known)}")
-
-
-def require_integer(name: str, value: Any, least: int, most: int = 2**31 - 1) -> None:
-    """Raises ValueError, naming the value, where it is not an integer in [least, most]."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    if value > most:
-        shown = value if value < 2**80 else f"a number of {len(str(value))} digits"
-        raise ValueError(f"{name} must be at most {most}, got {shown}")
-
-
-def _require_number(owner: object, name: str, low: float, high: float, *, low_open: bool = False) -> None:
-    value = getattr(owner, name)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not low <= value <= high or (low_open and value == low):
-        bracket = "(" if low_open else "["
-        raise ValueError(f"{name} must be a number in {bracket}{low:g}, {high:g}], got {value!r}")
-
-
-class _Blocks:
-    """What follows from the number of blocks, whatever is in them."""
-
+    vocab_size: int
+    d_model: int
+    d_ff: int
     n_layers: int
+    max_seq_len: int
+    norm_eps: float
 
     @property
     def residual_scale(self) -> float:
@@ -54,52 +31,10 @@ class _Blocks:
 
 
 @dataclass(frozen=True)
-class LiquidNetConfig(_Blocks):
-    """Shape and constants of a LiquidNet.
+class ModelConfig(_Shared):
+    """A model of any family. A family's own Config is a frozen dataclass below this class.
 
-    Args:
-        vocab_size: entries of the tied embedding, v.
-        d_model: width of the residual stream and of the state, d.
-        d_ff: width of the SwiGLU MLP, f.
-        n_layers: number of blocks, l.
-        max_seq_len: training window in tokens; never a limit at inference.
-        delta_min: least decay rate a token; bounds every half-life by ln 2 / delta_min.
-        norm_eps: epsilon inside the root of RMSNorm.
-
-    Raises:
-        ValueError: a value out of range, named.
-    """
-
-    vocab_size: int = 50257
-    d_model: int = 384
-    d_ff: int = 1024
-    n_layers: int = 6
-    max_seq_len: int = 512
-    delta_min: float = 1e-6
-    norm_eps: float = 1e-6
-
-    family: ClassVar[str] = "liquidnet"
-
-    def __post_init__(self) -> None:
-        for name in ("vocab_size", "d_model", "d_ff", "n_layers", "max_seq_len"):
-            require_integer(name, getattr(self, name), 1)
-        _require_number(self, "delta_min", 0.0, 1.0)
-        _require_number(self, "norm_eps", 0.0, 1.0, low_open=True)
-
-    @property
-    def d_state(self) -> int:
-        """Width of a layer's state."""
-        return self.d_model
-
-
-STATES = ("dense", "diagonal")
-HIPPOS = ("legs", "as_printed")
-MOST_AS_PRINTED = 16
-
-
-@dataclass(frozen=True)
-class LiquidSSMConfig(_Blocks):
-    """Shape and constants of a Liquid SSM.
+    It lists the fields below itself, with its own defaults and its mixer's fields among them: the order is its JSON's.
 
     Args:
         vocab_size: entries of the tied embedding, v.
@@ -107,68 +42,21 @@ class LiquidSSMConfig(_Blocks):
         d_ff: width of the SwiGLU MLP, f.
         n_layers: number of blocks, l.
         max_seq_len: training window in tokens; never a limit at inference.
-        d_state: numbers of a layer's state, n; a diagonal state takes them as n / 2 complex ones.
-        d_tau: hidden width of the network that sets the time constants, h.
-        state: `dense`, all of the state coupled by HiPPO-LegS, or `diagonal`, each mode on its own.
-        hippo: `legs`, or `as_printed`, whose response grows as 2^n and is held to a dense state of at most 16.
-        eta: how far content moves a time constant, as a fraction of it.
-        target_dt: longest step a token, in units of time.
-        tau_min, tau_max: time constants at the start, log-spaced between them, in units of time.
-        exploration_rate: size of the noise in training.
         norm_eps: epsilon inside the root of RMSNorm.
 
     Raises:
         ValueError: a value out of range, named.
     """
 
-    vocab_size: int = 32000
-    d_model: int = 512
-    d_ff: int = 1368
-    n_layers: int = 6
-    max_seq_len: int = 2048
-    d_state: int = 256
-    d_tau: int = 32
-    state: str = "dense"
-    hippo: str = "legs"
-    eta: float = 0.5
-    target_dt: float = 0.1
-    tau_min: float = 1.0
-    tau_max: float = 100.0
-    exploration_rate: float = 0.0
-    norm_eps: float = 1e-6
-
-    family: ClassVar[str] = "liquid_ssm"
-
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "d_model", "d_ff", "n_layers", "max_seq_len", "d_state", "d_tau"):
+        for name in ("vocab_size", "d_model", "d_ff", "n_layers", "max_seq_len"):
             require_integer(name, getattr(self, name), 1)
-        require_known("state", self.state, STATES)
-        require_known("hippo", self.hippo, HIPPOS)
-        if self.state == "diagonal" and (self.d_state % 2 or self.hippo != "legs"):
-            raise ValueError(
-                f"a diagonal state is made of pairs and of 'legs', got d_state {self.d_state} and {self.hippo!r}; "
-                "give an even d_state, or state 'dense'"
-            )
-        if self.hippo == "as_printed" and self.d_state > MOST_AS_PRINTED:
-            raise ValueError(
-                f"hippo 'as_printed' grows as 2^n and is held to d_state <= {MOST_AS_PRINTED}, got {self.d_state}; "
-                "use 'legs'"
-            )
-        _require_number(self, "eta", 0.0, 0.999, low_open=True)
-        for name in ("target_dt", "tau_min", "tau_max"):
-            _require_number(self, name, 0.0, 1e6, low_open=True)
-        if self.tau_max < self.tau_min:
-            raise ValueError(f"tau_max {self.tau_max:g} is below tau_min {self.tau_min:g}")
-        _require_number(self, "exploration_rate", 0.0, 1e3)
-        _require_number(self, "norm_eps", 0.0, 1.0, low_open=True)
-
-    @property
-    def modes(self) -> int:
-        """Parts of a layer's state that have a time constant of their own, m: its numbers, or pairs of them."""
-        return self.d_state // 2 if self.state == "diagonal" else self.d_state
+        require_number("norm_eps", self.norm_eps, 0.0, 1.0, low_open=True)
 
 
-ModelConfig = LiquidNetConfig | LiquidSSMConfig
+def config_to_json(config: ModelConfig) -> dict[str, Any]:
+    """The configuration as a JSON object; `family` says whose it is. The inverse is `spec.mixers.config_from_json`."""
+    return {"family": config.family, **asdict(config)}
 
 
 def swiglu_width(d_model: int) -> int:
@@ -220,32 +108,16 @@ class TrainingConfig:
             require_integer(name, getattr(self, name), 1)
         require_integer("warmup_steps", self.warmup_steps, 0)
         require_integer("seed", self.seed, 0, 2**64 - 1)
-        _require_number(self, "peak_lr", 0.0, 1e3, low_open=True)
-        _require_number(self, "final_lr_fraction", 0.0, 1.0)
-        _require_number(self, "beta1", 0.0, 1.0 - 2**-24)
-        _require_number(self, "beta2", 0.0, 1.0 - 2**-24)
-        _require_number(self, "adam_eps", 0.0, 1.0, low_open=True)
-        _require_number(self, "weight_decay", 0.0, 1e3)
-        _require_number(self, "grad_clip", 0.0, 1e6)
+        require_number("peak_lr", self.peak_lr, 0.0, 1e3, low_open=True)
+        require_number("final_lr_fraction", self.final_lr_fraction, 0.0, 1.0)
+        require_number("beta1", self.beta1, 0.0, 1.0 - 2**-24)
+        require_number("beta2", self.beta2, 0.0, 1.0 - 2**-24)
+        require_number("adam_eps", self.adam_eps, 0.0, 1.0, low_open=True)
+        require_number("weight_decay", self.weight_decay, 0.0, 1e3)
+        require_number("grad_clip", self.grad_clip, 0.0, 1e6)
         require_known("compute dtype", self.compute_dtype, COMPUTE_DTYPES)
         if not isinstance(self.stream, bool):
             raise ValueError(f"stream must be true or false, got {self.stream!r}")
-
-
-FAMILIES = {config.family: config for config in (LiquidNetConfig, LiquidSSMConfig)}
-
-
-def config_to_json(config: ModelConfig) -> dict[str, Any]:
-    """The configuration as a JSON object; `family` says which class it is."""
-    return {"family": config.family, **asdict(config)}
-
-
-def config_from_json(value: Any) -> ModelConfig:
-    """The inverse of `config_to_json`; raises ValueError naming an unknown family, field or value."""
-    if not isinstance(value, dict) or value.get("family") not in tuple(FAMILIES):
-        family = value.get("family") if isinstance(value, dict) else value
-        raise ValueError(f"unknown model family {family!r}; this version knows {', '.join(FAMILIES)}")
-    return FAMILIES[value["family"]](**known_fields(FAMILIES[value["family"]], value, ignore=("family",)))
 
 
 def training_from_json(value: Any) -> TrainingConfig:

@@ -22,16 +22,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spec.checkpoint.files import read_file, require_file
-from spec.config import TrainingConfig, require_integer, require_known
+from spec.config import ModelConfig, TrainingConfig
 from spec.init import stream
+from spec.mixers import family
+from spec.validation import require_integer, require_known
 
 #: A label that does not count: the default `ignore_index` of torch.nn.functional.cross_entropy.
 IGNORED_LABEL = -100
@@ -76,13 +78,14 @@ class Batch:
     tokens: np.ndarray
     labels: np.ndarray
     resets: np.ndarray
-    noise: np.ndarray | None = None  # [b, t, l, n], see spec/mixers/liquid_ssm/noise.py
+    side: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the model's mixer reads besides, by name, [b, t, ...] each: see spec/mixers/base.py."""
 
     def part(self, shard: BatchShard) -> Batch:
         """What one process has of the batch."""
         cut = shard.of_rows(self.tokens.shape[0]), shard.of_columns(self.tokens.shape[1])
-        noise = None if self.noise is None else self.noise[cut]
-        return Batch(self.tokens[cut], self.labels[cut], self.resets[cut], noise)
+        side = {name: array[cut] for name, array in self.side.items()}
+        return Batch(self.tokens[cut], self.labels[cut], self.resets[cut], side)
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,17 @@ def next_batch(data: Dataset, samples_consumed: int, training: TrainingConfig, s
     """What one process has of a run's next batch: `stream_batch` where the run streams, else `training_batch`."""
     make = stream_batch if training.stream else training_batch
     return make(data, samples_consumed, training.batch_size, training.seq_len, training.seed, shard)
+
+
+def with_side_inputs(
+    batch: Batch, config: ModelConfig, training: TrainingConfig, samples_consumed: int, shard: BatchShard = WHOLE
+) -> Batch:
+    """The share of the batch that follows `samples_consumed` samples, with what the model's mixer reads besides."""
+    rows = np.arange(samples_consumed, samples_consumed + training.batch_size)[shard.of_rows(training.batch_size)]
+    of_rows = [family(config).training_side_inputs(config, training.seed, int(row), training.seq_len) for row in rows]
+    columns = shard.of_columns(training.seq_len)
+    names = of_rows[0] if of_rows else {}
+    return replace(batch, side={name: np.stack([of_row[name][columns] for of_row in of_rows]) for name in names})
 
 
 def training_batch(

@@ -1,22 +1,29 @@
-"""The mixer of a LiquidNet. Twin: torch_impl. Truth: spec/reference/blocks.py."""
+"""LiquidNet. Twin: torch_impl. Truth: spec/mixers/liquidnet.py."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jax_impl.layers import Linear, accumulate_dtype
-from jax_impl.ops.gated_scan import METHODS, gated_scan
-from spec.axes import BD, BT, BTD
-from spec.config import LiquidNetConfig, require_known
+from jax_impl.model import LanguageModel
+from jax_impl.ops import scan
+from jax_impl.ops.gated_scan import METHODS as GATED_SCANS
+from jax_impl.ops.gated_scan import gated_scan
+from spec.axes import BD, BTD
+from spec.mixers.base import NO_MASKS, Capabilities, Masks, Side
+from spec.mixers.liquidnet import LiquidNetConfig
+from spec.validation import require_known
+
+METHODS = ("auto", *GATED_SCANS)
 
 
 class LiquidMixer(nnx.Module):
     """y = W_y (o * h), the rows of `input` = value | decay | output gate."""
 
     def __init__(self, config: LiquidNetConfig, compute_dtype: str = "float32", method: str = "auto"):
-        require_known("mixer method", method, ("auto", *METHODS))
+        require_known("mixer method", method, METHODS)
         self.delta_min = config.delta_min
         self.method = method
         self.input = Linear(config.d_model, 3 * config.d_model, compute_dtype, widen=False)
@@ -27,10 +34,33 @@ class LiquidMixer(nnx.Module):
         self,
         x: Float[Array, BTD],
         state: Float[Array, BD] | None = None,
-        resets: Bool[Array, BT] | None = None,
-        padding: Bool[Array, BT] | None = None,
+        masks: Masks = NO_MASKS,
+        side: Side | None = None,
     ) -> tuple[Float[Array, BTD], Float[Array, BD]]:
         gated_btd, state_bd = gated_scan(
-            self.input(x), self.decay_bias[...], self.delta_min, state, resets, padding, self.method
+            self.input(x), self.decay_bias[...], self.delta_min, state, *masks, self.method
         )
         return self.output(gated_btd), state_bd
+
+
+Mixer = LiquidMixer
+
+
+def choose_method(config: LiquidNetConfig, batch_size: int, seq_len: int) -> str:
+    """The method that `auto` takes where training would run by default."""
+    return scan.choose_method((batch_size, seq_len, config.d_model))
+
+
+def capabilities(config: LiquidNetConfig, method: str = "auto") -> Capabilities:
+    """What this backend can do with the mixer beyond what every mixer must."""
+    return Capabilities(compile=True, context_parallel=True, graph_capture=True, fused_decode=True, scan_methods=True)
+
+
+class LiquidNet(LanguageModel):
+    """The family of h_t = alpha_t h_{t-1} + (1 - alpha_t) v_t: a linear recurrence whose decay follows its input.
+
+    Called with (tokens, states, resets, padding) it gives (logits, states), see `logits`.
+    """
+
+
+Model = LiquidNet

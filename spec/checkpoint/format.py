@@ -41,9 +41,11 @@ from spec.checkpoint.sharded import (
     one_shard,
 )
 from spec.checkpoint.tensors import DTYPES, Arrays, pack, unpack
-from spec.config import ModelConfig, config_from_json, config_to_json, require_integer, training_from_json
+from spec.config import ModelConfig, config_to_json, training_from_json
+from spec.mixers import config_from_json, state_shape
 from spec.optimizer import MOMENTS
 from spec.parameters import check_parameters
+from spec.validation import require_integer
 
 FORMAT_VERSION = 1
 TEXTS = ("config.json", "state.json", "tokenizer.json", "SHA256SUMS")
@@ -95,10 +97,9 @@ def validate(checkpoint: Checkpoint) -> None:
 
 def _check_beside(checkpoint: Checkpoint) -> None:
     if checkpoint.states is not None:
-        shape, config = checkpoint.states.shape, checkpoint.config
-        if len(shape) != 3 or shape[1] < 1 or shape[0] != config.n_layers or shape[2] != config.d_state:
-            needed = f"({config.n_layers}, rows, {config.d_state})"
-            raise ValueError(f"tensor states has shape {shape}, the configuration needs {needed}")
+        shape, (layers, _, size) = checkpoint.states.shape, state_shape(checkpoint.config, 1)
+        if len(shape) != 3 or shape[1] < 1 or shape[0] != layers or shape[2] != size:
+            raise ValueError(f"tensor states has shape {shape}, the configuration needs ({layers}, rows, {size})")
         _check_values("states", checkpoint.states, (DTYPES["F32"], DTYPES["F64"]))
     _check_state(checkpoint.state)
 

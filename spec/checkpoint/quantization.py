@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import ml_dtypes
 import numpy as np
 
-from spec.config import require_known
+from spec.validation import require_known
 
 Weights = Literal["float32", "bfloat16", "int8"]
 WEIGHTS: tuple[Weights, ...] = get_args(Weights)

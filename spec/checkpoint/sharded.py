@@ -20,7 +20,7 @@ from typing import TypeVar
 import numpy as np
 
 from spec.checkpoint.tensors import pack, unpack
-from spec.config import require_integer
+from spec.validation import require_integer
 
 Tensor = TypeVar("Tensor")
 """In NumPy, or on any devices."""

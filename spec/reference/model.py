@@ -1,7 +1,7 @@
-"""Both families in plain NumPy: the forward pass, the loss and every gradient, by hand.
+"""The model in plain NumPy: the forward pass, the loss and every gradient, by hand.
 
     x      = E[tokens]
-    x     += s Mixer(RMSNorm(x));  x += s SwiGLU(RMSNorm(x))        s = 1 / sqrt(2 l), l blocks
+    x     += s Mixer(RMSNorm(x));  x += s SwiGLU(RMSNorm(x))        s = 1 / sqrt(2 l), l blocks, a mixer of any family
     logits = RMSNorm(x) E^T
 
 Read this file first: both backends compute exactly this.
@@ -16,6 +16,8 @@ import numpy as np
 
 from spec.config import ModelConfig
 from spec.data import IGNORED_LABEL
+from spec.mixers import family
+from spec.mixers.base import Masks
 from spec.parameters import check_parameters
 from spec.reference.blocks import block, block_adjoint, rms_norm, rms_norm_adjoint, within
 
@@ -30,7 +32,7 @@ def forward(
     resets: np.ndarray | None = None,
     padding: np.ndarray | None = None,
     dtype: Any = np.float64,
-    **of_ssm: np.ndarray | None,
+    **side: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits and final states.
 
@@ -42,15 +44,15 @@ def forward(
         resets: true clears the state before token t is absorbed, [b, t].
         padding: true at positions that change nothing, [b, t].
         dtype: of the computation; float64 is the truth.
-        of_ssm: `noise` [l, b, t, n] and `gaps` [b, t] of a Liquid SSM, see `liquid_ssm.liquid_states`.
+        side: what the family's mixer reads besides, by name, see its `side_inputs`; None is left out.
 
     Returns:
         logits [b, t, v], states [l, b, n].
 
     Raises:
-        ValueError: a parameter or token that does not fit the configuration.
+        ValueError: a parameter, token or side input that does not fit the configuration.
     """
-    logits_btv, states_lbd, *_ = _forward(params, config, tokens, states, resets, padding, dtype, **of_ssm)
+    logits_btv, states_lbd, *_ = _forward(params, config, tokens, states, resets, padding, dtype, **side)
     return logits_btv, states_lbd
 
 
@@ -62,17 +64,17 @@ def activations(
     resets: np.ndarray | None = None,
     padding: np.ndarray | None = None,
     dtype: Any = np.float64,
-    **of_ssm: np.ndarray | None,
+    **side: np.ndarray | None,
 ) -> dict[str, np.ndarray]:
     """What each module gives, in the order of the forward pass.
 
-    The key is the module's path (`blocks.0.mixer.input`, `blocks.0`), and besides: `mixer.gated` or `mixer.states`, the
-    input of `mixer.output`; `mixer.state`, the last state; `mlp.product`, the input of `mlp.output`; `logits`.
+    The key is the module's path (`blocks.0.mixer.input`, `blocks.0`), and besides: what a mixer's recurrence gives,
+    the input of `mixer.output`; `mixer.state`, the last state; `mlp.product`, the input of `mlp.output`; `logits`.
 
     Args:
-        params, config, tokens, states, resets, padding, dtype, of_ssm: as in `forward`.
+        params, config, tokens, states, resets, padding, dtype, side: as in `forward`.
     """
-    return _forward(params, config, tokens, states, resets, padding, dtype, **of_ssm)[2]
+    return _forward(params, config, tokens, states, resets, padding, dtype, **side)[2]
 
 
 def loss_and_gradients(
@@ -85,19 +87,19 @@ def loss_and_gradients(
     padding: np.ndarray | None = None,
     final_state_gradient: np.ndarray | None = None,
     dtype: Any = np.float64,
-    **of_ssm: np.ndarray | None,
+    **side: np.ndarray | None,
 ) -> tuple[float, dict[str, np.ndarray], np.ndarray]:
     """Mean cross-entropy in nats and its gradient to every parameter and to the initial states.
 
     Args:
         labels: target of each position, [b, t]; -100 is ignored; all ignored gives loss 0.
         final_state_gradient: [l, b, n], added at the final states, for a loss that also depends on them.
-        params, config, tokens, states, resets, padding, dtype, of_ssm: as in `forward`.
+        params, config, tokens, states, resets, padding, dtype, side: as in `forward`.
 
     Returns:
         loss, gradients by path, gradient of the initial states [l, b, n].
     """
-    logits_btv, _, _, saved = _forward(params, config, tokens, states, resets, padding, dtype, **of_ssm)
+    logits_btv, _, _, saved = _forward(params, config, tokens, states, resets, padding, dtype, **side)
     loss, logits_gradient = cross_entropy(logits_btv, labels)
     return loss, *_adjoint(params, config, tokens, saved, logits_gradient, final_state_gradient)
 
@@ -157,19 +159,22 @@ def _through_blocks(
     states: Any = None,
     resets: Any = None,
     padding: Any = None,
-    noise: np.ndarray | None = None,
-    gaps: np.ndarray | None = None,
+    **side: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], Any]:
+    own = family(config)
+    given = own.checked_side(config, side, tokens.shape)
     x_btd = params["embedding.weight"][tokens]
     outputs, last_states, saved = {"embedding": x_btd}, [], []
     for i in range(config.n_layers):
         weights = within(params, f"blocks.{i}.")
         state_bd = None if states is None else np.asanyarray(states[i], x_btd.dtype)
-        noise_btn = None if noise is None else noise[i]
-        x_btd, last_bd, of_block, visited = block(x_btd, weights, config, state_bd, resets, padding, noise_btn, gaps)
+        of_layer = own.of_layer(config, given, i)
+        x_btd, last_bd, of_block, saved_block = block(
+            x_btd, weights, config, state_bd, Masks(resets, padding), of_layer
+        )
         outputs |= {f"blocks.{i}.{name}": array for name, array in of_block.items()} | {f"blocks.{i}": x_btd}
         last_states.append(last_bd)
-        saved.append(visited)
+        saved.append(saved_block)
     return x_btd, np.stack(last_states), outputs, saved
 
 
@@ -181,10 +186,10 @@ def _forward(
     resets: Any,
     padding: Any,
     dtype: Any,
-    **of_ssm: np.ndarray | None,
+    **side: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], Any]:
     params = _checked(params, config, tokens, dtype)
-    x_btd, states_lbd, outputs, saved = _through_blocks(params, config, tokens, states, resets, padding, **of_ssm)
+    x_btd, states_lbd, outputs, saved = _through_blocks(params, config, tokens, states, resets, padding, **side)
     hidden_btd, final = rms_norm(x_btd, params["final_norm.weight"], config.norm_eps)
     logits_btv = hidden_btd @ params["embedding.weight"].T
     outputs |= {"final_norm": hidden_btd, "logits": logits_btv}

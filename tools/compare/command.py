@@ -17,6 +17,7 @@ from parity.proof.layer_diff.weights import differences
 from spec.checkpoint.files import read_utf8, require_file
 from spec.checkpoint.format import Checkpoint
 from spec.config import require_known
+from spec.mixers import family
 from tools import convert
 from tools.cli import backends
 from tools.cli.errors import require_new_or_file
@@ -28,7 +29,7 @@ TEXT = (
     "Once upon a time, a little fox lived beside a river. One day she found a red ball in the grass, "
     'and she asked her friends: "Who has lost it?"'
 )
-SHAPE = ("vocab_size", "d_model", "d_ff", "n_layers", "d_state", "d_tau", "state")
+SHAPE = ("vocab_size", "d_model", "d_ff", "n_layers")
 MOST_TOKENS = 4096
 CHARACTERS_A_TOKEN = 64
 _PREFIX = re.compile(r"(\w+):(.+)", re.DOTALL)
@@ -133,7 +134,8 @@ def compare_configurations(a: ComparedModel, b: ComparedModel) -> dict[str, tupl
         )
     first, second = asdict(a.checkpoint.config), asdict(b.checkpoint.config)
     unequal = {name: (value, second[name]) for name, value in first.items() if value != second[name]}
-    shapes = [f"{name} {unequal[name][0]} and {unequal[name][1]}" for name in SHAPE if name in unequal]
+    shape = (*SHAPE, *family(a.checkpoint.config).shape_fields)
+    shapes = [f"{name} {unequal[name][0]} and {unequal[name][1]}" for name in shape if name in unequal]
     if shapes:
         raise ValueError(f"{a.path} and {b.path} are models of different shapes: {', '.join(shapes)}; take two alike")
     return unequal

@@ -17,7 +17,8 @@ from parity.proof.layer_diff.diff import Error, Row, first_outside
 from parity.proof.layer_diff.weights import tensor_of
 from spec.checkpoint.files import new_file
 from spec.checkpoint.format import Checkpoint
-from spec.config import LiquidSSMConfig
+from spec.config import ModelConfig
+from spec.mixers import family
 from tools.cli.backends import Backend
 from tools.tokenizer import Tokenizer
 
@@ -25,10 +26,7 @@ ROWS_BEFORE, ROWS_AFTER, WEIGHTS, LAYERS = 3, 5, 5, 4
 FORMULAS = {
     "embedding": "E[tokens]",
     "mixer_norm": "RMSNorm(x)",
-    "mixer.input": "value | decay | gate = W z",
-    "mixer.gated": "gates and scan: o * h",
     "mixer.state": "h after the last token",
-    "mixer.output": "y = W (o * h)",
     "mlp_norm": "RMSNorm(x + s y)",
     "mlp.input": "gate | up = W r",
     "mlp.product": "silu(gate) * up",
@@ -37,14 +35,6 @@ FORMULAS = {
     "final_norm": "RMSNorm(x)",
     "logits": "RMSNorm(x) E^T",
 }
-OF_SSM = FORMULAS | {
-    "mixer.input": "drive | tau = W z",
-    "mixer.states": "linearly implicit Euler steps: all h",
-    "mixer.output": "C h",
-    "mlp_norm": "RMSNorm(x + s y), y = C h + D z",
-}
-RECURRENT = ("mixer.gated", "mixer.states", "mixer.state")
-CONSTANTS = {"norm_eps": ("norm",), **dict.fromkeys(("delta_min", "eta", "target_dt", "hippo"), RECURRENT)}
 
 
 class ErrorRow(TypedDict):
@@ -96,6 +86,11 @@ class Comparison:
     tokenizer: Tokenizer | None
     tokens: np.ndarray
     rows: Sequence[Row]
+
+    @property
+    def config(self) -> ModelConfig:
+        """A's, whose family and shape are B's too."""
+        return self.models[0].checkpoint.config
 
 
 def show(found: Comparison, everything: bool) -> None:
@@ -218,19 +213,21 @@ def _piece(found: Comparison, token: int) -> str:
 
 
 def _formula(found: Comparison, tensor: str) -> str:
-    formulas = OF_SSM if isinstance(found.models[0].checkpoint.config, LiquidSSMConfig) else FORMULAS
+    formulas = {**FORMULAS, **family(found.config).formulas}
     return formulas[tensor] if tensor in formulas else formulas[".".join(tensor.split(".")[2:])]
 
 
 def _cause(found: Comparison, first: Row) -> str:
     """What is known of the reason that the tensor is off."""
-    weights = [path for path in found.weights if tensor_of(path) == first.tensor]
+    weights = [path for path in found.weights if tensor_of(found.config, path) == first.tensor]
     weights += ["embedding.weight"] * (first.tensor == "logits" and "embedding.weight" in found.weights)
     if weights and 1 in first.outside:
         return f"{weights[0]} of B {found.weights[weights[0]]}"
     if all(error.units <= 1.0 for error in first.alone):
         return "no layer up to it is off on its own inputs: small errors add up to more than the estimate allows"
-    for name, parts in CONSTANTS.items():
+    own = family(found.config)
+    recurrent = f"mixer.{own.recurrence}", "mixer.state"
+    for name, parts in {"norm_eps": ("norm",), **dict.fromkeys(own.constants, recurrent)}.items():
         if name in found.constants and 1 in first.outside and first.tensor.endswith(parts):
             return f"{name} is {found.constants[name][0]} in A and {found.constants[name][1]} in B"
     if len(first.outside) > 1:

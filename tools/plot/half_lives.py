@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spec.checkpoint.format import Checkpoint
-from spec.config import LiquidNetConfig
 from spec.data import Dataset, document_resets
 from spec.init import initial_parameters
+from spec.mixers import family
 from tools.plot.compute_half_lives import half_lives, half_lives_on_text
 from tools.plot.figure import BLUE, GREY, in_tokens, new_figure, write_picture
 
@@ -28,14 +28,13 @@ def plot_half_lives(checkpoint: Checkpoint, target: Path, data: Dataset | None =
     """Draw a histogram of half-lives a layer, initial weights to the left and those of the checkpoint to the right.
 
     Args:
-        checkpoint: of either family; its seed gives the initial weights.
+        checkpoint: of a family that has half-lives; its seed gives the initial weights.
         target: the PNG or SVG.
         data: whose validation part a second panel is measured on.
     """
     config, seed, step = checkpoint.config, checkpoint.state["seed"], checkpoint.state["step"]
     weights = initial_parameters(config, seed), checkpoint.parameters
-    alone = "biases" if isinstance(config, LiquidNetConfig) else "time constants and rates"
-    panels = {f"by the {alone} alone": [half_lives(arrays, config) for arrays in weights]}
+    panels = {f"by the {family(config).half_lives_of} alone": [half_lives(arrays, config) for arrays in weights]}
     if data is not None:
         tokens_bt = spread(data.val, ROWS, min(TOKENS, len(data.val)))
         resets_bt = document_resets(tokens_bt, data.end_of_text_id)

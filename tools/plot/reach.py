@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spec.checkpoint.format import Checkpoint
-from spec.config import LiquidNetConfig, ModelConfig, require_integer
+from spec.config import ModelConfig, require_integer
 from spec.data import Dataset, document_resets
-from spec.init import STANDARD_DEVIATION, initial_parameters, stream
+from spec.init import initial_parameters, stream
+from spec.mixers import family
+from spec.mixers.base import STANDARD_DEVIATION
 from spec.reference.model import input_gradients
 from tools.cli.progress import track
 from tools.plot.compute_half_lives import half_lives
@@ -35,7 +37,7 @@ def plot_reach(checkpoint: Checkpoint, target: Path, data: Dataset, windows: int
     zero, so that no token but the last would matter at the start; what is drawn has them as every other matrix.
 
     Args:
-        checkpoint: of either family; its seed gives the initial weights.
+        checkpoint: of any family; its seed gives the initial weights.
         target: the PNG or SVG.
         data: whose validation part is read.
         windows: to take the quartiles over.
@@ -91,7 +93,7 @@ def drawn_parameters(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
     return parameters
 
 
-def expected_shape(config: LiquidNetConfig, distance_t: np.ndarray) -> np.ndarray:
+def expected_shape(config: ModelConfig, distance_t: np.ndarray) -> np.ndarray:
     """Root mean square over channels of (1 - decay) decay^(distance - 1), the share of a token that the state keeps.
 
     With half-lives log-spaced over [1, 4096] that is a power law, 1 / distance, up to their end.
@@ -125,7 +127,7 @@ def _draw(config: ModelConfig, curves: dict[str, np.ndarray], target: Path) -> N
         axes.fill_between(distance, low, high, color=colour, alpha=0.25, linewidth=0)
         axes.plot(distance, median, "o-", color=colour, markersize=3, linewidth=1.6, label=label)
     distance, (_, median, _) = next(iter(found.values()))
-    if isinstance(config, LiquidNetConfig) and len(distance) > 1:
+    if family(config).moving_average and len(distance) > 1:
         shape = expected_shape(config, distance)
         # The last token matters besides by a way of its own, past all states.
         scale = np.exp(np.median(np.log(median[1:] / shape[1:])))

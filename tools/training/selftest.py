@@ -9,19 +9,28 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parity.proof.environment import ROOT, devices, processor, version
 from spec.checkpoint.files import new_file
-from spec.config import LiquidSSMConfig, ModelConfig, TrainingConfig
+from spec.config import ModelConfig, TrainingConfig
 from tools.cli import backends
+
+if TYPE_CHECKING:
+    from parity.proof.problems.cases import LayerCase, ScanCase
 
 # Most trusted last: what stands in for a method that fails is the next in this list that passes. `sequential` is the
 # recurrence as it is written.
 TRUST = ("chunked", "associative", "sequential")
 SHAPE = (3, 67, 2)
-OPERATIONS = {"scan": "scan", "mixer": "mixer", "liquid_ssm": "diagonal_states", "loss": "cross_entropy"}
 FRAMEWORKS = {"torch": ("torch", "triton"), "jax": ("jax", "jaxlib", "flax")}
+
+
+def tested_operations() -> dict[str, str]:
+    """What has methods to test, and the operation of the proof that stands for each; the mixers are the families'."""
+    from parity.proof.operations import self_tests
+
+    return {"scan": "scan", **{name: test.operation for name, test in self_tests().items()}, "loss": "cross_entropy"}
 
 
 @dataclass(frozen=True)
@@ -56,24 +65,24 @@ def self_test(backend: str, method: str) -> Verdict:
 
 
 def probe(backend: str, operation: str, method: str) -> Verdict:
-    """Runs one method of one operation, a key of OPERATIONS, on fixed problems."""
+    """Runs one method of one operation, a key of `tested_operations`, on fixed problems."""
     from parity.proof.operations import check
 
-    worst = 0.0
+    worst, proved = 0.0, tested_operations()[operation]
     for case in _cases(operation):
         try:
-            worst = max(worst, check(OPERATIONS[operation], backend, method, "float32", case))
+            worst = max(worst, check(proved, backend, method, "float32", case))
         except NotImplementedError as error:
             return Verdict(False, math.nan, f"does not run here: {error}", runs=False)
         except AssertionError as error:
-            return Verdict(False, _units(OPERATIONS[operation], backend, method, case), str(error))
+            return Verdict(False, _units(proved, backend, method, case), str(error))
         except Exception as error:  # a compiler or a driver raises what it likes: then this method is not to be used
             return Verdict(False, math.inf, f"crashes: {type(error).__name__}: {error}")
     return Verdict(True, worst)
 
 
 def trusted_method(
-    backend: str, method: str, model: ModelConfig, training: TrainingConfig, say: Callable[[str], None]
+    backend: str, method: str, model: ModelConfig, training: TrainingConfig, warn: Callable[[str], None]
 ) -> str:
     """The mixer method to train with: `method`, unless it is `auto` and what `auto` takes here fails its self-test.
 
@@ -83,13 +92,13 @@ def trusted_method(
         backend: `torch` or `jax`.
         method: as the user asked for.
         model, training: what is trained.
-        say: told, loudly, what failed and what is used instead.
+        warn: called with what failed and what is used instead.
 
     Raises:
         ValueError: every method of the backend fails.
     """
-    # A Liquid SSM falls back by itself where its method finds no solution, and runs no kernels.
-    if method != "auto" or isinstance(model, LiquidSSMConfig):
+    # What is no scan of the backend's has nothing that could stand in for it here.
+    if method != "auto" or not backends.load(backend, "mixers").capabilities(model).scan_methods:
         return method
     scan = backends.load(backend, "ops.scan")
     choice = scan.choose_method((training.batch_size, training.seq_len, model.d_model))
@@ -97,15 +106,15 @@ def trusted_method(
     if verdict.passed:
         return method
     where = f"{backend} on {devices(backend)[0]}"
-    told = f"by {verdict.worst:.3g} times its rounding bound" if verdict.runs else f"since it {verdict.message}"
+    reason = f"by {verdict.worst:.3g} times its rounding bound" if verdict.runs else f"since it {verdict.message}"
     for other in (name for name in TRUST if name in scan.METHODS and name != choice):
         if cached_self_test(backend, other).passed:
-            say(
-                f"WARNING: the scan method {choice} fails its self-test in {where}, {told}; "
+            warn(
+                f"WARNING: the scan method {choice} fails its self-test in {where}, {reason}; "
                 f"{other} is used instead; see liquidnet doctor"
             )
             return other
-    raise ValueError(f"no scan method of {where} passes its self-test; {choice} fails {told}; see liquidnet doctor")
+    raise ValueError(f"no scan method of {where} passes its self-test; {choice} fails {reason}; see liquidnet doctor")
 
 
 def cached_self_test(backend: str, method: str) -> Verdict:
@@ -168,27 +177,27 @@ def _read_cache() -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _cases(operation: str) -> list[Any]:
+def _cases(operation: str) -> list[ScanCase] | list[LayerCase]:
     """Few shapes, since each is compiled; several chunks and a rest."""
-    from parity.proof.problems.cases import CONFIG, DIAGONAL, NANO, LayerCase, ScanCase
+    from parity.proof.operations import self_tests
+    from parity.proof.problems.cases import CONFIG, NANO, LayerCase, ScanCase
 
     b, t, _ = SHAPE
     if operation == "scan":
         kinds = ("mixture", "slow", "one", "zero")
         return [ScanCase(SHAPE, kind, "normal", "some", "left", seed) for seed, kind in enumerate(kinds)]
-    if operation == "liquid_ssm":
-        return [LayerCase((b, 31), "normal", seed, DIAGONAL, "some", "left") for seed in (3, 4)]
+    if operation in self_tests():
+        return list(self_tests()[operation].cases)
     return [
         LayerCase((b, t), "normal", seed, config, "some", "left", "some") for seed, config in enumerate((CONFIG, NANO))
     ]
 
 
-def _units(operation: str, backend: str, method: str, case: Any) -> float:
+def _units(operation: str, backend: str, method: str, case: ScanCase | LayerCase) -> float:
     from parity.proof.adapters import load
     from parity.proof.bounds import in_units
-    from parity.proof.operations import OPERATIONS as KNOWN
-    from parity.proof.operations import expected
+    from parity.proof.operations import OPERATIONS, expected
 
-    found = KNOWN[operation].run(load(backend), case, method, "float32")
+    found = OPERATIONS[operation].run(load(backend), case, method, "float32")
     truth, bound = expected(operation, case, "float32")
     return max(float(in_units(found[name], exact, bound[name]).max(initial=0.0)) for name, exact in truth.items())

@@ -12,23 +12,25 @@ from jaxtyping import Array, Bool, Float
 
 from jax_impl.layers import Linear, accumulate_dtype
 from jax_impl.mixers.liquid_ssm.dynamics import Dynamics, Inputs, clock, clock_adjoint, matrix_of
+from jax_impl.mixers.liquid_ssm.model import LiquidSSMLanguageModel
 from jax_impl.mixers.liquid_ssm.solvers import METHODS, Solved, Trajectory, require_takes, shifted
 from spec.axes import BN, BT, BTD, BTN, BTX
-from spec.config import LiquidSSMConfig
+from spec.mixers.base import NO_MASKS, Capabilities, Masks, Side
+from spec.mixers.liquid_ssm import LiquidSSMConfig
 
 
-def choose_method(config: LiquidSSMConfig, length: int) -> str:
-    """The method that `auto` takes for rows of so many tokens."""
+def choose_method(config: LiquidSSMConfig, batch_size: int, seq_len: int) -> str:
+    """The method that `auto` takes where training would run by default."""
     # `liquidnet bench --liquid-ssm`: on a CPU XLA's loop over time is the faster one at every length.
     return "sequential"
 
 
-def _solve(config: LiquidSSMConfig, method: str, length: int, which: int, *given: Any) -> Solved:
+def _solve(config: LiquidSSMConfig, method: str, shape: tuple[int, ...], which: int, *given: Any) -> Solved:
     """States (0) or gradients (1) by a method.
 
     A program cannot raise: where a method that was named finds no solution, all it gives is NaN.
     """
-    name = choose_method(config, length) if method == "auto" else method
+    name = choose_method(config, *shape[:2]) if method == "auto" else method
     solved = METHODS[name][which](*given)
     if name == "sequential":
         return solved
@@ -38,7 +40,7 @@ def _solve(config: LiquidSSMConfig, method: str, length: int, which: int, *given
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _states(config: LiquidSSMConfig, method: str, state_bn: Array, inputs: Inputs, of: Dynamics) -> tuple[Array, Array]:
-    solved = _solve(config, method, inputs.drive.shape[1], 0, inputs, of, config, state_bn)
+    solved = _solve(config, method, inputs.drive.shape, 0, inputs, of, config, state_bn)
     return solved.values, solved.carry
 
 
@@ -54,7 +56,7 @@ def _states_backward(config, method, saved, gradients):
     previous = shifted(states_btn, state_bn, inputs)
     at = clock(previous, inputs, of, config)
     kept = Trajectory(inputs, of, config, states_btn, at)
-    solved = _solve(config, method, states_btn.shape[1], 1, kept, gradient_btn, final_bn)
+    solved = _solve(config, method, states_btn.shape, 1, kept, gradient_btn, final_bn)
     matrix, y_btn = matrix_of(of, config), solved.values
     of_clock = matrix.of_clock(at.tau, at.dt, states_btn, y_btn, inputs.drive)
     of_scale, of_frequency = matrix.of_weights(at.dt, states_btn, y_btn)
@@ -80,7 +82,7 @@ def liquid_states(
     resets_bt: Bool[Array, BT] | None = None,
     padding_bt: Bool[Array, BT] | None = None,
     noise_btn: Float[Array, BTN] | None = None,
-    gaps_bt: Float[Array, BT] | None = None,
+    dt_scale_bt: Float[Array, BT] | None = None,
     method: str = "auto",
 ) -> tuple[Float[Array, BTN], Float[Array, BN]]:
     """All states of the layer and the last one.
@@ -95,7 +97,7 @@ def liquid_states(
         resets_bt: true clears the state before the token.
         padding_bt: true at positions that change nothing.
         noise_btn: xi; None is zero.
-        gaps_bt: time since the token before, in units of its usual distance, at least 0 (less gives NaN) and not
+        dt_scale_bt: time since the token before, in units of its usual distance, at least 0 (less gives NaN) and not
             differentiated; None is 1.
         method: a key of METHODS, or `auto`.
 
@@ -108,11 +110,11 @@ def liquid_states(
     drive, pre = jnp.split(pre_btx.astype(dtype), [config.d_state], axis=-1)
     if noise_btn is not None:
         drive = drive + config.exploration_rate * noise_btn.astype(dtype)
-    if gaps_bt is not None:
+    if dt_scale_bt is not None:
         # Time does not run backward: what comes of it is no number.
-        gaps_bt = jnp.where(gaps_bt >= 0, gaps_bt, jnp.nan).astype(dtype)
+        dt_scale_bt = jnp.where(dt_scale_bt >= 0, dt_scale_bt, jnp.nan).astype(dtype)
     state_bn = jnp.zeros_like(drive[:, 0]) if state_bn is None else state_bn.astype(dtype)
-    return _states(config, method, state_bn, Inputs(drive, pre, gaps_bt, resets_bt, padding_bt), of)
+    return _states(config, method, state_bn, Inputs(drive, pre, dt_scale_bt, resets_bt, padding_bt), of)
 
 
 class LiquidSSM(nnx.Module):
@@ -136,13 +138,12 @@ class LiquidSSM(nnx.Module):
         self,
         x: Float[Array, BTD],
         state: Float[Array, BN] | None = None,
-        resets: Bool[Array, BT] | None = None,
-        padding: Bool[Array, BT] | None = None,
-        noise: Float[Array, BTN] | None = None,
-        gaps: Float[Array, BT] | None = None,
+        masks: Masks = NO_MASKS,
+        side: Side | None = None,
     ) -> tuple[Float[Array, BTD], Float[Array, BN]]:
+        more = ((side or {}).get(name) for name in ("noise", "dt_scale"))
         states_btn, state = liquid_states(
-            self.input(x), self.dynamics(), self.config, state, resets, padding, noise, gaps, self.method
+            self.input(x), self.dynamics(), self.config, state, *masks, *more, method=self.method
         )
         return self.output(states_btn) + self.skip[...] * x, state
 
@@ -152,3 +153,12 @@ class LiquidSSM(nnx.Module):
         return Dynamics(
             self.tau_state.weight[...], self.tau_output.weight[...], self.log_tau[...], self.log_scale[...], frequency
         )
+
+
+Mixer, Model = LiquidSSM, LiquidSSMLanguageModel
+
+
+def capabilities(config: LiquidSSMConfig, method: str = "auto") -> Capabilities:
+    """What this backend can do with the mixer beyond what every mixer must."""
+    # Whether a guess of `parallel` has settled is asked by the host.
+    return Capabilities(graph_capture=method != "parallel")

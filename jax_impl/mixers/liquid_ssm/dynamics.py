@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_impl.ops.scan.chunked import chunked_scan
-from spec.config import LiquidSSMConfig
+from spec.mixers.liquid_ssm import LiquidSSMConfig
 from spec.mixers.liquid_ssm.hippo import NORMAL_RATE, coupling, legs_factor, legs_rates
 from spec.mixers.liquid_ssm.reference import STEPS_A_TIME_CONSTANT
 
@@ -39,7 +39,7 @@ class Inputs(NamedTuple):
 
     drive: Array
     pre: Array
-    gaps: Array | None
+    dt_scale: Array | None
     resets: Array | None
     padding: Array | None
 
@@ -59,8 +59,8 @@ def clock(previous: Array, inputs: Inputs, of: Dynamics, config: LiquidSSMConfig
     tau = jnp.exp(of.log_tau) * (1.0 + config.eta * content)
     of_content = tau.min(axis=-1, keepdims=True) / STEPS_A_TIME_CONSTANT
     dt = jnp.minimum(of_content, config.target_dt)
-    if inputs.gaps is not None:
-        dt = dt * inputs.gaps[..., None]
+    if inputs.dt_scale is not None:
+        dt = dt * inputs.dt_scale[..., None]
     first = jnp.arange(tau.shape[-1]) == tau.argmin(axis=-1, keepdims=True)
     return Clock(hidden, content, tau, dt, (of_content < config.target_dt) & first)
 
@@ -69,8 +69,8 @@ def clock_adjoint(
     now: Clock, inputs: Inputs, of: Dynamics, config: LiquidSSMConfig, tau_gradient: Array, dt_gradient: Array
 ) -> tuple[Array, Array, Array]:
     """Gradients of log_tau and of both pre-activations of the network."""
-    if inputs.gaps is not None:
-        dt_gradient = dt_gradient * inputs.gaps[..., None]
+    if inputs.dt_scale is not None:
+        dt_gradient = dt_gradient * inputs.dt_scale[..., None]
     tau_gradient = tau_gradient + jnp.where(now.fastest, dt_gradient / STEPS_A_TIME_CONSTANT, 0.0)
     of_content = tau_gradient * jnp.exp(of.log_tau) * config.eta * (1.0 - now.content * now.content)
     of_hidden = jnp.matmul(of_content, of.tau_output, precision="highest") * (1.0 - now.hidden * now.hidden)

@@ -21,7 +21,8 @@ from jax_impl.mixers.liquid_ssm.dynamics import (
     matrix_of,
 )
 from jax_impl.ops.scan.chunked import chunked_scan
-from spec.config import LiquidSSMConfig, require_known
+from spec.config import require_known
+from spec.mixers.liquid_ssm import LiquidSSMConfig
 
 MOST_ITERATIONS = 64
 _ROUNDINGS = 4.0

@@ -16,6 +16,7 @@ from flax import nnx
 from jax_impl.layers import COMPUTE, accumulate_dtype
 from jax_impl.ops.cross_entropy import lm_head
 from jax_impl.protocols import LanguageModel
+from spec.mixers import state_shape
 from spec.sampling import Step, check_tokens
 
 
@@ -27,7 +28,7 @@ def jit_step(model: LanguageModel) -> Step:
     def step(tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
         check_tokens(tokens_bt, c.vocab_size)
         if states is None:
-            states = jnp.zeros((c.n_layers, len(tokens_bt), c.d_state), accumulate_dtype(model.compute_dtype))
+            states = jnp.zeros(state_shape(c, len(tokens_bt)), accumulate_dtype(model.compute_dtype))
         logits_bv, states = _advance(graph, parameters, *_to_power_of_two(tokens_bt), jnp.asarray(states))
         return np.asarray(logits_bv, np.float32), states
 

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from spec.config import ModelConfig
-
-RECURRENCE = {"liquidnet": "mixer.gated", "liquid_ssm": "mixer.states"}
-"""What a family's recurrence gives to the last matrix of its mixer."""
+from spec.mixers import family
 
 
 def names(config: ModelConfig) -> list[str]:
     """Every tensor of a trace, in the order of the forward pass."""
-    mixer = ("mixer_norm", "mixer.input", RECURRENCE[config.family], "mixer.output", "mixer.state")
-    inside = (*mixer, "mlp_norm", "mlp.input", "mlp.product", "mlp.output")
+    mixer = tuple(f"mixer.{name}" for name in (*family(config).activations, "state"))
+    inside = ("mixer_norm", *mixer, "mlp_norm", "mlp.input", "mlp.product", "mlp.output")
     found = ["embedding"]
     for i in range(config.n_layers):
         found += [*(f"blocks.{i}.{inner}" for inner in inside), f"blocks.{i}"]
@@ -25,13 +23,13 @@ def keep(config: ModelConfig, found: dict[str, Any], path: str, first_input: Any
     """Put what a trace shows of one call of the module at `path` into `found`; the model's own path is empty."""
     block, inner = split(path)
     # No module gives these: they are what one takes.
-    inputs = {"mixer.output": RECURRENCE[config.family], "mlp.output": "mlp.product"}
+    inputs = {"mixer.output": f"mixer.{family(config).recurrence}", "mlp.output": "mlp.product"}
     if inner in inputs:
         found[f"{block}.{inputs[inner]}"] = first_input
     if inner == "mixer":
         found[f"{path}.state"] = output[-1]
     elif inner != "mlp":  # its output is that of its last matrix
-        # States come last; a Liquid SSM has a loss, or None, before its logits.
+        # States come last, after the logits; a model may have its loss, or None, before them.
         found[path or "logits"] = output[-2] if isinstance(output, tuple) else output
 
 

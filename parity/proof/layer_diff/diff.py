@@ -14,11 +14,10 @@ import numpy as np
 
 from parity.proof.bounds import in_units, unit
 from parity.proof.bounds.monte_carlo_arithmetic import estimate
-from parity.proof.layer_diff.activations import RECURRENCE
-from spec.config import LiquidSSMConfig, ModelConfig
-from spec.mixers.liquid_ssm.reference import liquid_states
+from spec.config import ModelConfig
+from spec.mixers import family
 from spec.reference import activations
-from spec.reference.blocks import gated_states, rms_norm, within
+from spec.reference.blocks import rms_norm, within
 from spec.reference.scan import sigmoid
 
 RUNS, MANY, CLOSE = 4, 32, 10.0
@@ -119,18 +118,15 @@ def layers_alone(params: Arrays, config: ModelConfig, tokens: np.ndarray, given:
 
 
 def _block_alone(x_btd: np.ndarray, weights: Arrays, config: ModelConfig, given: Arrays) -> dict[str, np.ndarray]:
-    scale, f, recurrence = config.residual_scale, config.d_ff, RECURRENCE[config.family]
-    all_btn, last_bn = _recurrence_alone(weights, config, given)
-    y_btd = given["mixer.output"]
-    if isinstance(config, LiquidSSMConfig):
-        y_btd = y_btd + weights["mixer.skip"] * given["mixer_norm"]
+    scale, f = config.residual_scale, config.d_ff
+    of_mixer, last_bn, y_btd = family(config).each_alone(
+        given["mixer_norm"], within(weights, "mixer."), config, within(given, "mixer.")
+    )
     middle_btd = x_btd + scale * y_btd
     gate_btf, up_btf = given["mlp.input"][..., :f], given["mlp.input"][..., f:]
     return {
         ".mixer_norm": rms_norm(x_btd, weights["mixer_norm.weight"], config.norm_eps)[0],
-        ".mixer.input": given["mixer_norm"] @ weights["mixer.input.weight"].T,
-        f".{recurrence}": all_btn,
-        ".mixer.output": given[recurrence] @ weights["mixer.output.weight"].T,
+        **{f".mixer.{name}": array for name, array in of_mixer.items()},
         ".mixer.state": last_bn,
         ".mlp_norm": rms_norm(middle_btd, weights["mlp_norm.weight"], config.norm_eps)[0],
         ".mlp.input": given["mlp_norm"] @ weights["mlp.input.weight"].T,
@@ -138,13 +134,6 @@ def _block_alone(x_btd: np.ndarray, weights: Arrays, config: ModelConfig, given:
         ".mlp.output": given["mlp.product"] @ weights["mlp.output.weight"].T,
         "": middle_btd + scale * given["mlp.output"],
     }
-
-
-def _recurrence_alone(weights: Arrays, config: ModelConfig, given: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """What the last matrix of the mixer takes, and the last state."""
-    if isinstance(config, LiquidSSMConfig):
-        return liquid_states(given["mixer.input"], within(weights, "mixer."), config)[:2]
-    return gated_states(given["mixer.input"], weights["mixer.decay_bias"], config.delta_min)[:2]
 
 
 def _errors(trace: Arrays, truth: Arrays, bounds: Arrays, given: Arrays | None = None) -> dict[str, Error]:

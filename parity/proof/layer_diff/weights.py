@@ -9,22 +9,11 @@ import numpy as np
 
 from parity.proof.layer_diff.activations import split
 from spec.config import ModelConfig
-from spec.parameters import fused_parts, parameter_table
+from spec.mixers import family
+from spec.parameters import parameter_table
 
 Arrays = Mapping[str, np.ndarray]
 Parts = Mapping[str, int]
-
-# Parameters that no module of their own multiplies by: where they show first. The sum after the mixer has no name, and
-# is met in the norm that it enters.
-_ENTERS = {
-    "mixer.decay_bias": "mixer.gated",
-    "mixer.tau_state.weight": "mixer.states",
-    "mixer.tau_output.weight": "mixer.states",
-    "mixer.log_tau": "mixer.states",
-    "mixer.log_scale": "mixer.states",
-    "mixer.frequency": "mixer.states",
-    "mixer.skip": "mlp_norm",
-}
 
 
 def differences(config: ModelConfig, a: Arrays, b: Arrays) -> dict[str, str]:
@@ -33,14 +22,14 @@ def differences(config: ModelConfig, a: Arrays, b: Arrays) -> dict[str, str]:
     found = {}
     for row in parameter_table(config):
         if plain["a"][row.path].tobytes() != plain["b"][row.path].tobytes():
-            found[row.path] = _relation(row.path, fused_parts(row, config), a, b, plain["a"], plain["b"])
+            found[row.path] = _relation(row.path, row.parts, a, b, plain["a"], plain["b"])
     return found
 
 
-def tensor_of(path: str) -> str:
+def tensor_of(config: ModelConfig, path: str) -> str:
     """The first tensor of a forward pass that a parameter enters."""
-    block, inner = split(path)
-    return f"{block}.{_ENTERS[inner]}" if inner in _ENTERS else path.removesuffix(".weight")
+    (block, inner), enters = split(path), family(config).enters
+    return f"{block}.{enters[inner]}" if inner in enters else path.removesuffix(".weight")
 
 
 def _relation(path: str, parts: Parts, stored_a: Arrays, stored_b: Arrays, all_a: Arrays, all_b: Arrays) -> str:

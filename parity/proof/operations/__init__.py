@@ -8,6 +8,8 @@ added to one of them is proved by existing. A failing case is repeated with
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from functools import lru_cache
 from typing import Any
 
@@ -15,16 +17,27 @@ import numpy as np
 
 from parity.proof import adapters
 from parity.proof.bounds import assert_within
-from parity.proof.operations.base import Arrays, Operation
-from parity.proof.operations.layers import AdamW, CrossEntropy, Gates, RMSNorm, Scan, SwiGLU
-from parity.proof.operations.liquid_ssm import DenseStates, DiagonalStates, SSMBlock, SSMModel
-from parity.proof.operations.models import Block, Mixer, Model
+from parity.proof.operations.base import Arrays, Operation, SelfTest
+from parity.proof.operations.layers import AdamW, CrossEntropy, RMSNorm, Scan, SwiGLU
+from spec.mixers import families
 
-__all__ = ["OPERATIONS", "Operation", "check", "expected"]
+__all__ = ["OPERATIONS", "Operation", "SelfTest", "check", "expected", "self_tests"]
 
-KINDS = (Scan, Gates, RMSNorm, SwiGLU, CrossEntropy, AdamW, Mixer, Block, Model)
-KINDS_OF_SSM = (DenseStates, DiagonalStates, SSMBlock, SSMModel)
-OPERATIONS: dict[str, Operation] = {kind.name: kind() for kind in (*KINDS, *KINDS_OF_SSM)}
+
+def of_families() -> dict[str, Any]:
+    """What each family proves, by its name: the module of this package that has it, with OPERATIONS and SELF_TEST."""
+    found = {name for _, name, _ in pkgutil.iter_modules(__path__)}
+    return {name: importlib.import_module(f"{__name__}.{name}") for name in families() if name in found}
+
+
+SHARED = (Scan, RMSNorm, SwiGLU, CrossEntropy, AdamW)
+KINDS = (*SHARED, *(kind for module in of_families().values() for kind in module.OPERATIONS))
+OPERATIONS: dict[str, Operation] = {kind.name: kind() for kind in KINDS}
+
+
+def self_tests() -> dict[str, SelfTest]:
+    """What stands in the self-test for the methods of each family's mixer, by what they are listed under."""
+    return {families()[name].operation: module.SELF_TEST for name, module in of_families().items()}
 
 
 @lru_cache(maxsize=256)

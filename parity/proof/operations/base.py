@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,13 +18,14 @@ class Operation:
     """One operation of the model, as inputs to outputs and output gradients to input gradients.
 
     `theorem`: its float32 bound is proved; else an estimate (monte_carlo_arithmetic.py). `choice` names the dict of
-    METHODS that it has, if any.
+    METHODS that it has, if any. `share`: how many of the problems that a sweep was asked for it gets, by their cost.
     """
 
     name: str
     theorem = True
     choice: str | None = None
     dtypes: tuple[str, ...] = ("float32", "float64")
+    share = 1.0
 
     def methods(self, adapter: Any) -> tuple[str, ...]:
         return adapter.METHODS[self.choice] if self.choice else ("",)
@@ -52,11 +53,27 @@ class Operation:
         """What a backend gives."""
         raise NotImplementedError
 
+    def problems(self, draw: Any) -> Any:
+        """A Hypothesis strategy of cases, from those of parity/proof/problems/strategies.py, a module, as `draw`."""
+        raise NotImplementedError
+
+
+class SelfTest(NamedTuple):
+    """What stands for the methods of an operation in the self-test before training.
+
+    Args:
+        operation: a key of OPERATIONS.
+        cases: few shapes, since each is compiled; several chunks and a rest.
+    """
+
+    operation: str
+    cases: tuple[Any, ...]
+
 
 class Estimated(Operation):
     """An operation without a theorem: its reference, run on arrays that round at random, says how far rounding goes."""
 
-    theorem = False
+    theorem, share = False, 0.1
     dtypes = ("float32", "float64", "bfloat16")
 
     def compute(self, case: Any) -> Compute:

@@ -1,4 +1,4 @@
-"""The operations whose bounds are theorems: scan, gates, RMSNorm, SwiGLU, cross-entropy and an AdamW step."""
+"""The operations whose bounds are theorems: scan, RMSNorm, SwiGLU, cross-entropy and an AdamW step."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ from parity.proof.bounds import scan_bounds, scan_truth
 from parity.proof.bounds.adamw import adamw_truth_and_bounds
 from parity.proof.bounds.layers import (
     cross_entropy_bounds,
-    gates_bounds,
     rms_norm_bounds,
     swiglu_bounds,
 )
 from parity.proof.operations.base import Arrays, Operation, cast, float32
 from parity.proof.problems.cases import AdamWCase, LayerCase, ScanCase, draw_values
-from spec.init import half_life_bias
 from spec.optimizer import MOMENTS, decayed_paths
 from spec.reference import blocks
 from spec.reference.model import cross_entropy
-from spec.reference.scan import decay_gates, sigmoid
 
 
 class Scan(Operation):
@@ -39,41 +36,11 @@ class Scan(Operation):
 
     def run(self, adapter: Any, case: ScanCase, method: str, dtype: str) -> Arrays:
         decay, drive, state, resets, padding, *gradients = (cast(x, dtype) for x in case.arrays())
-        return adapter.scan_vjp(decay, drive, state, method, resets, padding, *gradients)
-
-
-class Gates(Operation):
-    name = "gates"
-
-    def arrays(self, case: LayerCase) -> tuple[np.ndarray, ...]:
-        random, d = case.random, case.config.d_model
-        pre = draw_values(random, case.values, (*case.shape, 3 * d))
-        bias = random.standard_normal(d) if case.seed % 4 == 3 else half_life_bias(d)
-        return float32(pre, bias, *random.standard_normal((3, *case.shape, d)))
-
-    def truth(self, case: LayerCase) -> Arrays:
-        pre, bias, of_decay, of_drive, of_gate = (x.astype(np.float64) for x in self.arrays(case))
-        value, p, gate = np.split(pre, 3, axis=-1)
-        p = p + bias
-        (alpha, fresh), t, o = decay_gates(p, case.config.delta_min), np.tanh(value), sigmoid(gate)
-        of_p = alpha * sigmoid(p) * (of_drive * t - of_decay)
-        # 1 - tanh^2 and 1 - sigmoid without cancellation: the truth has to be right where they vanish.
-        of_value, of_output = of_drive * fresh * (1.0 / np.cosh(value)) ** 2, of_gate * o * sigmoid(-gate)
-        of_pre = np.concatenate([of_value, of_p, of_output], axis=-1)
-        results = (alpha, fresh * t, o, of_pre, of_p.sum(axis=(0, 1)))
-        return dict(zip(adapters.GATES_RESULTS, results, strict=True))
-
-    def bounds(self, case: LayerCase, dtype: Any = np.float32) -> Arrays:
-        pre, bias, *gradients = self.arrays(case)
-        return gates_bounds(pre, bias, case.config.delta_min, *gradients, dtype=dtype)
-
-    def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
-        pre, bias, *gradients = (cast(x, dtype) for x in self.arrays(case))
-        return adapter.gates_vjp(pre, bias, case.config.delta_min, *gradients)
+        return adapter.vjp("scan", (decay, drive, state), (resets, padding), gradients, method=method)
 
 
 class RMSNorm(Operation):
-    name, choice = "rms_norm", "rowwise"
+    name, choice, share = "rms_norm", "rowwise", 3.0
 
     def arrays(self, case: LayerCase) -> tuple[np.ndarray, ...]:
         random, shape = case.random, (*case.shape, case.config.d_model)
@@ -167,11 +134,12 @@ class CrossEntropy(Operation):
     def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         hidden, embedding, labels = (cast(x, dtype) for x in self.arrays(case))
         # Seven rows a chunk, which divides few numbers of labels.
-        return adapter.loss_vjp(hidden, embedding, labels, method, 7 * len(embedding))
+        one, chunk = np.ones((), hidden.dtype), 7 * len(embedding)
+        return adapter.vjp("loss", (hidden, embedding), (labels,), (one,), chunk, method=method)
 
 
 class AdamW(Operation):
-    name, dtypes = "adamw", ("float32",)
+    name, dtypes, share = "adamw", ("float32",), 0.5
 
     def both(self, case: AdamWCase) -> tuple[Arrays, Arrays]:
         """The state after all steps in float64 from zero moments, and the bounds carried along."""

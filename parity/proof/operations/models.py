@@ -1,4 +1,4 @@
-"""The operations whose bounds are estimates: the mixer between its matrices, a block, and the whole model."""
+"""What every family has: a block, and the whole model, whose bounds are estimates."""
 
 from __future__ import annotations
 
@@ -6,44 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from parity.proof import adapters
 from parity.proof.bounds.monte_carlo_arithmetic import Compute
-from parity.proof.operations.base import Arrays, Estimated, cast, float32
+from parity.proof.operations.base import Arrays, Estimated, float32
 from parity.proof.problems.cases import LayerCase, ModelCase, draw_values, perturbed_parameters
-from spec.init import half_life_bias
+from spec.mixers import family
+from spec.mixers.base import Masks
 from spec.reference import blocks, forward, loss_and_gradients
 
 
-class Mixer(Estimated):
-    name, choice, dtypes = "mixer", "mixer", ("float32", "float64")
-
-    def arrays(self, case: LayerCase) -> tuple[np.ndarray, ...]:
-        """Pre-activations, bias, initial state, and the gradients of both outputs."""
-        random, d, b = case.random, case.config.d_model, case.shape[0]
-        pre = draw_values(random, case.values, (*case.shape, 3 * d))
-        bias = random.standard_normal(d) if case.seed % 4 == 3 else half_life_bias(d)
-        state, of_last = random.standard_normal((2, b, d))
-        return float32(pre, bias, state, random.standard_normal((*case.shape, d)), of_last)
-
-    def compute(self, case: LayerCase) -> Compute:
-        def run(lift):
-            pre, bias, state, of_gated, of_last = (lift(x) for x in self.arrays(case))
-            masks = case.masks()
-            gated, last, saved = blocks.gated_states(pre, bias, case.config.delta_min, state, *masks)
-            gradients = blocks.gated_states_adjoint(saved, of_gated, of_last)
-            return dict(zip(adapters.MIXER_RESULTS, (gated, last, *gradients), strict=True))
-
-        return run
-
-    def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
-        pre, bias, state, *gradients = (cast(x, dtype) for x in self.arrays(case))
-        return adapter.mixer_vjp(pre, bias, case.config.delta_min, state, method, *case.masks(), *gradients)
-
-
 class Block(Estimated):
-    """With the method that `auto` takes: any other one is proved in the mixer and in the model."""
-
-    name = "block"
+    """With the method that `auto` takes: any other one is proved in the mixer."""
 
     def methods(self, adapter: Any) -> tuple[str, ...]:
         return ("auto",)
@@ -53,7 +25,7 @@ class Block(Estimated):
         random, c, b = case.random, case.config, case.shape[0]
         weights = blocks.within(perturbed_parameters(case.config, case.seed % 8), "blocks.0.")
         x = draw_values(random, case.values, (*case.shape, c.d_model))
-        of_x, state = random.standard_normal(x.shape), random.standard_normal((b, c.d_state))
+        of_x, state = random.standard_normal(x.shape), random.standard_normal((b, family(c).state_size(c)))
         return weights, float32(x, state, of_x, random.standard_normal(state.shape))
 
     def compute(self, case: LayerCase) -> Compute:
@@ -61,7 +33,7 @@ class Block(Estimated):
             weights, arrays = self.arrays(case)
             x, state, of_y, of_last = (lift(x) for x in arrays)
             lifted = {path: lift(array) for path, array in weights.items()}
-            y, last, _, saved = blocks.block(x, lifted, case.config, state, *case.masks())
+            y, last, _, saved = blocks.block(x, lifted, case.config, state, Masks(*case.masks()))
             of_x, gradients, of_state = blocks.block_adjoint(saved, case.config, of_y, of_last)
             return {"y": y, "last": last, "x gradient": of_x, "state gradient": of_state, **gradients}
 
@@ -70,20 +42,24 @@ class Block(Estimated):
     def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         weights, (x, state, *gradients) = self.arrays(case)
         outputs, (of_x, of_state), of_weights = adapter.layer_vjp(
-            self.name, case.config, weights, (x, state), case.masks(), gradients, method, compute_dtype=dtype
+            "block", case.config, weights, (x, state), case.masks(), gradients, method, compute_dtype=dtype
         )
         given = dict(zip(("y", "last"), outputs, strict=True))
         return {**given, "x gradient": of_x, "state gradient": of_state, **of_weights}
 
 
 class Model(Estimated):
-    """Logits, final states, loss, and the gradients of every parameter and of the initial states."""
+    """Logits, final states, loss, and the gradients of every parameter and of the initial states.
 
-    name, choice = "model", "mixer"
+    With the method that `auto` takes, unless a family has a `choice`.
+    """
 
-    def of_ssm(self, case: ModelCase) -> tuple[np.ndarray, ...]:
-        """Noise and gaps, where the model takes them."""
-        return ()
+    def methods(self, adapter: Any) -> tuple[str, ...]:
+        return super().methods(adapter) if self.choice else ("auto",)
+
+    def side(self, case: ModelCase) -> Arrays:
+        """What the mixer reads besides, by name."""
+        return {}
 
     def compute(self, case: ModelCase) -> Compute:
         def run(lift):
@@ -91,7 +67,7 @@ class Model(Estimated):
             params = {path: lift(x) for path, x in case.parameters.items()}
             states = lift(arrays.states)
             inputs = arrays.tokens, states, arrays.resets, arrays.padding
-            more = dict(zip(("noise", "gaps"), map(lift, self.of_ssm(case)), strict=False))
+            more = {name: lift(x) for name, x in self.side(case).items()}
             outputs = dict(zip(("logits", "last"), forward(params, case.config, *inputs, **more), strict=True))
             loss, gradients, of_states = loss_and_gradients(
                 params, case.config, *arrays._replace(states=states), **more
@@ -103,7 +79,7 @@ class Model(Estimated):
 
     def run(self, adapter: Any, case: ModelCase, method: str, dtype: str, **options: Any) -> Arrays:
         """`options` go to the loss."""
-        arrays, chosen = case.arrays(), {"method": method, "compute_dtype": dtype, "of_ssm": self.of_ssm(case)}
+        arrays, chosen = case.arrays(), {"method": method, "compute_dtype": dtype, "side": self.side(case)}
         inputs = arrays.tokens, arrays.states, arrays.resets, arrays.padding
         logits, last = adapter.model(case.parameters, case.config, *inputs, **chosen)
         loss, gradients, of_states, last_too = adapter.loss_and_gradients(

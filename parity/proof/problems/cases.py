@@ -4,34 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from spec.config import LiquidNetConfig, LiquidSSMConfig, ModelConfig, TrainingConfig
+from spec.config import ModelConfig, TrainingConfig
 from spec.data import IGNORED_LABEL
 from spec.init import initial_parameters
-from spec.presets import LIQUID_SSMS
+from spec.mixers import state_shape
+from spec.presets import PRESETS
 
 LENGTHS = (1, 2, 3, 31, 63, 257, 1000)
 BATCH, WIDTH = 2, 3
 SHAPES = (*((BATCH, t, WIDTH) for t in LENGTHS[:5]), (3, 257, 2), (1, 1000, 1))
 
-CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=2, max_seq_len=8)
+CONFIG = replace(PRESETS["nano"], vocab_size=13, d_model=8, d_ff=12, n_layers=2, max_seq_len=8)
 # The widths of nano, over bytes.
-NANO = LiquidNetConfig(vocab_size=257, d_model=128, d_ff=344, n_layers=4, max_seq_len=64)
+NANO = replace(PRESETS["nano"], vocab_size=257)
 NANO_BLOCK = replace(NANO, n_layers=1)
-SSM_NANO_BLOCK = replace(LIQUID_SSMS["ssm-nano"], vocab_size=257, n_layers=1)
-
-# The content sets the step of about half of the tokens.
-DENSE = LiquidSSMConfig(13, d_model=8, d_ff=12, n_layers=2, max_seq_len=8, d_state=4, d_tau=3, exploration_rate=0.5)
-SSM_KINDS: dict[str, dict[str, Any]] = {
-    "dense": {},
-    "diagonal": {"state": "diagonal"},
-    "as_printed": {"hippo": "as_printed"},
-}
-DIAGONAL = replace(DENSE, state="diagonal")
-AS_PRINTED = replace(DENSE, hippo="as_printed")
 
 ALMOST_ONE = 1.0 - 2.0**-24
 DECAYS = ("uniform", "zero", "one", "almost one", "slow", "tiny", "mixture")
@@ -161,7 +151,7 @@ class ModelCase:
         shape, c = (self.batch, self.length), self.config
         tokens, labels = random.integers(0, c.vocab_size, size=(2, *shape)).astype(np.int32)
         hidden = draw_ignored(random, self.ignored, shape)
-        states = random.standard_normal((2, c.n_layers, self.batch, c.d_state)).astype(np.float32)
+        states = random.standard_normal((2, *state_shape(c, self.batch))).astype(np.float32)
         masks = draw_resets(random, self.resets, shape), draw_padding(random, self.padding, shape)
         start = np.zeros_like(states[0]) if self.fresh else states[0]
         return ModelArrays(tokens, np.where(hidden, IGNORED_LABEL, labels).astype(np.int32), start, *masks, states[1])

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import sys
 
 from hypothesis import strategies as st
 
 from parity.proof.operations import OPERATIONS
-from parity.proof.operations.liquid_ssm import clear_of_ties
 from parity.proof.problems.cases import (
     ADAMW,
-    AS_PRINTED,
     CONFIG,
     DECAYS,
-    DENSE,
-    DIAGONAL,
     DRIVES,
     IGNORED,
     LENGTHS,
@@ -72,32 +68,14 @@ def layer_cases(
 GATES = ("normal", "wide", "mixture", "small")
 HIDDEN = ("normal", "mixture", "small", "absorbed")
 
-SHORT = ((1, 1), (2, 31))
-WIDER, WIDER_DIAGONAL = (replace(config, d_state=16) for config in (DENSE, DIAGONAL))
-
-
-def _clear(name: str, cases: st.SearchStrategy) -> st.SearchStrategy:
-    """Without those where rounding decides which time constant sets the step."""
-    return cases.filter(lambda case: clear_of_ties(OPERATIONS[name], case))
-
-
 CASES: dict[str, st.SearchStrategy] = {
     "scan": scan_cases((*SHAPES, (2, NANO.max_seq_len, NANO.d_model))),
-    "gates": layer_cases(GATES),
     "rms_norm": layer_cases(VALUES),
     "swiglu": layer_cases(HIDDEN),
     "cross_entropy": layer_cases(HIDDEN, ignored=IGNORED),
     "adamw": st.builds(
         AdamWCase, st.sampled_from(tuple(ADAMW)), st.sampled_from((1, 10)), seeds, st.sampled_from((CONFIG, NANO_BLOCK))
     ),
-    "mixer": layer_cases(GATES, masked=True),
-    "block": layer_cases(("normal", "small"), ((2, 31),), masked=True),
-    "model": model_cases(lengths=(31,)),
-    "dense_states": _clear("dense_states", layer_cases(GATES, SHORT, (DENSE, AS_PRINTED, WIDER), masked=True)),
-    "diagonal_states": _clear("diagonal_states", layer_cases(GATES, SHORT, (DIAGONAL, WIDER_DIAGONAL), masked=True)),
-    "ssm_block": _clear("ssm_block", layer_cases(("normal", "small"), ((2, 31),), (DENSE, DIAGONAL), masked=True)),
-    "ssm_model": _clear(
-        "ssm_model", st.sampled_from((DENSE, DIAGONAL)).flatmap(lambda c: model_cases(lengths=(31,), config=c))
-    ),
 }
-"""Problems for each of parity.proof.operations.OPERATIONS."""
+"""Problems for each of parity.proof.operations.OPERATIONS; a family's operations say themselves what theirs are."""
+CASES |= {name: one.problems(sys.modules[__name__]) for name, one in OPERATIONS.items() if name not in CASES}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -10,16 +10,15 @@ import numpy as np
 
 from parity.proof.problems.cases import perturbed_parameters
 from spec.checkpoint.format import Checkpoint
-from spec.config import LiquidNetConfig, LiquidSSMConfig, ModelConfig, TrainingConfig
-from spec.data import Batch, Dataset, training_batch
-from spec.mixers.liquid_ssm.noise import with_noise
+from spec.config import ModelConfig, TrainingConfig
+from spec.data import Batch, Dataset, training_batch, with_side_inputs
 from spec.presets import PRESETS
 from tools import convert
 from tools.cli import backends
 
 # A constant rate from the first step on: no warm-up hides the steps where the loss moves most.
 TRAINING = TrainingConfig(peak_lr=1e-3, warmup_steps=0, final_lr_fraction=1.0)
-MODEL = LiquidNetConfig(257, PRESETS["nano"].d_model, PRESETS["nano"].d_ff, PRESETS["nano"].n_layers, 64)
+MODEL = replace(PRESETS["nano"], vocab_size=257)
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Order:
     def batch(self, batch: Batch) -> Batch:
         if not self.reverse_rows:
             return batch
-        return Batch(*(np.ascontiguousarray(part[::-1]) for part in (batch.tokens, batch.labels, batch.resets)))
+        tokens, labels, resets = (np.ascontiguousarray(x[::-1]) for x in (batch.tokens, batch.labels, batch.resets))
+        return Batch(tokens, labels, resets)
 
 
 REORDERINGS = tuple(Order(method, reverse) for method in ("sequential", "chunked") for reverse in (False, True))
@@ -61,7 +61,8 @@ class Segment:
     def __post_init__(self) -> None:
         engine = backends.load(self.backend, "training.engine").Engine
         # Orders of summation are those of a linear scan.
-        method = "auto" if isinstance(self.model, LiquidSSMConfig) else self.order.method
+        capabilities = backends.load(self.backend, "mixers").capabilities(self.model)
+        method = self.order.method if capabilities.scan_methods else "auto"
         self.engine = engine(self.model, self.training, method)
         if self.noise:
             self.engine.load(perturbed_parameters(self.model, self.training.seed, self.noise), {}, 0)
@@ -73,7 +74,7 @@ class Segment:
         for _ in range(steps):
             t = self.training
             batch = training_batch(self.data, self.step * t.batch_size, t.batch_size, t.seq_len, t.seed)
-            batch = with_noise(self.order.batch(batch), self.model, t, self.step * t.batch_size)
+            batch = with_side_inputs(self.order.batch(batch), self.model, t, self.step * t.batch_size)
             losses.append(self.engine.train_step(batch, t.peak_lr)[0])
             self.step += 1
         return np.array(losses)
@@ -93,11 +94,11 @@ class Segment:
 
 def hand_over(first: Segment, second: Segment, steps: int, directory: Path) -> np.ndarray:
     """Losses of `steps` steps in one backend and `steps` in the other, through a native file and a neutral one."""
-    native = directory / ("leg.pt" if first.backend == "torch" else "leg.msgpack")
+    native = directory / ("segment.pt" if first.backend == "torch" else "segment.msgpack")
     losses = first.train(steps)
     first.save(native)
-    convert.write(directory / "leg", convert.read(native))
-    second.load(directory / "leg")
+    convert.write(directory / "segment", convert.read(native))
+    second.load(directory / "segment")
     return np.concatenate([losses, second.train(steps)])
 
 

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from parity.proof.bounds.monte_carlo_arithmetic import FACTOR, Rounding
 from parity.proof.problems.cases import perturbed_parameters
 from parity.suite.runs.trajectories import REORDERINGS, TRAINING, Order, Segment
-from spec.config import LiquidNetConfig, LiquidSSMConfig, ModelConfig, TrainingConfig
-from spec.data import Dataset, next_batch
-from spec.mixers.liquid_ssm.noise import with_noise
+from spec.config import ModelConfig, TrainingConfig
+from spec.data import Dataset, next_batch, with_side_inputs
+from spec.mixers import family
 from spec.optimizer import decayed_paths
+from spec.presets import PRESETS
 from spec.reference import adamw_step, clip_by_global_norm, forward, loss_and_gradients
 from spec.schedule import learning_rate
 from tools.data.stories import stories
 
 NOISE = 0.02
-LARGEST_SHARE = 5.0
+LARGEST_RATIO = 5.0
+"""Of the difference between the backends to that between reorderings of one."""
 # Small enough for the reference, which rounds at random nine times over: three seconds a run.
-SMALL = LiquidNetConfig(vocab_size=257, d_model=16, d_ff=24, n_layers=2, max_seq_len=16)
-SMALL_SSM = LiquidSSMConfig(257, 16, 24, 2, 16, d_state=6, d_tau=3, state="diagonal", exploration_rate=0.5)
+SIZES: dict[str, Any] = {"vocab_size": 257, "d_model": 16, "d_ff": 24, "n_layers": 2, "max_seq_len": 16}
+SMALL = replace(PRESETS["nano"], **SIZES)
+SMALL_SSM = replace(PRESETS["ssm-nano"], **SIZES, d_state=6, d_tau=3, exploration_rate=0.5)
 SMALL_TRAINING = replace(TRAINING, batch_size=4, seq_len=16)
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Race:
+class Drift:
     """Losses of one run in JAX and in torch, and of torch in three other orders of summation.
 
     Args:
@@ -44,25 +48,25 @@ class Race:
 
     @property
     def limit(self) -> float:
-        return LARGEST_SHARE * float(self.spread[-1])
+        return LARGEST_RATIO * float(self.spread[-1])
 
     @property
     def passed(self) -> bool:
         return float(self.gap.max()) <= self.limit
 
 
-def perturbed_run(data: Dataset, steps: int = 100, told: Progress = lambda name: None) -> Race:
+def perturbed_run(data: Dataset, steps: int = 100, progress: Progress = lambda name: None) -> Drift:
     """Train nano from perturbed weights in four orders of torch and once in JAX."""
     curves = {}
     for order in REORDERINGS:
         name = f"torch, {order.method}{', rows reversed' if order.reverse_rows else ''}"
-        told(name)
+        progress(name)
         curves[name] = Segment("torch", data, order=order, noise=NOISE).train(steps)
-    told("jax")
-    of_torch = np.stack(list(curves.values()))
+    progress("jax")
+    reorderings = np.stack(list(curves.values()))
     curves["jax"] = Segment("jax", data, noise=NOISE).train(steps)
-    spread = np.maximum.accumulate(of_torch.max(axis=0) - of_torch.min(axis=0))
-    return Race(curves, np.abs(curves["jax"] - curves[f"torch, {Order().method}"]), spread)
+    spread = np.maximum.accumulate(np.ptp(reorderings, axis=0))
+    return Drift(curves, np.abs(curves["jax"] - curves[f"torch, {Order().method}"]), spread)
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,13 @@ class Estimate:
 
 
 def estimated_run(
-    data: Dataset, names: tuple[str, ...] = ("torch", "jax"), steps: int = 100, told: Progress = lambda name: None
+    data: Dataset, names: tuple[str, ...] = ("torch", "jax"), steps: int = 100, progress: Progress = lambda name: None
 ) -> Estimate:
     """Train a small model from perturbed weights in each backend, in float64, and in float64 that rounds at random."""
-    truth, bound = bounded_run(data, steps, SMALL_TRAINING, told)
+    truth, bound = bounded_run(data, steps, SMALL_TRAINING, progress)
     errors = {}
     for name in names:
-        told(name)
+        progress(name)
         losses = Segment(name, data, SMALL_TRAINING, model=SMALL, noise=NOISE).train(steps)
         errors[name] = np.abs(losses - truth)
     return Estimate(bound, errors)
@@ -99,15 +103,15 @@ def bounded_run(
     data: Dataset,
     steps: int,
     training: TrainingConfig,
-    told: Progress = lambda name: None,
+    progress: Progress = lambda name: None,
     model: ModelConfig = SMALL,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The loss at each step of the float64 reference, and the estimate of how far a float32 run may lie from it."""
-    told("float64 reference")
+    progress("float64 reference")
     truth = reference_run(data, steps, training, lambda x: np.asarray(x, np.float64), model)
     changes = []
     for run in range(4):
-        told(f"float64 that rounds at random, {run + 1} of 4")
+        progress(f"float64 that rounds at random, {run + 1} of 4")
         changes.append(np.abs(reference_run(data, steps, training, Rounding(run, 2.0**-24), model) - truth))
     # The loss is stored in float32: where no run has moved it, it is still off by its own rounding.
     return truth, FACTOR * np.maximum.accumulate(np.maximum(np.max(changes, axis=0), 2.0**-24 * truth))
@@ -126,12 +130,12 @@ def reference_run(
     moments = [{path: lift(np.zeros(x.shape)) for path, x in params.items()} for _ in range(2)]
     losses, states = [], None
     for step in range(steps):
-        batch = with_noise(next_batch(data, step * t.batch_size, t), model, t, step * t.batch_size)
-        of_ssm = {} if batch.noise is None else {"noise": lift(batch.noise.transpose(2, 0, 1, 3))}
+        batch = with_side_inputs(next_batch(data, step * t.batch_size, t), model, t, step * t.batch_size)
+        side = {name: lift(x) for name, x in family(model).in_order_of_call(model, batch.side).items()}
         inputs = states, batch.resets
-        loss, gradients, _ = loss_and_gradients(params, model, batch.tokens, batch.labels, *inputs, **of_ssm)
+        loss, gradients, _ = loss_and_gradients(params, model, batch.tokens, batch.labels, *inputs, **side)
         if t.stream:
-            states = forward(params, model, batch.tokens, *inputs, **of_ssm)[1]
+            states = forward(params, model, batch.tokens, *inputs, **side)[1]
         gradients, _ = clip_by_global_norm(gradients, t.grad_clip)
         params, *moments = adamw_step(params, gradients, *moments, step + 1, learning_rate(step, t), t, decayed)
         losses.append(float(loss))

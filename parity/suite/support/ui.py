@@ -8,17 +8,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from parity.proof.problems.cases import perturbed_parameters
 from spec.checkpoint.format import Checkpoint, write_checkpoint
-from spec.config import LiquidNetConfig
+from spec.presets import PRESETS
 from spec.sampling import Sampling
 from tools.cli.backends import Backend
 from tools.generation.session import open_model
 from tools.tokenizer import build_tokenizer
 
-CONFIG = LiquidNetConfig(vocab_size=257, d_model=24, d_ff=32, n_layers=3, max_seq_len=16)
+CONFIG = replace(PRESETS["nano"], vocab_size=257, d_model=24, d_ff=32, n_layers=3, max_seq_len=16)
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -53,7 +54,7 @@ def write_run(run: Path) -> Path:
 def alone(path: Path, prompt: str, tokens: int, backend: Backend | None = None, sampling: Sampling = GREEDY) -> str:
     """The prompt and what `liquidnet generate` writes after it."""
     session = open_model(path, backend).session()
-    session.tell(prompt)
+    session.append(prompt)
     return prompt + "".join(session.write(sampling, tokens))
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity.proof.problems.cases import CONFIG, DENSE, perturbed_parameters
+from parity.proof.operations.liquid_ssm import DENSE
+from parity.proof.problems.cases import CONFIG, perturbed_parameters
 from spec.checkpoint.format import Checkpoint, find_checkpoint, read_checkpoint, write_checkpoint
 from spec.checkpoint.quantization import WEIGHTS, quantize, rounded
 from spec.sampling import Sampling
@@ -159,7 +160,7 @@ def test_either_backend_writes_with_the_rounded_model(trained, tmp_path, capsys,
 def test_a_state_of_other_weights_is_refused(trained, tmp_path):
     plain, fit = open_model(trained), open_model(trained, weights="int8")
     session = fit.session()
-    session.tell("Once")
+    session.append("Once")
     list(session.write(Sampling(temperature=0.0), 3))
     session.save(tmp_path / "state", fit)
     fit.session().load(tmp_path / "state", fit)

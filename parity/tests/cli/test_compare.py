@@ -18,8 +18,8 @@ from parity.proof.layer_diff.diff import first_outside, judge, locate
 from parity.proof.layer_diff.weights import differences
 from parity.proof.problems.cases import perturbed_parameters
 from parity.suite.support.fixtures import TEXT
+from spec import LiquidNetConfig
 from spec.checkpoint.format import Checkpoint, write_checkpoint
-from spec.config import LiquidNetConfig
 from spec.reference import activations
 from tools.cli.main import main
 from tools.compare.command import open_models, parse_source

@@ -13,9 +13,10 @@ from parity.proof import adapters
 from parity.proof.layer_diff.activations import names
 from parity.proof.layer_diff.diff import RUNS, first_outside, judge
 from parity.proof.layer_diff.weights import differences, tensor_of
-from parity.proof.problems.cases import CONFIG, DENSE, DIAGONAL, perturbed_parameters
+from parity.proof.operations.liquid_ssm import DENSE, DIAGONAL
+from parity.proof.problems.cases import CONFIG, perturbed_parameters
 from spec.checkpoint.format import Checkpoint, write_checkpoint
-from spec.parameters import fused_parts, parameter_table
+from spec.parameters import parameter_table
 from spec.presets import PRESETS
 from spec.reference import activations
 from tools.cli.main import main
@@ -88,7 +89,7 @@ def test_a_parameter_shows_first_where_it_is_said_to(config):
             recorded = activations({**usual, row.path: usual[row.path] + np.float32(0.5)}, config, TOKENS[:, :5])
             found = judge(usual, config, TOKENS[:, :5], [recorded], runs=1)
             first = first_outside(found)
-            assert first.tensor == tensor_of(row.path) and first.alone[0].units > 1.0, row.path
+            assert first.tensor == tensor_of(config, row.path) and first.alone[0].units > 1.0, row.path
 
 
 @STATES
@@ -131,7 +132,7 @@ def test_how_weights_differ_is_said(config, path, change, words):
 def test_the_parts_of_a_fused_matrix_are_all_of_it():
     for config in (*PRESETS.values(), DENSE, DIAGONAL):
         for row in parameter_table(config):
-            parts = fused_parts(row, config)
+            parts = row.parts
             assert " | ".join(parts) == row.axes[0] and sum(parts.values()) == row.shape[0], row
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spec import LiquidNetConfig, LiquidSSMConfig, initial_parameters
-from spec.init import LONGEST_HALF_LIFE
+from spec.mixers.liquidnet import LONGEST_HALF_LIFE
 from spec.reference import forward
 from tools.plot.compute_half_lives import half_lives, half_lives_on_text
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from parity.suite.compiled.triton.budget import faults
-from spec.config import LiquidNetConfig
+from spec import LiquidNetConfig
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")

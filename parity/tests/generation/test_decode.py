@@ -11,7 +11,8 @@ import pytest
 from parity.proof import adapters
 from parity.proof.bounds import assert_within
 from parity.proof.operations import expected
-from parity.proof.problems.cases import CONFIG, DENSE, DIAGONAL, ModelCase
+from parity.proof.operations.liquid_ssm import DENSE, DIAGONAL
+from parity.proof.problems.cases import CONFIG, ModelCase
 from spec.checkpoint.quantization import WEIGHTS, rounded
 
 LENGTH = 7

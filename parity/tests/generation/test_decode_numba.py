@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from parity.proof import adapters
-from parity.proof.problems.cases import CONFIG, DENSE, ModelCase
+from parity.proof.operations.liquid_ssm import DENSE
+from parity.proof.problems.cases import CONFIG, ModelCase
+from spec import LiquidNetConfig
 from spec.checkpoint.quantization import WEIGHTS, rounded
-from spec.config import LiquidNetConfig
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba")
@@ -183,9 +184,9 @@ def test_threads_may_share_a_step(threads):
 FORKS = """
 import os, sys
 import numpy as np, torch
-from spec.config import LiquidNetConfig
+from spec import LiquidNetConfig
 from torch_impl.ops.decode import make_step
-from torch_impl.model import LiquidNet
+from torch_impl import LiquidNet
 torch.set_num_threads(1)
 step = make_step(LiquidNet(LiquidNetConfig(vocab_size=1031, d_model=200, d_ff=330, n_layers=2)), "numba")
 token = np.asarray([[3]])

@@ -28,7 +28,7 @@ DIFFERENT = {
         "each framework's own file format", frozenset({"to_numpy", "read_native", "write_native"})
     ),
     "checkpoint/sharded.py": Different(
-        "DCP writes safetensors, Orbax its own files", frozenset({"Writing.done", "read_shards"})
+        "DCP writes safetensors, Orbax its own files", frozenset({"AsyncSave.done", "read_shards"})
     ),
     "ops/cross_entropy/fused_linear.py": Different(
         "chunks of rows for a GPU or a CPU, tiles of rows and words for a TPU",

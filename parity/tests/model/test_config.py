@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spec import PRESETS, LiquidNetConfig, TrainingConfig
-from spec.config import COMPUTE_DTYPES, config_from_json, config_to_json, nearest, training_from_json
+from spec.config import COMPUTE_DTYPES, config_to_json, nearest, training_from_json
+from spec.mixers import config_from_json
 from spec.optimizer import decayed_paths
 from spec.parameters import num_parameters, parameter_table
 from spec.presets import RECIPES, preset

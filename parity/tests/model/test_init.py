@@ -8,7 +8,9 @@ import pytest
 
 from parity.proof.problems.cases import CONFIG
 from spec import PRESETS, LiquidNetConfig, initial_parameters, num_parameters, parameter_table
-from spec.init import half_life_bias, stream
+from spec.init import stream
+from spec.mixers.base import normal, ones, zeros
+from spec.mixers.liquidnet import half_life_bias
 from spec.reference.scan import decay_gates
 
 # NumPy does not promise its normal stream for ever. If a digest differs after an upgrade of NumPy and of nothing else,
@@ -50,7 +52,7 @@ def test_the_bits_are_those_of_the_first_release(name, seed):
 @pytest.mark.parametrize("name, seed", DIGESTS)
 def test_a_fresh_model_holds_these_bits(adapter, name, seed):
     """By digest, so that `base` is in memory once and in one backend at a time."""
-    parameters, count = adapter.fresh(PRESETS[name], seed)
+    parameters, count = adapter.initialize(PRESETS[name], seed)
     assert digest(parameters) == DIGESTS[name, seed]
     assert count == num_parameters(PRESETS[name]) == PARAMETERS.get(name, count)
 
@@ -81,15 +83,15 @@ def test_values_follow_the_table():
     for row in parameter_table(config):
         x = values[row.path]
         assert x.dtype == np.float32 and x.shape == row.shape
-        if row.init == "normal":
+        if row.init is normal:
             # Five standard deviations of the mean, and of the standard deviation, of x.size normal numbers.
             assert abs(x.mean()) < 5 * 0.02 / math.sqrt(x.size)
             assert abs(x.std() - 0.02) < 5 * 0.02 / math.sqrt(2 * x.size)
-        elif row.init in ("zero", "one"):
-            assert (x == (row.init == "one")).all()
+        elif row.init in (zeros, ones):
+            assert (x == (row.init is ones)).all()
         else:
             np.testing.assert_array_equal(x, half_life_bias(64))
-    zero = {row.path.split(".", 2)[-1] for row in parameter_table(config) if row.init == "zero"}
+    zero = {row.path.split(".", 2)[-1] for row in parameter_table(config) if row.init is zeros}
     assert zero == {"mixer.output.weight", "mlp.output.weight"}
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from parity.proof import adapters
 from parity.proof.operations import OPERATIONS, check
-from parity.proof.operations.liquid_ssm import clear_of_ties
-from parity.proof.problems.cases import DENSE, DIAGONAL, LayerCase
+from parity.proof.operations.liquid_ssm import DENSE, DIAGONAL, clear_of_ties
+from parity.proof.problems.cases import LayerCase
 
 NAMES = {"dense": "dense_states", "diagonal": "diagonal_states"}
 CASE = LayerCase((2, 31), "normal", 3, DIAGONAL, resets="some", padding="right")
@@ -18,7 +18,7 @@ CASE = LayerCase((2, 31), "normal", 3, DIAGONAL, resets="some", padding="right")
 
 def given(adapter, case):
     """The modules of a backend that compute states, and the inputs of `liquid_states` in it."""
-    modules = [adapters.load_module(adapter.NAME, name) for name in ("liquid_ssm", "trajectory")]
+    modules = [adapters.load_module(adapter.NAME, name) for name in ("mixers.liquid_ssm", "mixers.liquid_ssm.solvers")]
     weights, (pre, state, *_) = OPERATIONS["diagonal_states"].arrays(case)
     own = adapter._tensors if adapter.NAME == "torch" else lambda *arrays: arrays
     of = dict(zip((path.removesuffix(".weight") for path in weights), own(*weights.values()), strict=True))
@@ -33,21 +33,21 @@ def results(adapter, case, method):
 
 def test_parallel_reports_how_it_got_there(adapter):
     """A few iterations, a residual of a few roundings."""
-    _, trajectory, pre, of, state, (resets, padding, noise, gaps) = given(adapter, CASE)
+    _, solvers, pre, of, state, (resets, padding, noise, scale) = given(adapter, CASE)
     n = DIAGONAL.d_state
-    inputs = trajectory.Inputs(pre[..., :n] + DIAGONAL.exploration_rate * noise, pre[..., n:], gaps, resets, padding)
-    solved = trajectory.parallel(inputs, of, DIAGONAL, state)
+    inputs = solvers.Inputs(pre[..., :n] + DIAGONAL.exploration_rate * noise, pre[..., n:], scale, resets, padding)
+    solved = solvers.parallel(inputs, of, DIAGONAL, state)
     assert bool(solved.converged) and 2 <= int(solved.iterations) <= 16
     assert float(solved.residual) <= 4.0 * np.finfo(np.float32).eps
-    stepped = trajectory.sequential(inputs, of, DIAGONAL, state)
+    stepped = solvers.sequential(inputs, of, DIAGONAL, state)
     assert (int(stepped.iterations), float(stepped.residual), bool(stepped.converged)) == (1, 0.0, True)
 
 
 def test_parallel_says_where_it_did_not_converge(adapter, monkeypatch):
     """By name it raises, or where nothing can raise gives NaN; `auto`, in torch, steps instead and says so."""
-    trajectory = adapters.load_module(adapter.NAME, "mixers.liquid_ssm.solvers")
+    solvers = adapters.load_module(adapter.NAME, "mixers.liquid_ssm.solvers")
     stepped = results(adapter, CASE, "sequential")
-    monkeypatch.setattr(trajectory, "MOST_ITERATIONS", 2)
+    monkeypatch.setattr(solvers, "MOST_ITERATIONS", 2)
     fresh = replace(DIAGONAL, norm_eps=2e-6)  # another configuration, another compiled program
     case = replace(CASE, config=fresh)
     if adapter.NAME == "jax":
@@ -64,8 +64,8 @@ def test_parallel_says_where_it_did_not_converge(adapter, monkeypatch):
 
 def test_a_clock_that_hangs_on_every_bit_of_the_state_is_no_trap(adapter):
     """Weights of the clock a thousand times as large, over more steps than there are iterations."""
-    liquid, trajectory, pre, of, state, masks = given(adapter, replace(CASE, shape=(2, 100)))
-    assert trajectory.MOST_ITERATIONS < 100
+    liquid, solvers, pre, of, state, masks = given(adapter, replace(CASE, shape=(2, 100)))
+    assert solvers.MOST_ITERATIONS < 100
     wild = of._replace(tau_state=of.tau_state * 1000.0)
     methods = ("parallel", "sequential")
     found = [liquid.liquid_states(pre, wild, DIAGONAL, state, *masks, method)[0] for method in methods]
@@ -79,47 +79,47 @@ def test_either_direction_goes_by_the_length_of_the_row(monkeypatch):
     torch = pytest.importorskip("torch", reason="JAX chooses without looking at the length")
     module = adapters.load_module("torch", "mixers.liquid_ssm")
     usual, asked = module.choose_method, []
-    monkeypatch.setattr(module, "choose_method", lambda config, length: asked.append(length) or usual(config, length))
+    monkeypatch.setattr(module, "choose_method", lambda config, *shape: asked.append(shape) or usual(config, *shape))
     model = adapters.load_module("torch", "model").build(DIAGONAL)
     tokens = torch.zeros((1, 20), dtype=torch.long)
     model.loss(tokens, tokens)[0].backward()
-    assert asked == [20] * 2 * DIAGONAL.n_layers
+    assert asked == [(1, 20)] * 2 * DIAGONAL.n_layers
 
 
 def test_what_is_not_finite_is_no_fault_of_the_method(adapter):
     """It flows on, as from the stepping method, and nobody goes over it sixty-four times."""
-    _, trajectory, pre, of, state, _ = given(adapter, CASE)
+    _, solvers, pre, of, state, _ = given(adapter, CASE)
     n = DIAGONAL.d_state
-    inputs = trajectory.Inputs(pre[..., :n] * np.inf, pre[..., n:], None, None, None)
-    solved = trajectory.parallel(inputs, of, DIAGONAL, state)
+    inputs = solvers.Inputs(pre[..., :n] * np.inf, pre[..., n:], None, None, None)
+    solved = solvers.parallel(inputs, of, DIAGONAL, state)
     assert bool(solved.converged) and int(solved.iterations) == 1
     assert not np.isfinite(np.asarray(solved.values)).any()
 
 
 def test_time_does_not_run_backward(adapter):
     """A negative gap gives no number from there on, and no other row has anything of it."""
-    liquid, _, pre, of, state, (resets, padding, noise, gaps) = given(
+    liquid, _, pre, of, state, (resets, padding, noise, scale) = given(
         adapter, replace(CASE, resets="none", padding="none")
     )
     for method in adapter.METHODS["liquid_ssm"]:
-        backward = np.where(np.arange(31) == 9, -1.0, np.asarray(gaps))
+        backward = np.where(np.arange(31) == 9, -1.0, np.asarray(scale))
         backward = adapter._tensors(backward)[0] if adapter.NAME == "torch" else backward
         states = np.asarray(liquid.liquid_states(pre, of, DIAGONAL, state, resets, padding, noise, backward, method)[0])
         assert np.isfinite(states[:, :9]).all() and np.isnan(states[0, 9:]).all()
 
 
-def test_noise_and_gaps_have_their_shapes(adapter):
+def test_side_inputs_have_their_shapes(adapter):
     """Nothing is spread over what it was not given for."""
     model = adapters.load_module(adapter.NAME, "model").build(DIAGONAL)
     (tokens,) = (
         adapter._tensors(np.zeros((2, 5), np.int64)) if adapter.NAME == "torch" else (np.zeros((2, 5), np.int32),)
     )
-    for name, shape in (("gaps", (1, 5)), ("gaps", (5,)), ("noise", (2, 2, 1, 4)), ("noise", (3, 2, 5, 4))):
+    for name, shape in (("gaps", (1, 5)), ("dt_scale", (5,)), ("noise", (2, 2, 1, 4)), ("noise", (3, 2, 5, 4))):
         (array,) = (
             adapter._tensors(np.ones(shape, np.float32)) if adapter.NAME == "torch" else (np.ones(shape, np.float32),)
         )
         with pytest.raises(ValueError, match=rf"{name} \[.*must have shape"):
-            model.logits(tokens, **{name: array})
+            model.logits(tokens, side={name: array})
 
 
 def test_a_dense_state_is_stepped(adapter):
@@ -127,9 +127,9 @@ def test_a_dense_state_is_stepped(adapter):
     with pytest.raises(NotImplementedError, match="needs a diagonal state, this one is dense"):
         results(adapter, replace(CASE, config=DENSE), "parallel")
     choose = adapters.load_module(adapter.NAME, "mixers.liquid_ssm").choose_method
-    assert choose(DENSE, 1024) == choose(DIAGONAL, 1) == "sequential"
+    assert choose(DENSE, 2, 1024) == choose(DIAGONAL, 2, 1) == "sequential"
     # Measured by `liquidnet bench --liquid-ssm`: torch steps through Python, XLA in a compiled loop.
-    assert choose(DIAGONAL, 1024) == {"torch": "parallel", "jax": "sequential"}[adapter.NAME]
+    assert choose(DIAGONAL, 2, 1024) == {"torch": "parallel", "jax": "sequential"}[adapter.NAME]
 
 
 def test_unknown_methods_get_the_nearest_name(adapter):

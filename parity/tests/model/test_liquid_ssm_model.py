@@ -10,7 +10,8 @@ import pytest
 from parity.proof import adapters
 from parity.proof.bounds import assert_within, double_bound
 from parity.proof.operations import OPERATIONS, check, expected
-from parity.proof.problems.cases import DENSE, DIAGONAL, ModelCase, perturbed_parameters
+from parity.proof.operations.liquid_ssm import DENSE, DIAGONAL
+from parity.proof.problems.cases import ModelCase, perturbed_parameters
 from parity.suite.runs.trajectories import Segment, hand_over
 from parity.suite.runs.trajectory_drift import (
     NOISE,
@@ -19,8 +20,7 @@ from parity.suite.runs.trajectory_drift import (
     bounded_run,
     story_data,
 )
-from spec.data import BatchShard, next_batch
-from spec.mixers.liquid_ssm.noise import with_noise
+from spec.data import BatchShard, next_batch, with_side_inputs
 from spec.reference import forward
 from spec.sampling import Sampling, generate
 
@@ -34,9 +34,9 @@ def run(adapter, case, start=0, stop=None, states=None, **options):
     parts = (x[:, start:stop] for x in (arrays.tokens, arrays.resets, arrays.padding))
     tokens, resets, padding = parts
     states = arrays.states if states is None else states
-    noise, gaps = OPERATIONS["ssm_model"].of_ssm(case)
-    of_ssm = noise[:, :, start:stop], gaps[:, start:stop]
-    return adapter.model(case.parameters, case.config, tokens, states, resets, padding, of_ssm=of_ssm, **options)
+    whole = OPERATIONS["ssm_model"].side(case)
+    side = {"noise": whole["noise"][:, :, start:stop], "dt_scale": whole["dt_scale"][:, start:stop]}
+    return adapter.model(case.parameters, case.config, tokens, states, resets, padding, side=side, **options)
 
 
 @CONFIGS
@@ -154,18 +154,18 @@ def test_what_is_made_again_is_the_same(adapter, config):
 def test_noise_is_that_of_the_sample():
     """Whoever has a row, in whatever step it comes; and every sample has its own, as every layer and token."""
     data, training = story_data(), SMALL_TRAINING
-    whole = with_noise(next_batch(data, 8, training), SMALL_SSM, training, 8).noise
+    whole = with_side_inputs(next_batch(data, 8, training), SMALL_SSM, training, 8).side["noise"]
     parts = [
-        with_noise(next_batch(data, 8, training, shard), SMALL_SSM, training, 8, shard).noise
+        with_side_inputs(next_batch(data, 8, training, shard), SMALL_SSM, training, 8, shard).side["noise"]
         for shard in (BatchShard(0, 3), BatchShard(1, 3), BatchShard(2, 3))
     ]
-    assert whole is not None and whole.shape == (4, 16, 2, 6) and whole.dtype == np.float32
-    np.testing.assert_array_equal(np.concatenate([part for part in parts if part is not None]), whole)
+    assert whole.shape == (4, 16, 2, 6) and whole.dtype == np.float32
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
     assert len(np.unique(whole)) == whole.size
     assert abs(whole.mean()) < 5.0 / np.sqrt(whole.size) and abs(whole.std() - 1.0) < 5.0 / np.sqrt(whole.size)
-    assert (
-        with_noise(next_batch(data, 8, training), replace(SMALL_SSM, exploration_rate=0.0), training, 8).noise is None
-    )
+    assert not with_side_inputs(
+        next_batch(data, 8, training), replace(SMALL_SSM, exploration_rate=0.0), training, 8
+    ).side
 
 
 def test_noise_is_for_training_alone(adapter):

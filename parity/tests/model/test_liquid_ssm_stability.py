@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from parity.proof.problems.cases import SSM_KINDS as KINDS
+from parity.proof.operations.liquid_ssm import KINDS
 from spec import LiquidSSMConfig
-from spec.init import log_time_constants
+from spec.mixers.liquid_ssm import log_time_constants
 from spec.mixers.liquid_ssm.hippo import hippo_matrix, legs_frequencies
 from spec.mixers.liquid_ssm.reference import clock, liquid_states, solve
 

@@ -4,9 +4,9 @@ import pytest
 
 from parity.proof.operations import check
 from parity.proof.problems.cases import LayerCase
-from spec.config import LiquidNetConfig
+from spec import LiquidNetConfig
 from spec.data import IGNORED_LABEL
-from tools.bench import scaling
+from tools.bench import train_step
 
 torch = pytest.importorskip("torch")
 
@@ -273,7 +273,7 @@ def peak_bytes(run):
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    return scaling.peak_bytes(run)
+    return train_step.peak_bytes(run)
 
 
 SCALED = [(1024, 5003, 48, 2**18), (1024, 5003, 16, 2**19), (4096, 1003, 8, 2**16)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tools.bench.scaling import peak_bytes
+from tools.bench.train_step import peak_bytes
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba", reason="the extra cpu")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from parity.proof.bounds.running_error import EXP, SIGMOID, TANH
-from spec.config import LiquidNetConfig
+from parity.proof.environment import ROOT
+from spec import LiquidNetConfig
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba", reason="the extra cpu")
@@ -28,8 +29,6 @@ from torch_impl.ops.cross_entropy import numba as numba_loss
 from torch_impl.ops.gated_scan import gated_scan
 from torch_impl.ops.rowwise.numba import numba_rms_norm, numba_swiglu
 from torch_impl.ops.scan import scan
-
-ROOT = Path(__file__).parents[3]
 
 
 def one_exp(x):

@@ -9,9 +9,10 @@ from collections import Counter
 
 import pytest
 
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec import LiquidNetConfig
+from spec.config import TrainingConfig
 from spec.runtime.memory import keep_freed_memory
-from tools.bench.training import random_batch
+from tools.bench.train_step import random_batch
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba", reason="the extra cpu")

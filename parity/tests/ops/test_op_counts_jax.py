@@ -16,7 +16,8 @@ from jax_impl.ops.scan import scan
 from jax_impl.training.distributed import ParallelContext
 from jax_impl.training.engine import Engine
 from jax_impl.training.step import abstract_step
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec import LiquidNetConfig
+from spec.config import TrainingConfig
 from spec.data import Batch
 
 LAYERS, D, F, V = 2, 32, 64, 1000

@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 
 from parity.proof import adapters, interpreted_kernels
 from parity.proof.bounds import WORST, in_units
-from parity.proof.operations import OPERATIONS, check, expected
+from parity.proof.operations import OPERATIONS, check, expected, liquid_ssm
 from parity.proof.problems import cases
 from parity.proof.problems.cases import (
     NANO,
     NANO_BLOCK,
-    SSM_NANO_BLOCK,
     AdamWCase,
     LayerCase,
     ScanCase,
@@ -118,9 +117,9 @@ NANO_CASES = {
     "scan": [ScanCase((2, 64, 128), decays, "normal", "none", "none", 1) for decays in ("uniform", "slow", "mixture")],
     "adamw": [AdamWCase("no clip", 1, 2, NANO_BLOCK)],
     # The reference takes a minute for a dense state of 128.
-    "dense_states": [LayerCase((2, 31), "normal", 1, replace(SSM_NANO_BLOCK, state="dense", d_state=16))],
-    "diagonal_states": [LayerCase((2, 31), "normal", 1, SSM_NANO_BLOCK)],
-    "ssm_block": [LayerCase((2, 31), "normal", 1, SSM_NANO_BLOCK)],
+    "dense_states": [LayerCase((2, 31), "normal", 1, replace(liquid_ssm.NANO_BLOCK, state="dense", d_state=16))],
+    "diagonal_states": [LayerCase((2, 31), "normal", 1, liquid_ssm.NANO_BLOCK)],
+    "ssm_block": [LayerCase((2, 31), "normal", 1, liquid_ssm.NANO_BLOCK)],
 }
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from parity.proof import adapters
 from parity.proof.problems.cases import perturbed_parameters
+from spec import LiquidSSMConfig
 from spec.checkpoint.format import read_checkpoint
-from spec.config import LiquidSSMConfig
 from spec.parameters import num_parameters
 from spec.reference import loss_and_gradients
 from tools.cli.main import main
@@ -34,7 +34,7 @@ TRAINED = LiquidSSMConfig(257, 16, 24, 1, 16, d_state=4, state="diagonal", explo
 @cache
 def published(backend):
     """The model of the published constructor with noise on every weight, how arrays are made, its call and its loss."""
-    model = adapters.load_module(backend, "model").LiquidSSMLanguageModel(**SIZES)
+    model = adapters.load_module(backend, "mixers.liquid_ssm").LiquidSSMLanguageModel(**SIZES)
     adapters.load_module(backend, "checkpoint.native").load_parameters(model, perturbed_parameters(CONFIG, 1))
     if backend == "torch":
         import torch
@@ -138,10 +138,11 @@ def test_a_text_goes_on_from_the_states_of_the_output(adapter):
 
 def test_the_published_defaults(adapter, monkeypatch):
     """By the configuration alone: the model itself has millions of weights; they are counted here by hand."""
-    models, asked = adapters.load_module(adapter.NAME, "model"), []
-    monkeypatch.setattr(models.LanguageModel, "__init__", lambda self, config, **options: asked.append(config))
-    models.LiquidSSMLanguageModel()
-    models.LiquidSSMLanguageModel(32000, 512, 256, 6, 2048)
+    base, asked = adapters.load_module(adapter.NAME, "model").LanguageModel, []
+    model = adapters.load_module(adapter.NAME, "mixers.liquid_ssm").LiquidSSMLanguageModel
+    monkeypatch.setattr(base, "__init__", lambda self, config, **options: asked.append(config))
+    model()
+    model(32000, 512, 256, 6, 2048)
     assert asked == [LiquidSSMConfig(), LiquidSSMConfig()]
     mixer = (256 + 32) * 512 + 32 * 256 + 256 * 32 + 256 + 256 + 512 * 256 + 512
     assert num_parameters(LiquidSSMConfig()) == 32000 * 512 + 6 * (mixer + 512 + 512 + 3 * 512 * 1368) + 512
@@ -150,7 +151,7 @@ def test_the_published_defaults(adapter, monkeypatch):
 def test_a_configuration_stands_for_the_sizes(adapter):
     """Also for what the published sizes do not tell."""
     config = replace(CONFIG, d_ff=8, d_tau=3, state="diagonal", eta=0.25)
-    model = adapters.load_module(adapter.NAME, "model").LiquidSSMLanguageModel(config=config, seed=3)
+    model = adapters.load_module(adapter.NAME, "mixers.liquid_ssm").LiquidSSMLanguageModel(config=config, seed=3)
     assert model.config == config and model.num_parameters() == num_parameters(config)
 
 
@@ -164,7 +165,7 @@ def test_a_configuration_stands_for_the_sizes(adapter):
 )
 def test_a_wrong_argument_is_named(adapter, given, told):
     with pytest.raises(ValueError, match=told):
-        adapters.load_module(adapter.NAME, "model").LiquidSSMLanguageModel(**{**SIZES, **given})
+        adapters.load_module(adapter.NAME, "mixers.liquid_ssm").LiquidSSMLanguageModel(**{**SIZES, **given})
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from parity.proof import adapters
 from parity.proof.bounds import in_units
 from parity.proof.bounds.monte_carlo_arithmetic import estimate
 from parity.proof.problems.cases import perturbed_parameters
+from spec import LiquidNetConfig
 from spec.checkpoint.format import Checkpoint, write_checkpoint
-from spec.config import LiquidNetConfig, TrainingConfig
+from spec.config import TrainingConfig
 from spec.data import IGNORED_LABEL, Batch, Dataset, document_resets, next_batch, open_data, validation_stream
 from spec.optimizer import MOMENTS, decayed_paths
 from spec.reference import adamw_step, clip_by_global_norm, forward, loss_and_gradients

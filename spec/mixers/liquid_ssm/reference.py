@@ -1,7 +1,7 @@
 """The liquid state space model and its adjoint, in plain NumPy: continuous time, at a pace that the content sets.
 
     tau_t = tau_base (1 + eta tanh(W_o tanh(W_x x_{t-1} + W_u u_t)))             a time constant for each mode
-    dt_t  = gap_t min(target_dt, min_i tau_{t,i} / 10)
+    dt_t  = scale_t min(target_dt, min_i tau_{t,i} / 10)
     (I + dt_t (diag(1 / tau_t) - A)) x_t = x_{t-1} + dt_t (B u_t + exploration_rate xi_t)
     y_t   = C x_t + D u_t
 
@@ -19,15 +19,13 @@ the dtype of its input: float64 is the truth, complex128 differentiates by compl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from spec.config import LiquidSSMConfig
+from spec.mixers.base import Arrays
+from spec.mixers.liquid_ssm.config import LiquidSSMConfig
 from spec.mixers.liquid_ssm.hippo import NORMAL_RATE, coupling, legs_factor, legs_rates
-
-Weights = Mapping[str, np.ndarray]
 
 STEPS_A_TIME_CONSTANT = 10.0
 """The content's step is a tenth of the least time constant."""
@@ -44,7 +42,7 @@ class Clock(NamedTuple):
 
 
 def clock(
-    previous: np.ndarray, pre_h: np.ndarray, weights: Weights, config: LiquidSSMConfig, gaps: np.ndarray | None
+    previous: np.ndarray, pre_h: np.ndarray, weights: Arrays, config: LiquidSSMConfig, dt_scale: np.ndarray | None
 ) -> Clock:
     """The time constants [..., m] and the step [..., 1] of each token from the state before it.
 
@@ -57,22 +55,22 @@ def clock(
     of_content = np.take_along_axis(tau, index, axis=-1) / STEPS_A_TIME_CONSTANT
     set_by_content = np.real(of_content) < config.target_dt
     dt = np.where(set_by_content, of_content, config.target_dt)
-    dt = dt if gaps is None else dt * gaps[..., None]
+    dt = dt if dt_scale is None else dt * dt_scale[..., None]
     return Clock(hidden, content, tau, dt, set_by_content & (np.arange(tau.shape[-1]) == index))
 
 
 def clock_adjoint(
-    of: Clock, weights: Weights, config: LiquidSSMConfig, gaps: Any, tau_gradient: Any, dt_gradient: Any
+    of: Clock, weights: Arrays, config: LiquidSSMConfig, dt_scale: Any, tau_gradient: Any, dt_gradient: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of log_tau and of both pre-activations of the network, [..., m], [..., h] and [..., m]."""
-    dt_gradient = dt_gradient if gaps is None else dt_gradient * gaps[..., None]
+    dt_gradient = dt_gradient if dt_scale is None else dt_gradient * dt_scale[..., None]
     tau_gradient = tau_gradient + np.where(of.fastest, dt_gradient / STEPS_A_TIME_CONSTANT, 0.0)
     content_gradient = tau_gradient * np.exp(weights["log_tau"]) * config.eta * (1.0 - of.content * of.content)
     hidden_gradient = (content_gradient @ weights["tau_output.weight"]) * (1.0 - of.hidden * of.hidden)
     return tau_gradient * of.tau, hidden_gradient, content_gradient
 
 
-def solve(tau: Any, dt: Any, r: np.ndarray, weights: Weights, config: LiquidSSMConfig, transposed=False) -> np.ndarray:
+def solve(tau: Any, dt: Any, r: np.ndarray, weights: Arrays, config: LiquidSSMConfig, transposed=False) -> np.ndarray:
     """x of (I + dt (diag(1 / tau) - A)) x = r, or of the transposed matrix.
 
     Dense: x_i = (r_i - dt a q_i c_i) / m_i with c_i = sum over j < i of q_j x_j, a = +1 (-1 `as_printed`); transposed,
@@ -99,7 +97,7 @@ def solve(tau: Any, dt: Any, r: np.ndarray, weights: Weights, config: LiquidSSMC
 
 
 def solve_adjoint(
-    tau: Any, dt: Any, x: np.ndarray, y: np.ndarray, drive: np.ndarray, weights: Weights, config: LiquidSSMConfig
+    tau: Any, dt: Any, x: np.ndarray, y: np.ndarray, drive: np.ndarray, weights: Arrays, config: LiquidSSMConfig
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Gradients of tau, of dt and, [..., m], of log_scale (and frequency) through matrix and right-hand side.
 
@@ -130,22 +128,22 @@ class Evolved(NamedTuple):
     clock: Clock
     drive: np.ndarray
     states: np.ndarray
-    weights: Weights
+    weights: Arrays
     config: LiquidSSMConfig
-    gaps: np.ndarray | None
+    dt_scale: np.ndarray | None
     resets: np.ndarray | None
     padding: np.ndarray | None
 
 
 def liquid_states(
     pre_btx: np.ndarray,
-    weights: Weights,
+    weights: Arrays,
     config: LiquidSSMConfig,
     state_bn: np.ndarray | None = None,
     resets_bt: np.ndarray | None = None,
     padding_bt: np.ndarray | None = None,
     noise_btn: np.ndarray | None = None,
-    gaps_bt: np.ndarray | None = None,
+    dt_scale_bt: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, Evolved]:
     """All states of the layer, the last one, and what the adjoint needs.
 
@@ -157,7 +155,7 @@ def liquid_states(
         resets_bt: true clears the state before the token.
         padding_bt: true changes nothing.
         noise_btn: xi; None is zero.
-        gaps_bt: time since the token before, in units of its usual distance; None is 1.
+        dt_scale_bt: time since the token before, in units of its usual distance; None is 1.
     """
     n = config.d_state
     drive_btn, pre_bth = pre_btx[..., :n], pre_btx[..., n:]
@@ -167,7 +165,7 @@ def liquid_states(
     previous, clocks, states = [], [], []
     for t in range(pre_btx.shape[1]):
         before_bn = x_bn if resets_bt is None else np.where(resets_bt[:, t, None], 0.0, x_bn)
-        now = clock(before_bn, pre_bth[:, t], weights, config, None if gaps_bt is None else gaps_bt[:, t])
+        now = clock(before_bn, pre_bth[:, t], weights, config, None if dt_scale_bt is None else dt_scale_bt[:, t])
         after_bn = solve(now.tau, now.dt, before_bn + now.dt * drive_btn[:, t], weights, config)
         x_bn = after_bn if padding_bt is None else np.where(padding_bt[:, t, None], x_bn, after_bn)
         previous.append(before_bn)
@@ -175,8 +173,8 @@ def liquid_states(
         states.append(x_bn)
     states_btn = np.stack(states, axis=1)
     whole = Clock(*(np.stack(parts, axis=1) for parts in zip(*clocks, strict=True)))
-    saved = (np.stack(previous, axis=1), whole, drive_btn, states_btn, weights, config, gaps_bt, resets_bt, padding_bt)
-    return states_btn, x_bn, Evolved(*saved)
+    saved = np.stack(previous, axis=1), whole, drive_btn, states_btn, weights, config
+    return states_btn, x_bn, Evolved(*saved, dt_scale_bt, resets_bt, padding_bt)
 
 
 def liquid_states_adjoint(
@@ -186,7 +184,7 @@ def liquid_states_adjoint(
 
     Backward in time, with g the gradient that reaches x_t: M^T y = g, and x_{t-1} gets y and what the clock passes on.
     """
-    previous, whole, drive, states, weights, config, gaps, resets, padding = saved
+    previous, whole, drive, states, weights, config, dt_scale, resets, padding = saved
     g_bn = np.zeros_like(states[:, 0]) if final_gradient_bn is None else final_gradient_bn
     y_btn, of_hidden = np.empty_like(states), np.empty_like(whole.hidden)
     of_tau, of_content = np.empty_like(whole.tau), np.empty_like(whole.tau)
@@ -199,9 +197,9 @@ def liquid_states_adjoint(
         tau_gradient, dt_gradient, of_matrix = solve_adjoint(
             now.tau, now.dt, states[:, t], y_bn, drive[:, t], weights, config
         )
-        gap_b = None if gaps is None else gaps[:, t]
+        dt_scale_b = None if dt_scale is None else dt_scale[:, t]
         of_tau[:, t], of_hidden[:, t], of_content[:, t] = clock_adjoint(
-            now, weights, config, gap_b, tau_gradient, dt_gradient
+            now, weights, config, dt_scale_b, tau_gradient, dt_gradient
         )
         for name, gradient in of_matrix.items():
             of_mode[name][:, t] = gradient
@@ -216,41 +214,3 @@ def liquid_states_adjoint(
         **{name: array.sum(axis=(0, 1)) for name, array in of_mode.items()},
     }
     return np.concatenate([whole.dt * y_btn, of_hidden], axis=-1), gradients, g_bn
-
-
-class Sensed(NamedTuple):
-    """What the layer's adjoint needs."""
-
-    input: np.ndarray
-    weights: Weights
-    evolved: Evolved
-    states: np.ndarray
-    pre: np.ndarray
-    read: np.ndarray
-
-
-def liquid_ssm(
-    u_btd: np.ndarray, weights: Weights, config: LiquidSSMConfig, *given: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, Sensed]:
-    """The layer: y = C x + D u over the states of `liquid_states`, which takes what is `given` besides."""
-    pre_btx = u_btd @ weights["input.weight"].T
-    states_btn, last_bn, evolved = liquid_states(pre_btx, weights, config, *given)
-    read_btd = states_btn @ weights["output.weight"].T
-    return read_btd + weights["skip"] * u_btd, last_bn, Sensed(u_btd, weights, evolved, states_btn, pre_btx, read_btd)
-
-
-def liquid_ssm_adjoint(
-    saved: Sensed, gradient_btd: np.ndarray, final_gradient_bn: np.ndarray | None = None
-) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
-    """Gradients of the layer's input, of its weights and of its initial state."""
-    weights = saved.weights
-    pre_gradient, gradients, of_state = liquid_states_adjoint(
-        saved.evolved, gradient_btd @ weights["output.weight"], final_gradient_bn
-    )
-    of_weights = {
-        "input.weight": np.einsum("bto,bti->oi", pre_gradient, saved.input),
-        **gradients,
-        "output.weight": np.einsum("bto,bti->oi", gradient_btd, saved.states),
-        "skip": (gradient_btd * saved.input).sum(axis=(0, 1)),
-    }
-    return pre_gradient @ weights["input.weight"] + weights["skip"] * gradient_btd, of_weights, of_state

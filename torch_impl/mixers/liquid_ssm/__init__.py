@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from spec.axes import BN, BT, BTD, BTN, BTX
-from spec.config import LiquidSSMConfig
+from spec.mixers.base import NO_MASKS, Capabilities, Masks, Side
+from spec.mixers.liquid_ssm import LiquidSSMConfig
 from torch_impl.layers import Linear, accumulate_dtype
 from torch_impl.mixers.liquid_ssm.dynamics import Dynamics, Inputs, clock, clock_adjoint, matrix_of
+from torch_impl.mixers.liquid_ssm.model import LiquidSSMLanguageModel
 from torch_impl.mixers.liquid_ssm.solvers import (
     METHODS,
     Solved,
@@ -23,18 +25,18 @@ from torch_impl.mixers.liquid_ssm.solvers import (
 )
 
 
-def choose_method(config: LiquidSSMConfig, length: int) -> str:
-    """The method that `auto` takes for rows of so many tokens."""
-    return "parallel" if config.state == "diagonal" and length >= 16 else "sequential"
+def choose_method(config: LiquidSSMConfig, batch_size: int, seq_len: int) -> str:
+    """The method that `auto` takes where training would run by default."""
+    return "parallel" if config.state == "diagonal" and seq_len >= 16 else "sequential"
 
 
-def _solve(config: LiquidSSMConfig, method: str, length: int, which: int, *given: Any) -> Solved:
+def _solve(config: LiquidSSMConfig, method: str, shape: tuple[int, ...], which: int, *given: Any) -> Solved:
     """States (0) or gradients (1) by a method; only `auto` may take another one instead.
 
     Raises:
         FloatingPointError: the method was named and found no solution.
     """
-    name = choose_method(config, length) if method == "auto" else method
+    name = choose_method(config, *shape[:2]) if method == "auto" else method
     solved = METHODS[name][which](*given)
     if not solved.converged:
         told = (
@@ -51,9 +53,9 @@ class _States(torch.autograd.Function):
     """Only the states are kept for the gradients: clock and matrices are made again."""
 
     @staticmethod
-    def forward(ctx, config, method, state_bn, drive, pre, gaps, resets, padding, *of):
-        inputs, dynamics = Inputs(drive, pre, gaps, resets, padding), Dynamics(*of)
-        solved = _solve(config, method, drive.shape[1], 0, inputs, dynamics, config, state_bn)
+    def forward(ctx, config, method, state_bn, drive, pre, dt_scale, resets, padding, *of):
+        inputs, dynamics = Inputs(drive, pre, dt_scale, resets, padding), Dynamics(*of)
+        solved = _solve(config, method, drive.shape, 0, inputs, dynamics, config, state_bn)
         ctx.save_for_backward(state_bn, solved.values, *inputs, *dynamics)
         ctx.config, ctx.method = config, method
         return solved.values, solved.carry.clone()
@@ -66,7 +68,7 @@ class _States(torch.autograd.Function):
         previous = shifted(states_btn, state_bn, inputs)
         at = clock(previous, inputs, of, config)
         kept = Trajectory(inputs, of, config, states_btn, at)
-        solved = _solve(config, ctx.method, states_btn.shape[1], 1, kept, gradient_btn, final_bn)
+        solved = _solve(config, ctx.method, states_btn.shape, 1, kept, gradient_btn, final_bn)
         matrix, y_btn = matrix_of(of, config), solved.values
         of_clock = matrix.of_clock(at.tau, at.dt, states_btn, y_btn, inputs.drive)
         of_scale, of_frequency = matrix.of_weights(at.dt, states_btn, y_btn)
@@ -89,7 +91,7 @@ def liquid_states(
     resets_bt: Bool[Tensor, BT] | None = None,
     padding_bt: Bool[Tensor, BT] | None = None,
     noise_btn: Float[Tensor, BTN] | None = None,
-    gaps_bt: Float[Tensor, BT] | None = None,
+    dt_scale_bt: Float[Tensor, BT] | None = None,
     method: str = "auto",
 ) -> tuple[Float[Tensor, BTN], Float[Tensor, BN]]:
     """All states of the layer and the last one.
@@ -104,7 +106,7 @@ def liquid_states(
         resets_bt: true clears the state before the token.
         padding_bt: true at positions that change nothing.
         noise_btn: xi; None is zero.
-        gaps_bt: time since the token before, in units of its usual distance, at least 0 (less gives NaN) and not
+        dt_scale_bt: time since the token before, in units of its usual distance, at least 0 (less gives NaN) and not
             differentiated; None is 1.
         method: a key of METHODS, or `auto`.
 
@@ -118,11 +120,11 @@ def liquid_states(
     drive, pre = pre_btx.to(dtype).split([config.d_state, config.d_tau], dim=-1)
     if noise_btn is not None:
         drive = drive + config.exploration_rate * noise_btn.to(dtype)
-    if gaps_bt is not None:
+    if dt_scale_bt is not None:
         # Time does not run backward: what comes of it is no number.
-        gaps_bt = torch.where(gaps_bt >= 0, gaps_bt, torch.nan).to(dtype)
+        dt_scale_bt = torch.where(dt_scale_bt >= 0, dt_scale_bt, torch.nan).to(dtype)
     state_bn = torch.zeros_like(drive[:, 0]) if state_bn is None else state_bn.to(dtype)
-    return _States.apply(config, method, state_bn, drive, pre, gaps_bt, resets_bt, padding_bt, *of)
+    return _States.apply(config, method, state_bn, drive, pre, dt_scale_bt, resets_bt, padding_bt, *of)
 
 
 class LiquidSSM(nn.Module):
@@ -147,13 +149,12 @@ class LiquidSSM(nn.Module):
         self,
         x: Float[Tensor, BTD],
         state: Float[Tensor, BN] | None = None,
-        resets: Bool[Tensor, BT] | None = None,
-        padding: Bool[Tensor, BT] | None = None,
-        noise: Float[Tensor, BTN] | None = None,
-        gaps: Float[Tensor, BT] | None = None,
+        masks: Masks = NO_MASKS,
+        side: Side | None = None,
     ) -> tuple[Float[Tensor, BTD], Float[Tensor, BN]]:
+        more = ((side or {}).get(name) for name in ("noise", "dt_scale"))
         states_btn, state = liquid_states(
-            self.input(x), self.dynamics(), self.config, state, resets, padding, noise, gaps, self.method
+            self.input(x), self.dynamics(), self.config, state, *masks, *more, method=self.method
         )
         return self.output(states_btn) + self.skip * x, state
 
@@ -161,3 +162,12 @@ class LiquidSSM(nn.Module):
         """The weights that the states depend on."""
         frequency = self.frequency if self.config.state == "diagonal" else None
         return Dynamics(self.tau_state.weight, self.tau_output.weight, self.log_tau, self.log_scale, frequency)
+
+
+Mixer, Model = LiquidSSM, LiquidSSMLanguageModel
+
+
+def capabilities(config: LiquidSSMConfig, method: str = "auto") -> Capabilities:
+    """What this backend can do with the mixer beyond what every mixer must."""
+    # Whether a guess of `parallel` has settled is asked by the host.
+    return Capabilities(graph_capture=method != "parallel")

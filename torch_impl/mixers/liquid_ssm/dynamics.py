@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spec.config import LiquidSSMConfig
+from spec.mixers.liquid_ssm import LiquidSSMConfig
 from spec.mixers.liquid_ssm.hippo import NORMAL_RATE, coupling, legs_factor, legs_rates
 from spec.mixers.liquid_ssm.reference import STEPS_A_TIME_CONSTANT
 from torch_impl.ops.scan.chunked import chunked_scan
@@ -40,7 +40,7 @@ class Inputs(NamedTuple):
 
     drive: Tensor
     pre: Tensor
-    gaps: Tensor | None
+    dt_scale: Tensor | None
     resets: Tensor | None
     padding: Tensor | None
 
@@ -64,8 +64,8 @@ def clock(previous: Tensor, inputs: Inputs, of: Dynamics, config: LiquidSSMConfi
     of_content = least / STEPS_A_TIME_CONSTANT
     set_by_content = of_content < config.target_dt
     dt = of_content.clamp(max=config.target_dt)
-    if inputs.gaps is not None:
-        dt = dt * inputs.gaps[..., None]
+    if inputs.dt_scale is not None:
+        dt = dt * inputs.dt_scale[..., None]
     fastest = set_by_content & (torch.arange(tau.shape[-1], device=tau.device) == index)
     return Clock(hidden, content, tau, dt, fastest)
 
@@ -74,8 +74,8 @@ def clock_adjoint(
     now: Clock, inputs: Inputs, of: Dynamics, config: LiquidSSMConfig, tau_gradient: Tensor, dt_gradient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of log_tau and of both pre-activations of the network."""
-    if inputs.gaps is not None:
-        dt_gradient = dt_gradient * inputs.gaps[..., None]
+    if inputs.dt_scale is not None:
+        dt_gradient = dt_gradient * inputs.dt_scale[..., None]
     tau_gradient = tau_gradient + torch.where(now.fastest, dt_gradient / STEPS_A_TIME_CONSTANT, 0.0)
     of_content = tau_gradient * of.log_tau.exp() * config.eta * (1.0 - now.content * now.content)
     of_hidden = (of_content @ of.tau_output) * (1.0 - now.hidden * now.hidden)

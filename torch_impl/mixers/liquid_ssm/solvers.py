@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from spec.config import LiquidSSMConfig, require_known
+from spec.config import require_known
+from spec.mixers.liquid_ssm import LiquidSSMConfig
 from torch_impl.mixers.liquid_ssm.dynamics import (
     Clock,
     Diagonal,

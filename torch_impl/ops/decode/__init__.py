@@ -1,12 +1,12 @@
 """A language model as a step of generation. Twin: jax_impl. Truth: spec/sampling.py.
 
     graph                               one token a row replayed from a CUDA graph (graph.py): GPUs
-    numba, numba_bfloat16, numba_int8   one token a row compiled as one, weights stored so (numba.py): a LiquidNet in
-                                        float32 on a CPU
+    numba, numba_bfloat16, numba_int8   one token a row compiled as one, weights stored so (numba.py): float32 on a
+                                        CPU, for the mixers that it knows
     eager                               each operation on its own (eager.py), everywhere
 
-`auto` is the first of these that runs where the model is: numba as its weights are rounded, and no graph of a Liquid
-SSM that guesses its states in parallel. Prompts, and more rows than a method is made for, go eagerly. A named method
+`auto` is the first of these that runs where the model is: numba as its weights are rounded, and a graph where
+the mixer's method can be captured. Prompts, and more rows than a method is made for, go eagerly. A named method
 runs or raises NotImplementedError.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 from spec.checkpoint.quantization import WEIGHTS
 from spec.config import require_known
 from spec.sampling import Step
+from torch_impl.mixers import capabilities
 from torch_impl.ops.decode.eager import eager_step
 from torch_impl.ops.decode.graph import graph_step
 from torch_impl.protocols import LanguageModel
@@ -40,10 +41,9 @@ def choose_method(model: LanguageModel, weights: str = "float32") -> str:
     require_known("weights", weights, WEIGHTS)
     if refusal(model) is None:
         return _NUMBA[weights]
-    # Whether a guess has settled is asked by the host: nothing that a graph can hold.
     blocks: Any = model.blocks
-    asks = any(block.mixer.method == "parallel" for block in blocks)
-    return "graph" if model.embedding.weight.device.type == "cuda" and not asks else "eager"
+    captured = all(capabilities(model.config, block.mixer.method).graph_capture for block in blocks)
+    return "graph" if model.embedding.weight.device.type == "cuda" and captured else "eager"
 
 
 def make_step(model: LanguageModel, method: str = "auto", weights: str = "float32") -> Step:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from spec.mixers import state_shape
 from spec.sampling import Step, check_tokens
 from torch_impl.layers import accumulate_dtype
 from torch_impl.ops.decode.eager import advance, eager_step
@@ -40,7 +41,7 @@ class _OneToken:
         place = {"device": weight.device, "dtype": accumulate_dtype(model.compute_dtype)}
         self.model = model
         self.tokens_bt = torch.zeros((b, 1), device=weight.device, dtype=torch.long)
-        self.states_lbd = torch.zeros((c.n_layers, b, c.d_state), **place)
+        self.states_lbd = torch.zeros(state_shape(c, b), **place)
         self.logits_bv = torch.zeros((b, c.vocab_size), **place)
 
     def __call__(self) -> None:

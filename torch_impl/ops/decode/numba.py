@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from spec.checkpoint.quantization import quantize, rounded
-from spec.config import LiquidNetConfig
+from spec.mixers import family, state_shape
 from spec.sampling import Step, check_tokens
 from torch_impl.checkpoint.native import dump_parameters, load_parameters
 from torch_impl.kernels.numba import decode, one_at_a_time, threads
+from torch_impl.mixers import capabilities
 from torch_impl.ops.decode.eager import eager_step
 from torch_impl.protocols import LanguageModel
 
@@ -36,8 +37,8 @@ _NONE = np.empty(0, np.float32)
 def refusal(model: LanguageModel) -> str | None:
     """Why the compiled step cannot compute a model where it is now; None where it can."""
     weight: Any = model.embedding.weight
-    if not isinstance(model.config, LiquidNetConfig):
-        return "steps a LiquidNet, the model is a Liquid SSM"
+    if not capabilities(model.config).fused_decode:
+        return f"steps a LiquidNet, the model is a {family(model.config).title}"
     if model.compute_dtype != "float32":
         return f"computes in float32, the model in {model.compute_dtype}"
     if any(parameter.dtype != torch.float32 or not parameter.is_contiguous() for parameter in model.parameters()):
@@ -55,11 +56,11 @@ def numba_step(model: LanguageModel, weights: str = "float32") -> Step:
     float32 weights are read at each step where they lie; others are packed now, and the model is read no more.
 
     Args:
-        model: a LiquidNet; where its parameters are not rounded to `weights`, prompts go through a copy that is.
+        model: of a family with a fused decode step. Prompts go through a copy that is rounded, where it is not.
         weights: one of spec.checkpoint.quantization.WEIGHTS, how the matrices are stored.
 
     Raises:
-        NotImplementedError: the model is not a LiquidNet in float32 on a processor.
+        NotImplementedError: the step does not know the mixer, or the model is not in float32 on a processor.
         ValueError: a weight cannot be rounded.
     """
     why = refusal(model)
@@ -106,7 +107,7 @@ class _Compiled:
         c: Any = self.model.config
         b = len(tokens_b)
         check_tokens(tokens_b, c.vocab_size)
-        shape = c.n_layers, b, c.d_state
+        shape = state_shape(c, b)
         if states is None:
             states = torch.zeros(shape)
         states = torch.as_tensor(states, dtype=torch.float32)

@@ -22,12 +22,19 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from tools.plan import topology
 from tools.xla import hlo
 from tools.xla.count import FREE
 from tools.xla.traffic import Traffic
+
+if TYPE_CHECKING:
+    import jax
+
+Shapes = list[tuple[tuple[int, ...], np.dtype]]
 
 CHIPS = ("v5e:2x4", "v6e:4x4")
 DUMP = "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_html=false"
@@ -65,7 +72,7 @@ PROBLEMS = {
 }
 
 
-def measured() -> dict[str, dict[str, float]]:
+def measure() -> dict[str, dict[str, float]]:
     """A row for each kernel pair, dtype and chip, from a process of its own: libtpu learns of dumps as it is loaded."""
     with tempfile.TemporaryDirectory() as dump:
         environment = os.environ | topology.ENVIRONMENT | {"LIBTPU_INIT_ARGS": DUMP.format(dump)}
@@ -95,7 +102,7 @@ def _measure(dump: Path) -> dict[str, dict[str, float]]:
     return rows
 
 
-def _row(kind: str, problem: Problem, sharding: Any, dump: Path) -> dict[str, float]:
+def _row(kind: str, problem: Problem, sharding: jax.sharding.Sharding, dump: Path) -> dict[str, float]:
     import jax
 
     function, shapes = _mixer(problem) if kind.startswith("mixer") else _scan(problem)
@@ -118,7 +125,7 @@ def _row(kind: str, problem: Problem, sharding: Any, dump: Path) -> dict[str, fl
     return {**row, "spilled": spilled, "bundles": bundles, "compile_seconds": round(seconds, 1)}
 
 
-def _mixer(problem: Problem) -> tuple[Callable[..., Any], list[tuple[tuple[int, ...], Any]]]:
+def _mixer(problem: Problem) -> tuple[Callable, Shapes]:
     import jax.numpy as jnp
 
     from jax_impl.ops.gated_scan import gated_scan
@@ -136,7 +143,7 @@ def _mixer(problem: Problem) -> tuple[Callable[..., Any], list[tuple[tuple[int, 
     return _both(run, 3), [*inputs, ((b, t, d), dtype), ((b, d), wide), *masks]
 
 
-def _scan(problem: Problem) -> tuple[Callable[..., Any], list[tuple[tuple[int, ...], Any]]]:
+def _scan(problem: Problem) -> tuple[Callable, Shapes]:
     import jax.numpy as jnp
 
     from jax_impl.ops.scan import scan
@@ -146,7 +153,7 @@ def _scan(problem: Problem) -> tuple[Callable[..., Any], list[tuple[tuple[int, .
     return _both(lambda masks, *inputs: scan(*inputs), 3), [whole, whole, row, whole, row]
 
 
-def _both(run: Callable[..., Any], n: int) -> Callable[..., Any]:
+def _both(run: Callable, n: int) -> Callable:
     """Outputs and gradients, given n inputs, the gradients of two outputs, and masks."""
 
     def both(*arrays):
@@ -199,4 +206,4 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         print(json.dumps(_measure(Path(sys.argv[1]))))
     else:
-        print(json.dumps(measured(), indent=2))
+        print(json.dumps(measure(), indent=2))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -47,9 +47,9 @@ Row = dict[str, float]
 class Launch(NamedTuple):
     """A launch that was not made."""
 
-    kernel: Any
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
+    kernel: JITFunction
+    arguments: tuple[object, ...]
+    options: dict[str, object]
 
     @property
     def name(self) -> str:
@@ -98,7 +98,7 @@ def forms(name: str) -> Iterator[tuple[str, Callable[[], None]]]:
 
 @contextmanager
 def launches_for(name: str) -> Iterator[list[Launch]]:
-    """Gathers the launches inside, laid out as on an architecture."""
+    """Collects the launches inside, laid out as on an architecture."""
     found: list[Launch] = []
     laid_out = table.launch_options
 

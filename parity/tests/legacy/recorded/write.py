@@ -5,11 +5,11 @@ with the sources that are tested, they would show nothing; so this program refus
 
     git worktree add ../before 2aa1efa
     export PYTHONPATH=../before OMP_NUM_THREADS=1 JAX_PLATFORMS=cpu
-    python parity/tests/data/legacy/write.py files OUT      # runs, checkpoints, sessions and expected.json, in OUT
-    python parity/tests/data/legacy/write.py bits           # this environment's bits, into bits.json beside this file
+    python parity/tests/legacy/recorded/write.py files OUT      # runs, checkpoints, sessions and expected.json, in OUT
+    python parity/tests/legacy/recorded/write.py bits    # this environment's bits, into bits.json beside this file
 
 `files` has been done, once. `bits` may be run on other machines, and with other versions of the libraries: it carries
-on the files as they are here, and makes `parity/tests/test_legacy.py` demand those bits in that environment too.
+on the files as they are here, and makes `test_resume_legacy.py` demand those bits in that environment too.
 Orbax writes the path of OUT into its files, so choose one that says nothing.
 """
 
@@ -47,9 +47,9 @@ from tools.cli import main
 from tools.session import open_model
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
+sys.path.insert(0, str(HERE.parent))
 
-import test_legacy as shared
+import test_resume_legacy as shared
 
 
 class Talk(NamedTuple):

@@ -1,6 +1,6 @@
 """What commit 2aa1efa wrote is read by these sources, and goes on with them as it did there, in both backends.
 
-`data/legacy/write.py` made the files with that commit. `expected.json` says what is in them, as other readers than ours
+`recorded/write.py` made the files with that commit. `expected.json` says what is in them, as other readers than ours
 found it, and where the float64 reference comes to from there, which no machine has a part in. `bits.json` holds the
 bits that the commit itself came to, by environment: another processor, version or number of threads gives others.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -27,9 +28,21 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from tools.cli import main
 
-LEGACY = Path(__file__).parent / "data" / "legacy"
+def _first(*modules: str) -> Any:
+    """The first of these modules that exists: recorded/write.py calls this file with the sources of that commit."""
+    return importlib.import_module(next(name for name in modules if _exists(name)))
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+main = _first("tools.cli.main", "tools.cli").main
+LEGACY = Path(__file__).parent / "recorded"
 BACKENDS = {"torch": ("torch",), "jax": ("jax", "flax", "optax")}
 COUNTERS = ("step", "samples_consumed", "tokens", "seed")
 # What is carried on where; Orbax's files are read through JAX, whoever goes on from them.
@@ -206,7 +219,7 @@ def held_by(engine: Any) -> dict[str, str]:
 @contextmanager
 def _before_steps(backend: str, watch: Callable[[Any, Any], None]) -> Iterator[None]:
     """Call a function with the engine and the batch before every training step."""
-    engine = importlib.import_module(f"{backend}_impl.train").Engine
+    engine = _first(f"{backend}_impl.training.engine", f"{backend}_impl.train").Engine
     train_step = engine.train_step
 
     def watched(self: Any, batch: Any, *rest: Any, **named: Any) -> Any:
