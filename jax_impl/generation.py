@@ -1,88 +1,16 @@
-"""The model as a step of generation. Twin: torch_impl. Truth: spec/sampling.py."""
+"""The loop of generation: a prompt, and what a model says after it. Twin: torch_impl. Truth: spec/sampling.py."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from jax_impl.layers import COMPUTE, accumulate_dtype
-from jax_impl.ops.cross_entropy import lm_head
+from jax_impl.ops.decode import make_step
 from jax_impl.protocols import LanguageModel
-from spec.checkpoint.quantization import WEIGHTS
-from spec.mixers import state_shape
-from spec.sampling import Sampling, Step, check_tokens, complete
-from spec.validation import require_known
-
-
-def _jit(model: LanguageModel) -> Step:
-    """One compiled program for a token and one for each power of two of a prompt; the parameters are this moment's."""
-    graph, parameters = nnx.split(model, nnx.Param)
-    c = model.config
-
-    def step(tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
-        check_tokens(tokens_bt, c.vocab_size)
-        if states is None:
-            states = jnp.zeros(state_shape(c, len(tokens_bt)), accumulate_dtype(model.compute_dtype))
-        logits_bv, states = _advance(graph, parameters, *_to_power_of_two(tokens_bt), jnp.asarray(states))
-        return np.asarray(logits_bv, np.float32), states
-
-    return step
-
-
-def _to_power_of_two(tokens_bt: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
-    """Tokens and padding before them, which changes nothing: else each length of a chat's turns would be compiled."""
-    t = tokens_bt.shape[1]
-    if t <= 1:
-        return jnp.asarray(tokens_bt, jnp.int32), None
-    missing = (1 << (t - 1).bit_length()) - t
-    padded_bt = np.pad(tokens_bt, ((0, 0), (missing, 0)))
-    padding_bt = np.broadcast_to(np.arange(t + missing) < missing, padded_bt.shape)
-    return jnp.asarray(padded_bt, jnp.int32), jnp.asarray(padding_bt)
-
-
-@partial(jax.jit, static_argnums=0)
-def _advance(graph, parameters, tokens_bt, padding_bt, states):
-    """At module level, so that one model is compiled once, however often it is sampled from."""
-    model = nnx.merge(graph, parameters)
-    hidden_btd, states = model.hidden(tokens_bt, states, padding=padding_bt)
-    return lm_head(hidden_btd[:, -1], model.embedding.weight[...], COMPUTE[model.compute_dtype]), states
-
-
-METHODS = {"jit": _jit}
-
-
-def choose_method(model: LanguageModel, weights: str = "float32") -> str:
-    """The method that `auto` takes to generate from a model where it is now."""
-    require_known("weights", weights, WEIGHTS)
-    return "jit"
-
-
-def make_step(model: LanguageModel, method: str = "auto", weights: str = "float32") -> Step:
-    """(tokens [b, t], states or None) -> (logits of the last position [b, v], states), NumPy outside.
-
-    States may come as a NumPy array [l, b, n], and leave as the framework's own. The logits of the positions before the
-    last are never made. Rows are independent streams.
-
-    Args:
-        model: read once: parameters that change later do not count.
-        method: a key of METHODS, or `auto`.
-        weights: what the matrices have been rounded to; they are stored in float32 all the same.
-
-    Raises:
-        ValueError: an unknown method, or unknown weights.
-    """
-    method = choose_method(model, weights) if method == "auto" else method
-    require_known("decode method", method, METHODS)
-    return METHODS[method](model)
+from spec.sampling import Sampling, complete
 
 
 def generate(
     model: LanguageModel, prompt_bt: np.ndarray, max_length: int, sampling: Sampling, method: str = "auto"
 ) -> np.ndarray:
-    """The prompt and what follows it, [b, max_length]."""
+    """The prompt and what follows it, [b, max_length]; `method` is a key of ops.decode.METHODS, or `auto`."""
     return complete(make_step(model, method), prompt_bt, max_length, sampling)

@@ -60,7 +60,7 @@ class Embedding(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """y = weight * x / sqrt(mean(x^2) + eps), the mean over d, in the accumulation dtype."""
+    """y = weight * x / sqrt(mean(x^2) + eps), the mean over d, in the accumulation dtype: Zhang & Sennrich 2019."""
 
     def __init__(self, d_model: int, eps: float, compute_dtype: str = "float32"):
         self.eps = eps
@@ -71,7 +71,7 @@ class RMSNorm(nnx.Module):
 
 
 class SwiGLU(nnx.Module):
-    """u = W_d (silu(W_g r) * (W_a r)), the rows of `input` = gate | up."""
+    """u = W_d (silu(W_g r) * (W_a r)), the rows of `input` = gate | up: Shazeer 2020, equation 6."""
 
     def __init__(self, config: ModelConfig, compute_dtype: str = "float32"):
         self.input = Linear(config.d_model, 2 * config.d_ff, compute_dtype, widen=False)
@@ -90,4 +90,4 @@ def _kept_narrow(y: Array) -> Array:
 
 
 # Not in the backward pass: there a barrier would force both halves of the gradient to be put together first.
-_kept_narrow.defvjp(lambda y: (_kept_narrow(y), None), lambda _, of_y: (of_y,))
+_kept_narrow.defvjp(lambda y: (_kept_narrow(y), None), lambda _, grad_y: (grad_y,))

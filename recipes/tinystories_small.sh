@@ -21,7 +21,7 @@ train=(liquidnet train torch)
 case $machine in
   gpu)
     expected="about 90 s of steps on an H100: derived from 1.11M tokens/s, measured there, compiled
-  at least 50 s on an H100, 296 s on an A5000: modelled, floors that nothing reaches (liquidnet bench --model)
+  at least 50 s on an H100, 296 s on an A5000: modelled, floors that nothing reaches (liquidnet bench --roofline)
   29.4 min on an A5000, 56,668 tokens/s: reported by the original announcement, not by us"
     ;;
   gpus)

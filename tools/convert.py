@@ -46,7 +46,7 @@ class Convert:
     target: Annotated[Path, tyro.conf.Positional]
     """Where to write it; must not exist yet."""
     format: Format | None = None
-    """Format to write; by default told by the target's suffix, a neutral directory where it has none."""
+    """Format to write; by default given by the target's suffix, a neutral directory where it has none."""
 
     def run(self) -> None:
         suffix = self.target.suffix
@@ -62,9 +62,9 @@ class Convert:
             raise ValueError(
                 f"{self.target} does not look like format {target_format}; give it the suffix of its format"
             )
-        with working(f"reading {self.source}") as told:
+        with working(f"reading {self.source}") as show:
             checkpoint = read(self.source)
-            told(f"writing {self.target}")
+            show(f"writing {self.target}")
             write(self.target, checkpoint, target_format)
         step = checkpoint.state["step"]
         print(f"{self.source} -> {self.target} ({target_format}, step {step}, {len(checkpoint.parameters)} tensors)")
@@ -79,17 +79,17 @@ def read(path: Path) -> Checkpoint:
         try:
             return read_orbax(directory) if parts_of(directory) == "orbax" else read_checkpoint(directory)
         except ValueError as error:
-            raise ValueError(f"{error}{_one_before(directory)}") from error
+            raise ValueError(f"{error}{_previous_hint(directory)}") from error
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is no known checkpoint format; name a directory, a .pt or a .msgpack file")
     checkpoint = backends.load(_NATIVE[SUFFIXES[path.suffix]], "checkpoint.native").read_native(path)
     if not checkpoint.verified:
-        told = "carries no checksums: names, shapes, dtypes and finiteness were checked, not its bits"
-        print(f"{path} {told}", file=sys.stderr)
+        caveat = "carries no checksums: names, shapes, dtypes and finiteness were checked, not its bits"
+        print(f"{path} {caveat}", file=sys.stderr)
     return checkpoint
 
 
-def _one_before(directory: Path) -> str:
+def _previous_hint(directory: Path) -> str:
     """Where to go on from instead of a checkpoint of a run, for a message."""
     older = list_checkpoints(directory.parent.parent)
     older = older[: older.index(directory)] if directory in older else []
@@ -113,12 +113,10 @@ def read_orbax(directory: Path) -> Checkpoint:
 
 def _write_orbax(directory: Path, checkpoint: Checkpoint) -> None:
     validate(checkpoint)
-    sharded, context = (
-        _load_orbax("format orbax is written through JAX"),
-        backends.load("jax", "training.distributed").ParallelContext(),
-    )
+    sharded = _load_orbax("format orbax is written through JAX")
+    context = backends.load("jax", "training.distributed").ParallelContext()
     with new_directory(directory) as temporary:
-        sharded.Writing(named_arrays(checkpoint.parameters, checkpoint.moments), temporary, context).result()
+        sharded.AsyncSave(named_arrays(checkpoint.parameters, checkpoint.moments), temporary, context).result()
         for name, content in files_beside(checkpoint).items():
             (temporary / name).write_bytes(content)
         sums = {name: file_sha256(path) for name, path in files_below(temporary).items()}

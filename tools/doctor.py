@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,6 +21,45 @@ from tools.cli import backends
 from tools.cli.errors import require_new_or_file
 from tools.cli.progress import track
 from tools.training.selftest import Verdict, known_verdict, probe, remember, self_test, tested_operations
+
+
+class MethodRow(TypedDict):
+    """One method of one operation; `worst` is None where nothing ran, `cache` says whether training's verdict holds."""
+
+    operation: str
+    method: str
+    passed: bool
+    worst: float | None
+    message: str
+    runs: bool
+    auto: bool
+    cache: str
+
+
+class Placement(TypedDict, total=False):
+    """Where a backend computes; the entries from `device` on are torch's."""
+
+    dtype: str
+    decode: str
+    device: str
+    architecture: str
+    triton: str | None
+
+
+class BackendReport(Placement, total=False):
+    """What was found of a backend: its placement and methods, or why there are none."""
+
+    missing: str
+    unusable: str
+    methods: list[MethodRow]
+
+
+class Report(TypedDict):
+    """What `--json` writes."""
+
+    environment: dict[str, Any]
+    backends: dict[str, BackendReport]
+    passed: bool
 
 
 @dataclass(frozen=True)
@@ -37,7 +76,7 @@ class Doctor:
 
     def run(self) -> None:
         require_new_or_file(self.json, "--json")
-        found: dict[str, Any] = {"environment": environment(), "backends": {}}
+        found: Report = {"environment": environment(), "backends": {}, "passed": False}
         for name in backends.BACKENDS:
             found["backends"][name] = self._backend(name, found["environment"]["devices"].get(name, []))
         checked = [row for one in found["backends"].values() for row in one.get("methods", ())]
@@ -53,7 +92,7 @@ class Doctor:
         backends.default()
         sys.exit(0 if found["passed"] else 1)
 
-    def _backend(self, name: backends.Backend, devices: list[str]) -> dict[str, Any]:
+    def _backend(self, name: backends.Backend, devices: list[str]) -> BackendReport:
         if name not in backends.installed():
             return {"missing": _advice(name)}
         if any(device.startswith(UNUSABLE) for device in devices):
@@ -61,32 +100,40 @@ class Doctor:
         return {**placement(name), "methods": examine(name)}
 
 
-def examine(backend: str) -> list[dict[str, Any]]:
+def examine(backend: str) -> list[MethodRow]:
     """One row for each method of each operation: whether it runs, how far it is off, what the cache says of it."""
     from parity.proof.adapters import load
 
-    rows, methods, auto = [], load(backend).METHODS, automatic(backend)
-    every = [
-        (operation, method) for operation in tested_operations() for method in methods[operation] if method != "auto"
-    ]
+    rows: list[MethodRow] = []
+    methods, auto = load(backend).METHODS, automatic(backend)
+    tested = tested_operations()
+    every = [(operation, method) for operation in tested for method in methods[operation] if method != "auto"]
     for operation, method in track(every, f"{backend}: testing {len(every)} methods"):
         verdict = probe(backend, operation, method)
         # JSON has no number that is not finite.
         worst = None if math.isnan(verdict.worst) else min(verdict.worst, sys.float_info.max)
-        row = {"operation": operation, "method": method, **asdict(verdict), "worst": worst}
-        row["auto"] = method == auto[operation]
-        rows.append({**row, "cache": _cache(backend, method) if operation == "mixer" else ""})
+        row: MethodRow = {
+            "operation": operation,
+            "method": method,
+            "passed": verdict.passed,
+            "worst": worst,
+            "message": verdict.message,
+            "runs": verdict.runs,
+            "auto": method == auto[operation],
+            "cache": _cache_verdict(backend, method) if operation == "mixer" else "",
+        }
+        rows.append(row)
     return rows
 
 
-def placement(backend: str) -> dict[str, Any]:
+def placement(backend: str) -> Placement:
     """Where a backend computes, in which half precision it should train there, and how it decodes.
 
     For torch also the GPU's architecture, and why the Triton methods do not run; None where they do.
     """
     smallest = replace(PRESETS["nano"], vocab_size=1, d_model=1, d_ff=1, n_layers=1, max_seq_len=1)
     model = backends.load(backend, "model").build(smallest)
-    choose = backends.load(backend, "generation").choose_method
+    choose = backends.load(backend, "ops.decode").choose_method
     if backend != "torch":
         return {"dtype": "bfloat16", "decode": choose(model)}
     known = backends.load(backend, "ops.devices")
@@ -113,8 +160,8 @@ def automatic(backend: str) -> dict[str, str]:
     return {"scan": scan, **found, "loss": losses.choose_method(*where)}
 
 
-def _cache(backend: str, method: str) -> str:
-    """Whether what training would be told is still so; the cache is corrected where it is not."""
+def _cache_verdict(backend: str, method: str) -> str:
+    """Whether the verdict that training reads still holds; the cache is corrected where it does not."""
     known, now = known_verdict(backend, method), self_test(backend, method)
     if known != now:
         remember(backend, method, now)
@@ -133,7 +180,7 @@ def _advice(backend: str) -> str:
     return f"{missing(backend)}: pip install 'liquidnet-dual[{backend}]'"
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(found: Report) -> None:
     console = Console(highlight=False)
     e = found["environment"]
     here = Table(show_header=False, title="this machine", title_justify="left")
@@ -148,10 +195,10 @@ def _show(found: dict[str, Any]) -> None:
     console.print(here)
     for name, one in found["backends"].items():
         if "methods" not in one:
-            console.print(f"{name}: {one.get('missing') or one['unusable']}", markup=False, soft_wrap=True)
+            console.print(f"{name}: {one.get('missing') or one.get('unusable')}", markup=False, soft_wrap=True)
         else:
             console.print(_methods(name, one["methods"]))
-            console.print(f"{name}: {_told(one)}", markup=False, soft_wrap=True)
+            console.print(f"{name}: {_placement_line(one)}", markup=False, soft_wrap=True)
             for row in one["methods"]:
                 if not row["passed"]:
                     console.print(
@@ -160,16 +207,17 @@ def _show(found: dict[str, Any]) -> None:
                     )  # fmt: skip
 
 
-def _told(one: dict[str, Any]) -> str:
+def _placement_line(one: Placement) -> str:
     """What `placement` found, in a line."""
-    parts = [f"half precision: --dtype {one['dtype']}", f"decode: {one['decode']}"]
+    parts = [f"half precision: --dtype {one.get('dtype')}", f"decode: {one.get('decode')}"]
     if "device" in one:
-        parts.insert(0, f"computes on {one['device']} ({one['architecture']})")
-        parts.append("Triton methods run" if one["triton"] is None else f"Triton methods do not run: {one['triton']}")
+        parts.insert(0, f"computes on {one['device']} ({one.get('architecture')})")
+        triton = one.get("triton")
+        parts.append("Triton methods run" if triton is None else f"Triton methods do not run: {triton}")
     return "; ".join(parts)
 
 
-def _methods(backend: str, rows: list[dict[str, Any]]) -> Table:
+def _methods(backend: str, rows: list[MethodRow]) -> Table:
     table = Table(
         "operation", "method", "runs here", "worst error / bound", "auto", "for train",
         title=f"{backend}: each method against the float64 reference", title_justify="left",

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spec.axes import BT, BTD, BTI, BTO
 from spec.config import ModelConfig, require_known
-from torch_impl.ops.devices import takes_numba
-from torch_impl.ops.matmul import product
+from torch_impl.ops import rowwise
+from torch_impl.ops.matmul import matmul
 
 COMPUTE = {
     "float32": torch.float32,
@@ -43,7 +40,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, BTI]) -> Float[Tensor, BTO]:
         compute = COMPUTE[self.compute_dtype]
-        y = product(x.to(compute), self.weight.to(compute))
+        y = matmul(x.to(compute), self.weight.to(compute))
         return y.to(self.weight.dtype) if self.widen else y
 
 
@@ -59,7 +56,7 @@ class Embedding(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """y = weight * x / sqrt(mean(x^2) + eps), the mean over d, in the accumulation dtype."""
+    """y = weight * x / sqrt(mean(x^2) + eps), the mean over d, in the accumulation dtype: Zhang & Sennrich 2019."""
 
     def __init__(self, d_model: int, eps: float, compute_dtype: str = "float32"):
         super().__init__()
@@ -67,11 +64,11 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(d_model, dtype=accumulate_dtype(compute_dtype)))
 
     def forward(self, x: Float[Tensor, BTD]) -> Float[Tensor, BTD]:
-        return _ROWS[_choose(x)].rms_norm(x, self.weight, self.eps)
+        return rowwise.rms_norm(x, self.weight, self.eps)
 
 
 class SwiGLU(nn.Module):
-    """u = W_d (silu(W_g r) * (W_a r)), the rows of `input` = gate | up."""
+    """u = W_d (silu(W_g r) * (W_a r)), the rows of `input` = gate | up: Shazeer 2020, equation 6."""
 
     def __init__(self, config: ModelConfig, compute_dtype: str = "float32"):
         super().__init__()
@@ -79,34 +76,4 @@ class SwiGLU(nn.Module):
         self.output = Linear(config.d_ff, config.d_model, compute_dtype)
 
     def forward(self, x: Float[Tensor, BTD]) -> Float[Tensor, BTD]:
-        pre_bti = self.input(x)
-        return self.output(_ROWS[_choose(pre_bti)].gate(pre_bti))
-
-
-class _Rows(NamedTuple):
-    """What is computed row by row: RMSNorm, and silu(gate) up of gate | up."""
-
-    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
-    gate: Callable[[Tensor], Tensor]
-
-
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return weight * (x * torch.rsqrt((x * x).mean(dim=-1, keepdim=True) + eps))
-
-
-def _gate(pre_bti: Tensor) -> Tensor:
-    gate_btf, up_btf = pre_bti.chunk(2, dim=-1)
-    return nn.functional.silu(gate_btf) * up_btf
-
-
-_ROWS = {"plain": _Rows(_rms_norm, _gate)}
-try:
-    from torch_impl.ops.rowwise.numba import gated, rms_norm
-except ImportError:
-    pass
-else:
-    _ROWS["numba"] = _Rows(rms_norm, gated)
-
-
-def _choose(x: Tensor) -> str:
-    return "numba" if takes_numba(x.device, x.dtype) else "plain"
+        return self.output(rowwise.swiglu(self.input(x)))

@@ -28,7 +28,7 @@ try:
 except ImportError:
     ocp: Any = None
 else:
-    # Orbax would tell what it does, and of every error the traceback, among the lines of progress.
+    # Orbax would log what it does, and of every error the traceback, among the lines of progress.
     logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
 
 
@@ -45,13 +45,13 @@ TIMEOUT_SECONDS = 500
 _LONGEST_REASON = 300
 
 
-class Writing:
+class AsyncSave:
     """Shards that are being written while training goes on.
 
     Args:
         tensors: by name, in JAX on any devices or in NumPy; copied to the host at once.
         directory: of the checkpoint; the same for every process.
-        world: the processes of the run.
+        context: the processes of the run.
 
     Raises:
         NotImplementedError: Orbax is not installed.
@@ -61,7 +61,7 @@ class Writing:
     def __init__(self, tensors: Mapping[str, Array | np.ndarray], directory: Path, context: ParallelContext):
         require_orbax()
         assert context.size == jax.process_count(), "Orbax waits for every process that JAX knows"
-        self._context, self._barriers, self._alone = context, _Barriers(), False
+        self._context, self._barriers, self._failed_alone = context, _Barriers(), False
         options = ocp.options.AsyncOptions(timeout_secs=TIMEOUT_SECONDS, barrier_sync_fn=self._barriers)
         self._checkpointer = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
         try:
@@ -87,8 +87,8 @@ class Writing:
         while self._context.any(not self._done_within(0.05)):
             pass
         error = self._future.exception()
-        told = self._context.all_gather(None if error is None else (not self._alone, _reason(error)))
-        if failed := sorted(one for one in told if one is not None):
+        reasons = self._context.all_gather(None if error is None else (not self._failed_alone, _reason(error)))
+        if failed := sorted(reason for reason in reasons if reason is not None):
             # What the others then fail with only follows from it.
             raise OSError(f"a part of the checkpoint was not written: {failed[0][1]}") from error
 
@@ -100,7 +100,7 @@ class Writing:
         try:
             self._checkpointer.wait_until_finished()
         finally:
-            self._alone = self._barriers.go_through()
+            self._failed_alone = self._barriers.pass_all()
             self._checkpointer.close()
 
 
@@ -119,7 +119,7 @@ class _Barriers:
         self._passed += 1
         self._wait(key=f"checkpoint_{self._passed}", timeout_ms=timeout_ms)
 
-    def go_through(self) -> bool:
+    def pass_all(self) -> bool:
         """Pass every barrier that is left; whether that is all of them."""
         first = self._passed == 0
         while self._passed < self.NUMBER:
@@ -136,7 +136,7 @@ def read_shards(
     Args:
         like: shape, dtype and sharding of each tensor by name; they need not be what was written.
         directory: of the checkpoint.
-        world: the processes of the run, all of which read.
+        context: the processes of the run, all of which read.
 
     Raises:
         ValueError: a tensor is missing, misshapen, too much or not finite.

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from jax_impl.layers import Linear, accumulate_dtype
 from jax_impl.model import LanguageModel
 from jax_impl.ops import scan
-from jax_impl.ops.gated_scan import METHODS, mixer
+from jax_impl.ops.gated_scan import METHODS, gated_scan
 from spec.axes import BD, BTD
 from spec.mixers.base import NO_MASKS, Capabilities, Masks, Side
 from spec.mixers.liquidnet import LiquidNetConfig
@@ -20,7 +20,7 @@ class LiquidMixer(nnx.Module):
     """y = W_y (o * h), the rows of `input` = value | decay | output gate."""
 
     def __init__(self, config: LiquidNetConfig, compute_dtype: str = "float32", method: str = "auto"):
-        require_known("mixer method", method, METHODS)
+        require_known("mixer method", method, ("auto", *METHODS))
         self.delta_min = config.delta_min
         self.method = method
         self.input = Linear(config.d_model, 3 * config.d_model, compute_dtype, widen=False)
@@ -34,7 +34,9 @@ class LiquidMixer(nnx.Module):
         masks: Masks = NO_MASKS,
         side: Side | None = None,
     ) -> tuple[Float[Array, BTD], Float[Array, BD]]:
-        gated_btd, state_bd = mixer(self.input(x), self.decay_bias[...], self.delta_min, state, *masks, self.method)
+        gated_btd, state_bd = gated_scan(
+            self.input(x), self.decay_bias[...], self.delta_min, state, *masks, self.method
+        )
         return self.output(gated_btd), state_bd
 
 

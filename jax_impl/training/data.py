@@ -11,7 +11,7 @@ from jaxtyping import Array
 from jax_impl.training.distributed import ROWS, SEQUENCE, ParallelContext
 from spec.data import IGNORED_LABEL, Batch
 
-FILL = {"labels": IGNORED_LABEL}
+PADDING = {"labels": IGNORED_LABEL}
 """What rows that fill up a batch hold, where that is not zero."""
 
 
@@ -21,7 +21,7 @@ def to_device(batch: Batch, context: ParallelContext, rows: int) -> dict[str, An
     Each process puts its rows on its devices, filled up with rows of which no label counts.
 
     Args:
-        batch: this process's share.
+        batch: this process's shard.
         context: the processes of the run.
         rows: the most that any process has.
     """
@@ -29,7 +29,7 @@ def to_device(batch: Batch, context: ParallelContext, rows: int) -> dict[str, An
     cut = context.sharding(ROWS, SEQUENCE)
 
     def put(name: str, array: np.ndarray) -> Array:
-        return jax.make_array_from_process_local_data(cut, fill_rows(array, count, FILL.get(name, 0)))
+        return jax.make_array_from_process_local_data(cut, fill_rows(array, count, PADDING.get(name, 0)))
 
     arrays = {"tokens": batch.tokens, "labels": batch.labels, "resets": batch.resets}
     side = {name: put(name, array) for name, array in batch.side.items()}
@@ -38,7 +38,7 @@ def to_device(batch: Batch, context: ParallelContext, rows: int) -> dict[str, An
 
 def padded_rows(rows: int, context: ParallelContext) -> int:
     """Rows of a process where each of its devices has as many."""
-    return -(-rows // context.parts_of_rows) * context.parts_of_rows
+    return -(-rows // context.local_row_shards) * context.local_row_shards
 
 
 def fill_rows(array: np.ndarray, count: int, fill: int) -> np.ndarray:

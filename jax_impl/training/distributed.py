@@ -22,18 +22,20 @@ from jaxtyping import Array
 
 from spec.data import BatchShard
 from spec.parameters import Parameter
+from spec.runtime import parallel as runtime
 from spec.runtime.memory import keep_freed_memory
-from spec.runtime.processes import Processes, Value
+from spec.runtime.parallel import Value, exit_process, require_timeout
 
 AXES = DATA, FSDP, SEQUENCE = ("data", "fsdp", "sequence")
 """Copies of the parameters, parts of them, and stretches of time; the first two cut the batch between rows."""
 
 ROWS = (DATA, FSDP)
-MOST_TIMEOUT = 1e6
-FAREWELL_SECONDS = 5.0
+SHUTDOWN_SECONDS = 5.0
 """How long a process waits for the others before it ends."""
 # In JAX's words: a path of the user's may well hold "gloo".
-_LOSS = re.compile(r"Gloo \w+ failed|gloo/transport|[Cc]oordination service|heartbeat timeout|Connection \w+ by peer")
+_PEER_LOSS = re.compile(
+    r"Gloo \w+ failed|gloo/transport|[Cc]oordination service|heartbeat timeout|Connection \w+ by peer"
+)
 
 
 def _one_device() -> Mesh:
@@ -45,27 +47,27 @@ def _mesh(devices: Sequence[Any], data: int, fsdp: int, sequence: int) -> Mesh:
 
 
 @dataclass(frozen=True)
-class ParallelContext(Processes):
+class ParallelContext(runtime.ParallelContext):
     """The processes that train one model together.
 
     Args:
-        rank, size, share: as in Processes.
+        rank, size, shard: as in spec.runtime.parallel.ParallelContext.
         sharded: each device keeps a part of the parameters instead of a copy.
         mesh: the devices of all processes, by data, fsdp and sequence.
     """
 
     mesh: Mesh = field(default_factory=_one_device)
 
-    def leave_it_to_the_first(self, code: int) -> None:
+    def exit_unless_first(self, code: int) -> None:
         """In every process but the first: exit with the code."""
-        # Nothing that started them ends the first one meanwhile; and all of them leave together, see `leave`.
+        # Nothing that started them ends the first one meanwhile, and `exit_if_initialized` has all end together.
         if self.rank > 0:
             sys.exit(code)
 
-    def lost(self, error: BaseException) -> bool:
+    def is_peer_loss(self, error: BaseException) -> bool:
         """Whether the error says that another process is gone."""
-        # JAX raises either of the two, and tells them by no class of their own.
-        return self.size > 1 and isinstance(error, RuntimeError | ValueError) and bool(_LOSS.search(str(error)))
+        # JAX raises either of the two, and has no class of its own for them.
+        return self.size > 1 and isinstance(error, RuntimeError | ValueError) and bool(_PEER_LOSS.search(str(error)))
 
     def total(self, number: float) -> float:
         """The sum over all processes."""
@@ -79,10 +81,10 @@ class ParallelContext(Processes):
         """The values of all processes, in the order of ranks."""
         if self.size == 1:
             return [value]
-        told = np.frombuffer(pickle.dumps(value), np.uint8)
-        sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(told))))
-        everyone = multihost_utils.process_allgather(np.pad(told, (0, int(sizes.max()) - len(told))))
-        return [pickle.loads(one[:size].tobytes()) for one, size in zip(np.asarray(everyone), sizes, strict=True)]
+        pickled = np.frombuffer(pickle.dumps(value), np.uint8)
+        sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(pickled))))
+        gathered = multihost_utils.process_allgather(np.pad(pickled, (0, int(sizes.max()) - len(pickled))))
+        return [pickle.loads(one[:size].tobytes()) for one, size in zip(np.asarray(gathered), sizes, strict=True)]
 
     def sharding(self, *axes: Any) -> NamedSharding:
         """Where an array lies whose axes are cut along these axes of the mesh."""
@@ -94,19 +96,19 @@ class ParallelContext(Processes):
         return data, fsdp, sequence
 
     @property
-    def parts_of_rows(self) -> int:
+    def local_row_shards(self) -> int:
         """Into how many parts this process cuts its rows, computed side by side."""
         data, fsdp, _ = self.shape()
         return data * fsdp // self.shard.rows
 
 
-def join(
+def initialize(
     parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.0, mesh: str | None = None
 ) -> ParallelContext:
     """Join the processes that were started together.
 
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID tell who they are; with the address `auto` a TPU pod,
-    SLURM, Open MPI or Kubernetes tells. Without an address this process is alone. All devices are used.
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who they are; with the address `auto` a TPU pod,
+    SLURM, Open MPI or Kubernetes does. Without an address this process is alone. All devices are used.
 
     Args:
         parallel: `ddp`, each device has a copy of the parameters, or `fsdp`, a part of them.
@@ -121,8 +123,7 @@ def join(
     keep_freed_memory()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("JAX has one process a host, which torchrun does not start; see JAX_COORDINATOR_ADDRESS")
-    if not 1.0 <= timeout <= MOST_TIMEOUT:
-        raise ValueError(f"--rank-timeout must be from 1 to {MOST_TIMEOUT:g} seconds, got {timeout:g}")
+    require_timeout(timeout)
     _initialize(timeout)
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise ValueError("there are several processes, which have not joined; set JAX_COORDINATOR_ADDRESS=auto")
@@ -154,8 +155,8 @@ def _initialize(timeout: float) -> None:
     try:
         jax.distributed.initialize(**who, initialization_timeout=seconds, heartbeat_timeout_seconds=seconds)
     except (RuntimeError, ValueError) as error:
-        told = f"process {who.get('process_id', '')} of {who.get('num_processes', 'several')}"
-        raise ConnectionError(f"{told} did not find the others at {address}: {error}") from error
+        process = f"process {who.get('process_id', '')} of {who.get('num_processes', 'several')}"
+        raise ConnectionError(f"{process} did not find the others at {address}: {error}") from error
 
 
 def mesh_sizes(devices: int, parallel: str, context_parallel: int, mesh: str | None) -> tuple[int, int, int]:
@@ -185,7 +186,7 @@ def mesh_sizes(devices: int, parallel: str, context_parallel: int, mesh: str | N
 
 
 def on_mesh(devices: Sequence[Any], data: int, fsdp: int, sequence: int) -> ParallelContext:
-    """The world of these devices, those of one process side by side; they need not be here.
+    """The context of these devices, those of one process side by side; they need not be here.
 
     Args:
         devices: as many as the product of the three, in the order of processes.
@@ -207,37 +208,36 @@ def on_mesh(devices: Sequence[Any], data: int, fsdp: int, sequence: int) -> Para
     return ParallelContext(rank, len(processes), shard, fsdp > 1, _mesh(devices, data, fsdp, sequence))
 
 
-def has_joined() -> bool:
+def is_initialized() -> bool:
     """Whether this process has joined others."""
     return jax.distributed.is_initialized()
 
 
-def leave(code: int) -> None:
+def exit_if_initialized(code: int) -> None:
     """End a process that has joined others at once, before its interpreter is taken down; any other one goes on."""
-    if has_joined():
+    if is_initialized():
         if code != 1:
-            # Where all of them leave they do so together; where one fails alone, nobody comes, and it must not wait.
-            farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-            farewell.start()
-            farewell.join(FAREWELL_SECONDS)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+            # Where all of them end they do so together; where one fails alone, nobody comes, and it must not wait.
+            shutdown = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+            shutdown.start()
+            shutdown.join(SHUTDOWN_SECONDS)
+        exit_process(code)
 
 
-def placement(row: Parameter, context: ParallelContext) -> NamedSharding:
+def parameter_sharding(parameter: Parameter, context: ParallelContext) -> NamedSharding:
     """Where a parameter lies: a matrix is cut along its last axis `d` between the devices of fsdp, a vector copied.
 
     Raises:
         ValueError: the axis does not divide.
     """
     fsdp = context.shape()[1]
-    if fsdp == 1 or len(row.shape) < 2 or "d" not in row.axes:
+    shape, axes = parameter.shape, parameter.axes
+    if fsdp == 1 or len(shape) < 2 or "d" not in axes:
         return context.sharding()
-    axis = len(row.axes) - 1 - row.axes[::-1].index("d")
-    if row.shape[axis] % fsdp:
-        raise ValueError(f"fsdp={fsdp} does not divide d_model {row.shape[axis]}; choose a divisor of it")
-    return context.sharding(*(FSDP if i == axis else None for i in range(len(row.shape))))
+    axis = len(axes) - 1 - axes[::-1].index("d")
+    if shape[axis] % fsdp:
+        raise ValueError(f"fsdp={fsdp} does not divide d_model {shape[axis]}; choose a divisor of it")
+    return context.sharding(*(FSDP if i == axis else None for i in range(len(shape))))
 
 
 def cut_axis(part: Array, shape: tuple[int, ...]) -> int | None:
@@ -274,18 +274,18 @@ def _product_forward(x, part_oi, axis, dtype):
     return product_of_parts(x, part_oi, axis, dtype), (x, part_oi)
 
 
-def _product_backward(axis, dtype, saved, of_y):
+def _product_backward(axis, dtype, saved, grad_y):
     # Else a compiler would find that it has been gathered before, and keep it.
-    x, part_oi, of_y = jax.lax.optimization_barrier((*saved, of_y))
-    of_x = jnp.matmul(of_y, _gathered(part_oi, axis, dtype), precision="highest")
-    of_weight_oi = jnp.einsum("...o,...i->oi", of_y, x, precision="highest", preferred_element_type=part_oi.dtype)
-    return of_x, jax.lax.psum_scatter(of_weight_oi, FSDP, scatter_dimension=axis, tiled=True)
+    x, part_oi, grad_y = jax.lax.optimization_barrier((*saved, grad_y))
+    grad_x = jnp.matmul(grad_y, _gathered(part_oi, axis, dtype), precision="highest")
+    grad_weight_oi = jnp.einsum("...o,...i->oi", grad_y, x, precision="highest", preferred_element_type=part_oi.dtype)
+    return grad_x, jax.lax.psum_scatter(grad_weight_oi, FSDP, scatter_dimension=axis, tiled=True)
 
 
 product_of_parts.defvjp(_product_forward, _product_backward)
 
 
-def on_host(array: Array) -> np.ndarray:
+def to_host(array: Array) -> np.ndarray:
     """The array as NumPy, from all processes that have parts of it; each of them asks."""
     if array.is_fully_addressable:
         return np.array(array)
@@ -294,7 +294,7 @@ def on_host(array: Array) -> np.ndarray:
     return np.array(multihost_utils.process_allgather(array, tiled=True))
 
 
-def placed(array: Any, sharding: NamedSharding) -> Array:
+def put(array: Any, sharding: NamedSharding) -> Array:
     """What every process has, on the devices; each takes its part."""
     # A copy: the step gives its memory away.
     return jax.make_array_from_callback(np.shape(array), sharding, lambda part: np.array(array[part]))

@@ -14,12 +14,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from jax_impl.generation import make_step
 from jax_impl.layers import accumulate_dtype
 from jax_impl.mixers import capabilities
 from jax_impl.model import LanguageModel, build, choose_method
+from jax_impl.ops.decode import make_step
 from jax_impl.training.data import fill_rows, padded_rows, to_device
-from jax_impl.training.distributed import AXES, ROWS, ParallelContext, on_host, placed
+from jax_impl.training.distributed import AXES, ROWS, ParallelContext, put, to_host
 from jax_impl.training.optimizer import (
     dump_moments,
     load_moments,
@@ -29,20 +29,23 @@ from jax_impl.training.optimizer import (
 )
 from jax_impl.training.step import make_programs, with_parameters
 from spec.checkpoint.sharded import PARAMETERS, by_kind, named_arrays
+from spec.checkpoint.tensors import Arrays
 from spec.config import ModelConfig, TrainingConfig, require_integer
 from spec.data import Batch, BatchShard
 from spec.init import initial_parameters
 from spec.mixers import family, state_shape
 from spec.parameters import check_parameters
+from spec.runtime.engine import ExtraState, Moments
 from spec.runtime.memory import keep_freed_memory
 from spec.sampling import Step
 
 if TYPE_CHECKING:
-    from jax_impl.checkpoint.sharded import Writing
+    from jax_impl.checkpoint.sharded import AsyncSave
+    from spec.runtime import engine as runtime
 
 
 class Engine:
-    """What the trainer shell needs of a backend: init, step, evaluate, load, dump.
+    """The training engine of JAX; spec/runtime/engine.py says what its methods promise.
 
     Args:
         config: the model.
@@ -51,7 +54,7 @@ class Engine:
         remat: make activations again in the backward pass.
         compile: the whole step, which JAX always does.
         micro_batch: rows taken at a time, their gradients added up; None takes all.
-        world: the processes of the run; None is this one alone.
+        context: the processes of the run; None is this one alone.
 
     Raises:
         ValueError: `compile` is false, or `micro_batch` is no number of rows.
@@ -75,12 +78,8 @@ class Engine:
             require_integer("micro_batch", micro_batch, 1)
         # Before the first device is asked for: XLA's threads choose where they allocate when they start.
         keep_freed_memory()
-        self.config, self.training, self.micro_batch, self.context = (
-            config,
-            training,
-            micro_batch,
-            context or ParallelContext(),
-        )
+        self.context = context or ParallelContext()
+        self.config, self.training, self.micro_batch = config, training, micro_batch
         _require_work(config, training, self.context, method)
         self.method = choose_method(config, training.batch_size, training.seq_len) if method == "auto" else method
         options = {"seed": training.seed, "compute_dtype": training.compute_dtype, "method": method, "remat": remat}
@@ -88,26 +87,26 @@ class Engine:
         self.model: LanguageModel = nnx.eval_shape(lambda: build(config, **options))
         self.optimizer = make_optimizer(config, training)
         self._programs = make_programs(self.model, self.optimizer, training, self.context, micro_batch)
-        self._take(initial_parameters(config, training.seed))
+        self._set_parameters(initial_parameters(config, training.seed))
         like = jax.eval_shape(self.optimizer.init, self.parameters)
-        self._take_moments(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like))
+        self._set_moments(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like))
         self.states: Array | None = None
 
     def train_step(self, batch: Batch, lr: float) -> tuple[float, float]:
-        """One optimizer step; the loss before it and the gradient norm before clipping.
+        """One optimizer step; the loss before it and the global gradient norm before clipping.
 
-        Where the run streams each row goes on from the state in which the step before left it; no gradient goes back
-        there. Where loss or norm is not finite everything is left as it was.
+        Where either is not finite, parameters, moments and states stay as they were. Where the run streams each row
+        goes on from the state in which the step before left it; no gradient goes back there.
 
         Args:
-            batch: the global batch.
+            batch: this process's shard of the global batch.
             lr: learning rate of the step.
         """
         if self.training.stream and self.states is None:
             self.load_states(np.zeros(state_shape(self.config, self.training.batch_size)))
         states = self.states if self.training.stream else None
         self.parameters, self.optimizer_state, self.states, loss, norm = self._programs.update(
-            self.parameters, self.optimizer_state, states, to_device(batch, self.context, self._rows()), lr
+            self.parameters, self.optimizer_state, states, to_device(batch, self.context, self._rows_per_process()), lr
         )
         return float(loss), float(norm)
 
@@ -115,30 +114,30 @@ class Engine:
         """Mean nats a counted label, each row from `states`, and the final states.
 
         Args:
-            batch: this process's share.
+            batch: this process's shard.
             states: [l, b, n], as an evaluation before gave them; None is zero.
         """
         rows = max(self.context.all_gather(len(batch.tokens)))
         loss, last = self._programs.loss(self.parameters, to_device(batch, self.context, rows), states)
         return float(loss), last
 
-    def load(self, parameters: dict[str, np.ndarray], moments: dict[str, dict[str, np.ndarray]], step: int) -> None:
-        """Take over parameters and, where there are any, moments after `step` steps."""
+    def load(self, parameters: Arrays, moments: Moments, step: int) -> None:
+        """Set parameters and, where there are any, moments after `step` steps."""
         check_parameters(self.config, parameters)
-        self._take(parameters)
+        self._set_parameters(parameters)
         if moments:
-            self._take_moments(load_moments(self.optimizer_state, moments, step))
+            self._set_moments(load_moments(self.optimizer_state, moments, step))
 
-    def dump(self) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    def dump(self) -> tuple[Arrays, Moments]:
         """Parameters and moments as NumPy."""
-        return {path: on_host(array) for path, array in self.parameters.items()}, dump_moments(self.optimizer_state)
+        return {path: to_host(array) for path, array in self.parameters.items()}, dump_moments(self.optimizer_state)
 
     def dump_states(self) -> np.ndarray | None:
         """The carried states [l, b, n], or None where there are none."""
         if self.states is None:
             return None
         count, shard = self.training.batch_size, self.context.shard
-        parts = np.split(on_host(self.states), shard.rows, axis=1)
+        parts = np.split(to_host(self.states), shard.rows, axis=1)
         cuts = (BatchShard(row, shard.rows).of_rows(count) for row in range(shard.rows))
         return np.concatenate([part[:, : cut.stop - cut.start] for part, cut in zip(parts, cuts, strict=True)], axis=1)
 
@@ -149,52 +148,55 @@ class Engine:
             return
         count, shard = self.training.batch_size, self.context.shard
         filled = [
-            fill_rows(states.swapaxes(0, 1)[BatchShard(row, shard.rows).of_rows(count)], self._rows(), 0)
+            fill_rows(states.swapaxes(0, 1)[BatchShard(row, shard.rows).of_rows(count)], self._rows_per_process(), 0)
             for row in range(shard.rows)
         ]
         array = np.concatenate(filled).swapaxes(0, 1).astype(accumulate_dtype(self.training.compute_dtype))
-        self.states = placed(array, self.context.sharding(None, ROWS))
+        self.states = put(array, self.context.sharding(None, ROWS))
 
-    def save_shards(self, directory: Path) -> Writing:
+    def save_shards(self, directory: Path) -> AsyncSave:
         """Begin to write this process's part of parameters and moments into the directory; steps may go on."""
-        from jax_impl.checkpoint.sharded import Writing
+        from jax_impl.checkpoint.sharded import AsyncSave
 
-        return Writing(self._shards(), directory, self.context)
+        return AsyncSave(self._shards(), directory, self.context)
 
     def load_shards(self, directory: Path, step: int) -> None:
-        """Take over parameters and moments after `step` steps, each process its part, from any number of shards."""
+        """Set parameters and moments after `step` steps, each process its part, from any number of shards."""
         from jax_impl.checkpoint.sharded import read_shards
 
         like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in self._shards().items()}
         groups = by_kind(read_shards(like, directory, self.context))
         self.parameters = groups.pop(PARAMETERS)
-        self.optimizer_state = with_moments(
-            self.optimizer_state, groups, placed(np.int32(step), self.context.sharding())
-        )
+        self.optimizer_state = with_moments(self.optimizer_state, groups, put(np.int32(step), self.context.sharding()))
 
     def _shards(self) -> dict[str, Array]:
         return named_arrays(self.parameters, named_moments(self.optimizer_state))
 
-    def extra_state(self) -> dict[str, Any]:
+    def extra_state(self) -> ExtraState:
         """What else a checkpoint's state.json needs for the next step to repeat its bits."""
         return {}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what `extra_state` gave, from the whole of state.json; what is not there stays as it is."""
+        """Restore what `extra_state` gave, from the whole of state.json; what is not there stays as it is."""
 
     def sampler(self) -> Step:
         """The current model as a step of generation; where devices have parts of it, on the host."""
-        parameters = {path: on_host(array) for path, array in self.parameters.items()}
+        parameters = {path: to_host(array) for path, array in self.parameters.items()}
         place = _host() if self.context.sharded else jax.local_devices()[0]
         graph, variables = nnx.split(self.model, nnx.Param)
         return make_step(with_parameters(graph, variables, jax.device_put(parameters, place)))
 
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> dict[str, str | int | bool]:
         """What bit-exact resume depends on besides the checkpoint."""
-        versions = {"jax": jax.__version__, "jaxlib": jaxlib.__version__, "numpy": np.__version__}
-        threads = len(os.sched_getaffinity(0))
-        how = {"method": self.method, "layout": self.layout()}
-        return {**versions, "device": jax.devices()[0].device_kind, "threads": threads, **how}
+        return {
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+            "numpy": np.__version__,
+            "device": jax.devices()[0].device_kind,
+            "threads": len(os.sched_getaffinity(0)),
+            "method": self.method,
+            "layout": self.layout(),
+        }
 
     def layout(self) -> str:
         """Who computes what: in another layout the same mathematics is summed in another order."""
@@ -210,18 +212,22 @@ class Engine:
         with jax.profiler.trace(directory):
             yield
 
-    def _rows(self) -> int:
+    def _rows_per_process(self) -> int:
         """The rows that each process has in a step, filled up."""
         return padded_rows(-(-self.training.batch_size // self.context.shard.rows), self.context)
 
-    def _take(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def _set_parameters(self, arrays: Arrays) -> None:
         wide = accumulate_dtype(self.training.compute_dtype)
         self.parameters: dict[str, Array] = {
-            path: placed(np.asarray(arrays[path], wide), place) for path, place in self._programs.parameters.items()
+            path: put(np.asarray(arrays[path], wide), place) for path, place in self._programs.parameters.items()
         }
 
-    def _take_moments(self, state: Any) -> None:
-        self.optimizer_state = jax.tree.map(placed, state, self._programs.optimizer_state)
+    def _set_moments(self, state: Any) -> None:
+        self.optimizer_state = jax.tree.map(put, state, self._programs.optimizer_state)
+
+
+if TYPE_CHECKING:  # so that the type checker compares every signature
+    _: type[runtime.Engine[Array]] = Engine
 
 
 def _host() -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from jax_impl.training.distributed import on_host
+from jax_impl.training.distributed import to_host
 from spec.config import ModelConfig, TrainingConfig
 from spec.optimizer import MOMENTS
 from spec.parameters import parameter_table
@@ -47,7 +47,7 @@ def with_moments(state: Any, moments: Mapping[str, Mapping[str, Any]], step: Any
 
 def dump_moments(state: Any) -> dict[str, dict[str, np.ndarray]]:
     """Both moments by path; zero before the first step."""
-    return {name: {path: on_host(x) for path, x in group.items()} for name, group in named_moments(state).items()}
+    return {name: {path: to_host(x) for path, x in group.items()} for name, group in named_moments(state).items()}
 
 
 def load_moments(state: Any, moments: Mapping[str, Mapping[str, np.ndarray]], step: int) -> Any:

@@ -15,8 +15,8 @@ from jaxtyping import Array
 from jax_impl.layers import accumulate_dtype
 from jax_impl.model import LanguageModel, build
 from jax_impl.ops.scan.context_parallel import time_sharded
-from jax_impl.training.data import FILL
-from jax_impl.training.distributed import AXES, ROWS, SEQUENCE, ParallelContext, placement, whole_weight
+from jax_impl.training.data import PADDING
+from jax_impl.training.distributed import AXES, ROWS, SEQUENCE, ParallelContext, parameter_sharding, whole_weight
 from jax_impl.training.optimizer import clip_by_global_norm, make_optimizer
 from spec.config import ModelConfig, TrainingConfig
 from spec.data import IGNORED_LABEL
@@ -59,11 +59,11 @@ def make_programs(
         model: its graph; what its arrays hold does not matter.
         optimizer: of `make_optimizer`.
         training: gradient clipping.
-        world: the mesh.
+        context: the mesh.
         micro_batch: rows that a device takes at a time, their gradients added up; None takes all.
     """
     table = parameter_table(model.config)
-    shardings = {row.path: placement(row, context) for row in table}
+    shardings = {row.path: parameter_sharding(row, context) for row in table}
     gradients_of, loss_of = _on_all_devices(model, context, micro_batch, shardings)
     like = {row.path: jax.ShapeDtypeStruct(row.shape, accumulate_dtype(model.compute_dtype)) for row in table}
     of_state = _like_parameters(jax.eval_shape(optimizer.init, like), shardings, context)
@@ -95,7 +95,7 @@ def abstract_step(
 
     Args:
         config, training: the run.
-        world: the mesh, of `on_mesh`.
+        context: the mesh, of `on_mesh`.
         method, remat, micro_batch: as in Engine.
 
     Raises:
@@ -173,11 +173,11 @@ def with_parameters(graph: Any, variables: Any, parameters: Mapping[str, Array])
     return nnx.merge(graph, state)
 
 
-def _counted(batch: dict[str, Any]) -> Array:
+def _counted(batch: dict[str, Array]) -> Array:
     return (batch["labels"] != IGNORED_LABEL).sum()
 
 
-def _counted_everywhere(batch: dict[str, Any], dtype: Any) -> Array:
+def _counted_everywhere(batch: dict[str, Array], dtype: Any) -> Array:
     return jnp.maximum(jax.lax.psum(_counted(batch), AXES), 1).astype(dtype)
 
 
@@ -214,7 +214,7 @@ def _in_micro_batches(gradients_of: Callable[..., Any], size: int | None) -> Cal
             return jax.tree.map(jnp.add, total, (loss, gradients)), last.swapaxes(0, 1)
 
         zero = jax.tree.map(jnp.zeros_like, parameters)
-        parts = {name: jax.tree.map(partial(cut, fill=FILL.get(name, 0)), x) for name, x in batch.items()}
+        parts = {name: jax.tree.map(partial(cut, fill=PADDING.get(name, 0)), x) for name, x in batch.items()}
         states_bld = None if states is None else cut(states.swapaxes(0, 1))
         total = jnp.zeros((), counted.dtype), zero
         (loss, gradients), last = jax.lax.scan(add, total, (parts, states_bld))

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from parity.proof import adapters
 
@@ -19,7 +19,21 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def environment() -> dict[str, Any]:
+class Environment(TypedDict):
+    """`environment`."""
+
+    python: str
+    system: str
+    processor: str
+    cores: int | None
+    memory_gib: float
+    versions: dict[str, str]
+    devices: dict[str, list[str]]
+    threads: dict[str, str | int]
+    commit: str | None
+
+
+def environment() -> Environment:
     """Everything below, as JSON holds it."""
     installed = [name for name in adapters.FRAMEWORKS if adapters.missing(name) is None]
     return {
@@ -57,18 +71,30 @@ def devices(backend: str) -> list[str]:
     return [f"cuda: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())] or ["cpu: cpu"]
 
 
-def threads() -> dict[str, Any]:
+def threads() -> dict[str, str | int]:
     """How many threads torch uses, and what the variables that numeric libraries read say."""
-    told: dict[str, Any] = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "XLA_FLAGS") if name in os.environ}
+    found: dict[str, str | int] = {
+        name: os.environ[name] for name in ("OMP_NUM_THREADS", "XLA_FLAGS") if name in os.environ
+    }
     if adapters.missing("torch") is None:
         import torch
 
-        told["torch"] = torch.get_num_threads()
-    return told
+        found["torch"] = torch.get_num_threads()
+    return found
+
+
+def one_thread_and_full_float32() -> None:
+    """Sums in one order on every machine; float32 means float32."""
+    if adapters.missing("torch") is None:
+        import torch
+
+        torch.set_num_threads(1)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def processor() -> str:
-    """The model name of the processor, as far as the system tells."""
+    """The model name of the processor, as far as the system says."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

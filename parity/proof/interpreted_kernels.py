@@ -6,7 +6,8 @@ import importlib
 import importlib.util
 import os
 import pkgutil
-from pathlib import Path
+
+from parity.proof.environment import ROOT
 
 METHODS: set[str] = set()
 """Methods of torch_impl that run interpreted in this process; empty on a GPU."""
@@ -24,10 +25,10 @@ def is_slow(backend: str, method: str) -> bool:
     return method == PALLAS and jax.default_backend() != "tpu"
 
 
-def unless_there_is_a_gpu() -> None:
-    """Import the kernels as the interpreter's, its scans made fast; processes started later are not concerned.
+def interpret_unless_gpu() -> None:
+    """Import the Triton kernels as the interpreter's where there is no GPU, its scans made fast.
 
-    Triton decides when a kernel is imported: this has to come before any import of torch_impl.
+    For this process alone. Triton decides when a kernel is imported: this has to come before any import of torch_impl.
     """
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("triton") is None:
         return
@@ -42,7 +43,7 @@ def unless_there_is_a_gpu() -> None:
 
         # All that asks, when it is imported, whether kernels are interpreted.
         importlib.import_module("triton.experimental.gluon")
-        for kernel in pkgutil.iter_modules([str(Path(__file__).parents[2] / "torch_impl" / "kernels" / "triton")]):
+        for kernel in pkgutil.iter_modules([str(ROOT / "torch_impl" / "kernels" / "triton")]):
             importlib.import_module(f"torch_impl.kernels.triton.{kernel.name}")
 
         fast_scans()

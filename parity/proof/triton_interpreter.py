@@ -5,41 +5,45 @@ Needs TRITON_INTERPRET=1 in the environment before Triton is imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import numpy as np
 from triton.runtime import interpreter
 
+if TYPE_CHECKING:
+    from triton.language import tensor
+    from triton.runtime.interpreter import InterpreterBuilder, ScanOps, TensorHandle
+
 
 def fast_scans() -> None:
-    """Let `tl.associative_scan` double its stretches: the interpreter goes entry by entry. Let `exp2` overflow."""
+    """Let `tl.associative_scan` double its lengths: the interpreter goes entry by entry. Let `exp2` overflow."""
     interpreter.ScanOps.generic_scan = _doubling
     interpreter.InterpreterBuilder.create_exp2 = _exp2
 
 
-def _exp2(self: Any, x: Any) -> Any:
+def _exp2(self: InterpreterBuilder, arg: TensorHandle) -> TensorHandle:
     with np.errstate(over="ignore"):
-        return self.unary_op(x, np.exp2)
+        return self.unary_op(arg, np.exp2)
 
 
-def _doubling(self: Any, given: Any) -> list[Any]:
-    results, reach = [x.handle.data for x in given], 1
-    dtypes = [x.dtype for x in given] * 2
+def _doubling(self: ScanOps, input: Sequence[tensor]) -> list[tensor]:
+    results, length = [x.handle.data for x in input], 1
+    dtypes = [x.dtype for x in input] * 2
     position = np.arange(results[0].shape[self.axis]).reshape(
         [-1 if i == self.axis else 1 for i in range(results[0].ndim)]
     )
-    while reach < position.size:
-        earlier = [np.roll(x, reach, self.axis) for x in results]
+    while length < position.size:
+        earlier = [np.roll(x, length, self.axis) for x in results]
         both = (self.to_tensor(x, t) for x, t in zip((*earlier, *results), dtypes, strict=True))
         combined = self.combine_fn.fn(*both)
         combined = combined if isinstance(combined, tuple) else (combined,)
-        results = [np.where(position < reach, x, y.handle.data) for x, y in zip(results, combined, strict=True)]
-        reach *= 2
-    return [self.to_tensor(x, t.dtype) for x, t in zip(results, given, strict=True)]
+        results = [np.where(position < length, x, y.handle.data) for x, y in zip(results, combined, strict=True)]
+        length *= 2
+    return [self.to_tensor(x, t.dtype) for x, t in zip(results, input, strict=True)]
 
 
 @dataclass
@@ -93,5 +97,5 @@ def counted() -> Iterator[Traffic]:
         yield traffic
 
 
-def _size(pointers: Any) -> int:
+def _size(pointers: TensorHandle) -> int:
     return pointers.get_element_ty().primitive_bitwidth // 8

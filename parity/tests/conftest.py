@@ -8,14 +8,15 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from parity.proof import adapters, bounds, interpreted_kernels
-from parity.suite.support.fixtures import TOLD, compare, refused, report, small_data, text_data  # noqa: F401  fixtures are found by being here
+from parity.proof.environment import one_thread_and_full_float32
+from parity.suite.support.fixtures import MEASURED, compare, refused, report, small_data, text_data  # noqa: F401  fixtures are found by being here
 
-interpreted_kernels.unless_there_is_a_gpu()
+interpreted_kernels.interpret_unless_gpu()
 
 # Examples take as long as a compilation where a shape is new, so neither a deadline nor a check of speed makes sense.
 COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "print_blob": True}
 settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **COMMON)
-# No shrinking: parity/suite/mutants asks whether a fault is found, not for its smallest case, minutes with JAX.
+# No shrinking: mutants ask whether a fault is found, not for its smallest case, which takes minutes with JAX.
 settings.register_profile(
     "mutants",
     max_examples=40,
@@ -28,7 +29,7 @@ settings.register_profile("soak", max_examples=200, **COMMON)
 settings.load_profile(os.environ.get("PARITY_PROFILE", "ci"))
 
 WORST: dict[str, tuple[float, str]] = {}
-MEASURED: list[str] = []
+LINES: list[str] = []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -44,7 +45,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             rows.append(pytest.param(*[None] * (1 + with_method), id=name, marks=skip))
         elif with_method:
             adapter = adapters.load(name)
-            # What is interpreted takes a second an example; test_operations, test_kernels and test_pallas have it.
+            # What is interpreted takes a second an example; test_operations and the tests of the kernels have it.
             methods = [method for method in adapter.METHODS["scan"] if not interpreted_kernels.is_slow(name, method)]
             rows += [pytest.param(adapter, method, id=f"{name}-{method}") for method in methods]
         else:
@@ -74,14 +75,9 @@ def native_methods(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def one_thread_and_full_float32():
+def comparable_numbers():
     """Sums in one order on every machine; float32 means float32; no process is left behind."""
-    if adapters.missing("torch") is None:
-        import torch
-
-        torch.set_num_threads(1)
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
+    one_thread_and_full_float32()
     yield
     adapters.stop_worker()
 
@@ -109,16 +105,16 @@ def pytest_runtest_call(item: pytest.Item):
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:  # noqa: F811  the name that pytest passes
     for name, worst in report.user_properties if report.when == "call" else ():
-        if name == TOLD:
-            MEASURED.append(worst)
+        if name == MEASURED:
+            LINES.append(worst)
         elif name.startswith("units of "):
             WORST[name] = max((worst, report.nodeid.split("::", 1)[1]), WORST.get(name, (0.0, "")))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if MEASURED:
+    if LINES:
         terminalreporter.section("measured")
-        for line in MEASURED:
+        for line in LINES:
             terminalreporter.write_line(line)
     if WORST:
         terminalreporter.section("largest errors")

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from spec.checkpoint.files import new_file
-from spec.config import ModelConfig, TrainingConfig
+import tyro
+
+from spec.config import ModelConfig, TrainingConfig, require_integer
 from spec.mixers import family
 from spec.presets import PRESETS, RECIPES, preset
-from spec.validation import require_integer
-from tools.bench import (
-    cpu,
-    gpu,
-    roofline_table,
-    ssm_solvers,
-)
-from tools.bench import (
-    history as bench_history,
-)
-from tools.bench import (
-    sizes as bench_sizes,
-)
-from tools.bench.sections import Sizes
+from tools.bench import liquid_ssm_solvers, measure, results, roofline, sizes
 from tools.cli.errors import require_new_or_file, require_writable
 
-STATES = ssm_solvers.Sizes()
-CPU = bench_sizes.Sizes()
-OF_CPU = ("full", "compiled", "sections", "history")
+LIQUID_SSM = liquid_ssm_solvers.Sizes()
+CPU_FLAGS = ("full", "compiled", "sections", "history")
 
 
 @dataclass(frozen=True)
@@ -44,7 +30,7 @@ class Bench:
 
     With --liquid-ssm: the two methods for the states of a Liquid SSM, over the length of a row. With --device cuda:
     everything there is on one GPU, in GB/s against a measured copy and in tokens a second, beside the peers that are
-    installed. With --model: nothing is timed; the least time a train step can take on known devices, from counted
+    installed. With --roofline: nothing is timed; the least time a train step can take on known devices, from counted
     bytes and FLOPs. Exit code 1 where something failed.
     """
 
@@ -62,12 +48,12 @@ class Bench:
     """Only these, separated by commas: machine, scan, mixer, train, decode, growth."""
     history: Path | None = None
     """Keep this run as one more file in DIRECTORY/MACHINE; `liquidnet plot DIRECTORY --what bench` draws them all."""
-    model: bool = False
+    roofline: Annotated[bool, tyro.conf.arg(aliases=["--model"])] = False
     """Print the modelled step time and where each number comes from; needs no backend and no GPU."""
     liquid_ssm: bool = False
     """Compare the methods for the states of a Liquid SSM instead: minutes."""
     preset: str | None = None
-    """Of the model that --model or --device cuda is about; small by default."""
+    """Of the model that --roofline or --device cuda is about; small by default."""
     batch_size: int | None = None
     """Sequences a step there; the preset's by default."""
     seq_len: int | None = None
@@ -75,22 +61,17 @@ class Bench:
 
     def run(self) -> None:
         self._check()
-        name, config, training = self._recipe()
-        if self.model:
-            result = roofline_table.modelled(name, config, training.batch_size, training.seq_len)
-            roofline_table.show(result)
+        name, config, recipe = self._recipe()
+        if self.roofline:
+            result = roofline.modelled(name, config, recipe.batch_size, recipe.seq_len)
+            roofline.show(result)
         elif self.liquid_ssm:
-            result = ssm_solvers.compare(self.rounds, STATES, lambda line: print(line, file=sys.stderr))
-            ssm_solvers.show(result, STATES)
-        elif self.device == "cuda":
-            sizes = Sizes(config, replace(training, compute_dtype="bfloat16"))
-            result = gpu.measured("cuda", self.rounds, sizes, lambda section: print(section, file=sys.stderr))
-            gpu.show(result)
+            result = liquid_ssm_solvers.compare(self.rounds, LIQUID_SSM, lambda line: print(line, file=sys.stderr))
+            liquid_ssm_solvers.show(result, LIQUID_SSM)
         else:
-            result = self._of_the_processor()
+            result = self._measured(config, recipe)
         if self.json is not None:
-            with new_file(self.json) as temporary:
-                temporary.write_text(json.dumps(result, indent=1) + "\n")
+            results.write(self.json, result)
         if result.get("errors"):
             sys.exit(1)
 
@@ -99,37 +80,41 @@ class Bench:
         require_new_or_file(self.json, "--json")
         if self.rounds < 1:
             raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
-        if self.model and self.device != "cpu":
-            raise ValueError("--model times nothing: leave out --device, or --model")
-        if self.liquid_ssm and (self.model or self.device != "cpu"):
-            raise ValueError("--liquid-ssm is a comparison of its own: leave out --model and --device")
-        elsewhere = self.model or self.liquid_ssm or self.device != "cpu"
-        for name in OF_CPU if elsewhere else ():
+        if self.roofline and self.device != "cpu":
+            raise ValueError("--roofline times nothing: leave out --device, or --roofline")
+        if self.liquid_ssm and (self.roofline or self.device != "cpu"):
+            raise ValueError("--liquid-ssm is a comparison of its own: leave out --roofline and --device")
+        elsewhere = self.roofline or self.liquid_ssm or self.device != "cpu"
+        for name in CPU_FLAGS if elsewhere else ():
             if getattr(self, name):
                 raise ValueError(
-                    f"--{name} goes with the measurements of a processor; leave out --device, --model and --liquid-ssm"
+                    f"--{name} goes with the measurements of a processor; "
+                    "leave out --device, --roofline and --liquid-ssm"
                 )
-        if not self.model:
-            gpu.require_device(self.device)
-        cpu.chosen(self.sections)
+        if not self.roofline:
+            measure.require_device(self.device)
+        measure.chosen(self.sections)
         if self.history is not None:
             require_writable(self.history, "--history")
 
-    def _of_the_processor(self) -> dict[str, Any]:
-        sizes = bench_sizes.full(CPU) if self.full else CPU
-        sizes = replace(sizes, compiled=(False, True)) if self.compiled else sizes
-        result = cpu.measured(self.rounds, sizes, cpu.chosen(self.sections))
-        cpu.show(result)
+    def _measured(self, config: ModelConfig, recipe: TrainingConfig) -> results.Result:
+        if self.device == "cuda":
+            result = measure.measured("cuda", self.rounds, sizes.on_gpu(config, recipe))
+        else:
+            asked = sizes.full(sizes.CPU) if self.full else sizes.CPU
+            asked = replace(asked, compiled=(False, True)) if self.compiled else asked
+            result = measure.measured("cpu", self.rounds, asked, measure.chosen(self.sections))
+        results.show(result)
         if self.history is not None:
-            print(bench_history.append(self.history, result))
+            print(results.append(self.history, result))
         return result
 
     def _recipe(self) -> tuple[str, ModelConfig, TrainingConfig]:
         """The preset, and its recipe with the batch that was asked for."""
         asked = {"batch_size": self.batch_size, "seq_len": self.seq_len}
         given = {name: value for name, value in asked.items() if value is not None}
-        if not self.model and self.device == "cpu" and (given or self.preset is not None):
-            raise ValueError("--preset, --batch-size and --seq-len go with --model or --device cuda")
+        if not self.roofline and self.device == "cpu" and (given or self.preset is not None):
+            raise ValueError("--preset, --batch-size and --seq-len go with --roofline or --device cuda")
         name = "small" if self.preset is None else self.preset
         config = preset(name)
         measured, own = family(PRESETS["small"]), family(config)

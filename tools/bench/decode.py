@@ -1,10 +1,10 @@
-"""Decoding on a processor: tokens a second after short and long contexts, against reading the weights once a token."""
+"""Tokens a second of the decode step: after short and long contexts, against reading the weights once a token."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,20 +13,55 @@ from spec.config import ModelConfig
 from spec.parameters import parameter_table
 from tools.bench.machine import READING, read_ways
 from tools.bench.sizes import Decoding, Sizes
-from tools.bench.timer import Call, Clock, Row, guarded
-from tools.bench.training import stream
+from tools.bench.timer import Call, Candidate, Row, Timer
 from tools.cli import backends
+
+if TYPE_CHECKING:
+    import jax
+    import torch
+
+    import jax_impl.model
+    import torch_impl.model
+
+    Model = torch_impl.model.LanguageModel | jax_impl.model.LanguageModel
+    State = np.ndarray | torch.Tensor | jax.Array
+    Step = Callable[[np.ndarray, State | None], tuple[np.ndarray, State]]
 
 GPT2 = "GPT-2, KV cache"
 PIECE = 4096
 """Tokens of a context that are taken at a time: their logits are never made, their states are carried."""
 
 
-def decoding(clock: Clock, sizes: Sizes) -> list[Row]:
-    """Every method of both backends, in turns with reading an array as large as no cache."""
+def decoding(timer: Timer, sizes: Sizes) -> list[Row]:
+    """Every method, all streams together, logits to NumPy included; on a processor in turns with reading an array."""
     rows: list[Row] = []
     for model in sizes.decoding:
-        rows += _of_model(clock, sizes, model)
+        candidates = _candidates(timer, sizes, model)
+        if sizes.gpu:
+            rows += _speeds(timer.candidates(candidates), model)
+            continue
+        readings: list[Candidate] = [
+            ({"what": model.name, "name": f"{READING}, {way}", "bytes": sizes.large}, lambda _, call=call: call)
+            for way, call in read_ways(sizes.large).items()
+        ]
+        own = timer.candidates([*readings, *(({"what": model.name, **row}, make) for row, make in candidates)])
+        read, written = own[: len(readings)], _speeds(own[len(readings) :], model)
+        for row in read:
+            if "milliseconds" in row and "bytes" in row:
+                row["gb_per_s"] = row["bytes"] / row["milliseconds"] / 1e6
+        most = max(row["gb_per_s"] for row in read if "gb_per_s" in row)
+        for row in written:
+            if "milliseconds" in row and "bytes" in row:
+                row["gb_per_s"] = row["bytes"] / (row["milliseconds"] / model.tokens) / 1e6
+                row["of_reading"] = row["gb_per_s"] / most
+        rows += own
+    return rows
+
+
+def _speeds(rows: list[Row], model: Decoding) -> list[Row]:
+    for row in rows:
+        if "milliseconds" in row and "batch" in row:
+            row["tokens_per_second"] = 1e3 * row["batch"] * model.tokens / row["milliseconds"]
     return rows
 
 
@@ -44,82 +79,83 @@ def weight_bytes(config: ModelConfig, method: str) -> int:
     return total
 
 
-def _of_model(clock: Clock, sizes: Sizes, model: Decoding) -> list[Row]:
-    made: list[tuple[Row, Callable[[], Call]]] = []
-    contexts: dict[int, np.ndarray] = {}
-    for backend in backends.installed():
-        generate = backends.load(backend, "generation")
-        network = backends.load(backend, "model").build(model.config)
+def _candidates(timer: Timer, sizes: Sizes, model: Decoding) -> list[Candidate]:
+    """Every method of every backend, and on a processor a GPT-2 of equal size."""
+    candidates: list[Candidate] = []
+    states: dict[int, np.ndarray | None] = {}
+    for backend in sizes.backends:
+        decode = backends.load(backend, "ops.decode")
+        network = backends.load(backend, "model").build(model.config, compute_dtype=model.compute_dtype)
         if backend == "torch":
-            network.eval()
+            network = network.to(timer.device).eval()
         # The same numbers for all: the state is [l, b, n] in NumPy, whoever has made it.
-        contexts = contexts or states_after(generate.make_step(network), model.contexts)
-        chosen = generate.choose_method(network)
-        for method in generate.METHODS:
-            for context, batch in ((c, b) for b in model.streams for c in model.contexts):
+        states = states or states_after(decode.make_step(network), model.contexts)
+        chosen = decode.choose_method(network)
+        for method in decode.METHODS:
+            for context, batch in ((c, b) for b in model.batches for c in model.contexts):
                 row: Row = {"name": f"{backend} {method}", "method": method, "backend": backend, "context": context}
                 row |= {"batch": batch, "bytes": weight_bytes(model.config, method), "auto": method == chosen}
-                states = np.repeat(contexts[context], batch, axis=1)
-                made.append((row, partial(stream, generate.make_step, network, batch, model.tokens,
-                                          {"method": method}, states)))  # fmt: skip
-    if "torch" in backends.installed():
+                if sizes.gpu:
+                    row = {"name": method, "batch": batch, "tokens": batch * model.tokens}
+                candidates.append((row, partial(_stream, decode.make_step, network, method, batch, model.tokens,
+                                                states[context])))  # fmt: skip
+    if "torch" in sizes.backends:
         for context in model.peer_contexts:
             row = {"name": GPT2, "peer": True, "context": context, "batch": 1}
-            made.append((row, partial(_gpt2, row, model, context)))
+            candidates.append((row, partial(_gpt2, model, context)))
             # What Mamba keeps does not grow, and its prompt goes through a Python loop.
             for peer in ("GPT-2", "Mamba")[: 2 if context == model.peer_contexts[0] else 1] if sizes.peers else ():
                 row = {"name": f"transformers {peer}", "peer": True, "context": context, "batch": 1}
-                made.append((row, partial(_transformers, peer, model, context)))
-    return _timed(clock, sizes, model, made)
+                candidates.append((row, partial(_transformers, peer, model, context)))
+    return candidates
 
 
-def _timed(clock: Clock, sizes: Sizes, model: Decoding, made: list[tuple[Row, Callable[[], Call]]]) -> list[Row]:
-    calls: list[tuple[Row, Call]] = [
-        ({"name": f"{READING}, {way}", "bytes": sizes.large}, call) for way, call in read_ways(sizes.large).items()
-    ]
-    readings = [row for row, _ in calls]
-    for row, make in made:
-        call = guarded(row, make)
-        calls += [(row, call)] if call else []
-    clock.steps(calls)
-    for row in readings:
-        row["gb_per_s"] = row["bytes"] / row["milliseconds"] / 1e6
-    most = max(row["gb_per_s"] for row in readings)
-    rows = [row for row, _ in made]
-    for row in (row for row in rows if "milliseconds" in row):
-        each = row["milliseconds"] / model.tokens
-        row["tokens_per_second"] = 1e3 * row["batch"] / each
-        if "bytes" in row:
-            row["gb_per_s"] = row["bytes"] / each / 1e6
-            row["of_reading"] = row["gb_per_s"] / most
-    return [{"what": model.name, **row} for row in readings + rows]
+def _stream(
+    make_step: Callable[..., Step],
+    model: Model,
+    method: str,
+    batch: int,
+    tokens: int,
+    states: np.ndarray | None,
+    row: Row,
+) -> Call:
+    """A call that carries `batch` streams on by `tokens` tokens, from `states` [l, 1, n] or from nothing."""
+    step = make_step(model, method=method)
+    tokens_bt = np.arange(batch)[:, None] % model.config.vocab_size
+    _, carried = step(tokens_bt, None if states is None else np.repeat(states, batch, axis=1))
+
+    def call() -> None:
+        nonlocal carried
+        for _ in range(tokens):
+            _, carried = step(tokens_bt, carried)
+
+    return call
 
 
-def states_after(step: Callable[..., Any], contexts: tuple[int, ...]) -> dict[int, np.ndarray]:
-    """The states [l, 1, n] after each number of tokens of one random text, read in pieces."""
+def states_after(step: Step, contexts: tuple[int, ...]) -> dict[int, np.ndarray | None]:
+    """The states [l, 1, n] after each number of tokens of one random text, read in pieces; None after none."""
     random, states, length = np.random.default_rng(0), None, 0
-    found: dict[int, np.ndarray] = {}
+    found: dict[int, np.ndarray | None] = {0: None}
     for context in sorted(contexts):
         while length < context:
             piece = min(PIECE, context - length)
             # All vocabularies have these.
             _, states = step(random.integers(16, size=(1, piece)), states)
             length += piece
-        found[context] = np.asarray(states, np.float32).copy()
+        found[context] = None if states is None else np.asarray(states, np.float32).copy()
     return found
 
 
-def _gpt2(row: Row, model: Decoding, context: int) -> Call:
-    from tools.bench import gpt2 as bench_gpt2
+def _gpt2(model: Decoding, context: int, row: Row) -> Call:
+    from tools.bench import peers
 
-    positions = context + model.tokens
-    decoder = bench_gpt2.Decoder(bench_gpt2.GPT2(bench_gpt2.equal_to(model.config, positions)))
+    decoder = peers.Decoder(peers.GPT2(peers.equal_to(model.config, context + model.tokens)))
     decoder(np.random.default_rng(0).integers(16, size=(1, context)))
     row["bytes"] = decoder.bytes_a_step()
-    return bench_gpt2.decoding(decoder, model.tokens)
+    return peers.decoding(decoder, model.tokens)
 
 
-def _transformers(peer: str, model: Decoding, context: int) -> Call:
+def _transformers(peer: str, model: Decoding, context: int, row: Row) -> Call:
     from tools.bench import peers
 
     return peers.DECODERS[peer](model.config, context, model.tokens)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
-from spec.checkpoint.files import new_file
-from tools.bench import gpu
-from tools.bench.sections import Sizes
+from tools.bench import measure, results, sizes
+from tools.bench.timer import Json
 from tools.cli.main import fail
 
 ROOT = Path(__file__).parents[2]
 BOTH = ("operations", "scan", "properties", "model", "gates", "optimizer")
 OWN = ("kernel", "triton", "cross_entropy", "generat", "decod", "compil", "precision", "doctor")
-SELECTED = f"not jax and (torch or {' or '.join(OWN)})"
+ELSEWHERE = ("jax", "pallas")
+SELECTED = f"not ({' or '.join(ELSEWHERE)}) and (torch or {' or '.join(OWN)})"
 """torch's share of the tests of both backends, and all of those that are torch's own."""
 
 
@@ -39,45 +37,42 @@ class GpuCheck:
     """Measure."""
 
     def run(self) -> int:
-        gpu.require_device("cuda")
-        result: dict[str, Any] = gpu.identity("cuda")
+        measure.require_device("cuda")
+        result: Json = {**measure.identity("cuda")}
         if self.tests:
             result["tests"] = run_tests(files())
             # What is known so far survives whatever happens to the GPU below.
-            self._write(result)
+            results.write(self.json, result)
         if self.bench:
-            result["bench"] = gpu.measured("cuda", self.rounds, Sizes(), lambda name: print(name, file=sys.stderr))
-            gpu.show(result["bench"])
-        self._write(result)
+            result["bench"] = measure.measured("cuda", self.rounds, sizes.on_gpu())
+            results.show(result["bench"])
+        results.write(self.json, result)
         print(summary(result))
         return 0 if passed(result) else 1
-
-    def _write(self, result: dict[str, Any]) -> None:
-        with new_file(self.json) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def files() -> list[str]:
     """The tests of both backends that compute on the device, and whatever there is of torch's own."""
     paths = {path for name in (*BOTH, *OWN) for path in (ROOT / "parity" / "tests").rglob(f"test_*{name}*.py")}
-    return sorted(map(str, paths))
+    return sorted(str(path) for path in paths if not any(name in path.name for name in ELSEWHERE))
 
 
-def run_tests(files: list[str], selected: str = SELECTED) -> dict[str, Any]:
+def run_tests(files: list[str], selected: str = SELECTED) -> Json:
     """Run pytest in a process of its own: counts, the names of failures, exit code and seconds."""
     with tempfile.TemporaryDirectory() as directory:
-        told = Path(directory) / "tests.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "not long", "-k", selected, f"--junitxml={told}", *files]
-        code = subprocess.run(command, cwd=ROOT).returncode
-        return {"exit_code": code, "selected": selected, **read_junit(told)}
+        junit = Path(directory) / "tests.xml"
+        pytest = [sys.executable, "-m", "pytest", "-q", "-m", "not long", "-k", selected, f"--junitxml={junit}"]
+        code = subprocess.run([*pytest, *files], cwd=ROOT).returncode
+        return {"exit_code": code, "selected": selected, **read_junit(junit)}
 
 
-def read_junit(path: Path) -> dict[str, Any]:
+def read_junit(path: Path) -> Json:
     """Counts, failures by name with their first line, and reasons for skipping, from pytest's JUnit file."""
     if not path.is_file():
         return {"tests": 0, "failed": [], "message": "pytest wrote no result"}
     suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
-    failed, skipped = [], {}
+    failed: list[dict[str, str]] = []
+    skipped: dict[str, int] = {}
     for case in (case for suite in suites for case in suite.iter("testcase")):
         name = f"{case.get('classname')}::{case.get('name')}"
         failed += [
@@ -92,13 +87,13 @@ def read_junit(path: Path) -> dict[str, Any]:
     return {"tests": int(tests), "failed": failed, "skipped": skipped, "seconds": seconds}
 
 
-def passed(result: dict[str, Any]) -> bool:
+def passed(result: Json) -> bool:
     """No test failed, some ran, and nothing that was measured went wrong."""
     tests, bench = result.get("tests"), result.get("bench")
     return (tests is None or (tests["exit_code"] == 0 and tests["tests"] > 0)) and not (bench or {}).get("errors")
 
 
-def summary(result: dict[str, Any]) -> str:
+def summary(result: Json) -> str:
     """One line on tests and measurements each."""
     lines = []
     if "tests" in result:

@@ -1,122 +1,117 @@
-"""The ratios that the project holds itself to on a processor, each from what one run has measured, with its limit."""
+"""The ratios that the project holds itself to on a processor, from what one run has measured, beside limits.toml."""
 
+# Which keys a row has depends on what was measured.
+# pyright: reportTypedDictNotRequiredAccess=false
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict
 
-from tools.bench import decode
-from tools.bench.matmul import JAX as JAX_PRODUCTS
-from tools.bench.matmul import OURS as TORCH_PRODUCTS
-from tools.bench.timer import Row
+from tools.bench.decode import GPT2 as DECODED_GPT2
+from tools.bench.machine import JAX_PRODUCTS, TORCH_PRODUCTS
+from tools.bench.timer import Row, ran
 from tools.bench.train_step import COMPILED, EAGER, GPT2, JAX
 
-PASSES = 3.0
-"""Passes over memory that a scan may take, each for the bytes that it must move at least."""
-TRAINING = {"0.8M, 12 x 64": 1.3, "0.8M, 4 x 1024": 3.0, "30M, 2 x 512": 1.15}
-"""Times the tokens a second of GPT-2 that a train step must reach."""
-ABOVE_PRODUCTS = {"30M, 2 x 512": 1.25}
-"""Times the matrix products alone that a train step may take."""
-JAX_TO_TORCH = 1.5
-OF_READING = 0.75
-EQUAL = 1.1
-"""Times a decode step after the shortest context that one after a longer context may take to count as equal."""
-QUANTISED = {"bfloat16": 1.6, "int8": 2.5}
-"""Times the tokens a second of float32 that are aimed at."""
-TO_GPT2 = 4.0
-GROWTH = 1.2
+LIMITS = tomllib.loads(Path(__file__).with_name("limits.toml").read_text())
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(TypedDict):
     """A ratio, and the limit that it must not exceed (`most`) or must reach."""
 
     name: str
     measured: float
     limit: float
     most: bool
-
-    @property
-    def holds(self) -> bool:
-        return self.measured <= self.limit if self.most else self.measured >= self.limit
+    holds: bool
 
 
-def targets(sections: Mapping[str, list[Row]]) -> list[Target]:
+def targets(sections: Mapping[str, Sequence[Row]]) -> list[Target]:
     """All ratios whose parts were measured."""
     found: list[Target] = []
-    for name, of_section in (("scan", _scan), ("train", _train), ("decode", _decode), ("growth", _growth)):
-        found += of_section([row for row in sections.get(name, []) if "milliseconds" in row])
+    for name, ratios in (("scan", _scan), ("train", _train), ("decode", _decode), ("growth", _growth)):
+        found += ratios(ran(sections.get(name, [])))
     return found
 
 
-def as_json(found: list[Target]) -> list[dict[str, Any]]:
-    return [{**asdict(one), "holds": one.holds} for one in found]
+def _at_most(name: str, measured: float, limit: float) -> Target:
+    return {"name": name, "measured": measured, "limit": limit, "most": True, "holds": measured <= limit}
+
+
+def _at_least(name: str, measured: float, limit: float) -> Target:
+    return {"name": name, "measured": measured, "limit": limit, "most": False, "holds": measured >= limit}
 
 
 def _scan(rows: list[Row]) -> Iterator[Target]:
     for row in rows:
         if row.get("auto") and "passes" in row:
-            yield Target(f"scan {row['name']}, {row['pass']}: passes", row["passes"], PASSES, True)
+            yield _at_most(f"scan {row['name']}, {row['pass']}: passes", row["passes"], LIMITS["scan"]["passes"])
 
 
 def _train(rows: list[Row]) -> Iterator[Target]:
+    limits = LIMITS["train"]
     for what in dict.fromkeys(row["what"] for row in rows):
         taken = {row["name"]: row["milliseconds"] for row in rows if row["what"] == what}
         for way in (EAGER, COMPILED):
-            peer = taken.get(GPT2 + way)
-            if way in taken and peer and what in TRAINING:
-                yield Target(f"train {what}, {way}: x GPT-2", peer / taken[way], TRAINING[what], False)
+            if way in taken and GPT2 + way in taken and what in limits["times_gpt2"]:
+                ratio = taken[GPT2 + way] / taken[way]
+                yield _at_least(f"train {what}, {way}: x GPT-2", ratio, limits["times_gpt2"][what])
         for step, products in ((EAGER, TORCH_PRODUCTS), (JAX, JAX_PRODUCTS)):
-            if step in taken and products in taken and what in ABOVE_PRODUCTS:
+            if step in taken and products in taken and what in limits["over_products"]:
                 ratio = taken[step] / taken[products]
-                yield Target(f"train {what}, {step}: time / products'", ratio, ABOVE_PRODUCTS[what], True)
+                yield _at_most(f"train {what}, {step}: time / products'", ratio, limits["over_products"][what])
         if EAGER in taken and JAX in taken:
-            yield Target(f"train {what}, jax: time / torch's", taken[JAX] / taken[EAGER], JAX_TO_TORCH, True)
+            ratio = taken[JAX] / taken[EAGER]
+            yield _at_most(f"train {what}, jax: time / torch's", ratio, limits["jax_over_torch"])
 
 
 def _decode(rows: list[Row]) -> Iterator[Target]:
+    limits = LIMITS["decode"]["times_float32"]
     for what in dict.fromkeys(row["what"] for row in rows):
         alone = [row for row in rows if row["what"] == what and row.get("batch") == 1]
         ours = {(row["name"], row["context"]): row for row in alone if "peer" not in row}
-        peers = {row["context"]: row["tokens_per_second"] for row in alone if row["name"] == decode.GPT2}
+        peers = {row["context"]: row["tokens_per_second"] for row in alone if row["name"] == DECODED_GPT2}
         contexts = sorted({context for _, context in ours})
-        yield from _of_chosen(what, [row for row in ours.values() if row["auto"]], contexts, peers)
+        yield from _chosen(what, [row for row in ours.values() if row["auto"]], contexts, peers)
         for name, context in ours:
-            weights = next((each for each in QUANTISED if name.endswith(each)), None)
+            weights = next((each for each in limits if name.endswith(each)), None)
             wide = ours.get((name.removesuffix(f"_{weights}"), context))
             # Of a model that a cache holds, bytes are not what a token costs.
             if weights and wide and peers and context == contexts[0]:
                 ratio = ours[name, context]["tokens_per_second"] / wide["tokens_per_second"]
-                yield Target(f"decode {what}, {name}: x float32", ratio, QUANTISED[weights], False)
+                yield _at_least(f"decode {what}, {name}: x float32", ratio, limits[weights])
 
 
-def _of_chosen(what: str, rows: list[Row], contexts: list[int], peers: dict[int, float]) -> Iterator[Target]:
+def _chosen(what: str, rows: list[Row], contexts: list[int], peers: dict[int, float]) -> Iterator[Target]:
     """What `auto` takes: its bandwidth, whether context costs it anything, and GPT-2 after its longest one."""
+    limits = LIMITS["decode"]
     for row in rows:
         if peers:
             name = f"decode {what}, {row['name']}, {row['context']:,}: of reading"
-            yield Target(name, row["of_reading"], OF_READING, False)
+            yield _at_least(name, row["of_reading"], limits["of_reading"])
     for backend in dict.fromkeys(row["backend"] for row in rows):
         own = {row["context"]: row["tokens_per_second"] for row in rows if row["backend"] == backend}
         for context in contexts[1:]:
             if context in own and contexts[0] in own:
                 name = f"decode {what}, {backend}: time at {context:,} / {contexts[0]}"
-                yield Target(name, own[contexts[0]] / own[context], EQUAL, True)
+                yield _at_most(name, own[contexts[0]] / own[context], limits["over_shortest_context"])
         if peers and contexts[-1] in own:
             longest = max(peers)
             ratio = own[contexts[-1]] / peers[longest]
-            yield Target(f"decode {what}, {backend}: x GPT-2 at {longest:,}", ratio, TO_GPT2, False)
+            yield _at_least(f"decode {what}, {backend}: x GPT-2 at {longest:,}", ratio, limits["times_gpt2"])
 
 
 def _growth(rows: list[Row]) -> Iterator[Target]:
+    limits = LIMITS["growth"]
     for backend in dict.fromkeys(row["backend"] for row in rows):
         own = sorted((row for row in rows if row["backend"] == backend), key=lambda row: row["length"])
         first, last = own[0], own[-1]
         if first is last:
             continue
         name = f"growth {backend}, T {last['length']:,} / {first['length']:,}"
-        yield Target(f"{name}: time a token", last["times_first"], GROWTH, True)
+        if "times_first" in last:
+            yield _at_most(f"{name}: time a token", last["times_first"], limits["time"])
         if "bytes_a_token" in first and "bytes_a_token" in last:
             ratio = last["bytes_a_token"] / first["bytes_a_token"]
-            yield Target(f"{name}: memory a token", ratio, EQUAL, True)
+            yield _at_most(f"{name}: memory a token", ratio, limits["memory"])

@@ -1,22 +1,24 @@
-"""The least time a train step can take on a device: counted bytes and FLOPs over the datasheet's peaks.
+"""`liquidnet bench --roofline`: the least time a train step can take: counted bytes and FLOPs over datasheets' peaks.
 
 A model, not a measurement. A term takes max(FLOPs / peak, bytes / bandwidth), and terms follow each other: what a
-step cannot go below at 100 % of peak, with no launch overhead and nothing kept in a cache between kernels.
+step cannot go below at 100 % of peak, with no launch overhead and nothing kept in a cache between kernels
+(Williams, Waterman and Patterson 2009, "Roofline: an insightful visual performance model").
 """
 
 from __future__ import annotations
 
-import json
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
 from spec.config import ModelConfig
 from spec.parameters import num_parameters, parameter_table
+from tools.bench.timer import Json
 
-BUDGET = Path(__file__).parents[2] / "parity" / "suite" / "compiled" / "triton" / "budget.json"
-COUNTED = "counted in the interpreter, parity/suite/compiled/triton/budget.json"
-PUBLISHED = ("A5000", 56_668)
-"""Tokens a second that the original LiquidNet announcement reports for its 30M model, and on which device."""
+WHAT = "a model, not a measurement: a floor at 100 % of peak, without launch overhead"
 
 
 @dataclass(frozen=True)
@@ -26,49 +28,8 @@ class Device:
     flops: float
     bandwidth: float
     source: str
-    called: tuple[str, ...] = ()
+    called: str
     """What torch.cuda.get_device_name says."""
-
-
-DEVICES = {
-    "A5000": Device(
-        111.1e12,
-        768e9,
-        "NVIDIA RTX A5000 datasheet: tensor 222.2 TFLOP/s with sparsity, half of it dense; 768 GB/s. "
-        "GA102 workstation cards accumulate in float32 at full rate (A40 datasheet: 149.7 either way)",
-        ("NVIDIA RTX A5000",),
-    ),
-    "H100": Device(
-        989.4e12,
-        3350e9,
-        "NVIDIA H100 datasheet, SXM5: 1,979 TFLOP/s with sparsity, half of it dense; 3.35 TB/s",
-        ("NVIDIA H100 80GB HBM3",),
-    ),
-    "H200": Device(
-        989.4e12,
-        4800e9,
-        "NVIDIA H200 datasheet, SXM: 1,979 TFLOP/s with sparsity, half of it dense; 4.8 TB/s",
-        ("NVIDIA H200",),
-    ),
-    "A100": Device(
-        312e12,
-        2039e9,
-        "NVIDIA A100 datasheet, SXM4 80 GB: 312 TFLOP/s dense; 2,039 GB/s",
-        ("NVIDIA A100-SXM4-80GB",),
-    ),
-    "RTX 4090": Device(
-        165.2e12,
-        1008e9,
-        "NVIDIA Ada whitepaper, GeForce RTX 4090: 165.2 TFLOP/s dense with float32 accumulation; 1,008 GB/s",
-        ("NVIDIA GeForce RTX 4090",),
-    ),
-    "MI300X": Device(
-        1307.4e12,
-        5300e9,
-        "AMD Instinct MI300X datasheet: 1,307.4 TFLOP/s dense; 5.3 TB/s",
-        ("AMD Instinct MI300X",),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -101,64 +62,23 @@ class MixerTraffic:
     origin: str
 
 
-PEERS = {
-    "fla recurrent, compiled gates": MixerTraffic(
-        20, 40, "loads and stores of fused_recurrent_hgrn, each gate kernel read and written once, bfloat16"
-    ),
-    "fla chunk, compiled gates": MixerTraffic(
-        41, 62, "loads and stores of chunk_hgrn at t 512, chunks of 128, each gate kernel read and written once"
-    ),
-    "fla chunk, eager gates": MixerTraffic(67, 118, "the same, each operation of the gates read and written alone"),
-}
-MINIMUM = MixerTraffic(8, 14, "three pre-activations read, one output written; four read, three written")
-
-
 @dataclass(frozen=True)
 class LossForm:
     """How the loss is computed: bytes a logit, products of tokens x width x vocabulary, and logits held at a time."""
 
     logit_bytes: float
     products: int
-    held: int | None
-    what: str
+    origin: str
+    held: int | None = None
 
 
-CHUNK_LOGITS = 2**26
-"""Those of torch_impl.ops.cross_entropy on a GPU, which this file does not import: it needs no backend."""
-_IN_CHUNKS = (
-    "a chunk's float32 logits written and read (8), their bfloat16 gradient written and read by two products (6)"
-)
-LOSSES = {
-    "one pass over chunks": LossForm(14, 3, CHUNK_LOGITS, _IN_CHUNKS),
-    "one pass, chunks a quarter as large": LossForm(14, 3, CHUNK_LOGITS // 4, _IN_CHUNKS),
-    "all logits at once, eager float32": LossForm(
-        42,
-        3,
-        None,
-        "bfloat16 logits widened (8), log-softmax (8), its gradient (16), narrowed again (6), read by two products (4)",
-    ),
-    "all logits at once, fused bfloat16": LossForm(
-        12, 3, None, "logits written and read twice (6), gradient written and read by two products (6)"
-    ),
-    "logits never in memory": LossForm(0, 4, None, "none; the logits' product is made twice"),
-}
-OURS = "one pass over chunks"
-
-
-def counted_bytes(path: Path | None = None) -> dict[str, float]:
-    """Bytes a (token, channel) of each kernel, as counted by interpreting it.
-
-    Raises:
-        ValueError: the table is missing, or lacks the mixer.
-    """
-    path = BUDGET if path is None else path
-    try:
-        counted = json.loads(path.read_text())["bytes"]
-        return {name: float(counted[name]) for name in ("mixer forward", "mixer backward")} | counted
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: it holds the counted bytes and comes with the sources") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} needs bytes for 'mixer forward' and 'mixer backward', got {error}") from error
+_DATA = tomllib.loads(Path(__file__).with_name("roofline.toml").read_text())
+DEVICES = {name: Device(**row) for name, row in _DATA["devices"].items()}
+MIXERS = {name: MixerTraffic(**row) for name, row in _DATA["mixers"].items()}
+LOSSES = {name: LossForm(**row) for name, row in _DATA["losses"].items()}
+PUBLISHED = _DATA["published"]
+OURS = next(iter(LOSSES))
+FUSED = MIXERS["ours, fused"]
 
 
 def linear(tokens: int, inputs: int, outputs: int) -> list[tuple[float, float]]:
@@ -203,7 +123,7 @@ def step_terms(config: ModelConfig, tokens: int, mixer: MixerTraffic, loss: str 
     return (
         Term("LM head products", lm_head(config, tokens, form),
              f"formula: 2 m n k, {form.products} products; operands, and the float32 gradient a chunk, if slower"),
-        Term("cross-entropy", ((0.0, form.logit_bytes * tokens * v),), f"{once}{form.what}"),
+        Term("cross-entropy", ((0.0, form.logit_bytes * tokens * v),), f"{once}{form.origin}"),
         Term("layer products", tuple(layer), "formula: 2 m n k, 3 products a matrix; bfloat16 operands if slower"),
         Term(
             "mixer",
@@ -222,12 +142,6 @@ def step_terms(config: ModelConfig, tokens: int, mixer: MixerTraffic, loss: str 
     )  # fmt: skip
 
 
-def ours(counted: dict[str, float] | None = None) -> MixerTraffic:
-    """The fused kernels' traffic, as counted."""
-    counted = counted_bytes() if counted is None else counted
-    return MixerTraffic(counted["mixer forward"], counted["mixer backward"], COUNTED)
-
-
 def step_seconds(terms: tuple[Term, ...], device: Device) -> float:
     """The sum of the terms."""
     return sum(term.seconds(device) for term in terms)
@@ -244,6 +158,135 @@ def attention_flops(width: int, layers: int, tokens: int, window: int) -> float:
     return 6.0 * layers * tokens * window * width
 
 
-def known_device(called: str) -> tuple[str, Device] | None:
+def known_device(called: str) -> Device | None:
     """The row of DEVICES that a device name stands for, or None."""
-    return next(((name, device) for name, device in DEVICES.items() if called in device.called), None)
+    return next((device for device in DEVICES.values() if called == device.called), None)
+
+
+def modelled(name: str, config: ModelConfig, batch_size: int, seq_len: int) -> Json:
+    """Everything that is printed, as JSON holds it; `name` is the preset's."""
+    tokens = batch_size * seq_len
+    terms = step_terms(config, tokens, FUSED)
+    floor = {device: step_seconds(terms, row) for device, row in DEVICES.items()}
+    return {
+        "what": WHAT,
+        "preset": name,
+        "batch_size": batch_size,
+        "seq_len": seq_len,
+        "terms": [
+            {
+                "term": term.name,
+                "gigaflops": 1e-9 * term.flops,
+                "gigabytes": 1e-9 * term.bytes,
+                "milliseconds": {device: 1e3 * term.seconds(row) for device, row in DEVICES.items()},
+                "origin": term.origin,
+            }
+            for term in terms
+        ],
+        "step": _per_device(floor, tokens),
+        "losses": [_loss_row(config, tokens, loss) for loss in LOSSES],
+        "mixers": [_mixer_row(config, tokens, name, traffic) for name, traffic in MIXERS.items()],
+        "published": {
+            **PUBLISHED,
+            "of_the_floor": PUBLISHED["tokens_per_second"] * floor[PUBLISHED["device"]] / tokens,
+        },
+        "devices": {
+            name: {"flops": row.flops, "bytes_per_second": row.bandwidth, "source": row.source}
+            for name, row in DEVICES.items()
+        },
+    }
+
+
+def _per_device(seconds: dict[str, float], tokens: int) -> dict[str, dict[str, float]]:
+    return {
+        device: {"milliseconds": 1e3 * value, "tokens_per_second": tokens / value} for device, value in seconds.items()
+    }
+
+
+def _loss_row(config: ModelConfig, tokens: int, loss: str) -> Json:
+    terms = step_terms(config, tokens, FUSED, loss)
+    part = {term.name: term for term in terms}
+    form = LOSSES[loss]
+
+    def milliseconds(device: Device) -> float:
+        return 1e3 * (part["LM head products"].seconds(device) + part["cross-entropy"].seconds(device))
+
+    return {
+        "loss": loss,
+        "bytes_a_logit": form.logit_bytes,
+        "gigabytes": 1e-9 * part["cross-entropy"].bytes,
+        "products": form.products,
+        "milliseconds": {name: milliseconds(device) for name, device in DEVICES.items()},
+        "step": _per_device({name: step_seconds(terms, row) for name, row in DEVICES.items()}, tokens),
+        "origin": part["cross-entropy"].origin,
+    }
+
+
+def _mixer_row(config: ModelConfig, tokens: int, name: str, traffic: MixerTraffic) -> Json:
+    (term,) = [term for term in step_terms(config, tokens, traffic) if term.name == "mixer"]
+    return {
+        "mixer": name,
+        "gigabytes": 1e-9 * term.bytes,
+        "bytes_forward": traffic.forward,
+        "bytes_backward": traffic.backward,
+        "milliseconds": {device: 1e3 * term.seconds(row) for device, row in DEVICES.items()},
+        "origin": traffic.origin,
+    }
+
+
+def show(result: Json, console: Console | None = None) -> None:
+    """The tables: milliseconds by device, origins, forms of the loss, mixers of others, devices."""
+    console = console or Console(highlight=False)
+    shape = f"{result['preset']}, {result['batch_size']} x {result['seq_len']} tokens a step, bfloat16"
+    console.print(f"{shape}: {result['what']}", soft_wrap=True)
+    times = Table("train step, ms", *DEVICES, title_justify="left")
+    for row in result["terms"]:
+        times.add_row(row["term"], *_cells(row["milliseconds"]))
+    times.add_section()
+    times.add_row("whole step, ms", *(f"{one['milliseconds']:.1f}" for one in result["step"].values()))
+    # In thousands, so that a terminal of 80 columns holds the table.
+    times.add_row("k tokens/s at most", *(f"{one['tokens_per_second'] / 1e3:,.0f}" for one in result["step"].values()))
+    published = result["published"]
+    speed = {published["device"]: f"{published['tokens_per_second'] / 1e3:.1f}"}
+    times.add_row("k tokens/s published", *(speed.get(device, "") for device in DEVICES))
+    console.print(times)
+    if result["preset"] == "small":
+        console.print(
+            f"published: {published['tokens_per_second']:,} tokens/s on an {published['device']}, "
+            f"{100 * published['of_the_floor']:.0f} % of this floor ({published['origin']})",
+            soft_wrap=True,
+        )
+    origins = Table("term", "GFLOP", "GB", "where the numbers come from")
+    for row in result["terms"]:
+        origins.add_row(row["term"], f"{row['gigaflops']:,.0f}", f"{row['gigabytes']:.2f}", row["origin"])
+    for kind in ("loss", "mixer"):
+        origins.add_section()
+        for row in result["mixers" if kind == "mixer" else "losses"]:
+            origins.add_row(row[kind], "", f"{row['gigabytes']:.2f}", row["origin"])
+    console.print(origins)
+    console.print(_losses(result["losses"]))
+    console.print(_mixers(result["mixers"]))
+    sources = Table("device", "TFLOP/s", "GB/s", "source")
+    for name, row in result["devices"].items():
+        sources.add_row(name, f"{1e-12 * row['flops']:,.1f}", f"{1e-9 * row['bytes_per_second']:,.0f}", row["source"])
+    console.print(sources)
+
+
+def _cells(milliseconds: dict[str, float]) -> list[str]:
+    return [f"{value:.2f}" for value in milliseconds.values()]
+
+
+def _losses(rows: list[Json]) -> Table:
+    table = Table("LM head + loss, ms", "bytes", *DEVICES)
+    for row in rows:
+        name = row["loss"] + (" (ours)" if row["loss"] == OURS else "")
+        table.add_row(name, f"{row['bytes_a_logit']:g}", *_cells(row["milliseconds"]))
+    return table
+
+
+def _mixers(rows: list[Json]) -> Table:
+    table = Table("mixer, ms a step", "bytes", *DEVICES)
+    for row in rows:
+        traffic = f"{row['bytes_forward']:.3g} + {row['bytes_backward']:.3g}"
+        table.add_row(row["mixer"], traffic, *_cells(row["milliseconds"]))
+    return table

@@ -4,25 +4,54 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from tools.cli.errors import is_lack_of_memory
-from tools.cli.progress import track
 
-Call = Callable[[], Any]
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+Call = Callable[[], object]
+Shape = tuple[int, ...]
+Json = dict[str, Any]
+"""What is written as it is, or was read."""
+
 ENOUGH_SECONDS = 1.5
 """A candidate that has been measured for so long, and three times, sits out the remaining rounds."""
-
+KERNEL_ROUNDS = 4
+"""Times the rounds that a kernel gets on a processor: what is measured in a moment wants more of them."""
 FLUSHES = 4
+
+Row = TypedDict(
+    "Row",
+    {
+        # What was timed.
+        "name": str, "what": str, "way": str, "pass": str, "method": str, "backend": str, "shape": Shape,
+        "auto": bool, "peer": bool, "products": bool,
+        "parameters": int, "tokens": int, "length": int, "context": int, "batch": int, "bytes": int, "flops": float,
+        "float32_logits_mib": float,
+        # What came of it: one of the first three.
+        "milliseconds": float, "not_run": str, "error": str,
+        "rounds": int, "gb_per_s": float, "gflops": float, "tflops": float, "tokens_per_second": float,
+        "passes": float, "of_copy": float, "of_reading": float, "mfu_of_measured": float, "mfu_of_datasheet": float,
+        "microseconds_a_token": float, "times_first": float,
+        "peak_bytes": int, "bytes_a_token": float, "units": float, "extra_mib": float | None,
+    },
+    total=False,
+)  # fmt: skip
+"""One line of a table, as the JSON has it."""
+Candidate = tuple[Row, Callable[[Row], Call]]
+"""A row, and what makes the call that is timed; making it may add to the row."""
 
 
 class NotRun(Exception):
     """A candidate that cannot be measured here, which is no fault: a peer that is missing, a method that refuses."""
 
 
-def guarded(row: Row, make: Callable[[], Any]) -> Any:
+def guarded(row: Row, make: Callable[[], T]) -> T | None:
     """What `make` returns, or None after noting in `row` why it was not run (`not_run`) or how it failed (`error`)."""
     try:
         return make()
@@ -42,20 +71,25 @@ def one_line(reason: object) -> str:
     return " ".join(str(reason).split())[:300]
 
 
-class Clock:
+def ran(rows: Iterable[Row]) -> list[Row]:
+    """The rows that were measured."""
+    return [row for row in rows if "milliseconds" in row]
+
+
+class Timer:
     """Seconds of calls on a device: CUDA events behind a cold cache, or the processor's clock.
 
     Args:
-        device: `cpu`, which needs no torch, or a torch device.
+        device: `cpu`, which needs no torch, or `cuda`.
         rounds: rounds to take medians over.
         flush_bytes: read FLUSHES times between two calls: nothing of the next one's inputs is left in the L2 cache, and
             the processor queues the call meanwhile, about a millisecond, so that its own overhead is not measured.
     """
 
-    def __init__(self, device: Any, rounds: int, flush_bytes: int = 2**30):
+    def __init__(self, device: str, rounds: int, flush_bytes: int = 2**30):
         self.device, self.rounds = device, rounds
-        self.cuda = str(device).startswith("cuda")
-        self.flush: Any = None
+        self.cuda = device == "cuda"
+        self.flush: torch.Tensor | None = None
         if self.cuda:
             import torch
 
@@ -71,32 +105,44 @@ class Clock:
 
     def kernels(self, calls: Sequence[tuple[Row, Call]]) -> None:
         """Put the median milliseconds of each call into its row: time on the device, inputs not in its cache."""
-        self._measure(calls, self._events if self.cuda else self._wall)
+        if self.cuda:
+            self._measure(calls, self._events, self.rounds)
+        else:
+            self._measure(calls, self._wall, KERNEL_ROUNDS * self.rounds)
 
     def steps(self, calls: Sequence[tuple[Row, Call]]) -> None:
         """Put the median milliseconds of each call into its row: time that a user waits, launches included."""
-        self._measure(calls, self._wall)
+        self._measure(calls, self._wall, self.rounds)
 
-    def _measure(self, calls: Sequence[tuple[Row, Call]], seconds_of: Callable[[Call], float]) -> None:
-        times: dict[int, list[float]] = {index: [] for index in range(len(calls))}
+    def candidates(self, candidates: Sequence[Candidate]) -> list[Row]:
+        """The rows of `steps` that are made first; one that cannot be made says so, and the others are timed."""
+        calls: list[tuple[Row, Call]] = []
+        for row, make in candidates:
+            call = guarded(row, partial(make, row))
+            calls += [(row, call)] if call else []
+        self.steps(calls)
+        return [row for row, _ in candidates]
+
+    def _measure(self, calls: Sequence[tuple[Row, Call]], seconds_of: Callable[[Call], float], rounds: int) -> None:
+        times: list[list[float]] = [[] for _ in calls]
         first: dict[int, float | None] = {}
         # Two calls that compile and warm up, unmeasured; of what takes long, one.
-        for measured in range(-2, self.rounds):
+        for measured in range(-2, rounds):
             for index, (row, call) in enumerate(calls):
                 taken = times[index]
                 if "error" in row or "not_run" in row or (len(taken) >= 3 and sum(taken) > ENOUGH_SECONDS):
                     continue
                 if measured == -1 and (first[index] or 0.0) > ENOUGH_SECONDS:
                     continue
-                seconds = guarded(row, lambda call=call: seconds_of(call))
+                seconds = guarded(row, partial(seconds_of, call))
                 if measured >= 0 and seconds is not None:
                     taken.append(seconds)
                 elif measured == -2:
                     first[index] = seconds
-        for index, (row, _) in enumerate(calls):
+        for (row, _), taken in zip(calls, times, strict=True):
             if "error" not in row and "not_run" not in row:
-                row["milliseconds"] = 1e3 * statistics.median(times[index])
-                row["rounds"] = len(times[index])
+                row["milliseconds"] = 1e3 * statistics.median(taken)
+                row["rounds"] = len(taken)
 
     def _events(self, call: Call) -> float:
         import torch
@@ -119,30 +165,10 @@ class Clock:
         return time.perf_counter() - started
 
 
-def medians(candidates: Mapping[str, Call], rounds: int, title: str | None = None) -> dict[str, float]:
-    """Median seconds of each candidate, interleaved, after two calls that compile and warm up.
-
-    One that has been measured for ENOUGH_SECONDS, and three times, sits out the remaining rounds. With a title, how far
-    it is is shown.
-    """
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    every = range(-2, rounds)
-    for measured in every if title is None else track(every, title):
-        for name, call in candidates.items():
-            if len(times[name]) >= 3 and sum(times[name]) > ENOUGH_SECONDS:
-                continue
-            started = time.perf_counter()
-            call()
-            if measured >= 0:
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
-
-
 def bandwidth(rows: Iterable[Row], copy: Row) -> None:
     """Add GB/s of the bytes that a job must move, and that as a fraction of the measured copy, to rows with both."""
-    for row in rows:
+    for row in (copy, *rows):
         if "milliseconds" in row and "bytes" in row:
             row["gb_per_s"] = row["bytes"] / row["milliseconds"] / 1e6
-    for row in rows:
-        if "gb_per_s" in row and "gb_per_s" in copy:
-            row["of_copy"] = row["gb_per_s"] / copy["gb_per_s"]
+            if "gb_per_s" in copy:
+                row["of_copy"] = row["gb_per_s"] / copy["gb_per_s"]

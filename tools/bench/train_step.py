@@ -1,124 +1,209 @@
-"""Train steps of both backends on a processor, beside a GPT-2 of equal size and beside their matrix products alone."""
+"""Train steps of both backends beside a GPT-2 of equal size and beside their products alone, and over the length."""
 
+# Which keys a row has depends on what was measured.
+# pyright: reportTypedDictNotRequiredAccess=false
 from __future__ import annotations
 
+import json
+import os
+import tempfile
 from functools import partial
-from typing import Any
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from spec.config import TrainingConfig
+import numpy as np
+
+from spec.config import ModelConfig, TrainingConfig
+from spec.data import Batch
 from spec.parameters import num_parameters
-from tools.bench.matmul import step_products
-from tools.bench.sizes import Sizes, Training
-from tools.bench.timer import Call, Clock, Row, guarded
-from tools.bench.training import random_batch
+from tools.bench import roofline
+from tools.bench.machine import step_products
+from tools.bench.sizes import Sizes, TrainStep
+from tools.bench.timer import Call, Candidate, NotRun, Row, Timer, guarded
 from tools.cli import backends
+
+if TYPE_CHECKING:
+    from torch_impl.model import LanguageModel
 
 EAGER, COMPILED = "torch eager", "torch compiled"
 JAX, GPT2 = "jax", "GPT-2, "
 TRANSFORMERS = "transformers GPT-2"
 
 
-def train_steps(clock: Clock, sizes: Sizes) -> list[Row]:
-    """Each configuration's candidates in turns, float32, optimizer included, and their matrix products alone."""
-    rows: list[Row] = []
-    for training in sizes.training:
-        rows += _configuration(clock, sizes, training)
-    if sizes.peers and sizes.mamba and "torch" in backends.installed():
-        rows += _beside_mamba(clock, sizes.mamba)
+def train_steps(timer: Timer, sizes: Sizes) -> list[Row]:
+    """Each configuration's candidates in turns, optimizer included: tokens a second; on a GPU FLOP/s too."""
+    rows = [row for step in sizes.training for row in _configuration(timer, sizes, step)]
+    if sizes.peers and sizes.mamba and not sizes.gpu and "torch" in sizes.backends:
+        rows += _beside_mamba(timer, sizes, sizes.mamba)
     return rows
 
 
-def _configuration(clock: Clock, sizes: Sizes, training: Training) -> list[Row]:
-    tokens = training.rows * training.length
-    made: list[tuple[Row, Any]] = []
-    for backend in backends.installed():
+def _configuration(timer: Timer, sizes: Sizes, step: TrainStep) -> list[Row]:
+    candidates: list[Candidate] = []
+    for backend in sizes.backends:
+        # JAX always compiles.
         for compiled in sizes.compiled if backend == "torch" else (True,):
             name = JAX if backend == "jax" else COMPILED if compiled else EAGER
-            made.append(({"name": name, "parameters": num_parameters(training.config)},
-                         partial(_ours, backend, training, compiled)))  # fmt: skip
-    if "torch" in backends.installed():
-        for compiled in sizes.compiled:
-            row: Row = {"name": GPT2 + (COMPILED if compiled else EAGER), "peer": True}
-            made.append((row, partial(_gpt2, row, training, compiled)))
+            name = f"liquidnet, {_way(compiled)}" if sizes.gpu else name
+            row: Row = {"name": name, "parameters": num_parameters(step.config)}
+            candidates.append((row, partial(_ours, timer, sizes, step, backend, compiled)))
+    if "torch" in sizes.backends:
+        if not sizes.gpu:
+            for compiled in sizes.compiled:
+                row = {"name": GPT2 + (COMPILED if compiled else EAGER), "peer": True}
+                candidates.append((row, partial(_gpt2, step, compiled)))
         if sizes.peers:
-            row = {"name": TRANSFORMERS, "peer": True}
-            made.append((row, partial(_transformers, row, training)))
-    made += [({"name": name, "products": True}, make) for name, make in step_products(training).items()]
-    calls: list[tuple[Row, Call]] = []
-    for row, make in made:
-        row |= {"what": training.name, "tokens": tokens}
-        call = guarded(row, make)
-        calls += [(row, call)] if call else []
-    clock.steps(calls)
-    rows = [row for row, _ in made]
-    for row in (row for row in rows if "milliseconds" in row and "products" not in row):
-        row["tokens_per_second"] = 1e3 * tokens / row["milliseconds"]
+            for compiled in sizes.compiled if sizes.gpu else (False,):
+                name = f"{TRANSFORMERS}, {_way(compiled)}" if sizes.gpu else TRANSFORMERS
+                row = {"name": name, "peer": True}
+                candidates.append((row, partial(_transformers, timer, sizes, step, compiled)))
+    if not sizes.gpu:
+        for name, make in step_products(step).items():
+            candidates.append(({"name": name, "products": True}, lambda _, make=make: make()))
+    return _timed(timer, sizes, step, candidates)
+
+
+def _way(compiled: bool) -> str:
+    return "torch.compile" if compiled else "eager"
+
+
+def _timed(timer: Timer, sizes: Sizes, step: TrainStep, candidates: list[Candidate]) -> list[Row]:
+    for row, _ in candidates:
+        if not sizes.gpu:
+            row["what"] = step.name
+        row["tokens"] = step.tokens
+    rows = timer.candidates(candidates)
+    for row in rows:
+        if "milliseconds" in row and "products" not in row:
+            row["tokens_per_second"] = 1e3 * step.tokens / row["milliseconds"]
+            if "flops" in row:
+                row["tflops"] = row["flops"] / row["milliseconds"] / 1e9
     return rows
 
 
-def _ours(backend: str, training: Training, compiled: bool) -> Call:
-    recipe = TrainingConfig(batch_size=training.rows, seq_len=training.length)
-    engine = backends.load(backend, "training.engine").Engine(training.config, recipe, compile=compiled)
-    batch = random_batch(training.config, training.rows, training.length)
-    return lambda: engine.train_step(batch, recipe.peak_lr)
+def _ours(timer: Timer, sizes: Sizes, step: TrainStep, backend: str, compiled: bool, row: Row) -> Call:
+    engine = backends.load(backend, "training.engine").Engine(step.config, step.recipe, compile=compiled)
+    if sizes.gpu:
+        if engine.device.type != timer.device:
+            raise NotRun(f"the engine trains on {engine.device.type}, {timer.device} was asked for")
+        row["flops"] = roofline.step_flops(step.config, step.tokens)
+        row["method"] = engine.method
+    batch = random_batch(step.config, step.recipe.batch_size, step.recipe.seq_len)
+    return lambda: engine.train_step(batch, step.recipe.peak_lr)
 
 
-def _gpt2(row: Row, training: Training, compiled: bool) -> Call:
-    from tools.bench import gpt2 as bench_gpt2
-
-    model = bench_gpt2.GPT2(bench_gpt2.equal_to(training.config, training.length))
-    row["parameters"] = model.num_parameters()
-    return bench_gpt2.train_step(model, _text(training), compiled)
+def random_batch(config: ModelConfig, rows: int, length: int) -> Batch:
+    """Uniform tokens, each the label of the one before it, no document boundaries."""
+    text = np.random.default_rng(0).integers(config.vocab_size, size=(rows, length + 1), dtype=np.int32)
+    return Batch(text[:, :-1].copy(), text[:, 1:].copy(), np.zeros((rows, length), bool))
 
 
-def _text(training: Training) -> Any:
-    import numpy as np
-
-    batch = random_batch(training.config, training.rows, training.length)
-    return np.concatenate([batch.tokens, batch.labels[:, -1:]], axis=1)
-
-
-def _transformers(row: Row, training: Training) -> Call:
+def _gpt2(step: TrainStep, compiled: bool, row: Row) -> Call:
     from tools.bench import peers
 
-    recipe = TrainingConfig(batch_size=training.rows, seq_len=training.length)
-    step, row["parameters"] = peers.gpt2(training.config, recipe, "cpu", compiled=False)
-    return step
+    model = peers.GPT2(peers.equal_to(step.config, step.recipe.seq_len))
+    row["parameters"] = model.num_parameters()
+    batch = random_batch(step.config, step.recipe.batch_size, step.recipe.seq_len)
+    return peers.train_step(model, np.concatenate([batch.tokens, batch.labels[:, -1:]], axis=1), compiled)
 
 
-def _beside_mamba(clock: Clock, training: Training) -> list[Row]:
+def _transformers(timer: Timer, sizes: Sizes, step: TrainStep, compiled: bool, row: Row) -> Call:
+    from tools.bench import peers
+
+    call, row["parameters"] = peers.transformers_train_step(step.config, step.recipe, timer.device, compiled)
+    if sizes.gpu:
+        # Its position table takes part in no product.
+        c, length = step.config, step.recipe.seq_len
+        products = row["parameters"] - length * c.d_model
+        attention = roofline.attention_flops(c.d_model, c.n_layers, step.tokens, length)
+        row["flops"] = 6.0 * step.tokens * products + attention
+    return call
+
+
+def _beside_mamba(timer: Timer, sizes: Sizes, step: TrainStep) -> list[Row]:
     """Forward and backward alone: the scan of transformers' Mamba is a Python loop without mamba-ssm's kernels."""
-    tokens = training.rows * training.length
-    ours: Row = {"name": EAGER, "parameters": num_parameters(training.config)}
-    theirs: Row = {"name": "transformers Mamba, its reference path", "peer": True}
 
-    def mamba() -> Call:
-        from tools.bench import peers
+    def ours(row: Row) -> Call:
+        model, both = _forward_backward(step.config, step.recipe.batch_size, step.recipe.seq_len)
 
-        call, theirs["parameters"] = peers.mamba_gradients(training.config, training.length)
+        def call() -> None:
+            model.zero_grad(set_to_none=True)
+            both()
+
         return call
 
-    calls: list[tuple[Row, Call]] = []
-    for row, make in ((ours, partial(_gradients, training)), (theirs, mamba)):
-        row |= {"what": training.name, "tokens": tokens}
-        call = guarded(row, make)
-        calls += [(row, call)] if call else []
-    clock.steps(calls)
-    for row in (row for row in (ours, theirs) if "milliseconds" in row):
-        row["tokens_per_second"] = 1e3 * tokens / row["milliseconds"]
-    return [ours, theirs]
+    def mamba(row: Row) -> Call:
+        from tools.bench import peers
+
+        call, row["parameters"] = peers.mamba_gradients(step.config, step.recipe.seq_len)
+        return call
+
+    candidates: list[Candidate] = [
+        ({"name": EAGER, "parameters": num_parameters(step.config)}, ours),
+        ({"name": "transformers Mamba, its reference path", "peer": True}, mamba),
+    ]
+    return _timed(timer, sizes, step, candidates)
 
 
-def _gradients(training: Training) -> Call:
+def _forward_backward(config: ModelConfig, rows: int, length: int) -> tuple[LanguageModel, Call]:
+    """The model of torch_impl, and a call that adds the gradients of one batch to its own."""
     from torch_impl.model import build
     from torch_impl.training.data import to_device
 
-    model = build(training.config)
-    batch = random_batch(training.config, training.rows, training.length)
-    given = to_device(batch, model.embedding.weight.device, model.config)
+    model = build(config)
+    batch = to_device(random_batch(config, rows, length), model.embedding.weight.device, model.config)
+    return model, lambda: model.loss(**batch)[0].backward()
 
-    def both() -> None:
-        model.zero_grad(set_to_none=True)
-        model.loss(**given)[0].backward()
 
-    return both
+def scaling(timer: Timer, sizes: Sizes) -> list[Row]:
+    """A train step at each length, as many rows as give the same tokens; of torch also the memory of a single row.
+
+    `bytes_a_token` is the peak above the start of forward + backward, by torch's allocator, over the tokens;
+    `units` the same a layer, in d float32 numbers: what a token costs in each layer, all temporary arrays included.
+    """
+    rows: list[Row] = []
+    for backend in [name for name in backends.installed() if name in sizes.scaling_backends] or backends.installed():
+        candidates: list[Candidate] = []
+        for length in sizes.lengths:
+            row: Row = {"name": f"{backend}, T {length:,}", "backend": backend, "length": length}
+            row["tokens"] = sizes.tokens
+            if backend == "torch":
+                row |= guarded(row, partial(_memory, sizes.scaling, length)) or {}
+            recipe = TrainingConfig(batch_size=max(1, sizes.tokens // length), seq_len=length)
+            step = TrainStep("", sizes.scaling, recipe)
+            candidates.append((row, partial(_ours, timer, sizes, step, backend, backend == "jax")))
+        own = timer.candidates(candidates)
+        for row in own:
+            if "milliseconds" in row:
+                row["microseconds_a_token"] = 1e3 * row["milliseconds"] / sizes.tokens
+                if "milliseconds" in own[0]:
+                    row["times_first"] = row["milliseconds"] / own[0]["milliseconds"]
+        rows += own
+    return rows
+
+
+def _memory(config: ModelConfig, length: int) -> Row:
+    """Peak of forward + backward of one row above what was there, parameters and gradients not counted."""
+    _, both = _forward_backward(config, 1, length)
+    # The first time the gradients themselves are made.
+    both()
+    peak = peak_bytes(both)
+    each = peak / length
+    return {"peak_bytes": peak, "bytes_a_token": each, "units": each / (4 * config.n_layers * config.d_model)}
+
+
+def peak_bytes(call: Call) -> int:
+    """The most bytes that torch's allocator of the processor has given out and not got back during a call."""
+    # It reports starting and stopping on stderr otherwise.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    with tempfile.TemporaryDirectory() as directory:
+        trace = Path(directory) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    given = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
+    return max(accumulate(size for _, size in given), default=0)

@@ -9,16 +9,16 @@ class Command(NamedTuple):
     """What is said of a command, and where its class is.
 
     Args:
-        place: module and class.
-        does: in a line.
+        target: module and class.
+        summary: what it does, in a line.
         example: works as typed, after those above it.
-        again: how to go on after Ctrl-C.
+        after_interrupt: how to go on after Ctrl-C.
     """
 
-    place: str
-    does: str
+    target: str
+    summary: str
     example: str
-    again: str = "nothing was written; run it again"
+    after_interrupt: str = "nothing was written; run it again"
 
 
 GROUPS = {
@@ -119,7 +119,7 @@ def show_overview() -> None:
     for title, commands in GROUPS.items():
         console.print(f"\n{title}", style="bold")
         for name, command in commands.items():
-            console.print(f"  [cyan]{name:10}[/]{command.does}")
+            console.print(f"  [cyan]{name:10}[/]{command.summary}")
             console.print(f"{'':12}{command.example}", style="dim", markup=False)
     console.print("\nEvery flag of a command:   liquidnet COMMAND --help")
     console.print("The version:               liquidnet --version")

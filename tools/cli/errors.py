@@ -47,9 +47,9 @@ def short(message: str, program: str, given: Sequence[str], command: type) -> st
     """
     line = " ".join(_BOX.sub(" ", message).split())
     known = [f"--{field.name.replace('_', '-')}" for field in fields(command)]
-    for tell in (_unknown, _missing, _wrong_type, _no_choice, _no_value):
-        if told := tell(line, given, known):
-            return f"{told}; see {program} --help"
+    for explain in (_unknown, _missing, _wrong_type, _no_choice, _no_value):
+        if reason := explain(line, given, known):
+            return f"{reason}; see {program} --help"
     return line
 
 
@@ -61,10 +61,10 @@ def _unknown(line: str, given: Sequence[str], known: Sequence[str]) -> str | Non
     flag = next((token for token in tokens if token.startswith("-")), None)
     if flag is not None:
         return f"there is no flag {flag}{nearest(flag, known)}"
-    told = f"one argument too many: {tokens[0]!r}"
+    reason = f"one argument too many: {tokens[0]!r}"
     if "--checkpoint" in known and "--checkpoint" not in given and Path(tokens[0]).exists():
-        return f"{told}; did you mean --checkpoint {tokens[0]}?"
-    return f"{told}; put quotes around a text with spaces" if "--prompt" in given else told
+        return f"{reason}; did you mean --checkpoint {tokens[0]}?"
+    return f"{reason}; put quotes around a text with spaces" if "--prompt" in given else reason
 
 
 def _missing(line: str, given: Sequence[str], known: Sequence[str]) -> str | None:
@@ -72,7 +72,7 @@ def _missing(line: str, given: Sequence[str], known: Sequence[str]) -> str | Non
     if not found:
         return None
     each = re.findall(r"(--[\w-]+ (?:\[\S+ \[\S+ \.\.\.\]\]|\S+)|\S+) (.*?)\.? ?\(required\)", found[1])
-    return f"still needed: {', '.join(f'{name} ({told})' for name, told in each)}" if each else None
+    return f"still needed: {', '.join(f'{name} ({help})' for name, help in each)}" if each else None
 
 
 def _wrong_type(line: str, given: Sequence[str], known: Sequence[str]) -> str | None:
@@ -100,7 +100,7 @@ def _no_value(line: str, given: Sequence[str], known: Sequence[str]) -> str | No
     return f"{found[1]} needs a value" if found else None
 
 
-def of_system(error: OSError) -> str:
+def os_error_message(error: OSError) -> str:
     """What the operating system refused, on which path, and what to do; an error of our own as it stands."""
     if error.errno is None or not error.strerror:
         return str(error)
@@ -121,7 +121,7 @@ def require_writable(directory: Path, flag: str) -> None:
             pass
     except OSError as error:
         reason = OSError(error.errno, error.strerror, str(directory))
-        raise ValueError(f"{flag} needs a directory that can be written, {of_system(reason)}") from error
+        raise ValueError(f"{flag} needs a directory that can be written, {os_error_message(reason)}") from error
 
 
 def require_new_or_file(path: Path | None, flag: str) -> None:
@@ -133,7 +133,7 @@ def require_new_or_file(path: Path | None, flag: str) -> None:
     require_writable(path.parent, flag)
 
 
-def of_missing(error: ModuleNotFoundError) -> str | None:
+def missing_package_message(error: ModuleNotFoundError) -> str | None:
     """Which package is not installed, and how to install it; None for a module of our own, which is a bug."""
     package = (error.name or "").split(".")[0]
     if not package or package in ("spec", "torch_impl", "jax_impl", "parity", "tools"):

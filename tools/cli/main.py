@@ -11,35 +11,42 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import Any
+from types import ModuleType
+from typing import NoReturn, Protocol
 
 from tools.cli import signals
 from tools.cli.commands import COMMANDS, show_overview
+
+
+class Runnable(Protocol):
+    """A command's class, made from its flags."""
+
+    def run(self) -> None: ...
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a user's mistake ends in one line on stderr and exit code 2, never in a traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
-        _ready_streams()
+        _prepare_streams()
     try:
-        _listen_and_run(given, arguments is None)
+        _run_interruptibly(given, arguments is None)
     except SystemExit as stop:
-        _leave(int(stop.code or 0))
+        _exit_if_distributed(int(stop.code or 0))
         if stop.code == signals.EXIT_SIGINT and arguments is None:
             # Neither a thread of a library that is still at work, nor what it says on being ended, is of use any more.
             os._exit(signals.EXIT_SIGINT)
         raise
     except BaseException:
         # Nobody expected it. The others must not wait for this process, whose interpreter may not come to its end.
-        if any(parallel.has_joined() for parallel in _joined()):
+        if any(distributed.is_initialized() for distributed in _distributed_modules()):
             traceback.print_exc()
-            _leave(1)
+            _exit_if_distributed(1)
         raise
 
 
-def _joined() -> list[Any]:
-    """The modules of the backends in use that know of other processes."""
+def _distributed_modules() -> list[ModuleType]:
+    """`training.distributed` of the backends in use."""
     return [
         sys.modules[name]
         for name in ("torch_impl.training.distributed", "jax_impl.training.distributed")
@@ -47,12 +54,12 @@ def _joined() -> list[Any]:
     ]
 
 
-def _leave(code: int) -> None:
-    for parallel in _joined():
-        parallel.leave(code)
+def _exit_if_distributed(code: int) -> None:
+    for distributed in _distributed_modules():
+        distributed.exit_if_initialized(code)
 
 
-def _ready_streams() -> None:
+def _prepare_streams() -> None:
     """A stream that was closed takes what is written and drops it; a character that a stream cannot show is escaped."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -67,12 +74,12 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _listen_and_run(arguments: list[str], process_ends: bool) -> None:
+def _run_interruptibly(arguments: list[str], process_ends: bool) -> None:
     try:
-        with signals.listening(lambda: _how_to_go_on(arguments), process_ends):
+        with signals.sigint_handler(lambda: _resume_hint(arguments), process_ends):
             _run(arguments)
     except KeyboardInterrupt:
-        # Before it listened.
+        # Before the handler was in place.
         _interrupted(arguments)
 
 
@@ -83,7 +90,7 @@ def _run(arguments: list[str]) -> None:
         _interrupted(arguments)
     except Exception as error:
         # Whatever a library makes of a Ctrl-C in the middle of its import, say.
-        if signals.just_heard():
+        if signals.interrupted_recently():
             _interrupted(arguments)
         _explain(error)
 
@@ -94,20 +101,20 @@ def _complete(arguments: list[str]) -> None:
         if command is not None:
             command.run()
     finally:
-        # Here an error of writing can be told.
+        # Here an error of writing can be reported.
         sys.stdout.flush()
 
 
 def _explain(error: Exception) -> None:
     """End in one line what a user can do something about; raises anything else again."""
-    from tools.cli.errors import is_lack_of_memory, of_missing, of_system
+    from tools.cli.errors import is_lack_of_memory, missing_package_message, os_error_message
 
     if isinstance(error, BrokenPipeError):
         _drop_output()
         sys.exit(141)
     if is_lack_of_memory(error):
         fail("not enough memory; make the batch, the window or the model smaller", 2)
-    if isinstance(error, ModuleNotFoundError) and (reason := of_missing(error)):
+    if isinstance(error, ModuleNotFoundError) and (reason := missing_package_message(error)):
         fail(reason, 2)
     if isinstance(error, (FloatingPointError, ConnectionError)):
         fail(error, 1)
@@ -116,29 +123,29 @@ def _explain(error: Exception) -> None:
             sys.stdout.flush()
         except OSError:
             _drop_output()
-        fail(of_system(error) if isinstance(error, OSError) else error, 2)
+        fail(os_error_message(error) if isinstance(error, OSError) else error, 2)
     raise error
 
 
 def _interrupted(arguments: list[str]) -> None:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
-    print(f"liquidnet: interrupted; {_how_to_go_on(arguments)}", file=sys.stderr)
+    print(f"liquidnet: interrupted; {_resume_hint(arguments)}", file=sys.stderr)
     sys.exit(signals.EXIT_SIGINT)
 
 
-def _how_to_go_on(arguments: list[str]) -> str:
+def _resume_hint(arguments: list[str]) -> str:
     name = arguments[0] if arguments else ""
     if name not in COMMANDS:
         return "nothing was done; run it again"
-    again = COMMANDS[name].again
+    hint = COMMANDS[name].after_interrupt
     if name == "train" and "--out" in arguments[:-1] and "tools.training.run_dir" in sys.modules:
         run = sys.modules["tools.training.run_dir"].RunDir(arguments[arguments.index("--out") + 1])
-        return f"{run.last_good()}; {again}"
-    return again
+        return f"{run.last_good()}; {hint}"
+    return hint
 
 
-def parse(arguments: Sequence[str]) -> Any:
+def parse(arguments: Sequence[str]) -> Runnable | None:
     """The command that the arguments name, ready to run, or None where they ask for what can be done."""
     name, *flags = arguments or ["--help"]
     if name in ("--help", "-h", "help"):
@@ -156,13 +163,13 @@ def parse(arguments: Sequence[str]) -> Any:
     return _parsed(name, flags)
 
 
-def _parsed(name: str, flags: list[str]) -> Any:
+def _parsed(name: str, flags: list[str]) -> Runnable:
     """An instance of a command's class from its flags; tyro's boxed message becomes one line."""
     import tyro
 
     from tools.cli.errors import short
 
-    module, _, kind = COMMANDS[name].place.partition(":")
+    module, _, kind = COMMANDS[name].target.partition(":")
     command, program, message = getattr(importlib.import_module(module), kind), f"liquidnet {name}", io.StringIO()
     # In a narrow box words are broken: help is read in it all the same, of a message is made a line.
     wide = _columns(60 if {"--help", "-h"} & {*flags} else 1000)
@@ -193,7 +200,7 @@ def _columns(least: int) -> Iterator[None]:
         os.environ.update({} if before is None else {"COLUMNS": before})
 
 
-def fail(reason: object, code: int) -> None:
+def fail(reason: object, code: int) -> NoReturn:
     """Say why on stderr, in one line, and exit."""
     print(f"liquidnet: error: {' '.join(str(reason).split())}", file=sys.stderr)
     sys.exit(code)

@@ -25,18 +25,18 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Bar:
-    """Work that is told of in plain lines, one every half a minute."""
+    """Progress in plain lines, one every half a minute."""
 
     def __init__(self, title: str, total: float, done: float) -> None:
         self._title, self._total, self._done, self._begun = title, total, done, done
-        self._start = self._told = time.monotonic()
+        self._start = self._last_line = time.monotonic()
 
     def advance(self, amount: float) -> None:
         """This much more is done."""
         self._done += amount
         now = time.monotonic()
-        if now - self._told >= _SECONDS_BETWEEN_LINES and self._begun < self._done <= self._total:
-            self._told = now
+        if now - self._last_line >= _SECONDS_BETWEEN_LINES and self._begun < self._done <= self._total:
+            self._last_line = now
             left = (now - self._start) * (self._total - self._done) / (self._done - self._begun)
             print(f"{self._title}: {self._done / self._total:.0%}, {left:,.0f} s left", file=sys.stderr)
 
@@ -45,7 +45,7 @@ class Bar:
         self._total = total
 
 
-class _Shown(Bar):
+class _TerminalBar(Bar):
     """The same on a terminal."""
 
     def __init__(self, title: str, total: float, done: float, progress: Progress) -> None:
@@ -75,7 +75,7 @@ def progress(title: str, total: float, done: float = 0) -> Iterator[Bar]:
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as shown:
-        yield _Shown(title, total, done, shown)
+        yield _TerminalBar(title, total, done, shown)
 
 
 def track(items: Sequence[T], title: str) -> Iterator[T]:

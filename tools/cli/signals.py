@@ -11,52 +11,52 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType
 
 EXIT_SIGINT = 130
-DEAF_SECONDS = 0.3
+DEBOUNCE_SECONDS = 0.3
 """A key that is held down counts once, and does not cut short the cleaning that its first signal began."""
-PATIENCE = 3.0
-"""Seconds after which a compiler, or another call into C++, has not let Python hear of the signal."""
+UNRESPONSIVE_SECONDS = 3.0
+"""Seconds after which a compiler, or another call into C++, has not let Python run the signal's handler."""
 _last = _raised = -math.inf
-# A forked child would tell its parent's watcher of its own signals.
+# A forked child would send its own signals to its parent's watcher.
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
-def just_heard() -> bool:
+def interrupted_recently() -> bool:
     """Whether Ctrl-C was pressed a moment ago: an error of a library may only be what it made of that."""
-    return time.monotonic() - _raised < PATIENCE
+    return time.monotonic() - _raised < UNRESPONSIVE_SECONDS
 
 
-def interrupt(_number: int, _frame: Any) -> None:
+def interrupt(_number: int, _frame: FrameType | None) -> None:
     """The handler of SIGINT: raises KeyboardInterrupt, once for signals in quick succession."""
     global _raised
-    if _counts():
+    if _is_new_press():
         _raised = _last
         raise KeyboardInterrupt
 
 
-def _counts() -> bool:
+def _is_new_press() -> bool:
     global _last
     before, _last = _last, time.monotonic()
-    return _last - before >= DEAF_SECONDS
+    return _last - before >= DEBOUNCE_SECONDS
 
 
-def put_off(number: int) -> None:
+def defer(number: int) -> None:
     """For a handler that lets the work come to a good end: says so, and has the next Ctrl-C interrupt at once."""
-    _counts()
+    _is_new_press()
     signal.signal(signal.SIGINT, interrupt)
     if number == signal.SIGINT:
-        told = "stopping after this step, with a checkpoint; Ctrl-C again stops at once, at the checkpoint before"
-        os.write(2, f"\nliquidnet: {told}\n".encode())
+        text = "stopping after this step, with a checkpoint; Ctrl-C again stops at once, at the checkpoint before"
+        os.write(2, f"\nliquidnet: {text}\n".encode())
 
 
 @contextmanager
-def listening(last_words: Callable[[], str], process_ends: bool = False) -> Iterator[None]:
-    """Have Ctrl-C raise KeyboardInterrupt in the block, and end the process where the block is deaf to two of them.
+def sigint_handler(resume_hint: Callable[[], str], process_ends: bool = False) -> Iterator[None]:
+    """Have Ctrl-C raise KeyboardInterrupt in the block, and a second one end a process in which no Python code runs.
 
     Args:
-        last_words: how to go on, for a process that ends in the middle of a call that lets no Python code run.
+        resume_hint: how to go on, for a process that ends in the middle of a call that lets no Python code run.
         process_ends: with the block; a Ctrl-C while the interpreter is taken down then ends it without a word.
     """
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as nohup asks for
@@ -67,8 +67,8 @@ def listening(last_words: Callable[[], str], process_ends: bool = False) -> Iter
     near, far = socket.socketpair()
     far.setblocking(False)
     before = signal.set_wakeup_fd(far.fileno(), warn_on_full_buffer=False)
-    sys.unraisablehook = lambda found: _again() if found.exc_type is KeyboardInterrupt else hook(found)
-    threading.Thread(target=_watch, args=(near, last_words), daemon=True).start()
+    sys.unraisablehook = lambda found: _raise_later() if found.exc_type is KeyboardInterrupt else hook(found)
+    threading.Thread(target=_watch, args=(near, resume_hint), daemon=True).start()
     try:
         yield
     finally:
@@ -78,30 +78,32 @@ def listening(last_words: Callable[[], str], process_ends: bool = False) -> Iter
         far.close()
 
 
-def _again() -> None:
+def _raise_later() -> None:
     """It was raised where Python drops it, in a destructor or a callback: raise it anew, a moment later."""
     global _last
     _last = -math.inf
     threading.Timer(0.05, signal.raise_signal, (signal.SIGINT,)).start()
 
 
-def _watch(near: socket.socket, last_words: Callable[[], str]) -> None:
-    deaf_since = math.inf
+def _watch(near: socket.socket, resume_hint: Callable[[], str]) -> None:
+    unhandled_since = math.inf
     with near:
         while numbers := near.recv(4096):
             if signal.SIGINT not in numbers:
                 continue
             pressed = time.monotonic()
-            if _last < deaf_since < math.inf:
+            if _last < unhandled_since < math.inf:
                 # A bar, whose work goes no further, has hidden the cursor.
                 shown = "\x1b[?25h" if os.isatty(2) else ""
-                os.write(2, f"{shown}\nliquidnet: interrupted; {last_words()}\n".encode())
+                os.write(2, f"{shown}\nliquidnet: interrupted; {resume_hint()}\n".encode())
                 os._exit(EXIT_SIGINT)
             # Signals in quick succession may be handled as one, and before this thread learns of them.
-            while (deaf := _last < pressed - DEAF_SECONDS) and time.monotonic() < pressed + PATIENCE:
+            while (
+                unhandled := _last < pressed - DEBOUNCE_SECONDS
+            ) and time.monotonic() < pressed + UNRESPONSIVE_SECONDS:
                 time.sleep(0.01)
-            deaf_since = pressed if deaf else math.inf
-            if deaf:
+            unhandled_since = pressed if unhandled else math.inf
+            if unhandled:
                 os.write(
                     2, b"\nliquidnet: stopping as soon as the call under way returns; Ctrl-C again stops at once\n"
                 )

@@ -8,10 +8,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
-
 from spec.checkpoint.files import fsync
 from tools.cli.errors import first_line
+from tools.cli.file_lock import exclusive_lock
 from tools.cli.progress import Bar, progress
 
 
@@ -59,7 +58,8 @@ def download(file: HubFile, otherwise: str) -> Path:
     if path.exists():
         return _checked(path, file)
     partial = folder / f"{file.filename}.incomplete"
-    with _lock(partial), _Partial(partial) as target:
+    busy = f"{partial}: another process is downloading it; wait until it has ended"
+    with exclusive_lock(Path(f"{partial}.lock"), busy), _Partial(partial) as target:
         _fetch(file, partial, target, otherwise)
         fsync(_checked(partial, file))
         os.replace(partial, path)
@@ -148,14 +148,6 @@ def _transfer(url: str, file: HubFile, target: _Partial) -> bool:
     with progress(f"downloading {file.filename}, {file.size:,} bytes", file.size, target.tell()) as target.bar:
         http_get(url, target, resume_size=target.tell(), headers=headers, expected_size=file.size)
     return True
-
-
-def _lock(partial: Path) -> AcquireReturnProxy:
-    """Keeps other processes out until the block ends."""
-    try:
-        return FileLock(f"{partial}.lock").acquire(blocking=False)
-    except Timeout as error:
-        raise ValueError(f"{partial}: another process is downloading it; wait until it has ended") from error
 
 
 def _require_space(file: HubFile, partial: Path, kept: int) -> None:

@@ -16,7 +16,7 @@ from spec.config import require_integer, require_known
 from spec.parameters import num_parameters
 from spec.sampling import Sampling
 from tools.cli import backends
-from tools.cli.errors import of_system
+from tools.cli.errors import os_error_message
 from tools.generation.session import OpenModel, Session, open_model
 
 HELP = """A line of yours is appended to the text as it is (begin it with a space where you want one), and the model
@@ -110,7 +110,7 @@ class Dialogue:
             yield self._command(*line[1:].split(maxsplit=1))
             return
         if line:
-            self.session.tell(self.turn.replace("{}", line.removeprefix("/") if line.startswith("//") else line))
+            self.session.append(self.turn.replace("{}", line.removeprefix("/") if line.startswith("//") else line))
         if not self.session.is_empty:
             yield from self.session.write(self.sampling, self.max_tokens, self.stop)
 
@@ -207,5 +207,5 @@ def _at_terminal(dialogue: Dialogue) -> None:
         except KeyboardInterrupt:
             print("\n(Enter goes on, Ctrl-D ends)")
         except (ValueError, OSError) as error:
-            told = of_system(error) if isinstance(error, OSError) else str(error)
-            console.print(told, style="bold red", markup=False)
+            message = os_error_message(error) if isinstance(error, OSError) else str(error)
+            console.print(message, style="bold red", markup=False)

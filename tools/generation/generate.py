@@ -40,7 +40,7 @@ class Generate:
             raise ValueError(f"--max-tokens must be at least 1, got {self.max_tokens}")
         sampling = Sampling(self.temperature, self.top_k, self.top_p, self.seed)
         session = open_model(self.checkpoint, self.backend, self.weights).session()
-        session.tell(self.prompt)
+        session.append(self.prompt)
         if session.is_empty:
             raise ValueError("the prompt is empty; give at least one character with --prompt")
         sys.stdout.write(self.prompt)

@@ -1,16 +1,14 @@
-"""A text under way: what a model was told and what it wrote, held as one state, whatever the length."""
+"""A session: a text that a user and a model write in turns, held as one recurrent state, whatever its length."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
@@ -23,10 +21,11 @@ from spec.mixers import state_shape
 from spec.sampling import Sampling, Step, check_tokens, generate
 from tools import convert
 from tools.cli import backends
+from tools.generation.stop_strings import StopStringFilter
 from tools.tokenizer import StreamDecoder, Tokenizer, parse_tokenizer
 
-#: States, the number of tokens they have absorbed, and the tokens after these.
-Place = tuple[Any, int, list[int]]
+#: States, of the backend's own kind, the number of tokens they have absorbed, and the tokens after these.
+Snapshot = tuple[object, int, list[int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,13 +78,13 @@ def open_model(path: Path, backend: backends.Backend | None = None, weights: Wei
     if backend == "torch":  # JAX places arrays itself
         model.to(backends.load(backend, "ops.devices").default_device())
     backends.load(backend, "checkpoint.native").load_parameters(model, checkpoint.parameters)
-    step, lock = backends.load(backend, "generation").make_step(model, weights=weights), threading.Lock()
+    step, lock = backends.load(backend, "ops.decode").make_step(model, weights=weights), threading.Lock()
 
-    def one_at_a_time(tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
+    def locked_step(tokens_bt: np.ndarray, states: object) -> tuple[np.ndarray, object]:
         with lock:  # a recorded graph has one set of buffers
             return step(tokens_bt, states)
 
-    return OpenModel(backend, checkpoint, parse_tokenizer(checkpoint.tokenizer), one_at_a_time)
+    return OpenModel(backend, checkpoint, parse_tokenizer(checkpoint.tokenizer), locked_step)
 
 
 class Session:
@@ -103,11 +102,11 @@ class Session:
     def reset(self) -> None:
         """Forget everything."""
         #: After the first `position` tokens: [l, 1, n], of the backend's own kind; None before any.
-        self.states: Any = None
+        self.states: object = None
         self.position = 0
         #: Tokens of the text that have not been absorbed yet.
         self.pending: list[int] = []
-        self._before = self._place()
+        self._previous = self._snapshot()
         #: Whether the last turn met an end-of-text token.
         self.ended = False
         # A turn may end in the middle of a character, and the next one complete it.
@@ -118,7 +117,7 @@ class Session:
         """Whether there is nothing to go on from."""
         return self.position == 0 and not self.pending
 
-    def tell(self, text: str) -> None:
+    def append(self, text: str) -> None:
         """Append to the text.
 
         Raises:
@@ -147,13 +146,13 @@ class Session:
         if not self.pending:
             raise ValueError("there is nothing to go on from; give at least one character")
         try:
-            yield from self._written(sampling, max_tokens, stop)
+            yield from self._generate(sampling, max_tokens, stop)
         finally:
             if not self.pending:  # no token was drawn after the last step, or none that belongs to the text
-                self.states, self.position, self.pending = self._before
+                self.states, self.position, self.pending = self._previous
 
-    def _written(self, sampling: Sampling, max_tokens: int, stop: Sequence[str]) -> Iterator[str]:
-        shown, decoder = _Shown(stop, self._place()), self._decoder or self.tokenizer.stream_decoder()
+    def _generate(self, sampling: Sampling, max_tokens: int, stop: Sequence[str]) -> Iterator[str]:
+        visible, decoder = StopStringFilter(stop, self._snapshot()), self._decoder or self.tokenizer.stream_decoder()
         self._decoder = decoder
         self.ended = False
         tokens = generate(self._absorb, np.asarray([self.pending]), sampling, self.states, self.position)
@@ -163,12 +162,12 @@ class Session:
                 self.ended = True
                 break
             self.pending = [token]
-            yield shown.push(decoder.push(token), self._place())
-            if shown.stopped:
-                self._go_back(*shown.before_stop())
+            yield visible.push(decoder.push(token), self._snapshot())
+            if visible.stopped:
+                self._rewind(*visible.before_stop())
                 return
         # Half of a character that the text ends with is never completed; one that a turn ends with may be.
-        yield shown.rest() + (decoder.flush() if self.ended else "")
+        yield visible.rest() + (decoder.flush() if self.ended else "")
 
     def save(self, path: Path, model: OpenModel) -> None:
         """Write the state and what belongs to it to a safetensors file, of one size whatever the length of the text.
@@ -217,24 +216,24 @@ class Session:
         self.states, self.position, self.pending = states if position else None, position, tokens.tolist()
         self._decoder = None
 
-    def _absorb(self, tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
-        self._before = self._place()
+    def _absorb(self, tokens_bt: np.ndarray, states: object) -> tuple[np.ndarray, object]:
+        self._previous = self._snapshot()
         logits_bv, states = self._step(tokens_bt, states)
         count = tokens_bt.shape[1]
         self.states, self.position, self.pending = states, self.position + count, self.pending[count:]
         return logits_bv, states
 
-    def _place(self) -> Place:
+    def _snapshot(self) -> Snapshot:
         return self.states, self.position, self.pending
 
-    def _go_back(self, place: Place, text: str = "") -> None:
-        self.states, self.position, self.pending = place
-        self.tell(text)
+    def _rewind(self, snapshot: Snapshot, text: str = "") -> None:
+        self.states, self.position, self.pending = snapshot
+        self.append(text)
 
 
-def as_array(states: Any) -> np.ndarray:
+def as_array(states: object) -> np.ndarray:
     """States of either backend in NumPy, float32."""
-    return np.asarray(states.cpu() if hasattr(states, "cpu") else states, np.float32)
+    return np.asarray(getattr(states, "cpu", lambda: states)(), np.float32)
 
 
 def _is_state(path: Path) -> bool:
@@ -248,49 +247,3 @@ def _is_state(path: Path) -> bool:
 def _shape(model: OpenModel) -> tuple[int, int, int]:
     config = model.checkpoint.config
     return state_shape(config, 1)
-
-
-class _Shown:
-    """What of a turn may be shown: all but what could be the beginning of a string that ends it.
-
-    Args:
-        stop: the strings.
-        place: in the session, before the turn.
-    """
-
-    def __init__(self, stop: Sequence[str], place: Place):
-        self._stop, self.stopped = [text for text in stop if text], False
-        # Where the session was after so many characters, back to the last of them that is shown. A token that completes
-        # no character leaves no entry: going back must not leave half of a character.
-        self._places = deque([(0, place)])
-        # The text since the oldest place, and how many characters of it have been shown.
-        self._text, self._seen = "", 0
-
-    def push(self, piece: str, place: Place) -> str:
-        """Take the text of a token, which has led to `place`; what may be shown of it."""
-        began = self._places[0][0]
-        self._text += piece
-        if piece:
-            self._places.append((began + len(self._text), place))
-        found = [at for text in self._stop if (at := self._text.find(text, self._seen)) >= 0]
-        self.stopped = bool(found)
-        seen = min(found) if found else len(self._text) - self._beginning(self._text[self._seen :])
-        visible = self._text[self._seen : seen]
-        while len(self._places) > 1 and self._places[1][0] <= began + seen:
-            self._places.popleft()
-        passed = self._places[0][0] - began
-        self._text, self._seen = self._text[passed:], seen - passed
-        return visible
-
-    def _beginning(self, text: str) -> int:
-        """How many characters at the end could begin a string of `stop`."""
-        sizes = range(min(len(text), max(map(len, self._stop), default=0)), 0, -1)
-        return next((size for size in sizes if any(string.startswith(text[-size:]) for string in self._stop)), 0)
-
-    def rest(self) -> str:
-        """All that was held back."""
-        return self._text[self._seen :]
-
-    def before_stop(self) -> tuple[Place, str]:
-        """The last place before the string that was found, and what was written between the two."""
-        return self._places[0][1], self._text[: self._seen]

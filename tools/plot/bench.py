@@ -1,18 +1,25 @@
 """What `liquidnet bench` measured: its ratios over time by machine, and how cost grows with length and context."""
 
+# Which keys a row has depends on what was measured.
+# pyright: reportTypedDictNotRequiredAccess=false
 from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from tools.bench import history
+from tools.bench import results
+from tools.bench.limits import Target
+from tools.bench.results import Result
+from tools.bench.timer import Row, ran
 from tools.plot.figure import BLUE, GREY, ORANGE, new_figure, write_picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMNS = 3
 COLOURS = (ORANGE, BLUE, "#009e73", "#cc79a7", GREY)
 BACKENDS = {"torch": ORANGE, "jax": BLUE}
-Run = dict[str, Any]
 
 
 def plot_history(directory: Path, target: Path) -> None:
@@ -22,7 +29,7 @@ def plot_history(directory: Path, target: Path) -> None:
         directory: that `liquidnet bench --history` was given.
         target: the PNG or SVG.
     """
-    machines = history.runs(directory)
+    machines = results.runs(directory)
     limits = {one["name"]: one for runs in machines.values() for run in runs for one in run["targets"]}
     if not limits:
         raise ValueError(f"{directory} holds runs without a ratio; measure more than one section")
@@ -31,21 +38,22 @@ def plot_history(directory: Path, target: Path) -> None:
     panels = figure.subplots(rows, COLUMNS, squeeze=False, sharex=True).ravel()
     for panel in panels[len(limits) :]:
         panel.set_visible(False)
-    for panel, told in zip(panels, limits.values(), strict=False):
-        _ratio(panel, told, machines)
+    for panel, one in zip(panels, limits.values(), strict=False):
+        _ratio(panel, one, machines)
     panels[0].legend(frameon=False, fontsize=7)
     write_picture(figure, target)
 
 
-def _ratio(panel: Any, told: dict[str, Any], machines: dict[str, list[Run]]) -> None:
-    top, limit = told["limit"], f"{'at most' if told['most'] else 'at least'} {told['limit']:g}"
-    panel.axhline(told["limit"], color=GREY, linestyle="--", linewidth=1.0)
+def _ratio(panel: Axes, target: Target, machines: dict[str, list[Result]]) -> None:
+    top, limit = target["limit"], f"{'at most' if target['most'] else 'at least'} {target['limit']:g}"
+    panel.axhline(target["limit"], color=GREY, linestyle="--", linewidth=1.0)
     for number, (machine, runs) in enumerate(machines.items()):
-        found = [(run, one["measured"]) for run in runs for one in run["targets"] if one["name"] == told["name"]]
+        found = [(run, one["measured"]) for run in runs for one in run["targets"] if one["name"] == target["name"]]
         times, ratios = [_time(run) for run, _ in found], [ratio for _, ratio in found]
-        panel.plot(times, ratios, "o-", color=COLOURS[number % len(COLOURS)], label=machine)
+        colour = COLOURS[number % len(COLOURS)]
+        panel.plot(times, ratios, "o-", color=colour, label=machine)  # pyright: ignore[reportArgumentType]  times
         top = max(top, *ratios, 0.0)
-    panel.set_title(f"{told['name']} ({limit})", fontsize=8)
+    panel.set_title(f"{target['name']} ({limit})", fontsize=8)
     panel.set_ylim(0, 1.15 * top)
     panel.grid(alpha=0.25)
     panel.tick_params(axis="x", rotation=30, labelsize=7)
@@ -58,8 +66,8 @@ def plot_scaling(file: Path, target: Path) -> None:
         file: a JSON of `liquidnet bench`.
         target: the PNG or SVG.
     """
-    run = history.read(file)
-    sections = {name: [row for row in rows if "milliseconds" in row] for name, rows in run["sections"].items()}
+    run = results.read(file)
+    sections = {name: ran(rows) for name, rows in run["sections"].items()}
     missing = [name for name in ("growth", "decode") if not sections.get(name)]
     if missing:
         raise ValueError(f"{file} did not measure {' and '.join(missing)}; run `liquidnet bench` without --sections")
@@ -75,13 +83,13 @@ def plot_scaling(file: Path, target: Path) -> None:
     write_picture(figure, target)
 
 
-def _growth(time_axes: Any, memory_axes: Any, rows: list[Run]) -> None:
+def _growth(time_axes: Axes, memory_axes: Axes, rows: list[Row]) -> None:
     for backend, colour in BACKENDS.items():
         own = [row for row in rows if row["backend"] == backend]
         if own:
-            told = [(row["length"], row["microseconds_a_token"]) for row in own]
+            points = [(row["length"], row["microseconds_a_token"]) for row in own]
             time_axes.plot(
-                *zip(*told, strict=True), "o-", color=colour, label=f"{backend}, {own[0]['tokens']:,} a step"
+                *zip(*points, strict=True), "o-", color=colour, label=f"{backend}, {own[0]['tokens']:,} a step"
             )
         kept = [(row["length"], row["peak_bytes"] / 2**20) for row in own if "peak_bytes" in row]
         if kept:
@@ -92,7 +100,7 @@ def _growth(time_axes: Any, memory_axes: Any, rows: list[Run]) -> None:
     memory_axes.set(xlabel="T, tokens of one row", ylabel="peak MiB, forward + backward", yscale="log")
 
 
-def _decode(axes: Any, rows: list[Run]) -> None:
+def _decode(axes: Axes, rows: list[Row]) -> None:
     names = dict.fromkeys((row["what"], row["name"]) for row in rows if "context" in row and row["batch"] == 1)
     chosen = [
         key for key in names
@@ -105,5 +113,5 @@ def _decode(axes: Any, rows: list[Run]) -> None:
     axes.set(xlabel="tokens of context", ylabel="tokens a second, one row", yscale="log")
 
 
-def _time(run: Run) -> datetime:
+def _time(run: Result) -> datetime:
     return datetime.fromisoformat(run["when"])

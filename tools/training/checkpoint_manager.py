@@ -10,7 +10,9 @@ from spec.checkpoint.checksums import checksums, file_sha256, files_below, sha25
 from spec.checkpoint.files import new_directory
 from spec.checkpoint.format import Checkpoint, files_beside
 from spec.config import ModelConfig
+from spec.runtime.engine import Engine, PendingSave
 from tools.cli import backends
+from tools.training.records import TrainerState
 from tools.training.run_dir import RunDir
 
 CheckpointFormat = Literal["neutral", "dcp", "orbax"]
@@ -29,11 +31,11 @@ class CheckpointManager:
         keep: checkpoints to keep, besides the best.
     """
 
-    def __init__(self, run: RunDir, engine: Any, keep: int):
+    def __init__(self, run: RunDir, engine: Engine[Any], keep: int):
         self.run, self.engine, self.context, self.keep = run, engine, engine.context, keep
         self.first_process = self.context.rank == 0
 
-    def save(self, config: ModelConfig, state: dict[str, Any], tokenizer: str) -> None:
+    def save(self, config: ModelConfig, state: TrainerState, tokenizer: str) -> None:
         """Write a checkpoint of the engine as it is now.
 
         Raises:
@@ -54,23 +56,23 @@ class CheckpointManager:
 class ShardedCheckpointManager(CheckpointManager):
     """Sharded checkpoints (spec/checkpoint/sharded.py): copied at once, written while the next steps are made."""
 
-    def __init__(self, run: RunDir, engine: Any, keep: int):
+    def __init__(self, run: RunDir, engine: Engine[Any], keep: int):
         super().__init__(run, engine, keep)
-        self.writing: Any = None
+        self.pending: PendingSave | None = None
 
-    def save(self, config: ModelConfig, state: dict[str, Any], tokenizer: str) -> None:
+    def save(self, config: ModelConfig, state: TrainerState, tokenizer: str) -> None:
         """Begin to write a checkpoint of the engine as it is now; errors of writing it come with `finish`."""
         self.finish()
         self.state, self.unfinished = state, ExitStack()
         self.beside = files_beside(Checkpoint(config, {}, {}, state, tokenizer, self.engine.dump_states()))
         self.directory: Path = self.context.broadcast(self._make_directory)
-        self.writing = self.engine.save_shards(self.directory)
+        self.pending = self.engine.save_shards(self.directory)
 
     def _make_directory(self) -> Path:
-        return self.unfinished.enter_context(new_directory(self.run.place(self.state["step"])))
+        return self.unfinished.enter_context(new_directory(self.run.checkpoint_path(self.state["step"])))
 
     def poll(self) -> None:
-        if self.writing is not None and not self.context.any(not self.writing.done()):
+        if self.pending is not None and not self.context.any(not self.pending.done()):
             self.finish()
 
     def finish(self) -> None:
@@ -80,12 +82,12 @@ class ShardedCheckpointManager(CheckpointManager):
             OSError: the disk is full or not writable; the earlier checkpoints are whole.
             ValueError: the processes do not see one file system.
         """
-        if self.writing is None:
+        if self.pending is None:
             return
-        writing, self.writing = self.writing, None
+        pending, self.pending = self.pending, None
         with self.unfinished:
             with self.context.raise_together():
-                writing.result()
+                pending.result()
             names = self.context.broadcast(lambda: sorted(files_below(self.directory)))
             with self.context.raise_together():
                 own = self._own_digests(names)
@@ -105,9 +107,9 @@ class ShardedCheckpointManager(CheckpointManager):
             (self.directory / name).write_bytes(content)
             sums[name] = sha256(content)
         (self.directory / "SHA256SUMS").write_bytes(checksums(sums))
-        # Here, where a disk that is full now still leaves all processes of one mind.
+        # Here, where a disk that is full now still makes all processes fail together.
         self.unfinished.close()
-        self.run.drop_old(self.state, self.keep)
+        self.run.drop_old(self.state["best"], self.keep)
 
 
 def require_format(backend: backends.Backend, format: CheckpointFormat) -> None:
@@ -120,6 +122,6 @@ def require_format(backend: backends.Backend, format: CheckpointFormat) -> None:
         (sharded.require_orbax if format == "orbax" else sharded.require_safetensors)()
 
 
-def make_checkpoint_manager(format: CheckpointFormat, run: RunDir, engine: Any, keep: int) -> CheckpointManager:
-    """The saver of a format."""
+def make_checkpoint_manager(format: CheckpointFormat, run: RunDir, engine: Engine[Any], keep: int) -> CheckpointManager:
+    """The checkpoint manager of a format."""
     return (CheckpointManager if format == "neutral" else ShardedCheckpointManager)(run, engine, keep)

@@ -14,6 +14,7 @@ from spec.checkpoint.format import Checkpoint
 from spec.checkpoint.quantization import Weights, rounded
 from spec.config import TrainingConfig, training_from_json
 from spec.data import IGNORED_LABEL, Batch, BatchShard, Dataset, open_data, validation_batches, validation_stream
+from spec.runtime.engine import Engine, States
 from tools import convert
 from tools.cli import backends
 from tools.cli.progress import Bar, progress
@@ -51,9 +52,8 @@ class Evaluate:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
         stored = checkpoint.state.get("training")
         training = training_from_json(stored) if stored else TrainingConfig(seq_len=checkpoint.config.max_seq_len)
-        engine = backends.load(self.backend or backends.default(), "training.engine").Engine(
-            checkpoint.config, training
-        )
+        engines = backends.load(self.backend or backends.default(), "training.engine")
+        engine: Engine[Any] = engines.Engine(checkpoint.config, training)
         parameters = checkpoint.parameters
         engine.load(parameters if self.weights == "float32" else rounded(parameters, self.weights), {}, 0)
         seq_len = self.seq_len or (STREAM_SEQ_LEN if self.stream else training.seq_len)
@@ -62,14 +62,14 @@ class Evaluate:
         else:
             batches = validation_batches(data, seq_len, self.batch_size, self.windows)
         with progress("evaluating", min(len(data.val), self.windows * seq_len)) as bar:
-            nats, tokens = total_nats(engine, told(batches, bar), self.stream)
+            nats, tokens = total_nats(engine, with_progress(batches, bar), self.stream)
         result = {"step": checkpoint.state["step"], "val_loss": nats / tokens}
         if self.weights != "float32":
             result["weights"] = self.weights
         print(json.dumps({**result, "val_bpb": data.nats_to_bits_per_byte(nats / tokens), "tokens": tokens}))
 
 
-def mean_loss(engine: Any, batches: Iterable[Batch], carry: bool = False) -> float:
+def mean_loss(engine: Engine[Any], batches: Iterable[Batch], carry: bool = False) -> float:
     """Mean nats a counted label over all batches.
 
     Args:
@@ -81,13 +81,14 @@ def mean_loss(engine: Any, batches: Iterable[Batch], carry: bool = False) -> flo
     return nats / tokens
 
 
-def total_nats(engine: Any, batches: Iterable[Batch], carry: bool = False) -> tuple[float, int]:
+def total_nats(engine: Engine[States], batches: Iterable[Batch], carry: bool = False) -> tuple[float, int]:
     """Sum of nats over all batches, and the labels counted.
 
     Args:
         engine, batches, carry: as in `mean_loss`.
     """
-    nats, count, states = 0.0, 0, None
+    nats, count = 0.0, 0
+    states: States | None = None
     shard = engine.context.shard
     for whole in batches:
         # One row cannot be cut between rows: every process reads all of a stream, or its stretch of each piece.
@@ -102,7 +103,7 @@ def total_nats(engine: Any, batches: Iterable[Batch], carry: bool = False) -> tu
 
 
 def _part(batch: Batch, shard: BatchShard) -> Batch:
-    """The share of a batch; where it has no row, one whose labels are ignored, since all processes compute together."""
+    """A process's shard of a batch; where it has no row, one whose labels are ignored: all must compute together."""
     part = batch.part(shard)
     if len(part.tokens):
         return part
@@ -110,8 +111,8 @@ def _part(batch: Batch, shard: BatchShard) -> Batch:
     return first.part(shard.of_all_rows())
 
 
-def told(batches: Iterable[Batch], bar: Bar) -> Iterator[Batch]:
-    """The batches, each told of once it has been read."""
+def with_progress(batches: Iterable[Batch], bar: Bar) -> Iterator[Batch]:
+    """The batches; the bar advances once each has been evaluated."""
     for batch in batches:
         yield batch
         bar.advance(int((batch.labels != IGNORED_LABEL).sum()))

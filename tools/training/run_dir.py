@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,8 @@ from spec.config import ModelConfig, TrainingConfig, config_to_json, known_field
 from spec.data import Dataset
 from spec.mixers import config_from_json
 from tools import convert
+from tools.cli.file_lock import exclusive_lock
+from tools.training.records import BestCheckpoint, MetricsLine
 from tools.training.tensorboard import event_writer
 
 
@@ -61,17 +62,18 @@ class ExecutionConfig:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is: kept in RUN/config.json, so that a later leg needs only --data, --out and --resume."""
+    """What a run is: kept in RUN/config.json, so that a later segment needs only --data, --out and --resume."""
 
     model: ModelConfig
     training: TrainingConfig
-    habits: ExecutionConfig
+    execution: ExecutionConfig
     data: dict[str, str]
     init_from: str | None = None
     """Where the first weights were taken from."""
 
-    def to_json(self) -> dict[str, Any]:
-        parts = {"training": asdict(self.training), "habits": asdict(self.habits), "data": self.data}
+    def to_json(self) -> dict[str, object]:
+        """The content of RUN/config.json."""
+        parts = {"training": asdict(self.training), "execution": asdict(self.execution), "data": self.data}
         return {"model": config_to_json(self.model), **parts, "init_from": self.init_from}
 
     def require_same_run(self, asked: Settings) -> None:
@@ -116,13 +118,8 @@ class RunDir:
     def locked(self) -> Iterator[None]:
         """Hold the directory; a dead process's lock vanishes with it. Raises ValueError where another run is live."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(
-                    f"{self.path} is in use by another live run; wait for it or name another --out"
-                ) from error
+        busy = f"{self.path} is in use by another live run; wait for it or name another --out"
+        with exclusive_lock(self.path / ".lock", busy):
             remove_unfinished(self.path)
             remove_unfinished(self.path / "checkpoints")
             yield
@@ -137,15 +134,16 @@ class RunDir:
         try:
             stored = json.loads((self.path / "config.json").read_text())
             model, training = config_from_json(stored["model"]), training_from_json(stored["training"])
-            # Runs that were started before there was a choice hold none.
-            habits = ExecutionConfig(**known_fields(ExecutionConfig, {"compile": None, **stored["habits"]}))
-            # Nor where their weights came from.
+            # Earlier versions wrote this entry as `habits`, without a choice of `compile`, and no `init_from`.
+            kept = stored["execution"] if "execution" in stored else stored["habits"]
+            execution = ExecutionConfig(**known_fields(ExecutionConfig, {"compile": None, **kept}))
             init_from = stored.get("init_from")
-            return Settings(model, training, habits, stored["data"], init_from and str(init_from))
+            return Settings(model, training, execution, stored["data"], init_from and str(init_from))
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{self.path / 'config.json'} is damaged ({error}); restore it or start anew") from error
 
     def write_settings(self, settings: Settings) -> None:
+        """Write RUN/config.json."""
         with new_file(self.path / "config.json") as temporary:
             temporary.write_text(json.dumps(settings.to_json(), indent=1) + "\n")
 
@@ -173,18 +171,18 @@ class RunDir:
 
     def save(self, checkpoint: Checkpoint, keep: int) -> None:
         """Write a checkpoint, then drop those beyond the newest `keep` and the best."""
-        write_checkpoint(self.place(checkpoint.state["step"]), checkpoint)
-        self.drop_old(checkpoint.state, keep)
+        write_checkpoint(self.checkpoint_path(checkpoint.state["step"]), checkpoint)
+        self.drop_old(checkpoint.state.get("best"), keep)
 
-    def place(self, step: int) -> Path:
+    def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint of a step belongs."""
         return self.path / "checkpoints" / _name(step)
 
-    def drop_old(self, state: Mapping[str, Any], keep: int) -> None:
-        """Drop the checkpoints beyond the newest `keep` and the best that `state` names."""
-        best = state.get("best") or {}
+    def drop_old(self, best: BestCheckpoint | None, keep: int) -> None:
+        """Remove the checkpoints beyond the newest `keep` and the best."""
+        kept = None if best is None else _name(best["step"])
         for old in list_checkpoints(self.path)[:-keep]:
-            if old.name != _name(best.get("step", -1)):
+            if old.name != kept:
                 # A kill between the two leaves no half of a checkpoint under a valid name.
                 doomed = old.with_name(TEMPORARY_PREFIX + old.name)
                 old.rename(doomed)
@@ -210,16 +208,16 @@ class RunDir:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     @contextmanager
-    def metrics_writer(self, step: int) -> Iterator[Any]:
+    def metrics_writer(self, step: int) -> Iterator[Callable[[MetricsLine], None]]:
         """A function that appends one object to metrics.jsonl, a line at a time.
 
         Args:
-            step: that this leg goes on from.
+            step: that this segment goes on from.
         """
         events = event_writer(self.path / "tensorboard", step) if self.tensorboard else nullcontext()
         with (self.path / "metrics.jsonl").open("a", buffering=1) as file, events as show:
 
-            def write(line: Mapping[str, Any]) -> None:
+            def write(line: MetricsLine) -> None:
                 file.write(json.dumps(line) + "\n")
                 if show is not None:
                     show(line)

@@ -9,12 +9,15 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parity.proof.environment import ROOT, devices, processor, version
 from spec.checkpoint.files import new_file
 from spec.config import ModelConfig, TrainingConfig
 from tools.cli import backends
+
+if TYPE_CHECKING:
+    from parity.proof.problems.cases import LayerCase, ScanCase
 
 # Most trusted last: what stands in for a method that fails is the next in this list that passes. `sequential` is the
 # recurrence as it is written.
@@ -79,7 +82,7 @@ def probe(backend: str, operation: str, method: str) -> Verdict:
 
 
 def trusted_method(
-    backend: str, method: str, model: ModelConfig, training: TrainingConfig, say: Callable[[str], None]
+    backend: str, method: str, model: ModelConfig, training: TrainingConfig, warn: Callable[[str], None]
 ) -> str:
     """The mixer method to train with: `method`, unless it is `auto` and what `auto` takes here fails its self-test.
 
@@ -89,7 +92,7 @@ def trusted_method(
         backend: `torch` or `jax`.
         method: as the user asked for.
         model, training: what is trained.
-        say: told, loudly, what failed and what is used instead.
+        warn: called with what failed and what is used instead.
 
     Raises:
         ValueError: every method of the backend fails.
@@ -103,15 +106,15 @@ def trusted_method(
     if verdict.passed:
         return method
     where = f"{backend} on {devices(backend)[0]}"
-    told = f"by {verdict.worst:.3g} times its rounding bound" if verdict.runs else f"since it {verdict.message}"
+    reason = f"by {verdict.worst:.3g} times its rounding bound" if verdict.runs else f"since it {verdict.message}"
     for other in (name for name in TRUST if name in scan.METHODS and name != choice):
         if cached_self_test(backend, other).passed:
-            say(
-                f"WARNING: the scan method {choice} fails its self-test in {where}, {told}; "
+            warn(
+                f"WARNING: the scan method {choice} fails its self-test in {where}, {reason}; "
                 f"{other} is used instead; see liquidnet doctor"
             )
             return other
-    raise ValueError(f"no scan method of {where} passes its self-test; {choice} fails {told}; see liquidnet doctor")
+    raise ValueError(f"no scan method of {where} passes its self-test; {choice} fails {reason}; see liquidnet doctor")
 
 
 def cached_self_test(backend: str, method: str) -> Verdict:
@@ -174,7 +177,7 @@ def _read_cache() -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _cases(operation: str) -> list[Any]:
+def _cases(operation: str) -> list[ScanCase] | list[LayerCase]:
     """Few shapes, since each is compiled; several chunks and a rest."""
     from parity.proof.operations import self_tests
     from parity.proof.problems.cases import CONFIG, NANO, LayerCase, ScanCase
@@ -190,7 +193,7 @@ def _cases(operation: str) -> list[Any]:
     ]
 
 
-def _units(operation: str, backend: str, method: str, case: Any) -> float:
+def _units(operation: str, backend: str, method: str, case: ScanCase | LayerCase) -> float:
     from parity.proof.adapters import load
     from parity.proof.bounds import in_units
     from parity.proof.operations import OPERATIONS, expected

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+from tools.training.records import MetricsLine
 
 SCALARS = ("loss", "lr", "grad_norm", "tokens_per_second", "val_loss", "val_bpb")
 FLUSH_SECONDS = 10
@@ -21,26 +22,26 @@ def require_tensorboard() -> None:
 
 
 @contextmanager
-def event_writer(directory: Path, step: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def event_writer(directory: Path, step: int) -> Iterator[Callable[[MetricsLine], None]]:
     """A function that writes one line of metrics.jsonl as events.
 
     Args:
         directory: of the event files.
-        step: that this leg goes on from; TensorBoard forgets what an earlier leg wrote after it.
+        step: that this segment of the run goes on from; TensorBoard drops what an earlier one wrote after it.
     """
     from tensorboardX import SummaryWriter
 
-    # Two legs may start within a second, which is all that the name of a file tells otherwise.
+    # Two segments may start within a second, which is all that the name of a file tells otherwise.
     suffix = f".{step:08d}"
     writer = SummaryWriter(str(directory), purge_step=step + 1, flush_secs=FLUSH_SECONDS, filename_suffix=suffix)
 
-    def write(line: Mapping[str, Any]) -> None:
-        for name in SCALARS:
-            if name in line:
-                writer.add_scalar(name, line[name], line["step"])
-        if "sample" in line:
+    def write(line: MetricsLine) -> None:
+        for name, value in line.items():
+            if name in SCALARS:
+                writer.add_scalar(name, value, line["step"])
+        if (sample := line.get("sample")) is not None:
             # Text is read as Markdown there; indented, it stays as it is.
-            writer.add_text("sample", "".join(f"    {row}\n" for row in line["sample"].splitlines()), line["step"])
+            writer.add_text("sample", "".join(f"    {row}\n" for row in sample.splitlines()), line["step"])
 
     try:
         yield write

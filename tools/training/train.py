@@ -1,4 +1,4 @@
-"""The trainer shell's flags: what a run is asked to be, and whether it still is the same run."""
+"""`liquidnet train`: its flags, what a run is asked to be, and whether it still is the same run."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from spec.data import Dataset, next_batch, open_data, validation_batches
 from spec.mixers import families
 from spec.parameters import num_parameters
 from spec.presets import RECIPES, preset
+from spec.runtime.engine import Engine
+from spec.runtime.parallel import ParallelContext
 from tools import convert
 from tools.cli import backends
 from tools.training.checkpoint_manager import CheckpointFormat, require_format
@@ -37,7 +39,7 @@ class Train:
     SIGTERM saves a checkpoint and exits 75, Ctrl-C saves and exits 130; `--resume` goes on from either,
     and from a kill. A flag that is not given is the preset's or, on --resume, what the run was started with;
     --stop-at, --profile, --tensorboard and what says who computes what (from --micro-batch-size to
-    --checkpoint-format) are of this leg alone. Under torchrun (`torchrun --nproc-per-node 4 -m torch_impl.train ...`)
+    --checkpoint-format) are of this call alone. Under torchrun (`torchrun --nproc-per-node 4 -m torch_impl.train ...`)
     several processes train; JAX takes all devices of each host, and several hosts as JAX_COORDINATOR_ADDRESS tells
     (see docs/guide/tpu.md).
     """
@@ -67,7 +69,7 @@ class Train:
     total_tokens: float | None = None
     """Length of the schedule in tokens instead of steps."""
     stop_at: int | None = None
-    """End this leg at this step; the schedule stays as long as it is."""
+    """End this call at this step; the schedule stays as long as it is."""
     batch_size: int | None = None
     """Sequences a step, over all devices."""
     seq_len: int | None = None
@@ -119,7 +121,7 @@ class Train:
     profile: bool = False
     """Write a profiler trace of a few steps to RUN/profile."""
     tensorboard: bool = False
-    """Write the metrics of this leg to RUN/tensorboard besides, for `tensorboard --logdir`."""
+    """Write the metrics of this call to RUN/tensorboard besides, for `tensorboard --logdir`."""
     resume: bool = False
     """Go on from the newest checkpoint in --out, whichever backend wrote it; from the start where there is none."""
 
@@ -130,12 +132,12 @@ class Train:
         if self.tensorboard:
             require_tensorboard()
         parallel = backends.load(self.backend, "training.distributed")
-        context = parallel.join(self.parallel, self.context_parallel, self.rank_timeout, self.mesh)
+        context = parallel.initialize(self.parallel, self.context_parallel, self.rank_timeout, self.mesh)
         run = RunDir(self.out, self.tensorboard)
         try:
             sys.exit(self._train(run, context))
         except (RuntimeError, ValueError) as error:
-            if not context.lost(error):
+            if not context.is_peer_loss(error):
                 raise
             # Without the file and line of gloo's that it comes from, and without its advice.
             reason = re.sub(r".*\.cc:\d+\] ?", "", str(error).splitlines()[0]).split(". ")[0]
@@ -144,7 +146,7 @@ class Train:
                 "start all of them again with --resume"
             ) from error
 
-    def _train(self, run: RunDir, context: Any) -> int:
+    def _train(self, run: RunDir, context: ParallelContext) -> int:
         with context.raise_together():
             if self.out.resolve() == self.data.resolve():
                 raise ValueError(f"--out {self.out} is the data's own directory; name another --out")
@@ -174,25 +176,25 @@ class Train:
             raise ValueError(f"{source} holds another model than asked for: {initial.config}")
         return initial
 
-    def _engine(self, settings: Settings, context: Any) -> Any:
-        model, training, habits = settings.model, settings.training, settings.habits
+    def _engine(self, settings: Settings, context: ParallelContext) -> Engine[Any]:
+        model, training, execution = settings.model, settings.training, settings.execution
         # The first process tries the methods out; were each to decide, they might differ.
-        method = context.broadcast(lambda: trusted_method(self.backend, habits.method, model, training, _say_loudly))
+        method = context.broadcast(lambda: trusted_method(self.backend, execution.method, model, training, _warn))
         plain = self.context_parallel > 1 or not backends.load(self.backend, "mixers").capabilities(model).compile
-        compiled = _compiles(self.backend, habits.compile, plain)
+        compiled = _compiles(self.backend, execution.compile, plain)
         if context.rank == 0:
-            _warn_of_bfloat16(self.backend, training.compute_dtype)
+            _warn_if_emulated(self.backend, training.compute_dtype)
         engine = backends.load(self.backend, "training.engine").Engine
         with context.raise_together():
-            return engine(model, training, method, habits.remat, compiled, self.micro_batch_size, context)
+            return engine(model, training, method, execution.remat, compiled, self.micro_batch_size, context)
 
     def resolve(self, data: Dataset, stored: Settings | None) -> Settings:
-        """The settings of this leg; raises ValueError where they cannot be, or a resumed run would be another run."""
+        """The settings of this segment; raises ValueError where they cannot be, or a resumed run would be another."""
         name = "nano" if self.preset is None else self.preset
         if stored is None:
-            model, training, habits = preset(name), RECIPES[name], ExecutionConfig()
+            model, training, execution = preset(name), RECIPES[name], ExecutionConfig()
         else:
-            model, training, habits = stored.model, stored.training, stored.habits
+            model, training, execution = stored.model, stored.training, stored.execution
             if self.preset is not None:
                 model = replace(preset(self.preset), max_seq_len=model.max_seq_len)
         model = self._resized(replace(model, vocab_size=data.vocab_size))
@@ -203,7 +205,7 @@ class Train:
         if self.total_tokens is not None:
             training = replace(training, steps=self._steps_of(training))
         named = tuple(field.name for field in fields(ExecutionConfig) if field.name != "compile")
-        habits = replace(habits, compile=self._asked_to_compile(habits.compile), **_given(self, named))
+        execution = replace(execution, compile=self._asked_to_compile(execution.compile), **_given(self, named))
         if stored is None:
             model = replace(model, max_seq_len=training.seq_len)
             if self.warmup_steps is None:
@@ -212,7 +214,7 @@ class Train:
         backends.load(self.backend, "layers").accumulate_dtype(training.compute_dtype)
         began = stored.init_from if stored is not None else None
         init_from = began if self.init_from is None else str(self.init_from.resolve())
-        settings = Settings(model, training, habits, data_identity(data), init_from)
+        settings = Settings(model, training, execution, data_identity(data), init_from)
         if stored is not None:
             stored.require_same_run(settings)
         # One row: nothing says yet that there is memory for more. The lanes of a stream are no longer than the data.
@@ -254,20 +256,20 @@ def _compiles(backend: str, asked: bool | None, plain: bool = False) -> bool:
     return devices.default_device().type == "cuda" and devices.HAS_TRITON and not plain
 
 
-def _warn_of_bfloat16(backend: str, dtype: str) -> None:
+def _warn_if_emulated(backend: str, dtype: str) -> None:
     """bfloat16 runs everywhere, but slowly where no hardware multiplies it."""
     if backend != "torch" or dtype != "bfloat16":
         return
     devices = backends.load(backend, "ops.devices")
     device = devices.default_device()
     if not devices.has_bfloat16(device):
-        _say_loudly(
+        _warn(
             f"WARNING: this GPU ({devices.architecture(device)}) has no bfloat16 in hardware, its products are "
             "emulated, slowly; use --dtype float16"
         )
 
 
-def _say_loudly(text: str) -> None:
+def _warn(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, style="bold red", markup=False)
 
 
@@ -275,7 +277,7 @@ def _given(flags: Train, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
 
 
-def _require_memory(settings: Settings, micro_batch: int | None, context: Any) -> None:
+def _require_memory(settings: Settings, micro_batch: int | None, context: ParallelContext) -> None:
     """Weights, gradients, two moments and one activation a layer are the least that each process of a machine holds."""
     model, training, shard = settings.model, settings.training, context.shard
     rows = min(micro_batch or training.batch_size, -(-training.batch_size // shard.rows))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from parity.proof.environment import processor
 from spec.checkpoint.format import Checkpoint
 from spec.data import Dataset, next_batch, validation_batches, validation_stream, with_side_inputs
+from spec.runtime.engine import Engine
 from spec.sampling import Sampling, Step
 from spec.schedule import learning_rate
 from tools.cli import signals
@@ -24,6 +26,7 @@ from tools.plot.loss import plot_loss
 from tools.tokenizer import parse_tokenizer
 from tools.training.checkpoint_manager import OWN_FORMAT, CheckpointFormat, make_checkpoint_manager
 from tools.training.evaluate import mean_loss
+from tools.training.records import BestCheckpoint, MetricsLine, TrainerState
 from tools.training.run_dir import RunDir, Settings
 
 EXIT_SIGTERM = 75
@@ -33,8 +36,8 @@ SAMPLE_TOKENS = 96
 PROFILED_STEPS = range(10, 13)
 
 
-class Flags(Protocol):
-    """What the loop reads of the flags of `liquidnet train`."""
+class SegmentFlags(Protocol):
+    """The flags of `liquidnet train` that hold for one segment of a run alone."""
 
     @property
     def backend(self) -> str: ...
@@ -51,7 +54,7 @@ class Flags(Protocol):
 
 
 class Trainer:
-    """One leg of a run: from a checkpoint, or from the start, to the end, to --stop-at, or to a signal.
+    """One segment of a run: from a checkpoint, or from the start, to the end, to --stop-at, or to a signal.
 
     Args:
         flags: of the command.
@@ -61,18 +64,18 @@ class Trainer:
         engine: of the backend, with the initial weights.
     """
 
-    def __init__(self, flags: Flags, data: Dataset, run: RunDir, settings: Settings, engine: Any):
+    def __init__(self, flags: SegmentFlags, data: Dataset, run: RunDir, settings: Settings, engine: Engine[Any]):
         self.flags, self.data, self.run, self.settings, self.engine = flags, data, run, settings, engine
         self.context, self.first_process = engine.context, engine.context.rank == 0
         self.console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not self.first_process)
-        self.checkpoint_manager = make_checkpoint_manager(flags.checkpoint_format, run, engine, settings.habits.keep)
+        self.checkpoint_manager = make_checkpoint_manager(flags.checkpoint_format, run, engine, settings.execution.keep)
         self.step = self.samples_consumed = self.tokens = 0
-        self.best: dict[str, Any] | None = None
+        self.best: BestCheckpoint | None = None
 
     def train(self, initial: Checkpoint | None) -> int:
         """Train from the newest checkpoint, else from the weights of `initial`, else from the start; the exit code."""
-        training, habits, flags = self.settings.training, self.settings.habits, self.flags
-        self._begin(initial)
+        training, execution, flags = self.settings.training, self.settings.execution, self.flags
+        self._restore(initial)
         last = training.steps if flags.stop_at is None else min(training.steps, flags.stop_at)
         todo = f"steps {self.step} to {last} of {training.steps}"
         if self.step >= last:
@@ -84,22 +87,22 @@ class Trainer:
             f"{training.compute_dtype}, {self.engine.layout()}"
         )
         metrics = self.run.metrics_writer(self.step) if self.first_process else nullcontext(lambda line: None)
-        with metrics as self.write, _signals() as caught, self._bar(last) as self.advance:
+        with metrics as self.write, _caught_signals() as caught, self._bar(last) as self.advance:
             while self.step < last and not self.context.any(bool(caught)):
-                self._one_step()
+                self._train_step()
                 is_best = self.best is not None and self.best["step"] == self.step
-                if self.step % habits.checkpoint_every == 0 or is_best:
+                if self.step % execution.checkpoint_every == 0 or is_best:
                     self._save()
                 self.checkpoint_manager.poll()
             if self.step != self.saved:
                 self._save()
             self.checkpoint_manager.finish()
-            code = self._end(self.context.any(bool(caught)), self.context.any(signal.SIGTERM in caught))
+            code = self._finish(self.context.any(bool(caught)), self.context.any(signal.SIGTERM in caught))
             # torchrun ends whoever is left once one has gone: nobody goes before all of this is done.
             self.context.any(False)
         return code
 
-    def _end(self, stopped: bool, terminated: bool) -> int:
+    def _finish(self, stopped: bool, terminated: bool) -> int:
         picture = self.run.path / "loss.png"
         if self.first_process:
             plot_loss(self.run.metrics(), picture)
@@ -110,26 +113,26 @@ class Trainer:
         self._say(f"reached step {self.step} of {self.settings.training.steps}; the loss curve is in {picture}")
         return 0
 
-    def _begin(self, initial: Checkpoint | None) -> None:
+    def _restore(self, initial: Checkpoint | None) -> None:
         with self.context.raise_together():
             # Where each has a part of the model, none needs to hold all of it to read shards.
             readers = (self.context.rank, self.context.size) if self.context.sharded else None
             newest = self.run.newest_checkpoint(readers, OWN_FORMAT.get(self.engine.name, "dcp"))
-            in_parts = newest is not None and not newest.parameters
+            in_shards = newest is not None and not newest.parameters
             if newest is not None:
                 self._require_same_run(newest)
-                if not in_parts:
+                if not in_shards:
                     self.engine.load(newest.parameters, newest.moments, newest.state["step"])
                 self.engine.load_extra_state(newest.state)
                 self.engine.load_states(newest.states)
-                self._go_on(newest.state)
+                self._restore_counters(newest)
             elif self.flags.resume:
                 self._say(f"{self.run.path} holds no checkpoint: a new run")
             if newest is None and initial is not None:
                 self.engine.load(initial.parameters, {}, 0)
-        if in_parts:
+        if in_shards:
             with self.context.raise_together():
-                self.engine.load_shards(self.run.place(self.step), self.step)
+                self.engine.load_shards(self.run.checkpoint_path(self.step), self.step)
         with self.context.raise_together():
             if self.first_process:
                 self.run.write_settings(self.settings)
@@ -140,7 +143,7 @@ class Trainer:
             self.checkpoint_manager.finish()
         self.first = self.saved = self.step
 
-    def _one_step(self) -> None:
+    def _train_step(self) -> None:
         training, started = self.settings.training, time.perf_counter()
         batch = next_batch(self.data, self.samples_consumed, training, self.context.shard)
         batch = with_side_inputs(batch, self.settings.model, training, self.samples_consumed, self.context.shard)
@@ -150,24 +153,32 @@ class Trainer:
         if not (np.isfinite(loss) and np.isfinite(norm)):
             self.checkpoint_manager.finish()
             # All processes have the same numbers; one message will do.
-            self.context.leave_it_to_the_first(1)
+            self.context.exit_unless_first(1)
             raise FloatingPointError(self._not_finite(loss, norm))
         self.step += 1
         self.samples_consumed += training.batch_size
         tokens = training.batch_size * training.seq_len
         self.tokens += tokens
         rate = tokens / (time.perf_counter() - started)
-        line = {"step": self.step, "loss": loss, "tokens": self.tokens, "lr": lr, "grad_norm": norm}
-        where = {"backend": self.engine.name, "processes": self.context.size}
-        self.write({**line, "tokens_per_second": round(rate, 1), **where})
+        line: MetricsLine = {
+            "step": self.step,
+            "loss": loss,
+            "tokens": self.tokens,
+            "lr": lr,
+            "grad_norm": norm,
+            "tokens_per_second": round(rate, 1),
+            "backend": self.engine.name,
+            "processes": self.context.size,
+        }
+        self.write(line)
         self.advance(loss, rate)
-        if self.step % self.settings.habits.eval_every == 0 or self.step == training.steps:
+        if self.step % self.settings.execution.eval_every == 0 or self.step == training.steps:
             self._evaluate()
 
     def _evaluate(self) -> None:
-        training, most = self.settings.training, self.settings.habits.eval_windows
+        training, most = self.settings.training, self.settings.execution.eval_windows
         # No more at a time than a device takes in a step: it may have memory for that alone.
-        parts = self.context.shard.rows * self.context.parts_of_rows
+        parts = self.context.shard.rows * self.context.local_row_shards
         rows = self.flags.micro_batch_size or -(-training.batch_size // parts)
         if training.stream:
             batches = validation_stream(self.data, rows * training.seq_len, most * training.seq_len)
@@ -197,7 +208,7 @@ class Trainer:
         return tokenizer.decode(prompt), "".join(session.write(sampling, SAMPLE_TOKENS))
 
     def _save(self) -> None:
-        state = {
+        state: TrainerState = {
             "step": self.step,
             "samples_consumed": self.samples_consumed,
             "tokens": self.tokens,
@@ -242,7 +253,8 @@ class Trainer:
                 f"{f'streams {self.settings.training.batch_size}' if streams else 'does not stream'}; start anew"
             )
 
-    def _go_on(self, state: Mapping[str, Any]) -> None:
+    def _restore_counters(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
         self.step, self.samples_consumed, self.tokens = state["step"], state["samples_consumed"], state["tokens"]
         self.best = state.get("best")
         steps, training = (state.get("training") or {}).get("steps"), self.settings.training
@@ -256,14 +268,14 @@ class Trainer:
             if changed:
                 self._say(f"resuming will not repeat the same bits, since these changed: {', '.join(changed)}")
 
-    def _environment(self) -> dict[str, Any]:
+    def _environment(self) -> dict[str, str | int | bool]:
         # Another processor may take other vector instructions, and give other bits.
-        return {**self.engine.environment(), "remat": self.settings.habits.remat, "processor": processor()}
+        return {**self.engine.environment(), "remat": self.settings.execution.remat, "processor": processor()}
 
     def _not_finite(self, loss: float, norm: float) -> str:
         first, count = self.samples_consumed, self.settings.training.batch_size
         # In JAX a method that finds no states cannot say so itself.
-        settle = ", or leave out --method parallel" if self.settings.habits.method == "parallel" else ""
+        settle = ", or leave out --method parallel" if self.settings.execution.method == "parallel" else ""
         return (
             f"loss {loss}, gradient norm {norm} at step {self.step + 1}, samples {first} to {first + count - 1}: "
             f"stopped; {self.run.last_good()}; lower --lr or --grad-clip and --resume{settle}"
@@ -271,13 +283,13 @@ class Trainer:
 
     @contextmanager
     def _profiler(self) -> Iterator[None]:
-        """Record a few steps of the leg, past compilation, on request."""
+        """Record a few steps of the segment, past compilation, on request."""
         wanted = self.flags.profile and self.first_process and self.step - self.first in PROFILED_STEPS
         with self.engine.profile(self.run.path / "profile" / f"step_{self.step + 1:08d}") if wanted else nullcontext():
             yield
 
     @contextmanager
-    def _bar(self, last: int) -> Iterator[Any]:
+    def _bar(self, last: int) -> Iterator[Callable[[float, float], None]]:
         """A progress bar on a terminal; elsewhere a line now and then."""
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.fields[status]}"))
         plain = not (self.console.is_terminal and self.first_process)
@@ -299,13 +311,13 @@ class Trainer:
 
 
 @contextmanager
-def _signals() -> Iterator[list[signal.Signals]]:
+def _caught_signals() -> Iterator[list[signal.Signals]]:
     """Collect SIGTERM and the first SIGINT, to be acted on between steps; a second SIGINT interrupts at once."""
     caught: list[signal.Signals] = []
 
-    def remember(number: int, _frame: Any) -> None:
+    def remember(number: int, _frame: FrameType | None) -> None:
         caught.append(signal.Signals(number))
-        signals.put_off(number)
+        signals.defer(number)
 
     before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

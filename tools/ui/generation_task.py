@@ -58,7 +58,7 @@ class Generation:
         #: The last tokens that the state has absorbed, and the states [l, n] after each.
         self.recent_states: deque[tuple[str, np.ndarray]] = deque(maxlen=WINDOW)
         self.session = Session(self._step, opened.model.tokenizer)
-        self.session.tell(prompt)
+        self.session.append(prompt)
 
     @property
     def tokens(self) -> int:

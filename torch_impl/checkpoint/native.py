@@ -23,7 +23,7 @@ from spec.checkpoint.format import Checkpoint
 from spec.checkpoint.tree import from_tree, to_tree
 from spec.parameters import check_parameters
 from torch_impl.protocols import LanguageModel
-from torch_impl.training.distributed import own, own_part, whole
+from torch_impl.training.distributed import full_tensor, local_part, to_local
 
 # What a restricted unpickler, fed damaged bytes, was seen to fail with.
 _DAMAGE = (
@@ -44,7 +44,7 @@ def load_parameters(model: LanguageModel, arrays: Mapping[str, np.ndarray]) -> N
     check_parameters(model.config, arrays)
     with torch.no_grad():
         for path, parameter in model.named_parameters():
-            own(parameter).copy_(own_part(from_numpy(arrays[path]), parameter))
+            to_local(parameter).copy_(local_part(from_numpy(arrays[path]), parameter))
 
 
 def dump_parameters(model: LanguageModel) -> dict[str, np.ndarray]:
@@ -54,7 +54,7 @@ def dump_parameters(model: LanguageModel) -> dict[str, np.ndarray]:
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """A copy of the tensor with the same bits, bfloat16 included; whole where processes have parts of it."""
-    tensor = whole(tensor.detach()).cpu().contiguous()
+    tensor = full_tensor(tensor.detach()).cpu().contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16).copy()
     return tensor.numpy().copy()

@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from torch_impl.training.distributed import ParallelContext, own
+from torch_impl.training.distributed import ParallelContext, to_local
 
 # One process is meant to write alone, and a warning from DCP's thread would stand among the lines of progress.
 warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized", UserWarning)
@@ -25,13 +25,13 @@ except ImportError:
     HuggingFaceStorageWriter: Any = None
 
 
-class Writing:
+class AsyncSave:
     """Shards that are being written while training goes on.
 
     Args:
         tensors: by name, of this process; copied at once.
         directory: to write into; the same for every process.
-        world: the processes of the run.
+        context: the processes of the run.
 
     Raises:
         NotImplementedError: this PyTorch cannot write shards as safetensors files.
@@ -75,7 +75,7 @@ def read_shards(tensors: dict[str, Tensor], directory: Path, context: ParallelCo
     except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"checkpoint {directory}: {_cause(error)}") from error
     for name, tensor in tensors.items():
-        if not torch.isfinite(own(tensor)).all():
+        if not torch.isfinite(to_local(tensor)).all():
             raise ValueError(f"checkpoint {directory}: tensor {name} holds a value that is not finite")
 
 

@@ -13,7 +13,7 @@ from spec.validation import require_known
 from torch_impl.layers import Linear, accumulate_dtype
 from torch_impl.model import LanguageModel
 from torch_impl.ops import scan
-from torch_impl.ops.gated_scan import METHODS, mixer
+from torch_impl.ops.gated_scan import METHODS, gated_scan
 
 
 class LiquidMixer(nn.Module):
@@ -21,7 +21,7 @@ class LiquidMixer(nn.Module):
 
     def __init__(self, config: LiquidNetConfig, compute_dtype: str = "float32", method: str = "auto"):
         super().__init__()
-        require_known("mixer method", method, METHODS)
+        require_known("mixer method", method, ("auto", *METHODS))
         self.delta_min = config.delta_min
         self.method = method
         self.input = Linear(config.d_model, 3 * config.d_model, compute_dtype, widen=False)
@@ -35,7 +35,7 @@ class LiquidMixer(nn.Module):
         masks: Masks = NO_MASKS,
         side: Side | None = None,
     ) -> tuple[Float[Tensor, BTD], Float[Tensor, BD]]:
-        gated_btd, state_bd = mixer(self.input(x), self.decay_bias, self.delta_min, state, *masks, self.method)
+        gated_btd, state_bd = gated_scan(self.input(x), self.decay_bias, self.delta_min, state, *masks, self.method)
         return self.output(gated_btd), state_bd
 
 

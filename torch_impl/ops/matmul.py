@@ -1,7 +1,11 @@
-"""Matrix products on a CPU, by the faster of two libraries. No twin: XLA has its own. Truth: spec/reference/blocks.py.
+"""Matrix products of a linear layer. No twin: XLA has its own library. Truth: spec/reference/blocks.py.
 
-torch.mm calls MKL, which takes the AVX2 kernels on an AMD processor with AVX-512; a convolution calls oneDNN, which
-takes the AVX-512 ones: twice as fast in float32 on two cores of a Zen 5 (`liquidnet bench`). Elsewhere they are alike.
+    mm            torch.mm: MKL, OpenBLAS, cuBLAS, ..., everywhere
+    convolution   a convolution with a kernel of one point, which oneDNN computes: CPUs, float32
+
+On an AMD processor with AVX-512 MKL takes its AVX2 kernels and oneDNN the AVX-512 ones: twice as fast in float32 on two
+cores of a Zen 5 (`liquidnet bench`). There `auto` is `convolution`, but for few rows; elsewhere they are alike, and it
+is `mm`. A named method runs or raises NotImplementedError.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spec.axes import BTI, BTO, NI, NO, OI
+from spec.config import require_known
 from torch_impl.ops.devices import takes_numba
 
 IMAGES = 16
@@ -24,8 +29,8 @@ IMAGES = 16
 
 
 def _is_faster() -> bool:
-    told = Path("/proc/cpuinfo")
-    amd = told.exists() and "AuthenticAMD" in told.read_text(errors="replace")
+    cpuinfo = Path("/proc/cpuinfo")
+    amd = cpuinfo.exists() and "AuthenticAMD" in cpuinfo.read_text(errors="replace")
     return amd and torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
 
 
@@ -34,33 +39,57 @@ PREFERS_CONVOLUTIONS = _is_faster()
 
 
 def libraries(device: torch.device) -> dict[str, str]:
-    """What computes on a CPU, and so decides the last bits: of the products, and Numba's version."""
+    """What computes on a CPU, and so decides the last bits: of the matrix products, and Numba's version."""
     if device.type != "cpu":
         return {}
     products = {"products": "convolutions" if PREFERS_CONVOLUTIONS else "torch.mm"}
     return products | {"numba": version("numba") if takes_numba(device) else "none"}
 
 
-def as_convolution(x: Tensor, rows: int) -> bool:
-    """Whether a product of so many rows like x goes through a convolution: of a few it is the slower way."""
+def choose_method(x: Tensor, rows: int) -> str:
+    """The method that `auto` takes for a product of so many rows like x: of a few a convolution is the slower way."""
     fits = rows >= 2 * IMAGES and (rows % IMAGES == 0 or torch.get_num_threads() > 1)
-    return fits and x.device.type == "cpu" and x.dtype == torch.float32 and PREFERS_CONVOLUTIONS
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
+    return "convolution" if fits and on_cpu and PREFERS_CONVOLUTIONS else "mm"
 
 
-def product(x: Float[Tensor, BTI], weight_oi: Float[Tensor, OI]) -> Float[Tensor, BTO]:
-    """x W^T, differentiable in both."""
-    if as_convolution(x, x.numel() // x.shape[-1]):
-        return _Convolution.apply(x, weight_oi)
-    return x @ weight_oi.T
+def matmul(x: Float[Tensor, BTI], weight_oi: Float[Tensor, OI], method: str = "auto") -> Float[Tensor, BTO]:
+    """y = x W^T, differentiable in both.
+
+    Raises:
+        ValueError: an unknown method.
+        NotImplementedError: a convolution of what oneDNN does not compute.
+    """
+    return METHODS[_resolved(method, x)](x, weight_oi)
 
 
-def gradients(
-    x: Float[Tensor, NI], weight_oi: Float[Tensor, OI], of_y: Float[Tensor, NO]
+def matmul_gradients(
+    x: Float[Tensor, NI], weight_oi: Float[Tensor, OI], grad_y: Float[Tensor, NO], method: str = "auto"
 ) -> tuple[Float[Tensor, NI], Float[Tensor, OI]]:
-    """Those of `product` by x and by W."""
-    if as_convolution(x, len(x)):
-        return _backward(x, weight_oi, of_y, (True, True))
-    return of_y @ weight_oi, of_y.T @ x
+    """The gradients of x and W: (grad_y W, grad_y^T x)."""
+    if _resolved(method, x) == "convolution":
+        return _backward(x, weight_oi, grad_y, (True, True))
+    return grad_y @ weight_oi, grad_y.T @ x
+
+
+def _resolved(method: str, x: Tensor) -> str:
+    if method == "auto":
+        return choose_method(x, x.numel() // x.shape[-1])
+    require_known("matmul method", method, METHODS)
+    if method == "convolution" and (x.device.type != "cpu" or x.dtype != torch.float32):
+        raise NotImplementedError(f"matmul method {method!r} needs float32 on a CPU, not {x.dtype} on {x.device.type}")
+    return method
+
+
+def _mm(x: Tensor, weight: Tensor) -> Tensor:
+    return x @ weight.T
+
+
+def _convolution(x: Tensor, weight: Tensor) -> Tensor:
+    return _Convolution.apply(x, weight)
+
+
+METHODS = {"mm": _mm, "convolution": _convolution}
 
 
 class _Convolution(torch.autograd.Function):
@@ -75,20 +104,20 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_y):
+    def backward(ctx, grad_y):
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         rows = x.reshape(-1, x.shape[-1])
-        of_x, of_weight = _backward(rows, weight, of_y.reshape(len(rows), -1), wanted)
-        return None if of_x is None else of_x.reshape(x.shape), of_weight
+        grad_x, grad_weight = _backward(rows, weight, grad_y.reshape(len(rows), -1), wanted)
+        return None if grad_x is None else grad_x.reshape(x.shape), grad_weight
 
 
-def _backward(x: Tensor, weight: Tensor, of_y: Tensor, wanted: tuple[bool, bool]) -> tuple[Any, Any]:
-    of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-        _image(of_y), _image(x), weight[:, :, None, None], None,
+def _backward(x: Tensor, weight: Tensor, grad_y: Tensor, wanted: tuple[bool, bool]) -> tuple[Any, Any]:
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        _image(grad_y), _image(x), weight[:, :, None, None], None,
         [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [*wanted, False],
     )  # fmt: skip
-    return _rows(of_x) if wanted[0] else None, of_weight.view(weight.shape) if wanted[1] else None
+    return _rows(grad_x) if wanted[0] else None, grad_weight.view(weight.shape) if wanted[1] else None
 
 
 def _image(rows: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,23 +15,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from spec.data import BatchShard
-from spec.runtime.processes import Processes, Value
+from spec.runtime import parallel as runtime
+from spec.runtime.parallel import Value, exit_process, require_timeout
 from torch_impl.ops.devices import default_device
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 _Model = TypeVar("_Model", bound=nn.Module)
-MOST_TIMEOUT = 1e6
-_LOSS = ("gloo", "Timed out waiting", "ncclRemoteError", "remote process exited")
+_PEER_LOSS = ("gloo", "Timed out waiting", "ncclRemoteError", "remote process exited")
 
 
 @dataclass(frozen=True)
-class ParallelContext(Processes):
+class ParallelContext(runtime.ParallelContext):
     """The processes that train one model together.
 
     Args:
-        rank, size, share: as in Processes.
+        rank, size, shard: as in spec.runtime.parallel.ParallelContext.
         sharded: each process keeps a part of the parameters (FSDP) instead of a copy (DDP).
         group: all of them, between their devices; None where this process is alone.
         host_group: all of them, between their hosts.
@@ -45,11 +44,11 @@ class ParallelContext(Processes):
     saving_group: ProcessGroup | None = None
     sequence_group: ProcessGroup | None = None
 
-    def lost(self, error: BaseException) -> bool:
+    def is_peer_loss(self, error: BaseException) -> bool:
         """Whether the error says that another process is gone."""
         # Gloo has no exception of its own; its messages name the file that they come from.
-        told = isinstance(error, dist.DistNetworkError) or any(sign in str(error) for sign in _LOSS)
-        return self.group is not None and isinstance(error, RuntimeError) and told
+        of_network = isinstance(error, dist.DistNetworkError) or any(sign in str(error) for sign in _PEER_LOSS)
+        return self.group is not None and isinstance(error, RuntimeError) and of_network
 
     def total(self, number: float) -> float:
         """The sum over all processes."""
@@ -64,23 +63,23 @@ class ParallelContext(Processes):
         """The values of all processes, in the order of ranks."""
         if self.group is None:
             return [value]
-        told: list[Any] = [None] * self.size
-        dist.all_gather_object(told, value, group=self.host_group)
-        return told
+        values: list[Value] = [value] * self.size
+        dist.all_gather_object(values, value, group=self.host_group)
+        return values
 
-    def add_up(self, value: Tensor) -> Tensor:
+    def all_reduce(self, value: Tensor) -> Tensor:
         """The sum over all processes of a tensor on the device."""
         if self.group is not None:
             dist.all_reduce(value, group=self.group)
         return value
 
 
-def join(
+def initialize(
     parallel: str = "ddp", context_parallel: int = 1, timeout: float = 600.0, mesh: str | None = None
 ) -> ParallelContext:
     """Join the processes that were started together.
 
-    torchrun tells by environment variables who they are; without it, this process is alone.
+    torchrun's environment variables say who they are; without it, this process is alone.
 
     Args:
         parallel: `ddp`, each process has a copy of the parameters, or `fsdp`, a part of them.
@@ -96,8 +95,7 @@ def join(
     if mesh is not None:
         raise ValueError(f"--mesh {mesh} is JAX's; with torch use torchrun, --parallel and --context-parallel")
     size, local_rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
-    if not 1.0 <= timeout <= MOST_TIMEOUT:
-        raise ValueError(f"--rank-timeout must be from 1 to {MOST_TIMEOUT:g} seconds, got {timeout:g}")
+    require_timeout(timeout)
     if context_parallel < 1 or size % context_parallel:
         raise ValueError(
             f"--context-parallel {context_parallel} needs a multiple of so many processes, torchrun started {size}; "
@@ -115,28 +113,26 @@ def join(
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "cpu:gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-        return world_of(list(range(size)), parallel, context_parallel, timeout)
+        return on_ranks(list(range(size)), parallel, context_parallel, timeout)
     except RuntimeError as error:
         raise ConnectionError(f"process {os.environ['RANK']} of {size} did not find the others: {error}") from error
 
 
-def has_joined() -> bool:
+def is_initialized() -> bool:
     """Whether this process has joined others."""
     return dist.is_available() and dist.is_initialized()
 
 
-def leave(code: int) -> None:
+def exit_if_initialized(code: int) -> None:
     """End a process that has joined others at once, before its interpreter is taken down; any other one goes on."""
-    if has_joined():
+    if is_initialized():
         # A thread of gloo's that lets go of a tensor wants the GIL. An interpreter that is being taken down ends such a
         # thread where C++ allows no end, and the process aborts: now and then -6 for an exit code.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        exit_process(code)
 
 
-def world_of(ranks: list[int], parallel: str, context_parallel: int = 1, timeout: float = 600.0) -> ParallelContext:
-    """The world of some of the processes of the default group; every process calls it, in the same order.
+def on_ranks(ranks: list[int], parallel: str, context_parallel: int = 1, timeout: float = 600.0) -> ParallelContext:
+    """The context of some of the processes of the default group; every process calls it, in the same order.
 
     Args:
         ranks: global ranks, ascending.
@@ -146,11 +142,8 @@ def world_of(ranks: list[int], parallel: str, context_parallel: int = 1, timeout
     """
     # Typed as anything: to a process outside it answers with a number, and that one leaves below.
     new_group: Any = partial(dist.new_group, timeout=timedelta(seconds=timeout))
-    group, host_group, saving_group = (
-        new_group(ranks),
-        new_group(ranks, backend="gloo"),
-        new_group(ranks, backend="gloo"),
-    )
+    group = new_group(ranks)
+    host_group, saving_group = new_group(ranks, backend="gloo"), new_group(ranks, backend="gloo")
     cuts = [ranks[i : i + context_parallel] for i in range(0, len(ranks), context_parallel)]
     sequence_groups = [new_group(cut) for cut in cuts] if context_parallel > 1 else [None] * len(cuts)
     if dist.get_rank() not in ranks:
@@ -203,7 +196,7 @@ class _Loss(nn.Module):
 
 
 def replicate(model: nn.Module, loss: Callable[..., Any], context: ParallelContext) -> nn.Module:
-    """DDP: the loss of this process's share, whose backward pass leaves the sum of all gradients with every copy."""
+    """DDP: the loss of this process's shard, whose backward pass leaves the sum of all gradients with every copy."""
     from torch.nn.parallel import DistributedDataParallel
 
     module = DistributedDataParallel(_Loss(model, loss), process_group=context.group, gradient_as_bucket_view=True)
@@ -221,17 +214,17 @@ def _sum(group, bucket):
 # A DTensor is known by its methods: to import the class takes a second, in every process that has none.
 
 
-def whole(tensor: Any) -> Tensor:
+def full_tensor(tensor: Any) -> Tensor:
     """The tensor, gathered where each process has a part of it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def own(tensor: Any) -> Tensor:
+def to_local(tensor: Any) -> Tensor:
     """What this process has of the tensor; writing to it writes to the tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def own_part(full: Tensor, like: Any) -> Tensor:
+def local_part(full: Tensor, like: Any) -> Tensor:
     """The part of a full tensor that this process has of `like`."""
     if not hasattr(like, "device_mesh"):
         return full
@@ -241,8 +234,8 @@ def own_part(full: Tensor, like: Any) -> Tensor:
     return distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None).to_local()
 
 
-def accumulating(model: Any, loss: Any, last: bool) -> AbstractContextManager[Any]:
-    """Gradients of the steps inside stay with this process until the last of them."""
+def gradient_sync(model: Any, loss: Any, last: bool) -> AbstractContextManager[Any]:
+    """Gradients of the backward passes inside stay with this process until the last of them (DDP's `no_sync`)."""
     if hasattr(model, "set_requires_gradient_sync"):
         model.set_requires_gradient_sync(last)
         return nullcontext()

@@ -12,20 +12,22 @@ import torch
 from torch import Tensor
 
 from spec.checkpoint.sharded import PARAMETERS
+from spec.checkpoint.tensors import Arrays
 from spec.config import ModelConfig, TrainingConfig, require_integer
 from spec.data import IGNORED_LABEL, Batch, BatchShard
 from spec.mixers import family
+from spec.runtime.engine import ExtraState, Moments
 from spec.runtime.memory import keep_freed_memory
 from spec.sampling import Step
 from torch_impl.checkpoint.native import dump_parameters, from_numpy, load_parameters, to_numpy
-from torch_impl.generation import make_step
 from torch_impl.mixers import capabilities
 from torch_impl.model import build, choose_method
+from torch_impl.ops.decode import make_step
 from torch_impl.ops.devices import default_device
 from torch_impl.ops.matmul import libraries
 from torch_impl.ops.scan.context_parallel import time_sharded
 from torch_impl.training.data import to_device
-from torch_impl.training.distributed import ParallelContext, accumulating, replicate, reshard, shard
+from torch_impl.training.distributed import ParallelContext, gradient_sync, replicate, reshard, shard
 from torch_impl.training.optimizer import (
     clip_by_global_norm,
     dump_moments,
@@ -36,16 +38,17 @@ from torch_impl.training.optimizer import (
 )
 
 if TYPE_CHECKING:
-    from torch_impl.checkpoint.sharded import Writing
+    from spec.runtime import engine as runtime
+    from torch_impl.checkpoint.sharded import AsyncSave
 
-LEAST_SCALE = 1.0
+MIN_GRAD_SCALE = 1.0
 """Gradients that overflow although they are scaled by no more than this are not finite."""
 
-_MOST_SCALE = 2.0**127
+_MAX_GRAD_SCALE = 2.0**127
 
 
 class Engine:
-    """What the trainer shell needs of a backend: init, step, evaluate, load, dump.
+    """The training engine of PyTorch; spec/runtime/engine.py says what its methods promise.
 
     Args:
         config: the model.
@@ -54,7 +57,7 @@ class Engine:
         remat: make activations again in the backward pass.
         compile: compile the loss and its gradient, without a graph break; evaluation and optimizer stay as they are.
         micro_batch: rows taken at a time, their gradients added up; None takes all.
-        world: the processes of the run; None is this one alone.
+        context: the processes of the run; None is this one alone.
 
     Raises:
         ValueError: a process would be left without work, or `compile` where processes share a row; either of the two
@@ -74,7 +77,8 @@ class Engine:
         context: ParallelContext | None = None,
     ):
         keep_freed_memory()
-        self.device, self.context, self.states = default_device(), context or ParallelContext(), None
+        self.device, self.context = default_device(), context or ParallelContext()
+        self.states: Tensor | None = None
         self.training, self.compile, self.micro_batch = training, compile, micro_batch
         _require_work(config, training, micro_batch, self.context, compile)
         self.method = choose_method(config, training.batch_size, training.seq_len) if method == "auto" else method
@@ -84,7 +88,7 @@ class Engine:
         self.optimizer = make_optimizer(self.model, training)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.compute_dtype == "float16")
         if self.context.size > 1:
-            self._settle()
+            self._settle_buckets()
 
     def _distributed(self) -> Any:
         """Put the model where it is trained; its loss, as every process calls it."""
@@ -99,21 +103,22 @@ class Engine:
         loss = torch.compile(self.model.loss, **whole) if self.compile else self.model.loss
         return loss if self.context.size == 1 else replicate(self.model, loss, self.context)
 
-    def _settle(self) -> None:
-        """DDP orders its buckets anew after its first pass: from here on, every step of every leg sums in one order."""
+    def _settle_buckets(self) -> None:
+        """DDP orders its buckets anew after its first pass: from here on all steps of all segments sum in one order."""
         zeros = np.zeros((self.training.batch_size, self.training.seq_len), np.int32)
         self._gradients(Batch(zeros, zeros, zeros > 0).part(self.context.shard))
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.update(self.scaler.get_scale())
 
     def train_step(self, batch: Batch, lr: float) -> tuple[float, float]:
-        """One optimizer step; the loss before it and the gradient norm before clipping.
+        """One optimizer step; the loss before it and the global gradient norm before clipping.
 
-        Where either is not finite everything is left as it was. In float16 a step whose gradients overflow is made
-        again at half the scale: what it does depends on weights, batch and scale alone, and every step counts.
+        Where either is not finite, parameters, moments and states stay as they were. In float16 a step whose gradients
+        overflow is made again at half the scale: what it does depends on weights, batch and scale alone, and every step
+        counts.
 
         Args:
-            batch: this process's share of the global batch.
+            batch: this process's shard of the global batch.
             lr: learning rate of the step.
         """
         while True:
@@ -126,7 +131,7 @@ class Engine:
                 self.states = states if self.training.stream else None
                 return loss, norm
             scale = self.scaler.get_scale()
-            if not self.scaler.is_enabled() or not np.isfinite(loss) or scale <= LEAST_SCALE:
+            if not self.scaler.is_enabled() or not np.isfinite(loss) or scale <= MIN_GRAD_SCALE:
                 return loss, norm
             # By the norm, which is everyone's: a process may have a part of the gradients that overflows alone.
             self.scaler.update(scale * self.scaler.get_backoff_factor())
@@ -134,27 +139,27 @@ class Engine:
 
     def _gradients(self, batch: Batch) -> tuple[float, float, Tensor]:
         """Leave clipped gradients with the parameters; the loss, the norm before clipping, and the last states."""
-        counted = max(1.0, self.context.total(_counted(batch)))
+        counted = max(1.0, self.context.total(_counted_labels(batch)))
         self.optimizer.zero_grad(set_to_none=True)
         loss, last_states = torch.zeros((), device=self.device), []
         rows = len(batch.tokens)
-        pieces = min(rows, _pieces(self.training, self.micro_batch, self.context))
+        pieces = min(rows, _num_micro_batches(self.training, self.micro_batch, self.context))
         cuts = [BatchShard(i, pieces) for i in range(pieces)]
         parts = [batch.part(cut) for cut in cuts]
         states = [None if self.states is None else self.states[:, cut.of_rows(rows)] for cut in cuts]
         with time_sharded(self.context.sequence_group):
             for part, state in zip(parts, states, strict=True):
-                with accumulating(self.model, self._loss, last=part is parts[-1]):
+                with gradient_sync(self.model, self._loss, last=part is parts[-1]):
                     mean, last = self._loss(**to_device(part, self.device, self.model.config), states=state)
-                    nats = mean * (_counted(part) / counted)
+                    nats = mean * (_counted_labels(part) / counted)
                     self.scaler.scale(nats).backward()
                 loss, last_states = loss + nats.detach(), [*last_states, last.detach()]
         self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = clip_by_global_norm(gradients, self.training.grad_clip)
         # The one time a step that the host waits for the device.
-        told = torch.stack([self.context.add_up(loss), norm]).tolist()
-        return told[0], told[1], torch.cat(last_states, dim=1)
+        numbers = torch.stack([self.context.all_reduce(loss), norm]).tolist()
+        return numbers[0], numbers[1], torch.cat(last_states, dim=1)
 
     # Not inference_mode: FSDP gathers parameters for the next step too.
     @torch.no_grad()
@@ -162,7 +167,7 @@ class Engine:
         """Mean nats a counted label, each row from `states`, and the final states.
 
         Args:
-            batch: this process's share.
+            batch: this process's shard.
             states: [l, b, n]; None is zero.
         """
         with time_sharded(self.context.sequence_group):
@@ -170,13 +175,13 @@ class Engine:
         reshard(self.model)
         return loss.item(), states
 
-    def load(self, parameters: dict[str, np.ndarray], moments: dict[str, dict[str, np.ndarray]], step: int) -> None:
-        """Take over parameters and, where there are any, moments after `step` steps."""
+    def load(self, parameters: Arrays, moments: Moments, step: int) -> None:
+        """Set parameters and, where there are any, moments after `step` steps."""
         load_parameters(self.model, parameters)
         if moments:
             load_moments(self.model, self.optimizer, moments, step)
 
-    def dump(self) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+    def dump(self) -> tuple[Arrays, Moments]:
         """Parameters and moments as NumPy."""
         return dump_parameters(self.model), dump_moments(self.model, self.optimizer)
 
@@ -193,14 +198,14 @@ class Engine:
         rows = self.context.shard.of_rows(self.training.batch_size)
         self.states = None if states is None else from_numpy(states[:, rows]).to(self.device)
 
-    def save_shards(self, directory: Path) -> Writing:
+    def save_shards(self, directory: Path) -> AsyncSave:
         """Begin to write this process's part of parameters and moments into the directory; steps may go on."""
-        from torch_impl.checkpoint.sharded import Writing
+        from torch_impl.checkpoint.sharded import AsyncSave
 
-        return Writing(self._shards(), directory, self.context)
+        return AsyncSave(self._shards(), directory, self.context)
 
     def load_shards(self, directory: Path, step: int) -> None:
-        """Take over parameters and moments after `step` steps, each process its part, from any number of shards."""
+        """Set parameters and moments after `step` steps, each process its part, from any number of shards."""
         from torch_impl.checkpoint.sharded import read_shards
 
         read_shards(self._shards(), directory, self.context)
@@ -212,12 +217,12 @@ class Engine:
         groups = {PARAMETERS: parameters, **moments}
         return {f"{group}.{path}": tensor for group, tensors in groups.items() for path, tensor in tensors.items()}
 
-    def extra_state(self) -> dict[str, Any]:
+    def extra_state(self) -> ExtraState:
         """What else a checkpoint's state.json needs for the next step to repeat its bits."""
         return {"grad_scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what `extra_state` gave, from the whole of state.json; what is not there stays as it is.
+        """Restore what `extra_state` gave, from the whole of state.json; what is not there stays as it is.
 
         Raises:
             ValueError: an entry that `extra_state` does not make.
@@ -228,7 +233,7 @@ class Engine:
         usual = self.scaler.state_dict()
         numbers = isinstance(stored, dict) and stored.keys() == usual.keys()
         if not numbers or not all(
-            type(stored[name]) in (int, float) and 0 <= stored[name] <= _MOST_SCALE for name in usual
+            type(stored[name]) in (int, float) and 0 <= stored[name] <= _MAX_GRAD_SCALE for name in usual
         ):
             raise ValueError(f"state.json: grad_scaler needs a number each for {', '.join(usual)}, got {stored!r}")
         self.scaler.load_state_dict(stored)
@@ -244,12 +249,19 @@ class Engine:
         # On the host, where there may be room for all of it.
         return make_step(replica)
 
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> dict[str, str | int | bool]:
         """What bit-exact resume depends on besides the checkpoint."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        versions = {"torch": torch.__version__.split("+")[0], "numpy": np.__version__}
-        how = {"method": self.method, "compile": self.compile, "layout": self.layout(), **libraries(self.device)}
-        return {**versions, "device": name, "threads": torch.get_num_threads(), **how}
+        return {
+            "torch": torch.__version__.split("+")[0],
+            "numpy": np.__version__,
+            "device": name,
+            "threads": torch.get_num_threads(),
+            "method": self.method,
+            "compile": self.compile,
+            "layout": self.layout(),
+            **libraries(self.device),
+        }
 
     def layout(self) -> str:
         """Who computes what: in another layout the same mathematics is summed in another order."""
@@ -268,12 +280,16 @@ class Engine:
         profiler.export_chrome_trace(str(directory / "trace.json"))
 
 
-def _pieces(training: TrainingConfig, micro_batch: int | None, context: ParallelContext) -> int:
+if TYPE_CHECKING:  # so that the type checker compares every signature
+    _: type[runtime.Engine[Tensor]] = Engine
+
+
+def _num_micro_batches(training: TrainingConfig, micro_batch: int | None, context: ParallelContext) -> int:
     """How many micro-batches a step has: as many in each process, since FSDP gathers for all of them together."""
     return 1 if micro_batch is None else -(-training.batch_size // (context.shard.rows * micro_batch))
 
 
-def _counted(batch: Batch) -> int:
+def _counted_labels(batch: Batch) -> int:
     return int((batch.labels != IGNORED_LABEL).sum())
 
 
@@ -293,7 +309,7 @@ def _require_work(
                 f"raise --{name.replace('_', '-')} or start fewer"
             )
     fewest = training.batch_size // context.shard.rows
-    if context.sharded and _pieces(training, micro_batch, context) > fewest:
+    if context.sharded and _num_micro_batches(training, micro_batch, context) > fewest:
         raise ValueError(
             f"fsdp cannot cut the {fewest} rows of one process into as many micro-batches of {micro_batch} as another "
             f"has; give a --batch-size that is a multiple of {context.shard.rows}"

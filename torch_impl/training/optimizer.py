@@ -12,7 +12,7 @@ from torch import Tensor
 from spec.config import TrainingConfig
 from spec.optimizer import MOMENTS, decayed_paths
 from torch_impl.checkpoint.native import from_numpy, to_numpy
-from torch_impl.training.distributed import own, own_part, whole
+from torch_impl.training.distributed import full_tensor, local_part, to_local
 
 if TYPE_CHECKING:
     from torch_impl.model import LanguageModel
@@ -39,10 +39,22 @@ def make_optimizer(model: LanguageModel, training: TrainingConfig) -> torch.opti
 def clip_by_global_norm(gradients: Iterable[Tensor], grad_clip: float) -> Tensor:
     """Scale the gradients in place by min(1, grad_clip / norm), and return the norm; grad_clip 0 leaves them."""
     gradients = list(gradients)
-    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
     if grad_clip > 0.0:
-        torch._foreach_mul_([own(gradient) for gradient in gradients], (grad_clip / norm).clamp(max=1.0))
+        torch._foreach_mul_([to_local(gradient) for gradient in gradients], (grad_clip / norm).clamp(max=1.0))
     return norm
+
+
+def named_moments(model: LanguageModel, optimizer: torch.optim.AdamW) -> dict[str, dict[str, Tensor]]:
+    """Both moments by path, as the optimizer holds them; made, of zeros, where it has not taken a step."""
+    moments: dict[str, dict[str, Tensor]] = {name: {} for name in MOMENTS}
+    for path, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        if not state:
+            state.update(step=torch.tensor(0.0), **{key: torch.zeros_like(parameter) for key in _KEYS.values()})
+        for name, key in _KEYS.items():
+            moments[name][path] = state[key].detach()
+    return moments
 
 
 def dump_moments(model: LanguageModel, optimizer: torch.optim.AdamW) -> dict[str, dict[str, np.ndarray]]:
@@ -57,20 +69,8 @@ def load_moments(
     """Set both moments, and the number of steps taken, which the bias correction counts."""
     for name, tensors in named_moments(model, optimizer).items():
         for path, tensor in tensors.items():
-            own(tensor).copy_(own_part(from_numpy(moments[name][path]), tensor))
+            to_local(tensor).copy_(local_part(from_numpy(moments[name][path]), tensor))
     set_steps(optimizer, step)
-
-
-def named_moments(model: LanguageModel, optimizer: torch.optim.AdamW) -> dict[str, dict[str, Tensor]]:
-    """Both moments by path, as the optimizer holds them; made, of zeros, where it has not taken a step."""
-    moments: dict[str, dict[str, Tensor]] = {name: {} for name in MOMENTS}
-    for path, parameter in model.named_parameters():
-        state = optimizer.state[parameter]
-        if not state:
-            state.update(step=torch.tensor(0.0), **{key: torch.zeros_like(parameter) for key in _KEYS.values()})
-        for name, key in _KEYS.items():
-            moments[name][path] = state[key].detach()
-    return moments
 
 
 def set_steps(optimizer: torch.optim.AdamW, step: int) -> None:

@@ -53,7 +53,7 @@ class Limits(NamedTuple):
 VMEM = 16 << 20
 """Bytes of VMEM that a kernel may have: the default of a v5e; a v6e would give 32."""
 # As many steps at once as neither a v5e nor a v6e spills, so that one hides the latency of another.
-MIXER = Limits(steps=512, tiles=3, rows=1, unroll=4, sixteens=(2, 1), vmem=13 << 20)
+GATED_SCAN = Limits(steps=512, tiles=3, rows=1, unroll=4, sixteens=(2, 1), vmem=13 << 20)
 SCAN = Limits(steps=520, tiles=1, rows=4, unroll=4, sixteens=(1, 1), vmem=14 << 20)
 
 
@@ -163,8 +163,8 @@ def sigmoids(x: Array) -> tuple[Array, Array]:
     """
     largest = 87.0 if x.dtype == jnp.float32 else 700.0
     e = jnp.exp(jnp.minimum(-x, largest))
-    opened = 1.0 / (1.0 + e)
-    return opened, e * opened
+    sigmoid_p = 1.0 / (1.0 + e)
+    return sigmoid_p, e * sigmoid_p
 
 
 def states_before(factor: Array, end: Array, state: Array, reverse: bool = False) -> tuple[Array, Array]:

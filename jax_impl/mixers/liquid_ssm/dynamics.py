@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_impl.ops.scan.chunked import chunked
+from jax_impl.ops.scan.chunked import chunked_scan
 from spec.mixers.liquid_ssm import LiquidSSMConfig
 from spec.mixers.liquid_ssm.hippo import NORMAL_RATE, coupling, legs_factor, legs_rates
 from spec.mixers.liquid_ssm.reference import STEPS_A_TIME_CONSTANT
@@ -95,7 +95,7 @@ class Dense:
         decay, drive = 1.0 - step * self.q / m, self.q * r / m
         if transposed:
             decay, drive = jnp.flip(decay, -1), jnp.flip(drive, -1)
-        sums = chunked(decay[..., None], drive[..., None], jnp.zeros_like(r[..., :1]))[..., 0]
+        sums = chunked_scan(decay[..., None], drive[..., None], jnp.zeros_like(r[..., :1]))[..., 0]
         before = _later(sums)
         return (r - step * (jnp.flip(before, -1) if transposed else before)) / m
 

@@ -20,7 +20,7 @@ from jax_impl.mixers.liquid_ssm.dynamics import (
     clock_adjoint,
     matrix_of,
 )
-from jax_impl.ops.scan.chunked import chunked
+from jax_impl.ops.scan.chunked import chunked_scan
 from spec.config import require_known
 from spec.mixers.liquid_ssm import LiquidSSMConfig
 
@@ -111,7 +111,7 @@ def parallel(inputs: Inputs, of: Dynamics, config: LiquidSSMConfig, state_bn: Ar
         at = clock(shifted(states_btn, state_bn, inputs), inputs, of, config)
         factor = 1.0 / matrix.matrix(at.tau, at.dt)
         drive = inputs.skip(0.0, factor * as_complex(at.dt * inputs.drive))
-        return as_real(chunked(inputs.skip(1.0, inputs.forget(factor)), drive, as_complex(state_bn)))
+        return as_real(chunked_scan(inputs.skip(1.0, inputs.forget(factor)), drive, as_complex(state_bn)))
 
     states_btn, *told = _settled(improve, jnp.zeros_like(inputs.drive))
     return Solved(states_btn, states_btn[:, -1], *told)
@@ -131,7 +131,7 @@ def parallel_adjoint(kept: Trajectory, gradient_btn: Array, final_bn: Array) -> 
     def improve(g_btn: Array) -> Array:
         by_clock = passed(as_real(factor * as_complex(g_btn)))
         given = gradient_btn + jnp.concatenate([by_clock[:, 1:], jnp.zeros_like(by_clock[:, :1])], axis=1)
-        return as_real(jnp.flip(chunked(following, as_complex(jnp.flip(given, 1)), as_complex(final_bn)), 1))
+        return as_real(jnp.flip(chunked_scan(following, as_complex(jnp.flip(given, 1)), as_complex(final_bn)), 1))
 
     g_btn, *told = _settled(improve, jnp.zeros_like(gradient_btn))
     y_btn = as_real(factor * as_complex(g_btn))

@@ -1,4 +1,13 @@
-"""Cross-entropy of a tied read-out. Twin: torch_impl. Truth: spec/reference/model.py."""
+"""Cross-entropy of a tied language-model head. Twin: torch_impl. Truth: spec/reference/model.py.
+
+    fused_linear   linear layer and loss in one, the gradients made with the loss chunk by chunk (fused_linear.py): in
+                   tiles of a TPU's vector memory on TPUs
+    chunked        the plain loss of a chunk of rows at a time, recomputed in the backward pass
+    full           all logits at once
+
+`auto` is decided where the program is lowered: `fused_linear` for a TPU and for a CPU (there `full` where one chunk
+holds all logits), else `chunked`. `lm_head` gives the logits themselves.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +18,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jax_impl.ops.cross_entropy.fused_linear_cross_entropy import (
-    MORE,
+from jax_impl.ops.cross_entropy.fused_linear import (
+    CHUNK_FACTOR,
     TPU_ROWS,
     TPU_WORDS,
     fused_linear_cross_entropy,
@@ -57,49 +66,51 @@ def chunked(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp
     fill = -n % rows
     hidden = jnp.pad(hidden_nd, ((0, fill), (0, 0))).reshape(-1, rows, d)
     labels = jnp.pad(labels_n, (0, fill), constant_values=IGNORED_LABEL).reshape(-1, rows)
-    of_chunk = jax.checkpoint(lambda hidden, labels: total_nats(hidden, embedding_vd, labels, compute))
+    chunk_nats = jax.checkpoint(lambda hidden, labels: total_nats(hidden, embedding_vd, labels, compute))
     nats, _ = jax.lax.scan(
-        lambda nats, chunk: (nats + of_chunk(*chunk), None), hidden_nd.dtype.type(0), (hidden, labels)
+        lambda nats, chunk: (nats + chunk_nats(*chunk), None), hidden_nd.dtype.type(0), (hidden, labels)
     )
     return nats
 
 
-def _one_pass_on_tpu(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
+def _fused_linear_on_tpu(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
     """A tile of TPU_ROWS * TPU_WORDS logits at a time, which never leave the vector memory."""
     return fused_linear_cross_entropy(hidden_nd, embedding_vd, labels_n, compute, TPU_ROWS * TPU_WORDS, TPU_WORDS)
 
 
-def _one_pass_on_cpu(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
-    """At most CHUNK_LOGITS times MORE logits live."""
-    return fused_linear_cross_entropy(hidden_nd, embedding_vd, labels_n, compute, CHUNK_LOGITS * MORE)
+def _fused_linear_on_cpu(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
+    """At most CHUNK_LOGITS times CHUNK_FACTOR logits live."""
+    return fused_linear_cross_entropy(hidden_nd, embedding_vd, labels_n, compute, CHUNK_LOGITS * CHUNK_FACTOR)
 
 
-def _fused_linear_cross_entropy(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
-    """At most CHUNK_LOGITS logits live, MORE on a CPU, a tile on a TPU; the forward pass makes the gradients too."""
+def _fused_linear(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
+    """At most CHUNK_LOGITS logits live, in kernels CHUNK_FACTOR times as many; the forward pass makes the gradients."""
     elsewhere = partial(fused_linear_cross_entropy, compute=compute, chunk_logits=CHUNK_LOGITS)
-    on_tpu, on_cpu = (partial(f, compute=compute) for f in (_one_pass_on_tpu, _one_pass_on_cpu))
+    on_tpu, on_cpu = (partial(f, compute=compute) for f in (_fused_linear_on_tpu, _fused_linear_on_cpu))
     return by_platform(hidden_nd, embedding_vd, labels_n, tpu=on_tpu, cpu=on_cpu, default=elsewhere)
 
 
 def _auto(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
-    """On a TPU and on a CPU `one_pass`, elsewhere the plain form of the same semantics."""
-    elsewhere, on_tpu = (partial(f, compute=compute) for f in (chunked, _one_pass_on_tpu))
+    """On a TPU and on a CPU `fused_linear`, elsewhere the plain form of the same semantics."""
+    elsewhere, on_tpu = (partial(f, compute=compute) for f in (chunked, _fused_linear_on_tpu))
     # Of a single chunk `full` makes the logits no more often, and adds its gradient to no other.
-    single = hidden_nd.shape[0] * embedding_vd.shape[0] <= CHUNK_LOGITS * MORE
-    on_cpu = partial(full if single else _one_pass_on_cpu, compute=compute)
+    single = hidden_nd.shape[0] * embedding_vd.shape[0] <= CHUNK_LOGITS * CHUNK_FACTOR
+    on_cpu = partial(full if single else _fused_linear_on_cpu, compute=compute)
     return by_platform(hidden_nd, embedding_vd, labels_n, tpu=on_tpu, cpu=on_cpu, default=elsewhere)
 
 
-METHODS = {"full": full, "chunked": chunked, "one_pass": _fused_linear_cross_entropy}
+METHODS = {"full": full, "chunked": chunked, "fused_linear": _fused_linear}
+ALIASES = {"one_pass": "fused_linear"}
+"""Former names of methods, accepted wherever a method is named."""
 
 
 def choose_method() -> str:
-    """What `auto` takes.
+    """The method that `auto` takes on a device.
 
     In a program for the devices that are here; one that is lowered for others takes theirs. On a CPU a loss that is a
     single chunk is taken as `full`.
     """
-    return "one_pass" if jax.default_backend() in ("tpu", "cpu") else "chunked"
+    return "fused_linear" if jax.default_backend() in ("tpu", "cpu") else "chunked"
 
 
 def cross_entropy(
@@ -116,11 +127,12 @@ def cross_entropy(
         embedding_vd: tied embedding, [v, d].
         labels_bt: target of each position, [b, t]; -100 is ignored.
         compute: dtype that the operands of the product are rounded to.
-        method: a key of METHODS, or `auto`.
+        method: a key of METHODS or of ALIASES, or `auto`.
 
     Raises:
         ValueError: an unknown method.
     """
+    method = ALIASES.get(method, method)
     if method != "auto":
         require_known("loss method", method, METHODS)
     labels_n = labels_bt.reshape(-1)

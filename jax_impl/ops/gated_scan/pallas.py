@@ -1,4 +1,4 @@
-"""The mixer as one kernel in each direction. No twin: Pallas is JAX's. Truth: spec/reference/blocks.py."""
+"""The gated scan as one kernel in each direction. No twin: Pallas is JAX's. Truth: spec/reference/blocks.py."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jax_impl.kernels.pallas import blocks
-from jax_impl.kernels.pallas.backward import SCRATCH, mixer_backward
 from jax_impl.kernels.pallas.blocks import (
     LANES,
     ROWS,
@@ -23,58 +22,53 @@ from jax_impl.kernels.pallas.blocks import (
     mask_words,
     where_lowered,
 )
-from jax_impl.kernels.pallas.forward import mixer_forward
+from jax_impl.kernels.pallas.gated_scan_backward import SCRATCH, gated_scan_backward
+from jax_impl.kernels.pallas.gated_scan_forward import gated_scan_forward
+from jax_impl.ops.gated_scan.inputs import GatedScanInputs
 from jax_impl.ops.scan.context_parallel import sharing
-from spec.axes import BD, BT, BT3D, BTD, D
+from spec.axes import BD, BTD
 
 
-def fused_mixer(
-    pre_btx: Float[Array, BT3D],
-    decay_bias_d: Float[Array, D],
-    delta_min: float,
-    state_bd: Float[Array, BD] | None,
-    resets_bt: Bool[Array, BT] | None,
-    padding_bt: Bool[Array, BT] | None,
-    only_tpu: bool = False,
-) -> tuple[Float[Array, BTD], Float[Array, BD]]:
+def pallas_gated_scan(inputs: GatedScanInputs, only_tpu: bool = False) -> tuple[Float[Array, BTD], Float[Array, BD]]:
     """Gates, scan and output gate in one pass over memory, the gradients in another.
 
     Saved for the gradients: the inputs, and one float32 state for each block of at most 512 steps. Compiled where the
     program is lowered for a TPU; on the CPU the kernels are interpreted, which is right and slow.
 
     Args:
-        pre_btx, decay_bias_d, delta_min, state_bd, resets_bt, padding_bt: as in `mixer`.
+        inputs: as in `gated_scan`.
         only_tpu: this is a branch that nothing but a TPU's program has.
 
     Raises:
         NotImplementedError: the program is lowered for neither, or several devices share the sequence.
     """
+    pre_btx, decay_bias_d, state_bd, resets_bt, padding_bt, delta_min = inputs
     if sharing() is not None:
         raise NotImplementedError("mixer method 'pallas' has each row whole; where time is shared use auto or chunked")
     b, _, x = pre_btx.shape
     wide = decay_bias_d.dtype
     state_bd = jnp.zeros((b, x // 3), wide) if state_bd is None else state_bd.astype(wide)
-    return _mixer(pre_btx, decay_bias_d, state_bd, resets_bt, padding_bt, delta_min, only_tpu)
+    return _gated_scan(pre_btx, decay_bias_d, state_bd, resets_bt, padding_bt, delta_min, only_tpu)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _mixer(pre, bias, state, resets, padding, delta_min, only_tpu):
-    run = partial(_forward, delta_min=delta_min, save=False, limits=blocks.MIXER)
+def _gated_scan(pre, bias, state, resets, padding, delta_min, only_tpu):
+    run = partial(_forward, delta_min=delta_min, save=False, limits=blocks.GATED_SCAN)
     return where_lowered(run, pre, bias, state, resets, padding, only_tpu=only_tpu)[:2]
 
 
-def _mixer_forward(pre, bias, state, resets, padding, delta_min, only_tpu):
-    run = partial(_forward, delta_min=delta_min, save=True, limits=blocks.MIXER)
+def _gated_scan_forward(pre, bias, state, resets, padding, delta_min, only_tpu):
+    run = partial(_forward, delta_min=delta_min, save=True, limits=blocks.GATED_SCAN)
     gated, last, saved = where_lowered(run, pre, bias, state, resets, padding, only_tpu=only_tpu)
     return (gated, last), (pre, bias, saved, resets, padding)
 
 
-def _mixer_backward(delta_min, only_tpu, residuals, gradients):
-    run = partial(_backward, delta_min=delta_min, limits=blocks.MIXER)
+def _gated_scan_backward(delta_min, only_tpu, residuals, gradients):
+    run = partial(_backward, delta_min=delta_min, limits=blocks.GATED_SCAN)
     return *where_lowered(run, *residuals, *gradients, only_tpu=only_tpu), None, None
 
 
-_mixer.defvjp(_mixer_forward, _mixer_backward)
+_gated_scan.defvjp(_gated_scan_forward, _gated_scan_backward)
 
 
 @partial(jax.jit, static_argnames=("delta_min", "save", "limits", "interpret"))
@@ -86,24 +80,24 @@ def _forward(pre, bias, state, resets, padding, *, delta_min, save, limits, inte
     outputs = [plan.steps(_result(plan.b, t, d, dtype=pre.dtype)), plan.rows(_result(plan.b, 1, d, dtype=wide))]
     if save:
         outputs.append(plan.saved(_result(plan.b, plan.walk.blocks, 1, d, dtype=wide)))
-    kernel = partial(mixer_forward, save=save, **plan.options())
-    gated, last, *saved = plan.launch(kernel, "mixer_forward", inputs, outputs, 2)
+    kernel = partial(gated_scan_forward, save=save, **plan.options())
+    gated, last, *saved = plan.launch(kernel, "gated_scan_forward", inputs, outputs, 2)
     return gated[..., : plan.d], last[:, 0, : plan.d], saved[0] if save else None
 
 
 @partial(jax.jit, static_argnames=("delta_min", "limits", "interpret"))
-def _backward(pre, bias, saved, resets, padding, of_gated, of_last, *, delta_min, limits, interpret):
+def _backward(pre, bias, saved, resets, padding, grad_gated, grad_last, *, delta_min, limits, interpret):
     """Gradients of pre-activations, bias and initial state."""
     plan = _Plan(pre, bias, resets, padding, delta_min, limits, interpret, backwards=True)
-    of_gated = plan.steps(plan.filled(of_gated))
-    inputs = [plan.parts(pre), plan.shared(bias), plan.saved(saved), of_gated, plan.of_row(of_last), *plan.masks()]
+    grad_gated = plan.steps(plan.filled(grad_gated))
+    inputs = [plan.parts(pre), plan.shared(bias), plan.saved(saved), grad_gated, plan.of_row(grad_last), *plan.masks()]
     row = plan.rows(_result(plan.b, 1, plan.width, dtype=bias.dtype))
     outputs = [plan.steps(_result(plan.b, plan.walk.length, 3 * plan.width, dtype=pre.dtype)), row, row]
-    kernel = partial(mixer_backward, **plan.options())
-    of_pre, of_bias, of_state = plan.launch(kernel, "mixer_backward", inputs, outputs, SCRATCH)
+    kernel = partial(gated_scan_backward, **plan.options())
+    grad_pre, grad_bias, grad_state = plan.launch(kernel, "gated_scan_backward", inputs, outputs, SCRATCH)
     if plan.width != plan.d:
-        of_pre = of_pre.reshape(*pre.shape[:2], 3, plan.width)[..., : plan.d].reshape(pre.shape)
-    return of_pre, of_bias[:, 0, : plan.d].sum(axis=0), of_state[:, 0, : plan.d]
+        grad_pre = grad_pre.reshape(*pre.shape[:2], 3, plan.width)[..., : plan.d].reshape(pre.shape)
+    return grad_pre, grad_bias[:, 0, : plan.d].sum(axis=0), grad_state[:, 0, : plan.d]
 
 
 def _result(*shape: int, dtype: Any) -> jax.ShapeDtypeStruct:

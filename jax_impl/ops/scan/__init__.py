@@ -1,4 +1,14 @@
-"""The scan, its masks and its gradient. Twin: torch_impl. Truth: spec/reference/scan.py."""
+"""The scan, its masks and its gradient. Twin: torch_impl. Truth: spec/reference/scan.py.
+
+    pallas        one kernel in each direction, on TPUs, or interpreted on a CPU
+    sequential    one step after another, everywhere
+    chunked       two levels of sqrt(t) steps, everywhere
+    associative   jax.lax.associative_scan, everywhere
+
+`auto` is decided where the program is lowered: pallas for a TPU, sequential for a CPU and for 16 tokens or fewer, else
+chunked. Where devices share the sequence (context_parallel.py) each scans its stretch with that method. A named method
+runs or raises NotImplementedError.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +20,28 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jax_impl.ops.lowering import by_platform
-from jax_impl.ops.scan.associative import associative
-from jax_impl.ops.scan.chunked import chunked, chunked_adjoint
+from jax_impl.ops.scan.associative import associative_scan
+from jax_impl.ops.scan.chunked import chunked_adjoint, chunked_scan
 from jax_impl.ops.scan.context_parallel import context_parallel_scan, sharing
 from jax_impl.ops.scan.pallas import pallas_adjoint, pallas_scan
-from jax_impl.ops.scan.sequential import sequential, sequential_adjoint
+from jax_impl.ops.scan.sequential import sequential_adjoint, sequential_scan
 from spec.axes import BD, BT, BTD
 from spec.config import require_known
 
-METHODS = {"sequential": sequential, "associative": associative, "chunked": chunked, "pallas": pallas_scan}
+FEW = 16
+"""So few tokens are taken one after another everywhere."""
+METHODS = {
+    "sequential": sequential_scan,
+    "associative": associative_scan,
+    "chunked": chunked_scan,
+    "pallas": pallas_scan,
+}
 # The gradients of a method that has a form of its own for them; of any other one, `_reversed`.
 ADJOINTS: dict[str, Callable[..., tuple[Array, Array, Array]]] = {
     "sequential": sequential_adjoint,
     "chunked": chunked_adjoint,
     "pallas": pallas_adjoint,
 }
-FEW = 16
-"""So few tokens are taken one after another everywhere."""
 
 
 def choose_method(shape: tuple[int, ...]) -> str:
@@ -50,6 +65,9 @@ def scan(
 ) -> tuple[Float[Array, BTD], Float[Array, BD]]:
     """All states of h_t = decay_t h_{t-1} + drive_t and the last one, differentiable in all three inputs.
 
+    A first-order linear recurrence (Blelloch 1990, section 1.4); its adjoint is the same recurrence in reversed time
+    (Martin & Cundy 2018).
+
     Args:
         decay_btd: in [0, 1], [b, t, d].
         drive_btd: [b, t, d].
@@ -63,6 +81,7 @@ def scan(
 
     Raises:
         ValueError: shapes that do not agree, or an unknown method.
+        NotImplementedError: a method that was named does not run where the program is lowered.
     """
     shapes = tuple(decay_btd.shape), tuple(drive_btd.shape)
     if decay_btd.ndim != 3 or shapes[0] != shapes[1] or shapes[0][1] == 0:
@@ -97,9 +116,9 @@ def _adjoint(method: str) -> Callable[..., tuple[Array, Array, Array]]:
 
 def _automatic(decay_btd, drive_btd, state_bd):
     if decay_btd.shape[1] <= FEW:
-        return sequential(decay_btd, drive_btd, state_bd)
+        return sequential_scan(decay_btd, drive_btd, state_bd)
     kernel = partial(pallas_scan, only_tpu=True)
-    return by_platform(decay_btd, drive_btd, state_bd, tpu=kernel, cpu=sequential, default=chunked)
+    return by_platform(decay_btd, drive_btd, state_bd, tpu=kernel, cpu=sequential_scan, default=chunked_scan)
 
 
 def _automatic_adjoint(decay_btd, *saved_and_gradients):
@@ -128,9 +147,9 @@ def _backward(method, saved, gradients):
 _scan.defvjp(_forward, _backward)
 
 
-def _reversed(method, decay_btd, states_btd, state_bd, states_gradient_btd, final_gradient_bd):
+def _reversed(method, decay_btd, states_btd, state_bd, grad_states_btd, grad_last_bd):
     """Gradients of decay, drive and initial state: the adjoint of a method is the same method in reversed time."""
     following_btd = jnp.concatenate([jnp.ones_like(state_bd)[:, None], jnp.flip(decay_btd[:, 1:], 1)], axis=1)
-    g_btd = jnp.flip(method(following_btd, jnp.flip(states_gradient_btd, 1), final_gradient_bd), 1)
+    g_btd = jnp.flip(method(following_btd, jnp.flip(grad_states_btd, 1), grad_last_bd), 1)
     previous_btd = jnp.concatenate([state_bd[:, None], states_btd[:, :-1]], axis=1)
     return g_btd * previous_btd, g_btd, decay_btd[:, 0] * g_btd[:, 0]

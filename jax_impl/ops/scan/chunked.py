@@ -14,7 +14,7 @@ from spec.axes import BD, BTD
 _Step = Callable[[Array, tuple[Array, Array]], tuple[Array, Array]]
 
 
-def chunked(
+def chunked_scan(
     decay_btd: Float[Array, BTD], drive_btd: Float[Array, BTD], state_bd: Float[Array, BD]
 ) -> Float[Array, BTD]:
     """All states of h_t = decay_t h_{t-1} + drive_t, all chunks of time side by side.
@@ -34,8 +34,8 @@ def chunked_adjoint(
     decay_btd: Float[Array, BTD],
     states_btd: Float[Array, BTD],
     state_bd: Float[Array, BD],
-    states_gradient_btd: Float[Array, BTD],
-    final_gradient_bd: Float[Array, BD],
+    grad_states_btd: Float[Array, BTD],
+    grad_last_bd: Float[Array, BD],
 ) -> tuple[Float[Array, BTD], Float[Array, BTD], Float[Array, BD]]:
     """Gradients of decay, drive and initial state: the same two levels, backwards in time.
 
@@ -46,9 +46,9 @@ def chunked_adjoint(
         g = gates[1] + carried
         return gates[0] * g, g
 
-    g_btd, of_state_bd = _two_levels(advance, decay_btd, states_gradient_btd, final_gradient_bd, reverse=True)
+    g_btd, grad_state_bd = _two_levels(advance, decay_btd, grad_states_btd, grad_last_bd, reverse=True)
     previous_btd = jnp.concatenate([state_bd[:, None], states_btd[:, :-1]], axis=1)
-    return g_btd * previous_btd, g_btd, of_state_bd
+    return g_btd * previous_btd, g_btd, grad_state_bd
 
 
 def _two_levels(
@@ -81,7 +81,7 @@ def _two_levels(
     steps = jnp.arange(c)
     zeros_kcbd = jnp.zeros_like(drive_kcbd)
     nothing = (jnp.ones_like(decay_kcbd[:, 0]), zeros_kcbd[:, 0])
-    of_chunks, _ = jax.lax.scan(summarise, nothing, steps, reverse=reverse)
-    last_bd, before_kbd = jax.lax.scan(across, state_bd, of_chunks, reverse=reverse)
+    summaries, _ = jax.lax.scan(summarise, nothing, steps, reverse=reverse)
+    last_bd, before_kbd = jax.lax.scan(across, state_bd, summaries, reverse=reverse)
     (_, found_kcbd), _ = jax.lax.scan(inside, (before_kbd, zeros_kcbd), steps, reverse=reverse)
     return found_kcbd.reshape(chunks * c, b, d)[:t].swapaxes(0, 1), last_bd

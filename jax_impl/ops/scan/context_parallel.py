@@ -68,14 +68,14 @@ def _forward(decay_btd, drive_btd, state_bd, scan, adjoint, group):
 
 def _backward(scan, adjoint, group, saved, gradients):
     decay_btd, states_btd, before_bd, product_rbd = saved
-    states_gradient_btd, last_gradient_bd = gradients
+    grad_states_btd, grad_last_bd = gradients
     rank, none_bd = jax.lax.axis_index(group), jnp.zeros_like(before_bd)
-    *_, back_bd = adjoint(decay_btd, states_btd, before_bd, states_gradient_btd, none_bd)
-    back_rbd, last_rbd = _gather(back_bd, last_gradient_bd, group)
+    *_, back_bd = adjoint(decay_btd, states_btd, before_bd, grad_states_btd, none_bd)
+    back_rbd, last_rbd = _gather(back_bd, grad_last_bd, group)
     after = jnp.arange(len(back_rbd))[::-1] > rank
     reaching_bd = _fold(product_rbd[::-1], back_rbd[::-1], last_rbd.sum(axis=0), after)
-    of_decay, of_drive, of_state = adjoint(decay_btd, states_btd, before_bd, states_gradient_btd, reaching_bd)
-    return of_decay, of_drive, jnp.where(rank == 0, of_state, none_bd)
+    grad_decay, grad_drive, grad_state = adjoint(decay_btd, states_btd, before_bd, grad_states_btd, reaching_bd)
+    return grad_decay, grad_drive, jnp.where(rank == 0, grad_state, none_bd)
 
 
 context_parallel_scan.defvjp(_forward, _backward)

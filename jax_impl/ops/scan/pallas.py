@@ -18,7 +18,7 @@ from jax_impl.kernels.pallas.blocks import (
     launch,
     where_lowered,
 )
-from jax_impl.kernels.pallas.states import scan_backward, scan_forward
+from jax_impl.kernels.pallas.scan import scan_backward, scan_forward
 from spec.axes import BD, BTD
 
 
@@ -41,13 +41,13 @@ def pallas_adjoint(
     decay_btd: Float[Array, BTD],
     states_btd: Float[Array, BTD],
     state_bd: Float[Array, BD],
-    states_gradient_btd: Float[Array, BTD],
-    final_gradient_bd: Float[Array, BD],
+    grad_states_btd: Float[Array, BTD],
+    grad_last_bd: Float[Array, BD],
     *,
     only_tpu: bool = False,
 ) -> tuple[Float[Array, BTD], Float[Array, BTD], Float[Array, BD]]:
     """Gradients of decay, drive and initial state, in one pass over memory."""
-    arrays = decay_btd, states_btd, state_bd, states_gradient_btd, final_gradient_bd
+    arrays = decay_btd, states_btd, state_bd, grad_states_btd, grad_last_bd
     return where_lowered(partial(_backward, limits=pallas_blocks.SCAN), *arrays, only_tpu=only_tpu)
 
 
@@ -62,7 +62,7 @@ def _forward(decay, drive, state, *, limits, interpret):
 
 
 @partial(jax.jit, static_argnames=("limits", "interpret"))
-def _backward(decay, states, state, of_states, of_last, *, limits, interpret):
+def _backward(decay, states, state, grad_states, grad_last, *, limits, interpret):
     walk, grid = _plan(states, 5, limits, interpret)
     steps, row = _blocks(walk, backwards=True)
     last = walk.blocks - 1
@@ -73,11 +73,11 @@ def _backward(decay, states, state, of_states, of_last, *, limits, interpret):
 
     earlier = Block((walk.rows, SEGMENTS, LANES), place)
     inputs = [(decay, steps), (states, steps), (states, earlier)]
-    inputs += [(state[:, None], row), (of_states, steps), (of_last[:, None], row)]
+    inputs += [(state[:, None], row), (grad_states, steps), (grad_last[:, None], row)]
     outputs = [(_like(decay), steps), (_like(states), steps), (_like(state[:, None]), row)]
     kernel = partial(scan_backward, walk=walk)
-    of_decay, of_drive, of_state = launch(kernel, "scan_backward", grid, inputs, outputs, [], interpret)
-    return of_decay, of_drive, of_state[:, 0]
+    grad_decay, grad_drive, grad_state = launch(kernel, "scan_backward", grid, inputs, outputs, [], interpret)
+    return grad_decay, grad_drive, grad_state[:, 0]
 
 
 def _plan(x: Array, arrays: int, limits: Limits, interpret: Any) -> tuple[Walk, tuple[int, int, int]]:

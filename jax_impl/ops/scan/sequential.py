@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from spec.axes import BD, BTD
 
 
-def sequential(
+def sequential_scan(
     decay_btd: Float[Array, BTD], drive_btd: Float[Array, BTD], state_bd: Float[Array, BD]
 ) -> Float[Array, BTD]:
     """All states of h_t = decay_t h_{t-1} + drive_t, in O(t) steps of O(b d) work."""
@@ -29,8 +29,8 @@ def sequential_adjoint(
     decay_btd: Float[Array, BTD],
     states_btd: Float[Array, BTD],
     state_bd: Float[Array, BD],
-    states_gradient_btd: Float[Array, BTD],
-    final_gradient_bd: Float[Array, BD],
+    grad_states_btd: Float[Array, BTD],
+    grad_last_bd: Float[Array, BD],
 ) -> tuple[Float[Array, BTD], Float[Array, BTD], Float[Array, BD]]:
     """Gradients of decay, drive and initial state: backwards in time, no array is shifted or turned round for it.
 
@@ -39,14 +39,14 @@ def sequential_adjoint(
 
     def advance(carry, i):
         carried_bd, found_btd = carry
-        g_bd = _at(states_gradient_btd, i) + carried_bd
+        g_bd = _at(grad_states_btd, i) + carried_bd
         return (_at(decay_btd, i) * g_bd, _put(found_btd, g_bd, i)), None
 
-    wide = jnp.result_type(decay_btd, states_gradient_btd, final_gradient_bd)
-    start = final_gradient_bd.astype(wide), jnp.zeros_like(states_btd, wide)
-    (of_state_bd, g_btd), _ = jax.lax.scan(advance, start, jnp.arange(states_btd.shape[1]), reverse=True)
+    wide = jnp.result_type(decay_btd, grad_states_btd, grad_last_bd)
+    start = grad_last_bd.astype(wide), jnp.zeros_like(states_btd, wide)
+    (grad_state_bd, g_btd), _ = jax.lax.scan(advance, start, jnp.arange(states_btd.shape[1]), reverse=True)
     previous_btd = jnp.concatenate([state_bd[:, None], states_btd[:, :-1]], axis=1)
-    return g_btd * previous_btd, g_btd, of_state_bd
+    return g_btd * previous_btd, g_btd, grad_state_bd
 
 
 # By index, where `lax.scan` would take and give arrays whose first axis is time: a transposed copy of each.

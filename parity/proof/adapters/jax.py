@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -12,31 +12,26 @@ import numpy as np
 from flax import nnx
 
 import jax_impl
-from jax_impl import generation, layers
+from jax_impl import layers
 from jax_impl import model as models
 from jax_impl.mixers import mixer_module
 from jax_impl.ops import cross_entropy as losses
-from jax_impl.ops import gated_scan
+from jax_impl.ops import decode, gated_scan
+from jax_impl.ops.gated_scan import unfused
 from jax_impl.ops.scan import METHODS as SCANS
 from jax_impl.training import optimizer as optimizers
-from parity.proof.adapters import (
-    LOSS_RESULTS,
-    SCAN_RESULTS,
-    chunk_logits,
-    float64_elsewhere,
-    real,
-)
+from parity.proof.adapters import RESULTS, chunk_logits, float64_elsewhere, real
 from spec.config import ModelConfig, TrainingConfig
 from spec.mixers import families
 from spec.mixers.base import Masks, Side
 
 NAME = "jax"
 METHODS = {
-    "rows": ("plain",),
+    "rowwise": ("plain",),
     "scan": tuple(SCANS),
-    **{one.operation: tuple(mixer_module(name).METHODS) for name, one in families().items()},
+    **{one.operation: ("auto", *mixer_module(name).METHODS) for name, one in families().items()},
     "loss": tuple(losses.METHODS),
-    "decode": tuple(generation.METHODS),
+    "decode": tuple(decode.METHODS),
 }
 ELEMENTARY = {
     "tanh": jnp.tanh,
@@ -50,70 +45,63 @@ LAYERS = {
     "swiglu": lambda config, dtype, _: layers.SwiGLU(config, dtype),
     "block": lambda config, dtype, method: models.Block(config, dtype, method),
 }
+OPERATIONS = {
+    "scan": lambda decay, drive, state, resets, padding, method: jax_impl.scan(
+        decay, drive, state, method, resets, padding
+    ),
+    "gates": unfused.gates,
+    "mixer": lambda pre, bias, state, resets, padding, delta_min, method: gated_scan.gated_scan(
+        pre, bias, delta_min, state, resets, padding, method
+    ),
+    "loss": lambda hidden, embedding, labels, method="auto": losses.cross_entropy(
+        hidden, embedding, labels, embedding.dtype, method
+    )[:1],
+}
 
 
 @float64_elsewhere
 def scan(decay, drive, state=None, method="auto", resets=None, padding=None):
-    """(states, last state); None is passed on as None."""
     return _arrays(*_scan(decay, drive, state, method, resets, padding))
 
 
 @float64_elsewhere
-def scan_vjp(decay, drive, state, method, resets, padding, states_gradient, final_gradient):
-    """SCAN_RESULTS: both outputs of the scan and the gradients of its three inputs."""
-    results = _scan_vjp((decay, drive, state), method, resets, padding, (states_gradient, final_gradient))
-    return dict(zip(SCAN_RESULTS, _arrays(*results), strict=True))
+def vjp(operation, inputs, constants, output_gradients, chunk=None, **options):
+    given = tuple(inputs), tuple(constants), tuple(output_gradients)
+    outputs, gradients = _operation_vjp(operation, chunk, tuple(sorted(options.items())), *given)
+    return dict(zip(RESULTS[operation], _arrays(*outputs, *gradients), strict=True))
 
 
 @float64_elsewhere
 def decay_gates(p, delta_min):
-    """(alpha, 1 - alpha) in the dtype of p."""
     return _arrays(*_gates(p, delta_min))
 
 
 def elementary(name, x):
-    """A function of the framework's library, one of ELEMENTARY."""
     return np.asarray(jax.jit(ELEMENTARY[name])(x))
 
 
 @float64_elsewhere
-def vjp(function, static, constants, gradients, *inputs):
-    """The outputs of `function(backend, static, constants, *inputs)`, and the gradients of its inputs.
-
-    Args:
-        function: of a module, over the backend's arrays; its name is that of the backend.
-        static: hashable values that a program is compiled for.
-        constants: arrays that are not differentiated.
-        gradients: of the outputs.
-        inputs: arrays.
-    """
-    return _arrays(*_vjp(function, static, constants, inputs, gradients))
-
-
-@float64_elsewhere
-def loss_vjp(hidden, embedding, labels, method="auto", chunk=None):
-    """LOSS_RESULTS: the sum of nats, and the gradients of hidden and embedding. `chunk` is the most logits a chunk."""
-    return dict(zip(LOSS_RESULTS, _arrays(*_loss_vjp((hidden, embedding), labels, method, chunk)), strict=True))
+def function_vjp(function, static, inputs, constants, output_gradients):
+    given = tuple(inputs), tuple(constants), tuple(output_gradients)
+    outputs, gradients = _function_vjp(function, static, *given)
+    return _arrays(*outputs, *gradients)
 
 
 @float64_elsewhere
 def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", compute_dtype="float32"):
-    """(outputs, gradients of the inputs, gradients of the weights by path) of one of LAYERS."""
     run = _layer_vjp(name, config, method, compute_dtype)
-    arrays = [real(x, compute_dtype) for x in inputs]
-    outputs, found, of_weights = run(
-        _in(weights, compute_dtype), arrays, masks, [real(x, compute_dtype) for x in gradients]
-    )
-    return _arrays(*outputs), _arrays(*found), {path: np.asarray(of_weights[path]) for path in weights}
+    arrays = _real(inputs, compute_dtype)
+    given = _in(weights, compute_dtype), arrays, masks, _real(gradients, compute_dtype)
+    outputs, (grad_weights, grad_inputs) = run(*given)
+    return _arrays(*outputs), _arrays(*grad_inputs), {path: np.asarray(grad_weights[path]) for path in weights}
 
 
 @float64_elsewhere
 def model(
-    params, config, tokens, states=None, resets=None, padding=None, method="auto", compute_dtype="float32", side=None
+    params, config, tokens, states=None, resets=None, padding=None, compute_dtype="float32", side=None, **options
 ):
-    """(logits, final states); `side` is what the mixer reads besides, by name."""
-    forward, _ = _functions(config, compute_dtype=compute_dtype, method=method)
-    more = resets, padding, _real(side, compute_dtype)
+    forward, _ = _functions(config, compute_dtype=compute_dtype, **options)
+    more = resets, padding, _side(side, compute_dtype)
     return _arrays(*forward(_in(params, compute_dtype), tokens, real(states, compute_dtype), *more))
 
 
@@ -127,33 +115,21 @@ def loss_and_gradients(
     resets=None,
     padding=None,
     final_state_gradient=None,
-    method="auto",
     compute_dtype="float32",
-    remat=False,
-    loss_method="auto",
     chunk=None,
     side=None,
+    **options,
 ):
-    """(loss, gradients by path, gradient of the initial states, final states).
-
-    The gradients are those of loss + sum(final_state_gradient * final states). `chunk` is the most logits a chunk.
-    """
-    options = {"compute_dtype": compute_dtype, "method": method, "remat": remat, "loss_method": loss_method}
-    _, gradients_of = _functions(config, chunk, **options)
-    parameters, initial, final_gradient = _in(params, compute_dtype), states, final_state_gradient
+    _, gradients_of = _functions(config, chunk, compute_dtype=compute_dtype, **options)
+    initial, final_gradient = _real((states, final_state_gradient), compute_dtype)
+    more = resets, padding, _side(side, compute_dtype)
     (_, (loss, last)), (gradients, state_gradient) = gradients_of(
-        parameters,
-        real(initial, compute_dtype),
-        tokens,
-        labels,
-        (resets, padding, _real(side, compute_dtype)),
-        real(final_gradient, compute_dtype),
+        _in(params, compute_dtype), initial, tokens, labels, more, final_gradient
     )
     return float(loss), {path: np.asarray(gradients[path]) for path in params}, *_arrays(state_gradient, last)
 
 
 def adamw_steps(config, training, parameters, moments, steps_taken, gradients, rates):
-    """(parameters, moments, norms) after one clipped step of AdamW for each set of gradients and learning rate."""
     optimizer, advance = _optimizer(config, training)
     parameters = _in(parameters, "float32")
     state = optimizer.init(parameters)
@@ -166,20 +142,17 @@ def adamw_steps(config, training, parameters, moments, steps_taken, gradients, r
     return {path: np.asarray(parameters[path]) for path in parameters}, optimizers.dump_moments(state), norms
 
 
-def fresh(config, seed=0):
-    """(parameters, num_parameters) of a new model."""
+def initialize(config, seed=0):
     net = models.build(config, seed=seed)
     return jax_impl.dump_parameters(net), net.num_parameters()
 
 
 def generate(params, config, prompt, max_length, **sampling):
-    """The prompt and what follows it, by `LanguageModel.generate`."""
     return np.asarray(_model(params, config).generate(jnp.asarray(prompt), max_length, **sampling))
 
 
 def make_step(params, config, method="auto"):
-    """The model as a step of generation."""
-    return generation.make_step(_model(params, config), method)
+    return decode.make_step(_model(params, config), method)
 
 
 @partial(jax.jit, static_argnums=3)
@@ -187,29 +160,24 @@ def _scan(decay, drive, state, method, resets, padding):
     return jax_impl.scan(decay, drive, state, method, resets, padding)
 
 
-@partial(jax.jit, static_argnums=1)
-def _scan_vjp(inputs, method, resets, padding, output_gradients):
-    outputs, pull_back = jax.vjp(lambda *inputs: jax_impl.scan(*inputs, method, resets, padding), *inputs)
-    return *outputs, *pull_back(output_gradients)
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _operation_vjp(operation, chunk, options, inputs, constants, output_gradients):
+    with chunk_logits(losses, chunk):
+        return _vjp(lambda *x: OPERATIONS[operation](*x, *constants, **dict(options)), inputs, output_gradients)
 
 
-_gates = jax.jit(gated_scan.decay_gates, static_argnums=1)
+def _vjp(function, inputs, output_gradients):
+    """The outputs of a function, and the gradients of its inputs."""
+    outputs, pull_back = jax.vjp(function, *inputs)
+    return outputs, pull_back(tuple(output_gradients))
+
+
+_gates = jax.jit(unfused.decay_gates, static_argnums=1)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _vjp(function, static, constants, inputs, output_gradients):
-    outputs, pull_back = jax.vjp(partial(function, NAME, static, constants), *inputs)
-    return *outputs, *pull_back(tuple(output_gradients))
-
-
-@partial(jax.jit, static_argnums=(2, 3))
-def _loss_vjp(inputs, labels, method, chunk):
-    def run(hidden, embedding):
-        with chunk_logits(losses, chunk):
-            return losses.cross_entropy(hidden, embedding, labels, embedding.dtype, method)[0]
-
-    nats, gradients = jax.value_and_grad(run, (0, 1))(*inputs)
-    return nats, *gradients
+def _function_vjp(function, static, inputs, constants, output_gradients):
+    return _vjp(partial(function, NAME, static, constants), inputs, output_gradients)
 
 
 @cache
@@ -223,9 +191,7 @@ def _layer_vjp(name: str, config: ModelConfig, method: str, compute_dtype: str) 
             outputs = nnx.merge(graph, state)(*inputs, *([Masks(*masks)] if masks else []))
             return outputs if isinstance(outputs, tuple) else (outputs,)
 
-        outputs, pull_back = jax.vjp(forward, weights, inputs)
-        of_weights, of_inputs = pull_back(tuple(output_gradients))
-        return outputs, of_inputs, of_weights
+        return _vjp(forward, (weights, inputs), output_gradients)
 
     return run
 
@@ -267,7 +233,11 @@ def _optimizer(config: ModelConfig, training: TrainingConfig) -> tuple[Any, Call
     return optimizer, advance
 
 
-def _real(side: Side | None, compute_dtype: str) -> dict[str, Any]:
+def _real(arrays: Sequence[np.ndarray | None], compute_dtype: str) -> list[Any]:
+    return [real(x, compute_dtype) for x in arrays]
+
+
+def _side(side: Side | None, compute_dtype: str) -> dict[str, Any]:
     return {name: real(x, compute_dtype) for name, x in (side or {}).items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cache
 from typing import Any
@@ -13,33 +13,28 @@ import torch
 from torch import Tensor
 
 import torch_impl
-from parity.proof.adapters import (
-    LOSS_RESULTS,
-    SCAN_RESULTS,
-    chunk_logits,
-    real,
-)
+from parity.proof.adapters import RESULTS, chunk_logits, real
 from spec.config import ModelConfig
 from spec.mixers import families
 from spec.mixers.base import Masks, Side
-from torch_impl import generation, layers
+from torch_impl import layers
 from torch_impl import model as models
 from torch_impl.mixers import mixer_module
 from torch_impl.ops import cross_entropy as losses
-from torch_impl.ops import gated_scan
+from torch_impl.ops import decode, gated_scan, rowwise
 from torch_impl.ops.devices import default_device
+from torch_impl.ops.gated_scan import unfused
 from torch_impl.ops.scan import METHODS as SCANS
 from torch_impl.training import optimizer as optimizers
 
 NAME = "torch"
 METHODS = {
-    "rows": tuple(layers._ROWS),
+    "rowwise": tuple(rowwise.METHODS),
     "scan": tuple(SCANS),
-    **{one.operation: tuple(mixer_module(name).METHODS) for name, one in families().items()},
+    **{one.operation: ("auto", *mixer_module(name).METHODS) for name, one in families().items()},
     "loss": tuple(losses.METHODS),
-    "decode": tuple(generation.METHODS),
+    "decode": tuple(decode.METHODS),
 }
-DEVICE = default_device()
 ELEMENTARY = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
@@ -52,60 +47,48 @@ LAYERS = {
     "swiglu": lambda config, dtype, _: layers.SwiGLU(config, dtype),
     "block": lambda config, dtype, method: models.Block(config, dtype, method),
 }
+OPERATIONS = {
+    "scan": lambda decay, drive, state, resets, padding, method: torch_impl.scan(
+        decay, drive, state, method, resets, padding
+    ),
+    "gates": unfused.gates,
+    "mixer": lambda pre, bias, state, resets, padding, delta_min, method: gated_scan.gated_scan(
+        pre, bias, delta_min, state, resets, padding, method
+    ),
+    "loss": lambda hidden, embedding, labels, method="auto": losses.cross_entropy(
+        hidden, embedding, labels, embedding.dtype, method
+    )[:1],
+}
+_DEVICE = default_device()
 # Of these a method says how rows are computed.
-ROWS = ("rms_norm", "swiglu")
+_ROWS = ("rms_norm", "swiglu")
 
 
 def scan(decay, drive, state=None, method="auto", resets=None, padding=None):
-    """(states, last state); None is passed on as None."""
-    return _arrays(*torch_impl.scan(*_tensors(decay, drive, state), method, *_tensors(resets, padding)))
+    return _arrays(*OPERATIONS["scan"](*_tensors(decay, drive, state, resets, padding), method=method))
 
 
-def scan_vjp(decay, drive, state, method, resets, padding, states_gradient, final_gradient):
-    """SCAN_RESULTS: both outputs of the scan and the gradients of its three inputs."""
-    masks = _tensors(resets, padding)
-    gradients = states_gradient, final_gradient
-    results = _vjp(lambda *x: torch_impl.scan(*x, method, *masks), (decay, drive, state), gradients)
-    return dict(zip(SCAN_RESULTS, results, strict=True))
+def vjp(operation, inputs, constants, output_gradients, chunk=None, **options):
+    fixed = _tensors(*constants)
+    with chunk_logits(losses, chunk):
+        results = _vjp(lambda *x: OPERATIONS[operation](*x, *fixed, **options), inputs, output_gradients)
+    return dict(zip(RESULTS[operation], results, strict=True))
 
 
 def decay_gates(p, delta_min):
-    """(alpha, 1 - alpha) in the dtype of p."""
-    return _arrays(*gated_scan.decay_gates(*_tensors(p), delta_min))
+    return _arrays(*unfused.decay_gates(_tensors(p)[0], delta_min))
 
 
 def elementary(name, x):
-    """A function of the framework's library, one of ELEMENTARY."""
     return _arrays(ELEMENTARY[name](*_tensors(x)))[0]
 
 
-def vjp(function, static, constants, gradients, *inputs):
-    """The outputs of `function(backend, static, constants, *inputs)`, and the gradients of its inputs.
-
-    Args:
-        function: of a module, over the backend's arrays; its name is that of the backend.
-        static: hashable values that a program is compiled for.
-        constants: arrays that are not differentiated.
-        gradients: of the outputs.
-        inputs: arrays.
-    """
+def function_vjp(function, static, inputs, constants, output_gradients):
     given = _tensors(*constants)
-    return _vjp(lambda *x: function(NAME, static, given, *x), inputs, gradients)
-
-
-def loss_vjp(hidden, embedding, labels, method="auto", chunk=None):
-    """LOSS_RESULTS: the sum of nats, and the gradients of hidden and embedding. `chunk` is the most logits a chunk."""
-    (targets,) = _tensors(labels)
-
-    def run(hidden, embedding):
-        return (losses.cross_entropy(hidden, embedding, targets, embedding.dtype, method)[0],)
-
-    with chunk_logits(losses, chunk):
-        return dict(zip(LOSS_RESULTS, _vjp(run, (hidden, embedding), (np.ones((), hidden.dtype),)), strict=True))
+    return _vjp(lambda *x: function(NAME, static, given, *x), inputs, output_gradients)
 
 
 def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", compute_dtype="float32"):
-    """(outputs, gradients of the inputs, gradients of the weights by path) of one of LAYERS."""
     layer = LAYERS[name](config, compute_dtype, method)
     more = [Masks(*_tensors(*masks))] if masks else []
 
@@ -114,20 +97,19 @@ def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", co
         results = torch.func.functional_call(layer, given, (*values[: len(inputs)], *more))
         return results if isinstance(results, tuple) else (results,)
 
-    arrays = [real(x, compute_dtype) for x in (*inputs, *weights.values())]
-    with mock.patch.object(layers, "_choose", return_value=method) if name in ROWS else nullcontext():
-        results = _vjp(run, arrays, [real(x, compute_dtype) for x in gradients])
+    arrays = _real((*inputs, *weights.values()), compute_dtype)
+    with mock.patch.object(rowwise, "choose_method", return_value=method) if name in _ROWS else nullcontext():
+        results = _vjp(run, arrays, _real(gradients, compute_dtype))
     outputs, found = results[: len(gradients)], results[len(gradients) :]
     return outputs, found[: len(inputs)], dict(zip(weights, found[len(inputs) :], strict=True))
 
 
 def model(
-    params, config, tokens, states=None, resets=None, padding=None, method="auto", compute_dtype="float32", side=None
+    params, config, tokens, states=None, resets=None, padding=None, compute_dtype="float32", side=None, **options
 ):
-    """(logits, final states); `side` is what the mixer reads besides, by name."""
-    net = _model(params, config, compute_dtype=compute_dtype, method=method)
+    net = _model(params, config, compute_dtype=compute_dtype, **options)
+    inputs = _tensors(tokens, real(states, compute_dtype), resets, padding)
     with torch.no_grad():
-        inputs = _tensors(tokens, real(states, compute_dtype), resets, padding)
         return _arrays(*net.logits(*inputs, _side(side, compute_dtype)))
 
 
@@ -140,18 +122,12 @@ def loss_and_gradients(
     resets=None,
     padding=None,
     final_state_gradient=None,
-    method="auto",
     compute_dtype="float32",
-    remat=False,
-    loss_method="auto",
     chunk=None,
     side=None,
+    **options,
 ):
-    """(loss, gradients by path, gradient of the initial states, final states).
-
-    The gradients are those of loss + sum(final_state_gradient * final states). `chunk` is the most logits a chunk.
-    """
-    net = _model(params, config, compute_dtype=compute_dtype, method=method, remat=remat, loss_method=loss_method)
+    net = _model(params, config, compute_dtype=compute_dtype, **options)
     initial, final_gradient = _tensors(real(states, compute_dtype), real(final_state_gradient, compute_dtype))
     named = {**dict(net.named_parameters()), "": initial.requires_grad_()}
     with chunk_logits(losses, chunk):
@@ -163,7 +139,6 @@ def loss_and_gradients(
 
 
 def adamw_steps(config, training, parameters, moments, steps_taken, gradients, rates):
-    """(parameters, moments, norms) after one clipped step of AdamW for each set of gradients and learning rate."""
     net = _model(parameters, config)
     optimizer = optimizers.make_optimizer(net, training)
     if moments:
@@ -172,43 +147,51 @@ def adamw_steps(config, training, parameters, moments, steps_taken, gradients, r
     for arrays, rate in zip(gradients, rates, strict=True):
         for path, parameter in net.named_parameters():
             (parameter.grad,) = _tensors(arrays[path])
-        norms.append(optimizers.clip_by_global_norm([p.grad for p in net.parameters()], training.grad_clip).item())
+        norms.append(
+            optimizers.clip_by_global_norm(
+                [p.grad for p in net.parameters() if p.grad is not None], training.grad_clip
+            ).item()
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.step()
     return torch_impl.dump_parameters(net), optimizers.dump_moments(net, optimizer), norms
 
 
-def fresh(config, seed=0):
-    """(parameters, num_parameters) of a new model."""
+def initialize(config, seed=0):
     net = models.build(config, seed=seed)
     return torch_impl.dump_parameters(net), net.num_parameters()
 
 
 def generate(params, config, prompt, max_length, **sampling):
-    """The prompt and what follows it, by `LanguageModel.generate`."""
-    return _model(params, config).generate(*_tensors(prompt), max_length, **sampling).cpu().numpy()
+    return _model(params, config).generate(_tensors(prompt)[0], max_length, **sampling).cpu().numpy()
 
 
 def make_step(params, config, method="auto"):
-    """The model as a step of generation."""
-    return generation.make_step(_model(params, config), method)
+    return decode.make_step(_model(params, config), method)
 
 
-def _side(side: Side | None, compute_dtype: str) -> dict[str, Any]:
+def _real(arrays: Sequence[np.ndarray | None], compute_dtype: str) -> list[Any]:
+    return [real(x, compute_dtype) for x in arrays]
+
+
+def _side(side: Side | None, compute_dtype: str) -> dict[str, Tensor]:
     given = side or {}
-    return dict(zip(given, _tensors(*(real(x, compute_dtype) for x in given.values())), strict=True))
+    return dict(zip(given, _tensors(*_real(tuple(given.values()), compute_dtype)), strict=True))
 
 
-def _tensors(*arrays: np.ndarray | None) -> list[Tensor | None]:
-    return [None if array is None else torch.tensor(array, device=DEVICE) for array in arrays]
+def _tensors(*arrays: np.ndarray | None) -> list[Any]:
+    # Those that are given are tensors: which may be missing is the operation's to say.
+    return [None if array is None else torch.tensor(array, device=_DEVICE) for array in arrays]
 
 
-def _vjp(run: Any, inputs: Sequence[np.ndarray], gradients: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+def _vjp(
+    function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[np.ndarray], output_gradients: Sequence[np.ndarray]
+) -> tuple[np.ndarray, ...]:
     """The outputs of a function, then the gradients of its inputs."""
     leaves = [x.requires_grad_() for x in _tensors(*inputs)]
-    outputs = run(*leaves)
-    return _arrays(*outputs, *torch.autograd.grad(outputs, leaves, _tensors(*gradients)))
+    outputs = function(*leaves)
+    return _arrays(*outputs, *torch.autograd.grad(outputs, leaves, _tensors(*output_gradients)))
 
 
 def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
@@ -217,7 +200,7 @@ def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
 
 @cache
 def _cached(config: ModelConfig, **options: Any) -> models.LanguageModel:
-    return models.build(config, **options).to(DEVICE)
+    return models.build(config, **options).to(_DEVICE)
 
 
 def _model(params: Mapping[str, np.ndarray], config: ModelConfig, **options: Any) -> models.LanguageModel:

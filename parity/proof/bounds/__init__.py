@@ -7,9 +7,9 @@ factors multiply is off by at most gamma_n = n u / (1 - n u), relatively (Higham
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from parity.proof.adapters import SCAN_RESULTS
 from spec.reference.scan import mask, scan, scan_adjoint
@@ -20,17 +20,17 @@ WORST: dict[str, float] = {}
 """Label -> largest error seen, in units of its bound; conftest.py prints it after the run."""
 
 
-def unit(dtype: Any = np.float32) -> float:
+def unit(dtype: type[np.floating] = np.float32) -> float:
     """u, the largest relative error of one rounding."""
     return float(np.finfo(dtype).eps) / 2
 
 
-def tiny(dtype: Any = np.float32) -> float:
+def tiny(dtype: type[np.floating] = np.float32) -> float:
     """Smallest normal number: all that an operation may lose where subnormal numbers are flushed to zero."""
     return float(np.finfo(dtype).tiny)
 
 
-def rounding(n: Any, spare: int, u: float) -> np.ndarray:
+def rounding(n: ArrayLike, spare: int, u: float) -> np.ndarray:
     """A bound on gamma_n: (n + spare) u for as long as that holds, gamma_{n + spare} beyond.
 
     n u / (1 - n u) <= (n + spare) u  <=>  n (n + spare) u <= spare.
@@ -47,9 +47,9 @@ def scan_truth(decay, drive, state, resets, padding, states_gradient, final_grad
     masked_decay, masked_drive = mask(decay, drive, resets, padding)
     states, last = scan(masked_decay, masked_drive, state)
     gradients = scan_adjoint(masked_decay, states, state, states_gradient, final_gradient)
-    of_decay = np.where((resets | padding)[..., None], 0.0, gradients[0])
-    of_drive = np.where(padding[..., None], 0.0, gradients[1])
-    return dict(zip(SCAN_RESULTS, (states, last, of_decay, of_drive, gradients[2]), strict=True))
+    grad_decay = np.where((resets | padding)[..., None], 0.0, gradients[0])
+    grad_drive = np.where(padding[..., None], 0.0, gradients[1])
+    return dict(zip(SCAN_RESULTS, (states, last, grad_decay, grad_drive, gradients[2]), strict=True))
 
 
 def scan_bounds(
@@ -87,13 +87,15 @@ def scan_bounds(
     g, g_flush = (x[:, ::-1] for x in _scan_size(following, states_gradient[:, ::-1], final_gradient, least))
     before = np.concatenate([state[:, None], h[:, :-1]], axis=1)
     before_flush = np.concatenate([np.full_like(state, least)[:, None], h_flush[:, :-1]], axis=1)
-    of_states = rounding(2 * t + 2, 2, u) * h + h_flush
-    of_drive = rounding(2 * t[::-1] + 2, 2, u) * g + g_flush
-    of_decay = rounding(2 * steps + 1, 7, u) * g * before + g_flush * before + g * before_flush + least
-    of_state = rounding(2 * steps + 1, 3, u) * decay[:, 0] * g[:, 0] + g_flush[:, 0] + least * (g[:, 0] + 1.0)
-    of_decay = np.where((resets | padding)[..., None], 0.0, of_decay)
-    of_drive = np.where(padding[..., None], 0.0, of_drive)
-    return dict(zip(SCAN_RESULTS, (of_states, of_states[:, -1], of_decay, of_drive, of_state), strict=True))
+    bound_states = rounding(2 * t + 2, 2, u) * h + h_flush
+    bound_drive = rounding(2 * t[::-1] + 2, 2, u) * g + g_flush
+    bound_decay = rounding(2 * steps + 1, 7, u) * g * before + g_flush * before + g * before_flush + least
+    bound_state = rounding(2 * steps + 1, 3, u) * decay[:, 0] * g[:, 0] + g_flush[:, 0] + least * (g[:, 0] + 1.0)
+    bound_decay = np.where((resets | padding)[..., None], 0.0, bound_decay)
+    bound_drive = np.where(padding[..., None], 0.0, bound_drive)
+    return dict(
+        zip(SCAN_RESULTS, (bound_states, bound_states[:, -1], bound_decay, bound_drive, bound_state), strict=True)
+    )
 
 
 def _scan_size(decay, drive, state, least) -> tuple[np.ndarray, np.ndarray]:

@@ -51,7 +51,8 @@ def adamw_truth_and_bounds(before, errors, gradients, step, lr, training: Traini
     assert step <= 2**10, f"the bound is derived for the first 1024 steps, not for step {step}"
     count = ((most + len(gradients)) / 2 + 6) * u
     r = count / (1.0 - count) if active else 0.0
-    after = adamw_step(*before[:1], clipped, *before[1:], step, lr, training, decayed)
+    params, *moments = before
+    after = adamw_step(params, clipped, moments[0], moments[1], step, lr, training, decayed)
     bounds: tuple[dict[str, np.ndarray], ...] = ({}, {}, {})
     for path, g in clipped.items():
         inputs = [(x[path], e[path]) for x, e in zip(before, errors, strict=True)]

@@ -12,10 +12,11 @@ errors, and over a thousand tokens of a small vocabulary they add up. Independen
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from parity.proof.bounds.running_error import EXP, LOG, TANH
 from spec.data import mix
@@ -38,7 +39,7 @@ class Perturbed(np.ndarray):
     product_unit: ClassVar[float]
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
-        plain = [self._constant(x) if isinstance(x, float) else _plain(x) for x in inputs]
+        plain: list[Any] = [self._constant(x) if isinstance(x, float) else _plain(x) for x in inputs]
         if method == "reduce" and ufunc is np.add:
             axis = options.get("axis", 0)
             plain[0] = self._partial_sums(plain[0], range(plain[0].ndim) if axis is None else axis)
@@ -65,13 +66,13 @@ class Perturbed(np.ndarray):
         result = self._operand(result) if function is np.einsum else result
         return [self._wrap(x) for x in result] if isinstance(result, list) else self._wrap(result)
 
-    def _rounded(self, result: Any, ufunc: np.ufunc) -> Any:
+    def _rounded(self, result: np.ndarray, ufunc: np.ufunc) -> np.ndarray:
         """The result of one operation on each entry."""
         if np.asarray(result).dtype.kind != "f":
             return result
         return self._to_grid(result, self.unit * LIBRARY.get(ufunc, 1.0), ufunc.__name__)
 
-    def _to_grid(self, numbers: Any, unit: float, operation: str) -> Any:
+    def _to_grid(self, numbers: ArrayLike, unit: float, operation: str) -> np.ndarray:
         """Rounded to the format's numbers times a factor of the operation's own: as in truth, but at other places."""
         factor = 1.0 + float(self._salt(operation)) / 2.0**64
         fraction, exponent = np.frexp(np.asarray(numbers) * factor)
@@ -82,7 +83,7 @@ class Perturbed(np.ndarray):
         """A random number for each operation of a run."""
         return np.uint64(int.from_bytes(hashlib.sha256(f"{cls.seed} {operation}".encode()).digest()[:8], "little"))
 
-    def _draw(self, numbers: Any, operation: str, position: Any) -> np.ndarray:
+    def _draw(self, numbers: ArrayLike, operation: str, position: ArrayLike) -> np.ndarray:
         """e / u of each addition, in [-1, 1]: the same for a term with the same 32 leading bits at the same place."""
         salt = self._salt(operation)
         bits = np.asarray(numbers, np.float64).view(np.uint64) >> np.uint64(20)
@@ -100,17 +101,17 @@ class Perturbed(np.ndarray):
             return array
         return self._to_grid(array, self.product_unit, "operand")
 
-    def _partial_sums(self, terms: np.ndarray, axis: Any) -> np.ndarray:
+    def _partial_sums(self, terms: np.ndarray, axis: int | Iterable[int]) -> np.ndarray:
         """The terms of a sum, each times the factors of all additions from its own on."""
         axes = (axis,) if isinstance(axis, int) else tuple(axis)
         last = tuple(range(-len(axes), 0))
         moved = np.moveaxis(terms, axes, last)
         flat = np.ascontiguousarray(moved).reshape(*moved.shape[: -len(axes)], -1)
         errors = self.unit * self._draw(flat, "sum", np.arange(flat.shape[-1]))
-        of_later = np.cumsum(errors, axis=-1)[..., ::-1]
-        return np.moveaxis(moved * (1.0 + of_later.reshape(moved.shape)), last, axes)
+        later = np.cumsum(errors, axis=-1)[..., ::-1]
+        return np.moveaxis(moved * (1.0 + later.reshape(moved.shape)), last, axes)
 
-    def _wrap(self, result: Any) -> Any:
+    def _wrap(self, result: np.ndarray) -> np.ndarray:
         return np.asarray(result).view(type(self)) if np.asarray(result).dtype.kind == "f" else result
 
 

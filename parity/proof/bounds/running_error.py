@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -32,7 +31,7 @@ class Running:
 
     value: np.ndarray
     error: np.ndarray
-    dtype: Any
+    dtype: type[np.floating]
 
     @property
     def unit(self) -> float:
@@ -79,7 +78,7 @@ class Running:
         size = (wide + self.error) @ (tall + other.error) + terms * float(np.finfo(self.dtype).tiny) / self.unit
         return Running(self.value @ other.value, spread + self._gamma(terms) * size, self.dtype)
 
-    def sum(self, axis: Any, keepdims: bool = False) -> Running:
+    def sum(self, axis: int | tuple[int, ...], keepdims: bool = False) -> Running:
         """Of n terms in any order: n - 1 additions."""
         value, error = self.value.sum(axis=axis, keepdims=keepdims), self.error.sum(axis=axis, keepdims=keepdims)
         size = np.abs(self.value).sum(axis=axis, keepdims=keepdims) + error
@@ -97,7 +96,7 @@ class Running:
         return n * self.unit / (1.0 - n * self.unit)
 
 
-def exact(value: np.ndarray, dtype: Any) -> Running:
+def exact(value: np.ndarray, dtype: type[np.floating]) -> Running:
     """An input: its bits are what they are."""
     value = np.asarray(value, np.float64)
     return Running(value, np.zeros_like(value), dtype)

@@ -36,11 +36,11 @@ class Scan(Operation):
 
     def run(self, adapter: Any, case: ScanCase, method: str, dtype: str) -> Arrays:
         decay, drive, state, resets, padding, *gradients = (cast(x, dtype) for x in case.arrays())
-        return adapter.scan_vjp(decay, drive, state, method, resets, padding, *gradients)
+        return adapter.vjp("scan", (decay, drive, state), (resets, padding), gradients, method=method)
 
 
 class RMSNorm(Operation):
-    name, choice, share = "rms_norm", "rows", 3.0
+    name, choice, share = "rms_norm", "rowwise", 3.0
 
     def arrays(self, case: LayerCase) -> tuple[np.ndarray, ...]:
         random, shape = case.random, (*case.shape, case.config.d_model)
@@ -69,7 +69,7 @@ class RMSNorm(Operation):
 
 
 class SwiGLU(Operation):
-    name, choice = "swiglu", "rows"
+    name, choice = "swiglu", "rowwise"
 
     def arrays(self, case: LayerCase) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         random, d, f = case.random, case.config.d_model, case.config.d_ff
@@ -134,7 +134,8 @@ class CrossEntropy(Operation):
     def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         hidden, embedding, labels = (cast(x, dtype) for x in self.arrays(case))
         # Seven rows a chunk, which divides few numbers of labels.
-        return adapter.loss_vjp(hidden, embedding, labels, method, 7 * len(embedding))
+        one, chunk = np.ones((), hidden.dtype), 7 * len(embedding)
+        return adapter.vjp("loss", (hidden, embedding), (labels,), (one,), chunk, method=method)
 
 
 class AdamW(Operation):

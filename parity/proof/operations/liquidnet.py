@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.proof.adapters import load_module
+from parity.proof.adapters import GATES_RESULTS, MIXER_RESULTS
 from parity.proof.bounds.layers import gates_bounds
 from parity.proof.bounds.monte_carlo_arithmetic import Compute
 from parity.proof.operations import models
@@ -14,29 +14,6 @@ from parity.proof.operations.base import Arrays, Estimated, Operation, SelfTest,
 from parity.proof.problems.cases import CONFIG, NANO, LayerCase, draw_values
 from spec.mixers.liquidnet import gated_states, gated_states_adjoint, half_life_bias
 from spec.reference.scan import decay_gates, sigmoid
-
-GATES_RESULTS = ("decay", "drive", "gate", "pre gradient", "bias gradient")
-MIXER_RESULTS = ("gated", "last", "pre gradient", "bias gradient", "state gradient")
-
-
-def gates_vjp(adapter, pre, bias, delta_min, *gradients):
-    """GATES_RESULTS of a backend: decay, drive and output gate, and the gradients of pre-activations and bias."""
-    return dict(zip(GATES_RESULTS, adapter.vjp(_gates, (delta_min,), (), gradients, pre, bias), strict=True))
-
-
-def mixer_vjp(adapter, pre, bias, delta_min, state, method, resets, padding, *gradients):
-    """MIXER_RESULTS of a backend: gated states, last state, gradients of pre-activations, bias and initial state."""
-    static, masks = (delta_min, method), (resets, padding)
-    return dict(zip(MIXER_RESULTS, adapter.vjp(_mixer, static, masks, gradients, pre, bias, state), strict=True))
-
-
-def _gates(backend, static, constants, pre, bias):
-    return load_module(backend, "ops.gated_scan").gates(pre, bias, *static)
-
-
-def _mixer(backend, static, masks, pre, bias, state):
-    delta_min, method = static
-    return load_module(backend, "ops.gated_scan").mixer(pre, bias, delta_min, state, *masks, method)
 
 
 class Gates(Operation):
@@ -69,7 +46,7 @@ class Gates(Operation):
 
     def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         pre, bias, *gradients = (cast(x, dtype) for x in self.arrays(case))
-        return gates_vjp(adapter, pre, bias, case.config.delta_min, *gradients)
+        return adapter.vjp("gates", (pre, bias), (), gradients, delta_min=case.config.delta_min)
 
     def problems(self, draw: Any) -> Any:
         return draw.layer_cases(draw.GATES)
@@ -98,7 +75,8 @@ class Mixer(Estimated):
 
     def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         pre, bias, state, *gradients = (cast(x, dtype) for x in self.arrays(case))
-        return mixer_vjp(adapter, pre, bias, case.config.delta_min, state, method, *case.masks(), *gradients)
+        inputs, options = (pre, bias, state), {"delta_min": case.config.delta_min, "method": method}
+        return adapter.vjp("mixer", inputs, case.masks(), gradients, **options)
 
     def problems(self, draw: Any) -> Any:
         return draw.layer_cases(draw.GATES, masked=True)

@@ -13,8 +13,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from parity.proof.environment import ROOT
 from parity.suite.mutants import MUTANTS, Mutant
-from parity.suite.mutants.record import ROOT, SCORE, Row, sources_digest, write_score
+from parity.suite.mutants.record import SCORE, Row, sources_digest, write_score
 from parity.suite.mutants.runner import Copy, each, whole_selections
 
 
@@ -90,7 +91,7 @@ def _verdict(row: Row) -> str:
 def _print_table(rows: Sequence[Row], console: Console) -> None:
     table = Table("mutant", "file", "caught by", "bounds")
     for row in rows:
-        units = f"{row.units:.3g}" if isinstance(row.units, float) else row.units or ""
+        units = f"{row.units:.3g}" if isinstance(row.units, float | int) else row.units or ""
         table.add_row(row.name, row.file, row.caught_by or row.outcome.upper(), units)
     console.print(table, markup=False)
 

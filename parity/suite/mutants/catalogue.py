@@ -6,7 +6,6 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from parity.suite.mutants.mutant import Mutant
 
@@ -77,12 +76,14 @@ def _read(path: Path) -> list[Mutant]:
     return mutants
 
 
-def _mutant(place: str, entry: Mapping[str, Any], named: Mapping[str, tuple[str, ...]]) -> Mutant:
+def _mutant(place: str, entry: Mapping[str, object], named: Mapping[str, tuple[str, ...]]) -> Mutant:
     _require_keys(place, entry, KEYS)
-    texts = {key: entry[key] for key in KEYS - {"tests"}}
-    for key, text in texts.items():
+    texts: dict[str, str] = {}
+    for key in KEYS - {"tests"}:
+        text = entry[key]
         if not isinstance(text, str):
             raise ValueError(f"{place}: `{key}` is no string: {text!r}")
+        texts[key] = text
     tests = entry["tests"]
     if not isinstance(tests, str):
         return Mutant(**texts, tests=_selection(place, tests))
@@ -91,13 +92,13 @@ def _mutant(place: str, entry: Mapping[str, Any], named: Mapping[str, tuple[str,
     return Mutant(**texts, tests=named[tests])
 
 
-def _selection(place: str, tests: Any) -> tuple[str, ...]:
+def _selection(place: str, tests: object) -> tuple[str, ...]:
     if not isinstance(tests, list) or not tests or not all(isinstance(argument, str) for argument in tests):
         raise ValueError(f"{place}: tests are a list of pytest's arguments, not {tests!r}")
     return tuple(tests)
 
 
-def _require_keys(place: str, found: Mapping[str, Any], keys: set[str]) -> None:
+def _require_keys(place: str, found: Mapping[str, object], keys: set[str]) -> None:
     for name in sorted(found.keys() - keys):
         raise ValueError(f"{place}: unknown key {name!r}")
     for name in sorted(keys - found.keys()):

@@ -10,11 +10,11 @@ import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from parity.suite.mutants.mutant import Mutant
 from parity.suite.mutants.record import PACKAGES, Row
@@ -29,6 +29,9 @@ SLIPS = re.compile(
 )
 TIMEOUT = "timeout"
 LAST_LINES = 25
+
+Item = TypeVar("Item", bound=Hashable)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Copy:
         junit = self.place / "junit.xml"
         junit.unlink(missing_ok=True)
         options = ("-x", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", f"--basetemp={self.place / 'tmp'}")
-        code, output = self._python("-m", "pytest", *options, *arguments)
+        code, output = self._python("-m", "pytest", f"--rootdir={self.tree}", *options, *arguments)
         return Ended(code, _first_failure(junit), "\n".join(output.splitlines()[-LAST_LINES:]))
 
     def try_mutant(self, mutant: Mutant) -> Row:
@@ -139,13 +142,15 @@ def whole_selections(mutants: Sequence[Mutant]) -> list[tuple[str, ...]]:
     return [(*files, *(("-k", k) if k else ())) for files, k in every.items()]
 
 
-def each(copies: Sequence[Copy], items: Sequence[Any], work: Callable[[Copy, Any], Any]) -> Iterator[tuple[Any, Any]]:
+def each(
+    copies: Sequence[Copy], items: Sequence[Item], work: Callable[[Copy, Item], Result]
+) -> Iterator[tuple[Item, Result]]:
     """Every item with its result, as they come, each copy at one of them at a time."""
     free: queue.Queue[Copy] = queue.Queue()
     for copy in copies:
         free.put(copy)
 
-    def one(item: Any) -> Any:
+    def one(item: Item) -> Result:
         copy = free.get()
         try:
             return work(copy, item)
@@ -190,7 +195,10 @@ def _first_failure(junit: Path) -> tuple[str, str] | None:
 
 
 def _node(case: ElementTree.Element) -> str:
-    """`test_x.py::TestClass::test_name`, of a class name like `parity.tests.test_x.TestClass`."""
+    """What pytest runs the test by: `parity/tests/ops/test_x.py::TestClass::test_name`.
+
+    Its class name in JUnit's file is `parity.tests.ops.test_x.TestClass`.
+    """
     parts = case.get("classname", "").split(".")
-    at = next((i for i, part in enumerate(parts) if part.startswith("test_")), 0)
-    return "::".join([f"{parts[at]}.py", *parts[at + 1 :], case.get("name", "")])
+    at = next((i for i, part in enumerate(parts) if part.startswith("test_")), 0) + 1
+    return "::".join([f"{'/'.join(parts[:at])}.py", *parts[at:], case.get("name", "")])

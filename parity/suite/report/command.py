@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -19,6 +19,10 @@ from rich.table import Table
 from spec.config import require_integer
 from tools.cli import backends
 from tools.cli.errors import require_writable
+
+if TYPE_CHECKING:
+    from parity.suite.report.schema import Report
+    from parity.suite.runs.trajectory_drift import Drift, Estimate
 
 
 @dataclass(frozen=True)
@@ -53,45 +57,46 @@ class Parity:
             print(f"the report is in {self.report / 'report.html'}")
         sys.exit(0 if result["passed"] else 1)
 
-    def _measure(self) -> dict[str, Any]:
+    def _measure(self) -> Report:
         from parity.proof.adapters import stop_worker
+        from parity.proof.environment import one_thread_and_full_float32
         from parity.suite.report import sweep
-        from parity.suite.report.report import gather
+        from parity.suite.report.report import assemble
 
         started = time.perf_counter()
-        sweep.full_float32()
+        one_thread_and_full_float32()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("this one in"),
                    TimeRemainingColumn(), TextColumn("so far"), TimeElapsedColumn())  # fmt: skip
         try:
             with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
                 task = bar.add_task("problems", total=None)
 
-                def told(name: str, done: int = 0, total: int | None = None) -> None:
-                    # Where there is no bar, as in CI, a line each tells that it goes on.
+                def progress(name: str, done: int = 0, total: int | None = None) -> None:
+                    # Where there is no bar, as in CI, a line each says that it goes on.
                     if not bar.console.is_terminal and bar.tasks[task].description != name:
                         bar.console.print(name)
                     bar.update(task, description=name, completed=done, total=total)
 
-                rows = sweep.survey(self.draws, self.seed, told)
-                runs = self._trajectories(told)
+                rows = sweep.sweep_operations(self.draws, self.seed, progress)
+                runs = self._trajectories(progress)
         finally:
             stop_worker()
-        return gather(rows, *runs, self.draws, self.seed, time.perf_counter() - started)
+        return assemble(rows, *runs, self.draws, self.seed, time.perf_counter() - started)
 
-    def _trajectories(self, told: Callable[[str], None]) -> tuple[Any, Any]:
+    def _trajectories(self, progress: Callable[[str], None]) -> tuple[Drift | str, Estimate | str]:
         """Both runs of parity/suite/runs/trajectory_drift.py, or why they are absent."""
         if self.no_trajectories:
             return "left out by --no-trajectories", "left out by --no-trajectories"
         from parity.suite.runs import trajectory_drift
 
         data, installed = trajectory_drift.story_data(), backends.installed()
-        race: Any = "needs both backends"
+        drift: Drift | str = "needs both backends"
         if set(installed) == set(backends.BACKENDS):
-            race = trajectory_drift.perturbed_run(data, told=told)
-        return race, trajectory_drift.estimated_run(data, tuple(installed), told=told)
+            drift = trajectory_drift.perturbed_run(data, progress=progress)
+        return drift, trajectory_drift.estimated_run(data, tuple(installed), progress=progress)
 
 
-def _show(result: dict[str, Any]) -> None:
+def _show(result: Report) -> None:
     """The table of errors, and the sentence above the report below it."""
     from parity.suite.report import tables
 
@@ -114,12 +119,11 @@ def _show(result: dict[str, Any]) -> None:
     console = Console(soft_wrap=False)
     console.print(shown)
     console.print(tight)
-    for what, told in tables.trajectory_rows(result):
-        console.print(f"{what}: {told}", markup=False, soft_wrap=True, highlight=False)
+    for run, outcome in tables.trajectory_rows(result):
+        console.print(f"{run}: {outcome}", markup=False, soft_wrap=True, highlight=False)
     for line in tables.warnings(result):
         console.print(line, style="yellow", markup=False, soft_wrap=True, highlight=False)
-    for row in tables.failures(result):
-        failure = row["failure"]
+    for failure in tables.failures(result):
         console.print(failure["message"], style="red", markup=False, soft_wrap=True, highlight=False)
         print(f"    {failure['reproduction']}")
     style = "bold green" if result["passed"] else "bold red"

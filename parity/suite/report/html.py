@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
 
 from parity.suite.report import plots, tables
-
-Result = dict[str, Any]
+from parity.suite.report.schema import Report, Units
 
 STYLE = """
 :root { --ink: #26313d; --soft: #66717d; --line: #e3e7eb; --paper: #ffffff; --ground: #f6f8f9;
@@ -57,7 +55,7 @@ pre { background: var(--ground); border: 1px solid var(--line); border-radius: 8
 """
 
 
-def page(result: Result) -> str:
+def page(result: Report) -> str:
     """The whole document."""
     body = "\n".join(
         part
@@ -83,7 +81,7 @@ def page(result: Result) -> str:
     )
 
 
-def _verdict(result: Result) -> str:
+def _verdict(result: Report) -> str:
     kind = "verdict" if result["passed"] else "verdict fail"
     made = f"{result['made']} · commit {result['environment']['commit'] or 'unknown'}"
     return (
@@ -92,7 +90,7 @@ def _verdict(result: Result) -> str:
     )
 
 
-def _figures(result: Result) -> str:
+def _figures(result: Report) -> str:
     measured = [row for row in result["rows"] if row["cases"]]
     worst = max((float(line["used"]) for line in result["tightness"]), default=0.0)
     implementations = len({(row["operation"], row["implementation"], row["dtype"]) for row in measured})
@@ -108,28 +106,28 @@ def _figures(result: Result) -> str:
     return f'<section class="figures">{cells}</section>'
 
 
-def _warnings(result: Result) -> str:
+def _warnings(result: Report) -> str:
     items = "".join(f"<li>{escape(line)}</li>" for line in tables.warnings(result))
     return f'<ul class="warnings">{items}</ul>' if items else ""
 
 
-def _failures(result: Result) -> str:
+def _failures(result: Report) -> str:
     parts = [
-        f"<p>{escape(row['failure']['message'])}</p>\n<pre>{escape(row['failure']['reproduction'])}</pre>"
-        for row in tables.failures(result)
+        f"<p>{escape(failure['message'])}</p>\n<pre>{escape(failure['reproduction'])}</pre>"
+        for failure in tables.failures(result)
     ]
     note = "The smallest problem that was found for each. The command repeats it."
     return _section("Failing problems", note, "\n".join(parts)) if parts else ""
 
 
-def _plots(result: Result) -> str:
+def _plots(result: Report) -> str:
     scans, runs = plots.scans(result), result["trajectories"]
     drawn = [
         ("The scan: worst float32 error at each length", plots.errors_against_length(scans)),
         ("The scan: worst float32 error in each regime of decays", plots.errors_against_decay(scans)),
         (
             "One run: torch against JAX, and torch against itself; no dot where the losses are equal to the bit",
-            plots.race(runs["race"]),
+            plots.drift(runs["race"]),
         ),
         ("The losses of that run, in every order of summation", plots.losses(runs["race"])),
         ("A small run against the float64 reference", plots.estimated(runs["estimated"])),
@@ -139,7 +137,7 @@ def _plots(result: Result) -> str:
     return _section("How errors grow", note, f'<div class="plots">{"".join(figures)}</div>') if figures else ""
 
 
-def _errors(result: Result) -> str:
+def _errors(result: Report) -> str:
     lines, before = [], ""
     for row, cells in zip(result["rows"], tables.error_rows(result), strict=True):
         classes = ["group"] if row["operation"] != before else []
@@ -159,7 +157,7 @@ def _errors(result: Result) -> str:
     return _section("Errors, in units of the bound", note, _grid(tables.ERROR_HEADER, lines))
 
 
-def _tightness(result: Result) -> str:
+def _tightness(result: Report) -> str:
     lines = []
     for line, cells in zip(result["tightness"], tables.tightness_rows(result), strict=True):
         shown = [escape(cell) for cell in cells]
@@ -172,7 +170,7 @@ def _tightness(result: Result) -> str:
     return _section("Tightness", note, _grid(tables.TIGHT_HEADER, lines))
 
 
-def _mutants(result: Result) -> str:
+def _mutants(result: Report) -> str:
     score = result["mutants"]
     if score is None:
         return ""
@@ -186,18 +184,18 @@ def _mutants(result: Result) -> str:
     return _section(f"Planted mistakes: {score['caught']} of {score['total']} noticed", note, open_list)
 
 
-def _units(units: float | str) -> str:
+def _units(units: Units) -> str:
     return units if isinstance(units, str) else f"{units:.3g}"
 
 
-def _bar(units: float | str) -> str:
+def _bar(units: Units) -> str:
     width = 100.0 * min(1.0, float(units))
     return f'<span class="bar"><i style="width: {width:.1f}%"></i></span>'
 
 
 def _section(title: str, note: str, body: str) -> str:
-    told = f'<p class="note">{escape(note)}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>\n{told}{body}</section>"
+    paragraph = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f"<section><h2>{escape(title)}</h2>\n{paragraph}{body}</section>"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

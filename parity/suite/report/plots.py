@@ -5,47 +5,53 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from parity.proof.problems.cases import DECAYS
+from parity.suite.report.schema import DriftEntry, ErrorRow, EstimateEntry, Report, Skipped, Units
 from tools.plot.figure import BACKEND_COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 GREY, INK = "#8a94a0", "#26313d"
 MARKS = "osD^v"
 _HEAD = re.compile(r"^.*?(?=<svg)|<metadata>.*?</metadata>|\s+xmlns(:\w+)?=\"[^\"]*\"", re.DOTALL)
 
 
-def errors_against_length(rows: list[dict[str, Any]]) -> str | None:
+def errors_against_length(rows: list[ErrorRow]) -> str | None:
     """Worst float32 error of each scan at each length."""
     lengths = sorted({int(t) for row in rows for t in row["groups"].get("T", {})})
-    figure, axes = _axes("T")
-    for row, style in _styles(rows):
+    figure, axes = _axes()
+    for row in rows:
         found = {int(t): _finite(x) for t, x in row["groups"]["T"].items()}
-        axes.plot(sorted(found), [found[t] for t in sorted(found)], **style)
+        _plot_row(axes, rows, row, sorted(found), [found[t] for t in sorted(found)], "-")
     axes.set(xscale="log", xlabel="tokens, T", xticks=lengths, xticklabels=list(map(str, lengths)))
     axes.minorticks_off()
     return _finish(figure, axes, "T") if lengths else None
 
 
-def errors_against_decay(rows: list[dict[str, Any]]) -> str | None:
+def errors_against_decay(rows: list[ErrorRow]) -> str | None:
     """Worst float32 error of each scan in each regime of decays."""
     kinds = [kind for kind in DECAYS if any(kind in row["groups"].get("decay", {}) for row in rows)]
-    figure, axes = _axes("decay")
-    for (row, style), offset in zip(_styles(rows), np.linspace(-0.2, 0.2, len(rows) or 1), strict=False):
+    figure, axes = _axes()
+    for row, offset in zip(rows, np.linspace(-0.2, 0.2, len(rows) or 1), strict=False):
         found = row["groups"]["decay"]
         units = [_finite(found.get(kind, 0.0)) for kind in kinds]
-        axes.plot(np.arange(len(kinds)) + offset, units, **{**style, "linestyle": ""})
+        _plot_row(axes, rows, row, np.arange(len(kinds)) + offset, units, "")
     axes.set(xticks=range(len(kinds)), xticklabels=kinds, xlabel="decays")
     return _finish(figure, axes, "decay") if kinds else None
 
 
-def race(found: dict[str, Any]) -> str | None:
+def drift(found: DriftEntry | Skipped) -> str | None:
     """How far torch and JAX drift apart, and how far reorderings of torch do."""
-    if "gap" not in found:
+    if "skipped" in found:
         return None
-    figure, axes = _axes("race")
+    figure, axes = _axes()
     steps = np.arange(1, len(found["gap"]) + 1)
     axes.plot(
         steps, _positive(found["gap"]), "o", color=BACKEND_COLOURS["jax"], markersize=3, label="torch against JAX"
@@ -59,24 +65,25 @@ def race(found: dict[str, Any]) -> str | None:
     return _finish(figure, axes, "race", limit=False)
 
 
-def losses(found: dict[str, Any]) -> str | None:
+def losses(found: DriftEntry | Skipped) -> str | None:
     """The losses themselves."""
-    if "curves" not in found:
+    if "skipped" in found:
         return None
-    figure, axes = _axes("losses")
+    figure, axes = _axes()
     for name, curve in found["curves"].items():
         backend = name.split(",")[0]
-        style = {"linestyle": "--", "linewidth": 1.6} if backend == "jax" else {"linewidth": 1.0}
-        axes.plot(np.arange(1, len(curve) + 1), curve, color=BACKEND_COLOURS[backend], label=name, alpha=0.8, **style)
+        dashes, width = ("--", 1.6) if backend == "jax" else ("-", 1.0)
+        steps = np.arange(1, len(curve) + 1)
+        axes.plot(steps, curve, dashes, color=BACKEND_COLOURS[backend], label=name, alpha=0.8, linewidth=width)
     axes.set(xlabel="optimizer step", ylabel="loss (nats a token)")
     return _finish(figure, axes, "losses", limit=False)
 
 
-def estimated(found: dict[str, Any]) -> str | None:
+def estimated(found: EstimateEntry | Skipped) -> str | None:
     """The error of each backend's loss, and the estimate of how large it may be."""
-    if "bound" not in found:
+    if "skipped" in found:
         return None
-    figure, axes = _axes("estimated")
+    figure, axes = _axes()
     steps = np.arange(1, len(found["bound"]) + 1)
     axes.plot(steps, found["bound"], color=INK, linestyle="--", linewidth=1.0, label="estimate of the bound")
     for name, error in found["errors"].items():
@@ -85,7 +92,7 @@ def estimated(found: dict[str, Any]) -> str | None:
     return _finish(figure, axes, "estimated", limit=False)
 
 
-def scans(result: dict[str, Any]) -> list[dict[str, Any]]:
+def scans(result: Report) -> list[ErrorRow]:
     """The rows that the first two plots show."""
     return [row for row in result["rows"] if row["operation"] == "scan" and row["dtype"] == "float32" and row["groups"]]
 
@@ -96,31 +103,19 @@ def _positive(values: Sequence[float]) -> np.ndarray:
     return np.where(found > 0.0, found, np.nan)
 
 
-def _finite(units: float | str) -> float:
+def _finite(units: Units) -> float:
     return float(units) if np.isfinite(float(units)) else np.nan
 
 
-def _styles(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _plot_row(axes: Axes, rows: list[ErrorRow], row: ErrorRow, x: ArrayLike, units: ArrayLike, line: str) -> None:
     """A colour a backend, a mark a method."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    return [
-        (
-            row,
-            {
-                "color": BACKEND_COLOURS[row["backend"]],
-                "marker": MARKS[methods.index(row["method"]) % len(MARKS)],
-                "label": row["implementation"],
-                "markersize": 5,
-                "linewidth": 1.0,
-                "alpha": 0.85,
-                "linestyle": "-",
-            },
-        )
-        for row in rows
-    ]
+    marker = MARKS[methods.index(row["method"]) % len(MARKS)]
+    style = {"markersize": 5, "linewidth": 1.0, "alpha": 0.85, "linestyle": line, "marker": marker}
+    axes.plot(x, units, color=BACKEND_COLOURS[row["backend"]], label=row["implementation"], **style)
 
 
-def _axes(name: str) -> tuple[Any, Any]:
+def _axes() -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -133,7 +128,7 @@ def _axes(name: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _finish(figure: Any, axes: Any, name: str, limit: bool = True) -> str:
+def _finish(figure: Figure, axes: Axes, name: str, limit: bool = True) -> str:
     """The SVG element. Its identifiers are hashed with `name`, since several stand in one page."""
     import matplotlib
 

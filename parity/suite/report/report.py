@@ -1,4 +1,4 @@
-"""The report of a survey: one result as JSON, as Markdown and as a page of its own."""
+"""The report of a sweep: one result as JSON, as Markdown and as a page of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,25 +16,25 @@ from parity.proof import adapters
 from parity.proof.environment import environment
 from parity.suite import mutants
 from parity.suite.report.html import page
+from parity.suite.report.schema import CurrentScore, DriftEntry, ErrorRow, EstimateEntry, Report, Skipped, TightnessRow
 from parity.suite.report.sweep import TIGHT, Row
 from parity.suite.report.tables import markdown
-from parity.suite.runs.trajectory_drift import Estimate, Race
+from parity.suite.runs.trajectory_drift import Drift, Estimate
 from spec.checkpoint.files import new_file
 
-Result = dict[str, Any]
 
-
-def all_gather(
-    rows: Sequence[Row], race: Race | str, estimated: Estimate | str, draws: int, seed: int | None, seconds: float
-) -> Result:
-    """Everything that the report tells, as JSON holds it.
+def assemble(
+    rows: Sequence[Row], drift: Drift | str, estimated: Estimate | str, draws: int, seed: int | None, seconds: float
+) -> Report:
+    """Everything that the report says, as JSON holds it.
 
     Args:
-        rows: of the survey.
-        race, estimated: runs of parity/suite/runs/trajectory_drift.py, or why there is none.
+        rows: of the sweep.
+        drift, estimated: runs of parity/suite/runs/trajectory_drift.py, or why there is none.
         draws, seed, seconds: how it was made.
     """
-    result = {
+    result: Report = {
+        "verdict": "",
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "draws": draws,
@@ -42,13 +42,15 @@ def all_gather(
         "environment": environment(),
         "problems": problems(rows),
         "checks": sum(row.cases for row in rows),
-        "rows": [{**asdict(row), "implementation": row.implementation} for row in rows],
+        "rows": [cast(ErrorRow, {**asdict(row), "implementation": row.implementation}) for row in rows],
         "tightness": tightness(rows),
-        "trajectories": {"race": of_race(race), "estimated": of_estimate(estimated)},
+        "trajectories": {"race": drift_entry(drift), "estimated": estimate_entry(estimated)},
         "mutants": mutant_score(),
+        "passed": False,
     }
     result["passed"] = passed(result)
-    return {"verdict": verdict(result), **plain(result)}
+    result["verdict"] = verdict(result)
+    return plain(result)
 
 
 def problems(rows: Sequence[Row]) -> int:
@@ -56,9 +58,9 @@ def problems(rows: Sequence[Row]) -> int:
     return sum(max(row.cases for row in rows if row.operation == name) for name in {row.operation for row in rows})
 
 
-def tightness(rows: Sequence[Row]) -> list[Result]:
+def tightness(rows: Sequence[Row]) -> list[TightnessRow]:
     """For each operation, how much of its float32 bound was used at most at the shapes of nano, by tensor too."""
-    found = []
+    found: list[TightnessRow] = []
     for name in dict.fromkeys(row.operation for row in rows):
         measured = [row for row in rows if row.operation == name and row.dtype == "float32" and row.cases]
         if not measured:
@@ -70,43 +72,51 @@ def tightness(rows: Sequence[Row]) -> list[Result]:
             for tensor, units in (row.tensors if small else row.nano).items():
                 tensors[tensor] = max(units, tensors.get(tensor, 0.0))
         used, theorem = max(tensors.values()), measured[0].theorem
-        line = {"operation": name, "theorem": theorem, "used": used, "tight": used >= TIGHT, "tensors": tensors}
-        found.append({**line, "shapes": "small" if small else "nano"})
+        line: TightnessRow = {
+            "operation": name,
+            "theorem": theorem,
+            "used": used,
+            "tight": used >= TIGHT,
+            "tensors": dict(tensors),
+            "shapes": "small" if small else "nano",
+        }
+        found.append(line)
     return found
 
 
-def of_race(race: Race | str) -> Result:
+def drift_entry(drift: Drift | str) -> DriftEntry | Skipped:
     """The run in several orders of summation, or why there is none."""
-    if isinstance(race, str):
-        return {"skipped": race}
-    gap = float(race.gap.max())
-    return {**asdict(race), "limit": race.limit, "largest_gap": gap, "passed": bool(race.passed)}
+    if isinstance(drift, str):
+        return {"skipped": drift}
+    gap = float(drift.gap.max())
+    return plain({**asdict(drift), "limit": drift.limit, "largest_gap": gap, "passed": bool(drift.passed)})
 
 
-def of_estimate(estimated: Estimate | str) -> Result:
+def estimate_entry(estimated: Estimate | str) -> EstimateEntry | Skipped:
     """The run against the float64 reference, or why there is none."""
     if isinstance(estimated, str):
         return {"skipped": estimated}
     units = estimated.units
-    return {**asdict(estimated), "units": units, "passed": all(x <= 1.0 for x in units.values())}
+    return plain({**asdict(estimated), "units": units, "passed": all(x <= 1.0 for x in units.values())})
 
 
-def mutant_score() -> Result | None:
+def mutant_score() -> CurrentScore | None:
     """The last score of the planted mistakes, and whether the sources have changed since."""
     score = mutants.load_score()
-    return None if score is None else {**plain(score), "current": score["sources"] == mutants.sources_digest()}
+    return None if score is None else {**score, "current": score["sources"] == mutants.sources_digest()}
 
 
-def passed(result: Result) -> bool:
+def passed(result: Report) -> bool:
     """Whether no bound was broken, no trajectory left its limit, and every operation of each backend here was tried."""
     within = all(row["failure"] is None for row in result["rows"])
     tried = {(row["operation"], row["backend"]) for row in result["rows"] if row["cases"]}
     wanted = {(row["operation"], row["backend"]) for row in result["rows"] if adapters.missing(row["backend"]) is None}
     whole = bool(tried) and tried >= wanted
-    return whole and within and all(x.get("passed", True) for x in result["trajectories"].values())
+    runs = result["trajectories"]["race"], result["trajectories"]["estimated"]
+    return whole and within and all("skipped" in run or run["passed"] for run in runs)
 
 
-def verdict(result: Result) -> str:
+def verdict(result: Report) -> str:
     """What the whole report says, as one sentence."""
     both = list(dict.fromkeys(row["backend"] for row in result["rows"] if row["cases"]))
     who = "both implementations were" if len(both) == 2 else f"{both[0]} was" if both else "no implementation was"
@@ -115,19 +125,19 @@ def verdict(result: Result) -> str:
     estimated = {row["operation"] for row in result["rows"]} - proved
     what += f" and estimated for {', '.join(sorted(estimated))}" if estimated else ""
     if result["passed"] and both:
-        told = f"For every one of {result['problems']:,} problems drawn, {who} {what}"
+        sentence = f"For every one of {result['problems']:,} problems drawn, {who} {what}"
     elif both:
         broken = [row for row in result["rows"] if row["failure"]]
         names = ", ".join(f"{row['operation']} ({row['implementation']}, {row['dtype']})" for row in broken[:3])
         names += f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         what = f"a bound was broken: {names}" if names else "a trajectory left its limit, or an operation was not tried"
-        told = f"On {result['problems']:,} problems drawn, {what}"
+        sentence = f"On {result['problems']:,} problems drawn, {what}"
     else:
-        told = "Nothing was measured: every implementation is missing or refuses to run here"
-    return f"{told}; {mutant_sentence(result['mutants'])}."
+        sentence = "Nothing was measured: every implementation is missing or refuses to run here"
+    return f"{sentence}; {mutant_sentence(result['mutants'])}."
 
 
-def mutant_sentence(score: Result | None) -> str:
+def mutant_sentence(score: CurrentScore | None) -> str:
     """What the planted mistakes say about the suite."""
     if score is None:
         return "how many planted mistakes the suite notices was not measured here (make mutants)"
@@ -150,7 +160,7 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def write(directory: Path, result: Result) -> None:
+def write(directory: Path, result: Report) -> None:
     """DIR/report.html, report.json and report.md; each replaces its predecessor whole."""
     files = {"html": page(result), "json": json.dumps(result, indent=1, allow_nan=False) + "\n", "md": markdown(result)}
     for suffix, text in files.items():

@@ -7,10 +7,9 @@ run and on every machine.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, find, given, settings
@@ -20,7 +19,7 @@ from hypothesis.errors import NoSuchExample
 from parity.proof import adapters, interpreted_kernels
 from parity.proof.bounds import in_units
 from parity.proof.operations import OPERATIONS, Operation, check, expected
-from parity.proof.problems.cases import NANO
+from parity.proof.problems.cases import NANO, AdamWCase, LayerCase, ModelCase, ScanCase
 from parity.proof.problems.strategies import CASES
 from spec.mixers import families
 
@@ -30,6 +29,7 @@ MOST_SHRUNK = 3
 QUIET = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
 IMPORTS = "from parity.proof.problems.cases import *; from parity.proof.operations import check"
 
+Case = ScanCase | LayerCase | AdamWCase | ModelCase
 Progress = Callable[[str, int, int], None]
 
 
@@ -80,7 +80,7 @@ class Row:
     def implementation(self) -> str:
         return f"{self.backend} {self.method}".strip()
 
-    def add(self, case: Any, units: dict[str, float]) -> None:
+    def add(self, case: Case, units: dict[str, float]) -> None:
         """Take in the errors of one more problem."""
         self.cases += 1
         for name, worst in units.items():
@@ -95,17 +95,17 @@ class Row:
             groups[group] = max(units[tensor], groups.get(group, 0.0))
 
 
-def at_nano(case: Any) -> bool:
+def at_nano(case: Case) -> bool:
     """Whether a problem has the widths of nano."""
-    return case.config.d_model == NANO.d_model if hasattr(case, "config") else case.shape[-1] == NANO.d_model
+    return (case.shape[-1] if isinstance(case, ScanCase) else case.config.d_model) == NANO.d_model
 
 
-def groups_of(case: Any) -> dict[str, str]:
-    """What a problem of the scan is told apart by."""
-    return {"T": str(case.shape[1]), "decay": case.decays} if hasattr(case, "decays") else {}
+def groups_of(case: Case) -> dict[str, str]:
+    """What problems of the scan are grouped by."""
+    return {"T": str(case.shape[1]), "decay": case.decays} if isinstance(case, ScanCase) else {}
 
 
-def survey(
+def sweep_operations(
     draws: int = DRAWS,
     seed: int | None = None,
     progress: Progress | None = None,
@@ -116,7 +116,7 @@ def survey(
     Args:
         draws: problems for an operation, times its share.
         seed: of the draws; None draws the same every time.
-        progress: told operation, problems done, problems in all.
+        progress: called with operation, problems done, problems in all.
         names: the backends.
     """
     rows: list[Row] = []
@@ -130,7 +130,7 @@ def survey(
 
 
 def amount_of(operation: str, draws: int) -> int:
-    """How many problems `survey` draws for an operation."""
+    """How many problems `sweep_operations` draws for an operation."""
     return max(1, round(draws * OPERATIONS[operation].share))
 
 
@@ -151,13 +151,17 @@ def rows_of(operation: Operation, names: Iterable[str]) -> list[Row]:
     return rows
 
 
-def measure(found: Any, truth: Any, bound: Any) -> dict[str, float]:
+def measure(
+    found: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], bound: Mapping[str, np.ndarray]
+) -> dict[str, float]:
     """The largest error of each tensor in units of its bound; infinite where it is missing or of another shape."""
     worst = {}
     for name, exact in truth.items():
         given = found.get(name)
-        same = given is not None and np.shape(given) == np.shape(exact)
-        worst[name] = float(in_units(given, exact, bound[name]).max(initial=0.0)) if same else float("inf")
+        if given is None or np.shape(given) != np.shape(exact):
+            worst[name] = float("inf")
+        else:
+            worst[name] = float(in_units(given, exact, bound[name]).max(initial=0.0))
     return worst
 
 
@@ -169,16 +173,6 @@ def reproduction(row: Row, case: str) -> str:
     code = f"{'; '.join(imports)}; check({arguments}, {case})"
     plain = not set(code) & set('"$`\\!')
     return f'python -c "{code}"' if plain else f"python -c {shlex.quote(code)}"
-
-
-def full_float32() -> None:
-    """Sums in one order on every machine; float32 means float32."""
-    if adapters.missing("torch") is None:
-        import torch
-
-        torch.set_num_threads(1)
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
 
 
 def _settings(amount: int, seed: int | None) -> settings:
@@ -212,7 +206,7 @@ def _measure_all(
         row.failure = _smallest(row, limits, seed) if i < MOST_SHRUNK else _as_seen(row)
 
 
-def _measure(operation: Operation, row: Row, case: Any) -> None:
+def _measure(operation: Operation, row: Row, case: Case) -> None:
     truth, bound = expected(row.operation, case, row.dtype)
     try:
         found = operation.run(adapters.load(row.backend), case, row.method, row.dtype)
@@ -237,7 +231,7 @@ def _smallest(row: Row, limits: settings, seed: int | None) -> Failure:
     """The smallest problem that hypothesis finds; the worst one seen where it finds none again."""
     message = _as_seen(row).message
 
-    def breaks(case: Any) -> bool:
+    def breaks(case: Case) -> bool:
         nonlocal message
         try:
             check(row.operation, row.backend, row.method, row.dtype, case)

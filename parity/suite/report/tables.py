@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-Result = dict[str, Any]
+from parity.suite.report.schema import DriftEntry, EstimateEntry, FailureRow, Report, Units
+
 Table = list[tuple[str, ...]]
 
 ERROR_HEADER = ("operation", "implementation", "dtype", "bound", "cases", "worst error", "at")
@@ -19,12 +19,12 @@ def kind(theorem: bool, dtype: str = "float32") -> str:
     return "theorem" if theorem else "1e-12" if dtype == "float64" else "estimate"
 
 
-def number(units: float | str) -> str:
+def number(units: Units) -> str:
     """A number of bounds, short."""
     return units if isinstance(units, str) else f"{units:.2f}" if 0.1 <= units < 100.0 else f"{units:.2g}"
 
 
-def environment_rows(result: Result) -> Table:
+def environment_rows(result: Report) -> Table:
     """What was measured with, and how."""
     e = result["environment"]
     found = [f"{name} {version}" for name, version in e["versions"].items() if version != "not installed"]
@@ -42,7 +42,7 @@ def environment_rows(result: Result) -> Table:
     return [*rows, ("packages", ", ".join(found))]
 
 
-def error_rows(result: Result) -> Table:
+def error_rows(result: Report) -> Table:
     """Operation x implementation x dtype: the worst error in units of the bound."""
     rows = []
     for row in result["rows"]:
@@ -55,13 +55,13 @@ def error_rows(result: Result) -> Table:
     return rows
 
 
-def tightness_rows(result: Result) -> Table:
+def tightness_rows(result: Report) -> Table:
     """How much of each float32 bound was used."""
     return [
         (
             line["operation"],
             kind(line["theorem"]),
-            shard(line["used"]),
+            part_of_bound(line["used"]),
             "tight" if line["tight"] else "not tight",
             ", ".join(f"{name} {number(units)}" for name, units in grouped(line["tensors"]).items()),
         )
@@ -69,49 +69,52 @@ def tightness_rows(result: Result) -> Table:
     ]
 
 
-def shard(units: float | str) -> str:
-    """A share of a bound, as a number and as a fraction."""
-    exact = isinstance(units, float) and 0.0 < units < 0.5
-    return f"{number(units)} (1/{1 / units:.0f})" if exact else number(units)
+def part_of_bound(units: Units) -> str:
+    """A part of a bound, as a number and as a fraction."""
+    return f"{number(units)} (1/{1 / units:.0f})" if isinstance(units, float) and 0.0 < units < 0.5 else number(units)
 
 
-def grouped(tensors: dict[str, float]) -> dict[str, float]:
+def grouped(tensors: dict[str, Units]) -> dict[str, Units]:
     """The same tensors of all blocks as one, the largest first."""
-    found: dict[str, Any] = {}
+    found: dict[str, Units] = {}
     for name, units in tensors.items():
         name = BLOCK.sub("blocks.*.", name)
         found[name] = max(units, found.get(name, units), key=float)
     return dict(sorted(found.items(), key=lambda item: -float(item[1])))
 
 
-def trajectory_rows(result: Result) -> Table:
+def trajectory_rows(result: Report) -> Table:
     """What whole runs showed."""
     race, estimated = result["trajectories"]["race"], result["trajectories"]["estimated"]
-    told = race.get("skipped") or (
-        f"{_word(race)}: torch and JAX differ by {race['largest_gap']:.2e} at most, the limit is 5 times the largest "
-        f"spread of torch's own orders of summation, {race['limit']:.2e}"
-    )
-    units = estimated.get("skipped") or f"{_word(estimated)}: " + ", ".join(
-        f"{name} at most {number(x)} of the bound" for name, x in estimated["units"].items()
-    )
-    return [
-        (f"{len(race.get('gap', ())) or ''} optimizer steps of both backends from perturbed weights".strip(), told),
-        ("the loss of a small run against the float64 reference (estimate)", units),
-    ]
+    steps = "optimizer steps of both backends from perturbed weights"
+    if "skipped" in race:
+        drift = race["skipped"]
+    else:
+        steps = f"{len(race['gap'])} {steps}"
+        drift = (
+            f"{_word(race)}: torch and JAX differ by {race['largest_gap']:.2e} at most, the limit is 5 times the "
+            f"largest spread of torch's own orders of summation, {race['limit']:.2e}"
+        )
+    if "skipped" in estimated:
+        units = estimated["skipped"]
+    else:
+        found = (f"{name} at most {number(x)} of the bound" for name, x in estimated["units"].items())
+        units = f"{_word(estimated)}: {', '.join(found)}"
+    return [(steps, drift), ("the loss of a small run against the float64 reference (estimate)", units)]
 
 
-def warnings(result: Result) -> list[str]:
+def warnings(result: Report) -> list[str]:
     """What is no failure, and should be known."""
     loose = [line["operation"] for line in result["tightness"] if not line["tight"]]
-    told = [f"Not tight (largest error below 1/30 of the bound): {', '.join(loose)}."] if loose else []
+    lines = [f"Not tight (largest error below 1/30 of the bound): {', '.join(loose)}."] if loose else []
     skipped = dict.fromkeys(f"{row['implementation']}: {row['skipped']}" for row in result["rows"] if row["skipped"])
-    told += [f"Skipped: {reason}." for reason in skipped]
+    lines += [f"Skipped: {reason}." for reason in skipped]
     if result["mutants"] and not result["mutants"]["current"]:
-        told.append("The sources have changed since the planted mistakes were counted: run make mutants.")
-    return told
+        lines.append("The sources have changed since the planted mistakes were counted: run make mutants.")
+    return lines
 
 
-def markdown(result: Result) -> str:
+def markdown(result: Report) -> str:
     """The whole report but for its plots."""
     parts = [f"# Parity\n\n**{'PASS' if result['passed'] else 'FAIL'}.** {result['verdict']}"]
     parts += ["\n".join(f"* {line}" for line in warnings(result))] if warnings(result) else []
@@ -126,13 +129,12 @@ def markdown(result: Result) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def failures(result: Result) -> list[Result]:
-    """The rows that broke a bound."""
-    return [row for row in result["rows"] if row["failure"]]
+def failures(result: Report) -> list[FailureRow]:
+    """Of the rows that broke a bound."""
+    return [row["failure"] for row in result["rows"] if row["failure"]]
 
 
-def _failure(row: Result) -> str:
-    failure = row["failure"]
+def _failure(failure: FailureRow) -> str:
     return f"{failure['message']}\n\n```console\n{failure['reproduction']}\n```"
 
 
@@ -141,5 +143,5 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _word(run: Result) -> str:
+def _word(run: DriftEntry | EstimateEntry) -> str:
     return "within" if run["passed"] else "OUTSIDE"

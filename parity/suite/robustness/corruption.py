@@ -1,4 +1,4 @@
-"""Damaged checkpoints and data, one kind of damage after another: each is refused, or is read as it was written.
+"""Corrupted checkpoints and data, one kind of corruption after another: each is refused, or is read as it was written.
 
 A case changes a whole sample at a path: a neutral directory, a `.pt` or `.msgpack` file, or prepared data.
 """
@@ -27,26 +27,29 @@ CONFIG = replace(PRESETS["nano"], vocab_size=11, d_model=6, d_ff=7, n_layers=2, 
 VOCABULARY = 50
 BIAS = "blocks.0.mixer.decay_bias"
 
-Change = Callable[[Path], Any]
+Change = Callable[[Path], object]
+Tree = dict[str, Any]
+"""`spec.checkpoint.tree`'s, or what is no such tree."""
+TreeChange = Callable[[Tree], Tree]
 
 
 @dataclass(frozen=True)
-class Damage:
-    """One way to damage a sample.
+class Corruption:
+    """One way to corrupt a sample.
 
     Args:
         kind: what is counted together.
         form: neutral, pt, msgpack or data.
         name: of the case.
         change: does it, in place.
-        told: what the refusal must say, a regular expression; where it is None, reading what was written will do too.
+        refusal: what the reader must say, a regular expression; None where it may read what was written.
     """
 
     kind: str
     form: str
     name: str
     change: Change
-    told: str | None = None
+    refusal: str | None = None
 
 
 def sample() -> Checkpoint:
@@ -81,7 +84,7 @@ def write_data(path: Path) -> None:
     (path / "meta.json").write_text(json.dumps(meta))
 
 
-def write_tree(path: Path, tree: dict[str, Any]) -> None:
+def write_tree(path: Path, tree: Tree) -> None:
     """Whatever is in the tree, in the form that the suffix names; checksums are left as they are."""
     if path.suffix == ".pt":
         import torch
@@ -97,13 +100,13 @@ def write_tree(path: Path, tree: dict[str, Any]) -> None:
             (path / name).write_bytes(content)
 
 
-def _tensors(value: Any, convert_array: Callable[[np.ndarray], Any]) -> Any:
+def _tensors(value: object, convert_array: Callable[[np.ndarray], object]) -> object:
     if isinstance(value, dict):
         return {name: _tensors(item, convert_array) for name, item in value.items()}
     return convert_array(np.array(value)) if isinstance(value, np.ndarray) else value
 
 
-def files_of(tree: dict[str, Any]) -> dict[str, bytes]:
+def files_of(tree: Tree) -> dict[str, bytes]:
     """The neutral directory's files of whatever is in the tree."""
     files = {name: tree[name].encode() for name in TEXTS if name in tree}
     files["model.safetensors"] = pack(tree["parameters"])
@@ -162,39 +165,39 @@ def _append(tail: bytes) -> Change:
     return change
 
 
-def everywhere() -> Iterator[Damage]:
-    """Damage that knows nothing of what it hits."""
+def everywhere() -> Iterator[Corruption]:
+    """Corruption that knows nothing of what it hits."""
     for form in SUFFIXES:
-        yield from (Damage("bit flips", form, f"flip {i}", _flip(i)) for i in range(16 if form == "data" else 22))
-        yield from (Damage("truncation", form, f"cut {i}", _cut(i), ".") for i in range(10))
+        yield from (Corruption("bit flips", form, f"flip {i}", _flip(i)) for i in range(16 if form == "data" else 22))
+        yield from (Corruption("truncation", form, f"cut {i}", _cut(i), ".") for i in range(10))
         tails = {"nothing": b"\0" * 16, "line": b"\n", "text": b"PK\x05\x06" + bytes(30)}
         for name, tail in tails.items():
-            yield Damage("appended bytes", form, f"append {name}", _append(tail), None if form == "pt" else ".")
+            yield Corruption("appended bytes", form, f"append {name}", _append(tail), None if form == "pt" else ".")
 
 
-def _group(name: str, **changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _group(name: str, **changes: object) -> TreeChange:
     """A change of a tree: `None` takes an array out of a group, anything else replaces it."""
 
-    def change(tree: dict[str, Any]) -> dict[str, Any]:
+    def change(tree: Tree) -> Tree:
         arrays = {**tree[name], **{path.replace("__", "."): array for path, array in changes.items()}}
         return {**tree, name: {path: array for path, array in arrays.items() if array is not None}}
 
     return change
 
 
-def _without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _without(name: str) -> TreeChange:
     return lambda tree: {key: value for key, value in tree.items() if key != name}
 
 
-def _text(name: str, **entries: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+def _text(name: str, **entries: object) -> TreeChange:
     return lambda tree: {**tree, name: json.dumps({**json.loads(tree[name]), **entries})}
 
 
-def contents() -> Iterator[tuple[str, str, Callable[[dict[str, Any]], dict[str, Any]], str]]:
+def contents() -> Iterator[tuple[str, str, TreeChange, str]]:
     """Wrong content that only content can tell: kind, name, change of the tree, refusal."""
     bias = np.zeros(6, np.float32)
 
-    def replaced(array: Any, group: str = "parameters") -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def replaced(array: object, group: str = "parameters") -> TreeChange:
         return _group(group, **{BIAS.replace(".", "__"): array})
 
     yield "renamed tensors", "parameter", _group("parameters", **{BIAS: None, "bias": bias}), f"{BIAS} is missing"
@@ -203,10 +206,10 @@ def contents() -> Iterator[tuple[str, str, Callable[[dict[str, Any]], dict[str, 
     yield "renamed tensors", "metadata", _group("parameters", __metadata__=bias), "."
     yield "renamed tensors", "no moment", _without("second_moment"), "second_moment"
     for dtype in ("int32", "uint8", "int64", "bool", "float16"):
-        name, told = ("states", "states has") if dtype == "float16" else (BIAS, BIAS)
+        name, refusal = ("states", "states has") if dtype == "float16" else (BIAS, BIAS)
         array = np.ones((2, 3, 6), dtype)
         change = (lambda tree, array=array: {**tree, "states": array}) if name == "states" else replaced(array[0, 0])
-        yield "wrong dtype", dtype, change, f"{told}.* dtype"
+        yield "wrong dtype", dtype, change, f"{refusal}.* dtype"
     for shape in ((5,), (7,), (6, 1), (), (0,), (1, 1, 6)):
         yield "wrong shape", str(shape), replaced(np.zeros(shape, np.float32)), rf"{BIAS} has shape"
     yield "wrong shape", "transposed", _group("parameters", embedding__weight=np.zeros((6, 11), "f4")), "embedding"
@@ -216,26 +219,26 @@ def contents() -> Iterator[tuple[str, str, Callable[[dict[str, Any]], dict[str, 
         yield "nan and inf", f"moment {value}", replaced(bias + np.float32(value), "second_moment"), "not finite"
         states = np.full((2, 3, 6), value, np.float32)
         yield "nan and inf", f"states {value}", lambda tree, array=states: {**tree, "states": array}, "states holds"
-    for name, value, told in (
+    for name, value, refusal in (
         ("n_layers", 3, "blocks.2"), ("n_layers", 2_000_000_000, "2000000000 layers"), ("d_model", -1, "d_model"),
         ("vocab_size", 2**40, "vocab_size"), ("norm_eps", float("nan"), "norm_eps"),
         ("family", [1], "family|unhashable"),
     ):  # fmt: skip
-        yield "wrong text", f"config.json {name} {value}", _text("config.json", **{name: value}), told
+        yield "wrong text", f"config.json {name} {value}", _text("config.json", **{name: value}), refusal
     for name, value in (("step", -1), ("tokens", 1.5), ("seed", 2**64), ("best", 3), ("training", {}), ("data", [])):
-        told = "TrainingConfig" if name == "training" else name
-        yield "wrong text", f"state.json {name} {value}", _text("state.json", **{name: value}), told
+        refusal = "TrainingConfig" if name == "training" else name
+        yield "wrong text", f"state.json {name} {value}", _text("state.json", **{name: value}), refusal
     yield "wrong text", "best nan", _text("state.json", best={"step": 1, "val_loss": float("nan")}), "val_loss"
     for name in ("config.json", "state.json"):
         yield "wrong text", f"{name} deep", lambda tree, name=name: {**tree, name: "[" * 100_000}, "recursion"
     yield "wrong text", "digits", lambda tree: {**tree, "state.json": '{"step": ' + "9" * 5000 + "}"}, "."
 
 
-def _rewritten(change: Callable[[dict[str, Any]], dict[str, Any]], signed: bool) -> Change:
+def _rewritten(change: TreeChange, with_checksums: bool) -> Change:
     def rewrite_tree(path: Path) -> None:
         tree = change(to_tree(sample()))
         tree = {name: value for name, value in tree.items() if name != "SHA256SUMS"}
-        if signed:
+        if with_checksums:
             tree["SHA256SUMS"] = sums_of(files_of(tree))
         for file in files_in(path):
             file.unlink()
@@ -244,12 +247,12 @@ def _rewritten(change: Callable[[dict[str, Any]], dict[str, Any]], signed: bool)
     return rewrite_tree
 
 
-def rewritten() -> Iterator[Damage]:
+def rewritten() -> Iterator[Corruption]:
     """Every wrong content in each form; native ones in turn with checksums and without, as another program's."""
-    for number, (kind, name, change, told) in enumerate(contents()):
+    for number, (kind, name, change, refusal) in enumerate(contents()):
         for form in ("neutral", "pt", "msgpack"):
-            signed = form == "neutral" or (number + (form == "pt")) % 2 == 0
-            yield Damage(kind, form, f"{kind}: {name}", _rewritten(change, signed), told)
+            with_checksums = form == "neutral" or (number + (form == "pt")) % 2 == 0
+            yield Corruption(kind, form, f"{kind}: {name}", _rewritten(change, with_checksums), refusal)
     for name in ("config.json", "parameters"):
         for form in ("pt", "msgpack"):
-            yield Damage("missing file", form, f"no {name}", _rewritten(_without(name), False), f"{name}.* missing")
+            yield Corruption("missing file", form, f"no {name}", _rewritten(_without(name), False), f"{name}.* missing")

@@ -8,10 +8,11 @@ import pickle
 import shutil
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from parity.suite.robustness.corruption import VOCABULARY, Damage, files_in, rewrite
+from parity.suite.robustness.corruption import VOCABULARY, Change, Corruption, Tree, files_in, rewrite
 from spec.checkpoint.format import TEXTS
 
 BEYOND_MEMORY = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -19,14 +20,25 @@ PARTS = {
     "neutral": (*TEXTS, "model.safetensors", "optimizer.safetensors"),
     "data": ("train.bin", "val.bin", "tokenizer.json", "meta.json"),
 }
+FileChange = Callable[[Path, Path], object]
+"""Given a file's place, and where the file itself was moved to."""
 
 
-def _tensor(shape: list[int], first: int, last: int, dtype: str = "F32") -> dict[str, Any]:
+class Entry(TypedDict):
+    """What a safetensors header says of a tensor."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
+
+
+def _tensor(shape: list[int], first: int, last: int, dtype: str = "F32") -> Entry:
     return {"dtype": dtype, "shape": shape, "data_offsets": [first, last]}
 
 
-def headers() -> Iterator[Damage]:
+def headers() -> Iterator[Corruption]:
     """safetensors that claim what is not there, under right checksums."""
+    case = partial(Corruption, "safetensors tricks", "neutral")
     one, twice = _tensor([2], 0, 8), b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
     for name, header, data in (
         ("overlap", {"a": one, "b": _tensor([2], 4, 12)}, bytes(12)),
@@ -52,17 +64,17 @@ def headers() -> Iterator[Damage]:
         ("deep", b'{"a":' * 5000, b""),
         ("only metadata", {"__metadata__": {"a": "b"}}, b""),
     ):
-        told = header if isinstance(header, bytes) else json.dumps(header).encode()
-        content = struct.pack("<Q", len(told)) + told + data
+        text = header if isinstance(header, bytes) else json.dumps(header).encode()
+        content = struct.pack("<Q", len(text)) + text + data
         for file in ("model", "optimizer"):
             change = lambda path, f=file, c=content: rewrite(path, **{f"{f}__safetensors": c})  # noqa: E731
-            yield Damage("safetensors tricks", "neutral", f"{file}: {name}", change, ".")
+            yield case(f"{file}: {name}", change, ".")
     for name, length in (("beyond the file", 10**6), ("2^63", 2**63), ("2^64 - 1", 2**64 - 1), ("nothing", 0)):
         change = lambda path, n=length: rewrite(path, states__safetensors=struct.pack("<Q", n) + bytes(50))  # noqa: E731
-        yield Damage("safetensors tricks", "neutral", f"header of {name}", change, ".")
+        yield case(f"header of {name}", change, ".")
 
 
-def _at(name: str, change: Callable[[Path, Path], Any]) -> Callable[[Path], None]:
+def _at(name: str, change: FileChange) -> Change:
     """Takes one file of a directory, or the one file that there is, away, and puts what `change` makes in its place."""
 
     def at(path: Path) -> None:
@@ -79,7 +91,7 @@ def _sparse(file: Path, _kept: Path) -> None:
     os.truncate(file, BEYOND_MEMORY)
 
 
-ODD: dict[str, tuple[Callable[[Path, Path], Any], str | None]] = {
+ODD: dict[str, tuple[FileChange, str | None]] = {
     "a pipe": (lambda file, _: os.mkfifo(file), ""),
     "a link to endless zeros": (lambda file, _: file.symlink_to("/dev/zero"), ""),
     "a link to nothing": (lambda file, _: file.symlink_to("nowhere"), ""),
@@ -91,46 +103,47 @@ ODD: dict[str, tuple[Callable[[Path, Path], Any], str | None]] = {
 }
 
 
-def no_files() -> Iterator[Damage]:
+def no_files() -> Iterator[Corruption]:
     """What lies where a file should: nothing, a pipe, a device, a link, something larger than the memory."""
     for form, names in {**PARTS, "pt": ("",), "msgpack": ("",)}.items():
         for number, name in enumerate(names):
             alone = form in ("pt", "msgpack")
             if not alone:
-                yield Damage("missing file", form, f"no {name}", _at(name, lambda file, kept: None), "")
+                yield Corruption("missing file", form, f"no {name}", _at(name, lambda file, kept: None), "")
             # Pipes and endless files for every file; of the rest some.
-            for turn, (what, (change, told)) in enumerate(ODD.items()):
+            for turn, (what, (change, refusal)) in enumerate(ODD.items()):
                 if alone or turn < 2 or (turn + number) % 3 == 0:
-                    yield Damage("no regular file", form, f"{name}: {what}", _at(name, change), told)
-    yield Damage("no regular file", "neutral", "one file more", lambda path: (path / "more").touch(), "more is no part")
-    yield Damage(
-        "no regular file", "neutral", "one pipe more", lambda path: os.mkfifo(path / "more"), "more is no part"
-    )
+                    yield Corruption("no regular file", form, f"{name}: {what}", _at(name, change), refusal)
+    for what, add in (("file", Path.touch), ("pipe", os.mkfifo)):
+        change = lambda path, add=add: add(path / "more")  # noqa: E731
+        yield Corruption("no regular file", "neutral", f"one {what} more", change, "more is no part")
 
 
-def swapped() -> Iterator[Damage]:
+def swapped() -> Iterator[Corruption]:
     """Files under each other's names."""
     for form, first, second in (
         ("neutral", "model.safetensors", "optimizer.safetensors"), ("neutral", "config.json", "state.json"),
         ("neutral", "tokenizer.json", "states.safetensors"), ("data", "train.bin", "val.bin"),
         ("data", "tokenizer.json", "val.bin"), ("data", "meta.json", "tokenizer.json"),
     ):  # fmt: skip
-        for signed in (False, True) if form == "neutral" else (False,):
-            yield Damage("swapped files", form, f"{first}, {second} {signed}", _swap(first, second, signed), ".")
+        for with_checksums in (False, True) if form == "neutral" else (False,):
+            yield Corruption(
+                "swapped files", form, f"{first}, {second} {with_checksums}", _swap(first, second, with_checksums), "."
+            )
 
 
-def _swap(first: str, second: str, signed: bool) -> Callable[[Path], None]:
+def _swap(first: str, second: str, with_checksums: bool) -> Change:
     def change(path: Path) -> None:
         (path / first).rename(path / "kept")
         (path / second).rename(path / first)
         (path / "kept").rename(path / second)
-        if signed:
+        if with_checksums:
             rewrite(path)
 
     return change
 
 
-def _meta(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+def _meta(change: Callable[[Tree], object]) -> Change:
     def rewrite_meta(path: Path) -> None:
         meta = json.loads((path / "meta.json").read_text())
         change(meta)
@@ -139,8 +152,9 @@ def _meta(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     return rewrite_meta
 
 
-def meta_json() -> Iterator[Damage]:
+def meta_json() -> Iterator[Corruption]:
     """Oddities of the data's meta.json."""
+    case = partial(Corruption, "meta.json", "data")
     for name, values in {
         "format_version": (0, 2, None, [1], "1"), "vocab_size": (0, -1, 1.5, "50", None, True, 2**70, [50], 3),
         "dtype": ("object", "O", None, ["uint16"], "uint8", ">u2", "u2,u2", "V0", "float16", "uint32", 3, "", {}),
@@ -149,30 +163,30 @@ def meta_json() -> Iterator[Damage]:
     }.items():  # fmt: skip
         for value in values:
             change = _meta(lambda meta, n=name, v=value: meta.update({n: v}))
-            yield Damage("meta.json", "data", f"{name} {value!r}", change, ".")
-        yield Damage("meta.json", "data", f"no {name}", _meta(lambda meta, n=name: meta.pop(n)), ".")
+            yield case(f"{name} {value!r}", change, ".")
+        yield case(f"no {name}", _meta(lambda meta, n=name: meta.pop(n)), ".")
     for part, name, value in (
         ("val", "bytes", 0), ("val", "bytes", 1.5), ("val", "tokens", 499), ("val", "tokens", None),
         ("train", "tokens", 501), ("train", "sha256", "0" * 64), ("val", "sha256", None), ("val", "bytes", 2**80),
     ):  # fmt: skip
         change = _meta(lambda meta, p=part, n=name, v=value: meta[p].update({n: v}))
-        yield Damage("meta.json", "data", f"{part} {name} {value!r}", change, ".")
+        yield case(f"{part} {name} {value!r}", change, ".")
     for name, content in {
         "nothing": b"", "a list": b"[]", "a number": b"3", "null": b"null", "not UTF-8": b'{"\xff": 1}',
         "deep": b"[" * 10**5,
         "digits": b'{"format_version": ' + b"9" * 5000 + b"}", "a pickle": pickle.dumps({}),
         "UTF-16": "{}".encode("utf-16"),
     }.items():  # fmt: skip
-        yield Damage(
-            "meta.json", "data", name, lambda path, c=content: (path / "meta.json").write_bytes(c) and None, "."
-        )
+        yield case(name, lambda path, c=content: (path / "meta.json").write_bytes(c) and None, ".")
 
 
-def emptied() -> Iterator[Damage]:
+def emptied() -> Iterator[Corruption]:
     """A directory of nothing, and one with nothing in its files."""
     for form in PARTS:
-        yield Damage("missing file", form, "an empty directory", _emptied, ".")
-        yield Damage("truncation", form, "empty files", lambda path: [f.write_bytes(b"") for f in files_in(path)], ".")
+        yield Corruption("missing file", form, "an empty directory", _emptied, ".")
+        yield Corruption(
+            "truncation", form, "empty files", lambda path: [f.write_bytes(b"") for f in files_in(path)], "."
+        )
 
 
 def _emptied(path: Path) -> None:

@@ -1,6 +1,6 @@
 """Files that are made to harm their reader: pickles that run code, archives and headers that ask for any memory, pipes.
 
-Those of parity/suite/robustness/corruption.py came to harm by chance.
+Those of parity/suite/robustness/corruption.py were corrupted by chance.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
-from parity.suite.robustness.corruption import BIAS, Damage, rewrite, sample, write_tree
+from parity.suite.robustness.corruption import BIAS, Change, Corruption, rewrite, sample, write_tree
 from spec.checkpoint.format import pack
 from spec.checkpoint.tree import to_tree
 
@@ -28,10 +29,10 @@ BOMB_BYTES = 150 * 2**20
 class Call:
     """Pickles as a call of the function."""
 
-    def __init__(self, function: Callable[..., Any], *arguments: Any):
+    def __init__(self, function: Callable[..., object], *arguments: object):
         self.call = (function, arguments)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
         return self.call
 
 
@@ -45,27 +46,29 @@ def _bombs(path: Path) -> dict[str, Call]:
     }
 
 
-def pickle_bombs() -> Iterator[Damage]:
+def pickle_bombs() -> Iterator[Corruption]:
     """A pickle that would make a directory beside the sample, wherever a reader might unpickle it."""
 
-    def written(write: Callable[[Path, Any], Any], name: str) -> Callable[[Path], None]:
+    def written(write: Callable[[Path, Call], object], name: str) -> Change:
         return lambda path: write(path, _bombs(path)[name])
 
     for name in ("mkdir", "system", "exec", "nested"):
-        yield Damage("pickle bombs", "pt", f"archive, {name}", written(_save_with, name), "not loaded")
+        yield Corruption("pickle bombs", "pt", f"archive, {name}", written(_save_with, name), "not loaded")
         legacy = written(lambda path, bomb: _save_with(path, bomb, _use_new_zipfile_serialization=False), name)
-        yield Damage("pickle bombs", "pt", f"torch's old format, {name}", legacy, "not a zip")
+        yield Corruption("pickle bombs", "pt", f"torch's old format, {name}", legacy, "not a zip")
         for protocol in (0, 2, 4):
             plain = written(lambda path, bomb, p=protocol: path.write_bytes(pickle.dumps(bomb, p)), name)
             inside = written(lambda path, bomb, p=protocol: rezip(path, pickled=pickle.dumps(bomb, p)), name)
-            yield Damage("pickle bombs", "pt", f"plain, protocol {protocol}, {name}", plain, "not loaded")
-            yield Damage("pickle bombs", "pt", f"data.pkl, protocol {protocol}, {name}", inside, "not loaded")
-        yield Damage("pickle bombs", "msgpack", name, written(lambda p, b: p.write_bytes(pickle.dumps(b)), name), ".")
+            yield Corruption("pickle bombs", "pt", f"plain, protocol {protocol}, {name}", plain, "not loaded")
+            yield Corruption("pickle bombs", "pt", f"data.pkl, protocol {protocol}, {name}", inside, "not loaded")
+        yield Corruption(
+            "pickle bombs", "msgpack", name, written(lambda p, b: p.write_bytes(pickle.dumps(b)), name), "."
+        )
         neutral = written(lambda path, bomb: rewrite(path, model__safetensors=pickle.dumps(bomb)), name)
-        yield Damage("pickle bombs", "neutral", name, neutral, ".")
+        yield Corruption("pickle bombs", "neutral", name, neutral, ".")
 
 
-def _save_with(path: Path, bomb: Any, **options: Any) -> None:
+def _save_with(path: Path, bomb: Call, **options: bool) -> None:
     import torch
 
     weights = {name: torch.from_numpy(array) for name, array in sample().parameters.items()}
@@ -91,7 +94,7 @@ def rezip(
             archive.writestr(name, content, packed)
 
 
-def _inflating(name: str) -> Callable[[Path], None]:
+def _inflating(name: str) -> Change:
     def change(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             folder = archive.namelist()[0].partition("/")[0]
@@ -104,7 +107,7 @@ def _inflating(name: str) -> Callable[[Path], None]:
     return change
 
 
-def _patched(name: str, offset: int, value: bytes) -> Callable[[Path], None]:
+def _patched(name: str, offset: int, value: bytes) -> Change:
     """Overwrite a field of an entry in the archive's central directory."""
 
     def change(path: Path) -> None:
@@ -116,27 +119,26 @@ def _patched(name: str, offset: int, value: bytes) -> Callable[[Path], None]:
     return change
 
 
-def zip_tricks() -> Iterator[Damage]:
+def zip_tricks() -> Iterator[Corruption]:
     """Archives that no `torch.save` writes."""
+    case = partial(Corruption, "zip tricks", "pt")
     for name in ("../evil", "/evil", "FOLDER/../../evil", "other/data.pkl", "\\evil", "FOLDER/data/../../evil"):
-        yield Damage(
-            "zip tricks", "pt", name, lambda path, n=name: rezip(path, more=((n, b"x"),)), "outside its folder"
-        )
+        yield case(name, lambda path, n=name: rezip(path, more=((n, b"x"),)), "outside its folder")
     for name in ("data.pkl", "data/0", "version"):
         more = ((f"FOLDER/{name}", b"x"),)
-        yield Damage("zip tricks", "pt", f"two {name}", lambda path, m=more: rezip(path, more=m), "two entries of one")
-        yield Damage("zip tricks", "pt", f"deflated {name}", lambda p, n=name: rezip(p, deflate=f"/{n}"), "compressed")
+        yield case(f"two {name}", lambda path, m=more: rezip(path, more=m), "two entries of one")
+        yield case(f"deflated {name}", lambda p, n=name: rezip(p, deflate=f"/{n}"), "compressed")
     for name in ("data.pkl", "data/0"):
-        yield Damage("zip tricks", "pt", f"bomb {name}", _inflating(name), "compressed")
+        yield case(f"bomb {name}", _inflating(name), "compressed")
     for name, value in (("data.pkl", b"\xff\xff\xff\x7f"), ("data/0", b"\xff\xff\xff\x7f")):
-        yield Damage("zip tricks", "pt", f"size of {name}", _patched(name, 24, value), "compressed|not loaded")
-        yield Damage("zip tricks", "pt", f"sizes of {name}", _patched(name, 20, value * 2), None)
-        yield Damage("zip tricks", "pt", f"CRC of {name}", _patched(name, 16, value), None)
-        yield Damage("zip tricks", "pt", f"place of {name}", _patched(name, 42, value), None)
-    yield Damage("zip tricks", "pt", "no data.pkl", lambda p: _archive(p, {"a/version": b"3"}), "data.pkl")
-    yield Damage("zip tricks", "pt", "no entry", lambda p: _archive(p, {}), "data.pkl")
+        yield case(f"size of {name}", _patched(name, 24, value), "compressed|not loaded")
+        yield case(f"sizes of {name}", _patched(name, 20, value * 2), None)
+        yield case(f"CRC of {name}", _patched(name, 16, value), None)
+        yield case(f"place of {name}", _patched(name, 42, value), None)
+    yield case("no data.pkl", lambda p: _archive(p, {"a/version": b"3"}), "data.pkl")
+    yield case("no entry", lambda p: _archive(p, {}), "data.pkl")
     for name, content in (("text", b"text"), ("nothing", b""), ("safetensors", pack(sample().parameters))):
-        yield Damage("zip tricks", "pt", name, lambda path, c=content: path.write_bytes(c), "not a zip")
+        yield case(name, lambda path, c=content: path.write_bytes(c), "not a zip")
 
 
 def _archive(path: Path, entries: dict[str, bytes]) -> None:
@@ -145,10 +147,11 @@ def _archive(path: Path, entries: dict[str, bytes]) -> None:
             archive.writestr(name, content)
 
 
-def tensor_tricks() -> Iterator[Damage]:
+def tensor_tricks() -> Iterator[Corruption]:
     """Pickles of torch's own types that ask for memory, or hold no plain tensor."""
+    case = partial(Corruption, "tensor tricks", "pt")
 
-    def made(make: Callable[[Any], Any]) -> Callable[[Path], None]:
+    def made(make: Callable[[ModuleType], object]) -> Change:
         def change(path: Path) -> None:
             import torch
 
@@ -156,19 +159,19 @@ def tensor_tricks() -> Iterator[Damage]:
 
         return change
 
-    def tangled(_torch: Any) -> Any:
-        knot: dict[str, Any] = {}
+    def tangled(_torch: ModuleType) -> object:
+        knot: dict[str, object] = {}
         for _ in range(80):
             knot = {"a": knot, "b": knot}
         return knot
 
-    def looped(_torch: Any) -> Any:
-        loop: dict[str, Any] = {}
+    def looped(_torch: ModuleType) -> object:
+        loop: dict[str, object] = {}
         loop["a"] = loop
         return loop
 
     count = BOMB_BYTES // 4
-    for name, make, told in (
+    for name, make, refusal in (
         ("one number, often", lambda torch: torch.zeros(1).expand(count), "claim more bytes"),
         ("bytearray", lambda torch: Call(bytearray, BOMB_BYTES), "bytearray"),
         ("Tensor", lambda torch: Call(torch.Tensor, count), "not loaded"),
@@ -182,12 +185,12 @@ def tensor_tricks() -> Iterator[Damage]:
         ("a set", lambda torch: {1, 2}, "."),
         ("a number", lambda torch: 3.0, f"{BIAS} is a float"),
     ):
-        yield Damage("tensor tricks", "pt", name, made(make), told)
+        yield case(name, made(make), refusal)
     longer = b"J\x00\x00\x00\x7f"
     # A storage ends with the file whatever it claims; a shape cannot.
-    for name, old, told in (("storage", b"K\x06t", None), ("shape", b"K\x06\x85", "not loaded")):
+    for name, old, refusal in (("storage", b"K\x06t", None), ("shape", b"K\x06\x85", "not loaded")):
         change = lambda path, o=old: rezip(path, pickled=_data_pickle(path).replace(o, longer + o[2:]))  # noqa: E731
-        yield Damage("tensor tricks", "pt", f"{name} beyond the file", change, told)
+        yield case(f"{name} beyond the file", change, refusal)
 
 
 def _data_pickle(path: Path) -> bytes:
@@ -195,8 +198,9 @@ def _data_pickle(path: Path) -> bytes:
         return archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
 
 
-def msgpack_tricks() -> Iterator[Damage]:
+def msgpack_tricks() -> Iterator[Corruption]:
     """Lengths that are not there, nesting, extensions that are no array."""
+    case = partial(Corruption, "msgpack tricks", "msgpack")
     for name, content in {
         "text of 4 GiB": b"\xdb\xff\xff\xff\xff", "bytes of 4 GiB": b"\xc6\xff\xff\xff\xff", "nothing": b"",
         "list of 4 G": b"\xdd\xff\xff\xff\xff", "list of 2 G": b"\xdd\x7f\xff\xff\xff" + bytes(100), "nil": b"\xc0",
@@ -207,7 +211,7 @@ def msgpack_tricks() -> Iterator[Damage]:
         "time": b"\xd6\xff" + bytes(4), "long time": b"\xc7\x0c\xff" + b"\xff" * 12,
         "two roots": b"\x80\x80", "never used": b"\xc1",
     }.items():  # fmt: skip
-        yield Damage("msgpack tricks", "msgpack", name, lambda path, c=content: path.write_bytes(c), ".")
+        yield case(name, lambda path, c=content: path.write_bytes(c), ".")
     numbers = np.ones(6, np.float32).tobytes()
     for name, array in {
         **{f"shape {shape}": (shape, "float32", numbers) for shape in ([7], [5], [2**62], [2**64 - 1], [1] * 100, "6")},
@@ -219,23 +223,23 @@ def msgpack_tricks() -> Iterator[Damage]:
         "four parts": ([6], "float32", numbers, 1),
     }.items():  # fmt: skip
         for code in (1, 3):
-            yield Damage("msgpack tricks", "msgpack", f"{name}, {code}", _extension(code, array), ".")
+            yield case(f"{name}, {code}", _extension(code, array), ".")
     for code, content in ((2, [1, 2]), (2, ["a", "b"]), (2, []), (2, 3), (5, [1]), (1, 3)):
-        yield Damage("msgpack tricks", "msgpack", f"{code} {content}", _extension(code, content), ".")
+        yield case(f"{code} {content}", _extension(code, content), ".")
     for name, value in {
         "no chunks": {"shape": {"0": 6}}, "no shape": {"chunks": {}}, "chunks a list": {"shape": {}, "chunks": [1]},
         "long shape": {"shape": {"0": 2**40}, "chunks": {"0": np.ones(6, "f4")}},
         "no array": {"shape": {"0": 1}, "chunks": {"0": 1}},
     }.items():  # fmt: skip
         chunked = {"__msgpack_chunked_array__": True, **value}
-        yield Damage("msgpack tricks", "msgpack", f"chunked, {name}", _in_a_tree(chunked), ".")
+        yield case(f"chunked, {name}", _in_a_tree(chunked), ".")
 
 
-def _in_a_tree(value: Any) -> Callable[[Path], None]:
+def _in_a_tree(value: object) -> Change:
     return lambda path: write_tree(path, {**_texts(), "parameters": {**sample().parameters, BIAS: value}})
 
 
-def _extension(code: int, content: Any) -> Callable[[Path], None]:
+def _extension(code: int, content: object) -> Change:
     def change(path: Path) -> None:
         import msgpack
 

@@ -34,7 +34,8 @@ from tools.training.run_dir import RunDir
 
 EVERY, EVALUATE_EVERY = 3, 10
 MODEL = ("--d-model", "32", "--d-ff", "48", "--n-layers", "2", "--seq-len", "32", "--batch-size", "12")
-HABITS = ("--checkpoint-every", str(EVERY), "--keep", "2", "--eval-every", str(EVALUATE_EVERY), "--eval-windows", "16")
+CHECKPOINTS = ("--checkpoint-every", str(EVERY), "--keep", "2")
+EVALUATIONS = ("--eval-every", str(EVALUATE_EVERY), "--eval-windows", "16")
 STARTING, STEPPING, WRITING, EVALUATING = "before the first step", "in a step", "in a checkpoint", "in an evaluation"
 PLACES = (STARTING, STEPPING, WRITING, EVALUATING)
 AIMS = (STARTING, WRITING, STEPPING, EVALUATING, WRITING, STEPPING)
@@ -75,7 +76,7 @@ class Table:
     seconds: float = 0.0
 
 
-class Segment:
+class Attempt:
     """One start of a run, in a session of its own.
 
     Args:
@@ -86,61 +87,61 @@ class Segment:
     def __init__(self, command: list[str], out: Path):
         self.command, self.out, self.began = command, out, time.monotonic()
         self.stored, self.first = _inode(out), _newest(out)
-        self.told = out.with_name(f"{out.name}.told")
-        with self.told.open("wb") as told:
-            options: dict[str, Any] = {"stdout": told, "stderr": told, "env": {"OMP_NUM_THREADS": "1", **os.environ}}
-            self.process = subprocess.Popen(command, start_new_session=True, **options)
+        self.log = out.with_name(f"{out.name}.log")
+        with self.log.open("wb") as log:
+            environment = {"OMP_NUM_THREADS": "1", **os.environ}
+            self.process = subprocess.Popen(command, start_new_session=True, stdout=log, stderr=log, env=environment)
 
     def last_line(self) -> dict[str, Any] | None:
-        """The last line of metrics.jsonl that this leg wrote, None before the first."""
+        """The last line of metrics.jsonl that this attempt wrote, None before the first."""
         lines = [] if _inode(self.out) == self.stored else RunDir(self.out).metrics()
         return lines[-1] if lines and lines[-1]["step"] > self.first else None
 
     def step(self) -> int:
-        """The last step that it told of; where it resumed, before the first."""
+        """The last step in metrics.jsonl; where it resumed, before the first."""
         return (self.last_line() or {"step": self.first})["step"]
 
-    def writes(self) -> bool:
+    def is_writing(self) -> bool:
         """Whether a checkpoint is half there."""
         return any((self.out / "checkpoints").glob(f"{TEMPORARY_PREFIX}*"))
 
     def wait_until(self, reached: Callable[[], bool]) -> bool:
-        """Whether it was reached before the leg ended by itself; RuntimeError where neither happens in half an hour."""
+        """Whether it was reached before the attempt ended; RuntimeError where neither happens in half an hour."""
         end = time.monotonic() + PATIENCE
         try:
             while self.process.poll() is None:
                 if reached():
                     return True
                 if time.monotonic() > end:
-                    raise RuntimeError(f"neither at its end nor where it was awaited:\n{self.words()}")
+                    raise RuntimeError(f"neither at its end nor where it was awaited:\n{self.tail()}")
                 time.sleep(0.001)
-        except BaseException:  # Ctrl-C too: no process of the leg may outlive it
+        except BaseException:  # Ctrl-C too: no process of the attempt may outlive it
             self.kill()
             raise
         return False
 
     def kill(self) -> None:
-        """SIGKILL to every process of the leg; torch's launcher puts its workers into sessions of their own."""
-        doomed = [self.process.pid]
-        for process in doomed:
+        """SIGKILL to every process of the attempt; torch's launcher puts its workers into sessions of their own."""
+        processes = [self.process.pid]
+        for process in processes:
             # Stopped, it starts no other while its children are counted.
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGSTOP)
-            doomed += _children(process)
-        for process in doomed:
+            processes += _children(process)
+        for process in processes:
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self.process.wait()
-        while any(_is_alive(process) for process in doomed):
+        while any(_is_alive(process) for process in processes):
             time.sleep(0.001)
 
-    def words(self) -> str:
-        """The last that it said."""
-        return self.told.read_text(errors="replace")[-4000:]
+    def tail(self) -> str:
+        """The last that it printed."""
+        return self.log.read_text(errors="replace")[-4000:]
 
 
 def _inode(out: Path) -> int:
-    # A leg replaces the file when it cuts it back to its checkpoint.
+    # A resumed run replaces the file when it cuts it back to its checkpoint.
     path = out / "metrics.jsonl"
     return path.stat().st_ino if path.exists() else 0
 
@@ -171,7 +172,8 @@ def command(options: Kills, data: Path, out: Path, seed: int, steps: int, *more:
     launcher = [sys.executable, "-m"]
     if options.ranks > 1:
         launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(options.ranks), "-m"]
-    flags = ("--data", str(data), "--out", str(out), "--seed", str(seed), "--steps", str(steps), *MODEL, *HABITS)
+    flags = ("--data", str(data), "--out", str(out), "--seed", str(seed), "--steps", str(steps))
+    flags = (*flags, *MODEL, *CHECKPOINTS, *EVALUATIONS)
     return [*launcher, f"{options.backend}_impl.train", *flags, *(("--stream",) if options.stream else ()), *more]
 
 
@@ -198,10 +200,10 @@ def kill_runs(options: Kills) -> Table:
         while sum(table.kills.values()) < options.kills:
             seed = options.seed + table.runs
             whole, out = Path(place) / f"whole-{seed}", Path(place) / f"killed-{seed}"
-            segment = Segment(command(options, data, whole, seed, steps), whole)
-            segment.wait_until(lambda segment=segment: segment.step() > 0)
-            start_up = time.monotonic() - segment.began
-            _finish(segment)
+            attempt = Attempt(command(options, data, whole, seed, steps), whole)
+            attempt.wait_until(lambda attempt=attempt: attempt.step() > 0)
+            start_up = time.monotonic() - attempt.began
+            _finish(attempt)
             print(f"run {seed}: {steps} steps without a kill, the first after {start_up:.1f} s", flush=True)
             _kill_one_run(options, table, chosen, command(options, data, out, seed, steps, "--resume"), out, start_up)
             table.runs, table.steps = table.runs + 1, table.steps + steps
@@ -215,50 +217,50 @@ def _kill_one_run(
 ) -> None:
     """Start and kill the run until it is at its end or the kills are spent; the last start is left alone."""
     for start in itertools.count():
-        segment = Segment(resume, out)
+        attempt = Attempt(resume, out)
         table.restarts += start > 0
         spent = sum(table.kills.values())
-        if spent == options.kills or not _aim(segment, AIMS[spent % len(AIMS)], chosen, start_up):
-            return _finish(segment)
-        segment.kill()
-        place = _place(segment)
+        if spent == options.kills or not _aim(attempt, AIMS[spent % len(AIMS)], chosen, start_up):
+            return _finish(attempt)
+        attempt.kill()
+        place = _place(attempt)
         table.kills[place] += 1
-        table.steps_done_again += (again := max(segment.step() - _newest(out), 0))
-        print(f"kill {spent + 1}: {place}, step {segment.step()}, {again} to do again", flush=True)
+        table.steps_done_again += (again := max(attempt.step() - _newest(out), 0))
+        print(f"kill {spent + 1}: {place}, step {attempt.step()}, {again} to do again", flush=True)
 
 
-def _aim(segment: Segment, aim: str, chosen: random.Random, start_up: float) -> bool:
-    """Wait for a random instant about there; False where the leg ends by itself before."""
-    early, target = segment.began + chosen.uniform(0.0, start_up), segment.first + chosen.randint(1, 4 * EVERY)
+def _aim(attempt: Attempt, aim: str, chosen: random.Random, start_up: float) -> bool:
+    """Wait for a random instant about there; False where the attempt ends by itself before."""
+    early, target = attempt.began + chosen.uniform(0.0, start_up), attempt.first + chosen.randint(1, 4 * EVERY)
     reached = {
         STARTING: lambda: time.monotonic() >= early,
-        STEPPING: lambda: segment.step() >= target,
-        EVALUATING: lambda: segment.step() > segment.first and segment.step() % EVALUATE_EVERY == 0,
-        WRITING: lambda: segment.step() >= target and segment.writes(),
+        STEPPING: lambda: attempt.step() >= target,
+        EVALUATING: lambda: attempt.step() > attempt.first and attempt.step() % EVALUATE_EVERY == 0,
+        WRITING: lambda: attempt.step() >= target and attempt.is_writing(),
     }[aim]
-    if not segment.wait_until(reached):
+    if not attempt.wait_until(reached):
         return False
     # A write takes milliseconds, a step and an evaluation tens of them.
     late = 0.0 if aim == STARTING else chosen.uniform(0.0, 0.005 if aim == WRITING else 0.05)
     instant = time.monotonic() + late
-    segment.wait_until(lambda: time.monotonic() >= instant)
-    return segment.process.poll() is None
+    attempt.wait_until(lambda: time.monotonic() >= instant)
+    return attempt.process.poll() is None
 
 
-def _place(segment: Segment) -> str:
-    """Where a kill fell, told by what it left."""
-    line = segment.last_line()
-    if _inode(segment.out) != segment.stored and segment.writes():
+def _place(attempt: Attempt) -> str:
+    """Where a kill fell, seen from what it left."""
+    line = attempt.last_line()
+    if _inode(attempt.out) != attempt.stored and attempt.is_writing():
         return WRITING
     if line is None:
         return STARTING
     return EVALUATING if line["step"] % EVALUATE_EVERY == 0 and "loss" in line else STEPPING
 
 
-def _finish(segment: Segment) -> None:
-    segment.wait_until(lambda: False)
-    if segment.process.returncode != 0:
-        raise RuntimeError(f"{' '.join(segment.command)} ended with {segment.process.returncode}:\n{segment.words()}")
+def _finish(attempt: Attempt) -> None:
+    attempt.wait_until(lambda: False)
+    if attempt.process.returncode != 0:
+        raise RuntimeError(f"{' '.join(attempt.command)} ended with {attempt.process.returncode}:\n{attempt.tail()}")
 
 
 def differences(whole: Path, killed: Path) -> list[str]:
@@ -278,7 +280,7 @@ def differences(whole: Path, killed: Path) -> list[str]:
     return found
 
 
-def told(table: Table) -> str:
+def summary(table: Table) -> str:
     """The table in words, a line a fact."""
     rows = {f"killed {place}": count for place, count in table.kills.items()}
     rows |= {"kills": sum(table.kills.values()), "restarts, all of them well": table.restarts, "runs": table.runs}
@@ -294,10 +296,10 @@ def main(options: Kills) -> int:
     except (RuntimeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(told(table))
-    asked = {name: getattr(options, name) for name in ("backend", "ranks", "stream", "seed")}
+    print(summary(table))
+    flags = {name: getattr(options, name) for name in ("backend", "ranks", "stream", "seed")}
     if options.json is not None:
-        options.json.write_text(json.dumps({**asked, **asdict(table)}, indent=1) + "\n")
+        options.json.write_text(json.dumps({**flags, **asdict(table)}, indent=1) + "\n")
     return 0 if table.identical else 1
 
 

@@ -2,8 +2,7 @@
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m parity.suite.runs.distributed_jax OUT [short]
 
-With JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID several processes share the eight. Twin of sorts:
-parity/suite/runs/distributed_torch.py.
+With JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID several processes share the eight.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,22 +19,21 @@ import numpy as np
 from jax_impl.ops.scan import METHODS as SCANS
 from jax_impl.ops.scan import scan
 from jax_impl.ops.scan.context_parallel import time_sharded
-from jax_impl.training.distributed import SEQUENCE, ParallelContext, join, leave, on_mesh
+from jax_impl.training.distributed import SEQUENCE, ParallelContext, exit_if_initialized, initialize, on_mesh
 from jax_impl.training.engine import Engine
 from jax_impl.training.step import abstract_step
+from parity.proof.adapters import SCAN_RESULTS
 from parity.proof.operations.base import cast
 from parity.proof.problems.cases import ScanCase
-from parity.suite.runs.segment import SCAN_CASES, TRAINING, Segment, evaluated, same
+from parity.suite.runs.segment import SCAN_CASES, TRAINING, Results, Segment, evaluated, repeats_after_a_restart, save
 from parity.suite.runs.trajectory_drift import SMALL, SMALL_SSM
-from spec.config import TrainingConfig
+from spec.config import ModelConfig, TrainingConfig
 from tools.xla import hlo
 from tools.xla.count import count
 
 DEVICES, STEPS, SSM_STEPS, FEW = 8, 20, 6, 4
 UNEVEN = replace(TRAINING, batch_size=10, stream=True)
 """Rows that neither four nor eight devices share evenly, and states that belong to them."""
-
-NAMES = ("states", "last", "decay gradient", "drive gradient", "state gradient")
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Layout:
         devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         return on_mesh(devices[: self.data * self.fsdp * self.sequence], self.data, self.fsdp, self.sequence)
 
-    def segment(self, training: TrainingConfig = TRAINING, model: Any = SMALL, method: str = "auto") -> Segment:
+    def segment(self, training: TrainingConfig = TRAINING, model: ModelConfig = SMALL, method: str = "auto") -> Segment:
         """The engine of this layout, from perturbed weights."""
         return Segment(Engine(model, training, method, micro_batch=self.micro_batch, context=self.context()), model)
 
@@ -79,42 +76,37 @@ SSM_LAYOUTS = (Layout(8), Layout(2, 4, 1, 1))
 CHAIN = (Layout(2, 2, 2), ALONE, Layout(8), Layout(1, 4, 2), Layout(1, 2))
 
 
-def curves(found: dict[str, Any], layouts: tuple[Layout, ...]) -> None:
+def curves(found: Results, layouts: tuple[Layout, ...]) -> None:
     """Twenty steps in every layout."""
     for layout in layouts:
-        told, digests = layout.segment().train(STEPS)
-        found[layout.name] = {"told": told.tolist(), "digests": digests}
+        losses, digests = layout.segment().train(STEPS)
+        found[layout.name] = {"losses": losses.tolist(), "digests": digests}
 
 
-def with_noise(found: dict[str, Any]) -> None:
+def with_noise(found: Results) -> None:
     """A few steps of a model that explores, with noise, in some layouts."""
     for layout in (ALONE, *SSM_LAYOUTS):
-        found[f"ssm {layout.name}"] = {"told": layout.segment(model=SMALL_SSM).train(SSM_STEPS)[0].tolist()}
+        found[f"ssm {layout.name}"] = {"losses": layout.segment(model=SMALL_SSM).train(SSM_STEPS)[0].tolist()}
 
 
-def chain(found: dict[str, Any], stream: bool) -> None:
+def chain(found: Results, stream: bool) -> None:
     """One run that changes its mesh every four steps, handing over what a checkpoint holds."""
-    told, digests, given = [], [], None
+    losses, digests, snapshot = [], [], None
     for layout in CHAIN:
         segment = layout.segment(replace(TRAINING, stream=stream))
-        if given is not None:
-            segment.take(given)
-        losses, seen = segment.train(STEPS // len(CHAIN))
-        told, digests, given = [*told, *losses.tolist()], [*digests, *seen], segment.give()
-    found["stream chain" if stream else "chain"] = {"told": told, "digests": digests}
+        if snapshot is not None:
+            segment.restore(snapshot)
+        more, seen = segment.train(STEPS // len(CHAIN))
+        losses, digests, snapshot = [*losses, *more.tolist()], [*digests, *seen], segment.snapshot()
+    found["stream chain" if stream else "chain"] = {"losses": losses, "digests": digests}
 
 
-def same_bits_after_a_restart(found: dict[str, Any], layout: Layout) -> None:
-    """Four steps in one go, and two, a new engine, two more."""
-    whole, first, second = (layout.segment() for _ in range(3))
-    whole.train(4)
-    first.train(2)
-    second.take(first.give())
-    second.train(2)
-    found.setdefault("restarts", {})[layout.name] = same(whole.give(), second.give())
+def restart(found: Results, layout: Layout) -> None:
+    """Whether a restart repeats the bits."""
+    found.setdefault("restarts", {})[layout.name] = repeats_after_a_restart(layout.segment)
 
 
-def validation(found: dict[str, Any], layouts: tuple[Layout, ...]) -> None:
+def validation(found: Results, layouts: tuple[Layout, ...]) -> None:
     """The mean loss over text in windows, and as one sequence, in batches that do not divide between devices."""
     for layout in layouts:
         found.setdefault("validation", {})[layout.name] = evaluated(layout.segment())
@@ -126,7 +118,7 @@ def scans(out: Path) -> None:
         for number, case in enumerate(SCAN_CASES):
             for method in ("sequential", "chunked"):
                 results = cut_scan(case, method, Layout(1, 1, size).context())
-                np.savez(out / f"scan_{size}_{number}_{method}.npz", **results)
+                save(out / f"scan_{size}_{number}_{method}.npz", results)
 
 
 def cut_scan(case: ScanCase, method: str, context: ParallelContext) -> dict[str, np.ndarray]:
@@ -137,30 +129,30 @@ def cut_scan(case: ScanCase, method: str, context: ParallelContext) -> dict[str,
     resets = None if arrays.resets is None else np.pad(arrays.resets, ((0, 0), (0, fill)))
     padding = np.zeros(case.shape[:2], bool) if arrays.padding is None else arrays.padding
     padding = np.pad(padding, ((0, 0), (0, fill)), constant_values=True)
-    decay, drive, of_states = (cast(x, "float32") for x in timed)
+    decay, drive, grad_states = (cast(x, "float32") for x in timed)
     # The objective is the sum of all devices'; a power of two divides without rounding.
-    state, of_last = cast(arrays.state, "float32"), cast(arrays.final_gradient, "float32") / size
-    cut, all_of_it = jax.P(None, SEQUENCE), jax.P()
+    state, grad_last = cast(arrays.state, "float32"), cast(arrays.final_gradient, "float32") / size
+    cut, whole = jax.P(None, SEQUENCE), jax.P()
 
-    def local(decay, drive, state, resets, padding, of_states, of_last):
+    def local(decay, drive, state, resets, padding, grad_states, grad_last):
         def run(decay, drive, state):
             return scan(decay, drive, state, method, resets, padding)
 
         with time_sharded(SEQUENCE):
             outputs, pull_back = jax.vjp(run, decay, drive, state)
-            *of_time, of_state = pull_back((of_states, of_last))
-        return *outputs, *of_time, jax.lax.psum(of_state, SEQUENCE)
+            *grad_inputs, grad_state = pull_back((grad_states, grad_last))
+        return *outputs, *grad_inputs, jax.lax.psum(grad_state, SEQUENCE)
 
-    specs = cut, cut, all_of_it, cut, cut, cut, all_of_it
+    specs = cut, cut, whole, cut, cut, cut, whole
     run = jax.shard_map(
-        local, mesh=context.mesh, in_specs=specs, out_specs=(cut, all_of_it, cut, cut, all_of_it), check_vma=False
+        local, mesh=context.mesh, in_specs=specs, out_specs=(cut, whole, cut, cut, whole), check_vma=False
     )
-    found = jax.jit(run)(decay, drive, state, resets, padding, of_states, of_last)
-    results = dict(zip(NAMES, (np.asarray(x) for x in found), strict=True))
+    found = jax.jit(run)(decay, drive, state, resets, padding, grad_states, grad_last)
+    results = dict(zip(SCAN_RESULTS, (np.asarray(x) for x in found), strict=True))
     return {name: x[:, : case.shape[1]] if x.ndim == 3 else x for name, x in results.items()}
 
 
-def collectives(found: dict[str, Any]) -> None:
+def collectives(found: Results) -> None:
     """What the compiled step sends, by kind: of parts of the parameters, and of a sequence that devices share."""
     for layout in (Layout(1, 8), Layout(2, 1, 4)):
         training = replace(TRAINING, batch_size=16)
@@ -169,7 +161,7 @@ def collectives(found: dict[str, Any]) -> None:
         found.setdefault("collectives", {})[layout.name] = rows
 
 
-def held(found: dict[str, Any]) -> None:
+def bytes_held(found: Results) -> None:
     """Bytes that each device holds of an engine whose parameters are in parts; nothing else is there yet."""
     context = Layout(1, 8).context()
     engine = Engine(replace(SMALL, d_model=64), TRAINING, context=context)
@@ -181,44 +173,45 @@ def held(found: dict[str, Any]) -> None:
     found["held"] = {"devices": list(counted.values()), "parameters": sum(x.nbytes for x in engine.parameters.values())}
 
 
-def few_steps(found: dict[str, Any], out: Path) -> None:
-    """What takes seconds: a few steps of two meshes, in two legs, and one scan."""
+def few_steps(found: Results, out: Path) -> None:
+    """What takes seconds: a few steps of two meshes, in two segments, and one scan."""
     for layout in (ALONE, *SHORT):
         first, second = layout.segment(UNEVEN), layout.segment(UNEVEN)
-        told, digests = first.train(FEW // 2)
-        given = first.give()
-        second.take(given)
+        losses, digests = first.train(FEW // 2)
+        snapshot = first.snapshot()
+        second.restore(snapshot)
         more, seen = second.train(FEW // 2)
-        found[layout.name] = {"told": [*told.tolist(), *more.tolist()], "digests": [*digests, *seen]}
+        found[layout.name] = {"losses": [*losses.tolist(), *more.tolist()], "digests": [*digests, *seen]}
         found[layout.name]["evaluated"] = evaluated(second)
-        np.savez(out / f"states {layout.name}.npz", states=given["states"])
-    np.savez(out / "scan.npz", **cut_scan(SCAN_CASES[1], "sequential", Layout(1, 1, 4).context()))
+        assert snapshot["states"] is not None
+        save(out / f"states {layout.name}.npz", {"states": snapshot["states"]})
+    save(out / "scan.npz", cut_scan(SCAN_CASES[1], "sequential", Layout(1, 1, 4).context()))
 
 
 def main(out: Path, short: bool) -> None:
     """Write what was found into `out`: results.json, and arrays beside it."""
-    context = join()
+    context = initialize()
     assert len(jax.devices()) == DEVICES and set(SCANS) >= {"sequential", "chunked"}
-    found: dict[str, Any] = {}
+    found: Results = {}
     if short:
-        held(found)
+        bytes_held(found)
         few_steps(found, out)
     elif context.size > 1:
         curves(found, TOGETHER)
         validation(found, (Layout(2, 4), Layout(1, 1, 8)))
-        same_bits_after_a_restart(found, Layout(2, 4))
+        restart(found, Layout(2, 4))
     else:
         curves(found, (ALONE, *LAYOUTS))
         with_noise(found)
         for stream in (False, True):
             chain(found, stream)
-        same_bits_after_a_restart(found, Layout(2, 2, 2))
+        restart(found, Layout(2, 2, 2))
         validation(found, (ALONE, Layout(8), Layout(2, 2, 2)))
         scans(out)
         collectives(found)
     if context.rank == 0:
         (out / f"results_{context.size}.json").write_text(json.dumps(found))
-    leave(0)
+    exit_if_initialized(0)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m torch.distributed.run --standalone --nproc-per-node 4 -m parity.suite.runs.distributed_torch OUT
 
-Four processes are started once; the smaller worlds are made of the first of them, while the others wait.
+Four processes are started once; the smaller groups are made of the first of them, while the others wait.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +19,23 @@ import torch.distributed as dist
 
 from parity.proof.operations.base import cast
 from parity.proof.problems.cases import ScanCase
-from parity.suite.runs.segment import SCAN_CASES, TRAINING, Segment, evaluated, same
+from parity.suite.runs.segment import (
+    SCAN_CASES,
+    TRAINING,
+    Results,
+    Segment,
+    evaluated,
+    repeats_after_a_restart,
+    same_bits,
+    save,
+)
 from parity.suite.runs.trajectories import MODEL
 from parity.suite.runs.trajectory_drift import SMALL, SMALL_SSM
-from spec.config import TrainingConfig
+from spec.config import ModelConfig, TrainingConfig
 from torch_impl.mixers import capabilities
 from torch_impl.ops.scan import METHODS as SCANS
 from torch_impl.ops.scan.context_parallel import time_sharded
-from torch_impl.training.distributed import ParallelContext, leave, world_of
+from torch_impl.training.distributed import ParallelContext, exit_if_initialized, on_ranks
 from torch_impl.training.engine import Engine
 
 PROCESSES = 4
@@ -57,7 +66,7 @@ class Layout:
 
     def context(self) -> ParallelContext:
         """Its processes; every process of the default group calls this."""
-        return ParallelContext() if self.size == 1 else world_of(list(range(self.size)), self.parallel, self.columns)
+        return ParallelContext() if self.size == 1 else on_ranks(list(range(self.size)), self.parallel, self.columns)
 
 
 ALONE = Layout(1)
@@ -75,72 +84,68 @@ CHAIN = (Layout(4, "fsdp"), ALONE, Layout(3), Layout(2, "ddp", 2), Layout(2, "fs
 
 
 def segment(
-    layout: Layout, context: ParallelContext, training: TrainingConfig = TRAINING, model: Any = SMALL
+    layout: Layout, context: ParallelContext, training: TrainingConfig = TRAINING, model: ModelConfig = SMALL
 ) -> Segment:
     """The engine of a layout, from perturbed weights."""
     method = "chunked" if capabilities(model).scan_methods else "auto"
     return Segment(Engine(model, training, method, micro_batch=layout.micro_batch, context=context), model)
 
 
-def curves(found: dict[str, Any]) -> None:
+def curves(found: Results) -> None:
     """30 steps in every layout, and in each, from the same weights, with `--stream`."""
     for stream in (False, True):
         training = replace(TRAINING, stream=stream)
         for layout in (ALONE, *(LAYOUTS if not stream else CHAIN)):
             context = layout.context()
             if dist.get_rank() < layout.size:
-                told, digests = segment(layout, context, training).train(STEPS)
-                found[f"{'stream ' if stream else ''}{layout.name}"] = {"told": told.tolist(), "digests": digests}
+                losses, digests = segment(layout, context, training).train(STEPS)
+                found[f"{'stream ' if stream else ''}{layout.name}"] = {"losses": losses.tolist(), "digests": digests}
 
 
-def with_noise(found: dict[str, Any]) -> None:
+def with_noise(found: Results) -> None:
     """A few steps of a model that explores, with noise, in some layouts."""
     for layout in (ALONE, *SSM_LAYOUTS):
         context = layout.context()
         if dist.get_rank() < layout.size:
-            told = segment(layout, context, TRAINING, SMALL_SSM).train(SSM_STEPS)[0]
-            found[f"ssm {layout.name}"] = {"told": told.tolist()}
+            losses, _ = segment(layout, context, TRAINING, SMALL_SSM).train(SSM_STEPS)
+            found[f"ssm {layout.name}"] = {"losses": losses.tolist()}
 
 
-def chain(found: dict[str, Any], stream: bool) -> None:
+def chain(found: Results, stream: bool) -> None:
     """One run that changes its layout every six steps, handing over what a checkpoint holds."""
-    told, digests, given = [], [], None
+    losses, digests, snapshot = [], [], None
     for layout in CHAIN:
         context = layout.context()
         if dist.get_rank() < layout.size:
             one = segment(layout, context, replace(TRAINING, stream=stream))
-            if given is not None:
-                one.take(given)
-            losses, seen = one.train(STEPS // len(CHAIN))
-            told, digests, given = [*told, *losses.tolist()], [*digests, *seen], one.give()
+            if snapshot is not None:
+                one.restore(snapshot)
+            more, seen = one.train(STEPS // len(CHAIN))
+            losses, digests, snapshot = [*losses, *more.tolist()], [*digests, *seen], one.snapshot()
         # Those who wait have an older state: the next layout may need them.
-        box = [given]
+        box = [snapshot]
         dist.broadcast_object_list(box, src=0)
-        given = box[0]
-    found["stream chain" if stream else "chain"] = {"told": told, "digests": digests}
+        (snapshot,) = box
+    found["stream chain" if stream else "chain"] = {"losses": losses, "digests": digests}
 
 
-def same_bits_after_a_restart(found: dict[str, Any]) -> None:
-    """Four steps in one go, and two, a new engine, two more: DDP of a model that needs several buckets; FSDP."""
+def restarts(found: Results) -> None:
+    """Whether a restart repeats the bits: DDP of a model that needs several buckets; FSDP; time cut in two."""
     for layout, model in ((Layout(4), MODEL), (Layout(3, "fsdp"), SMALL), (Layout(4, "ddp", 2), SMALL)):
         context = layout.context()
         if dist.get_rank() >= layout.size:
             continue
         training = replace(TRAINING, seq_len=64 if model is MODEL else 16)
-        whole, first, second = (segment(layout, context, training, model) for _ in range(3))
-        whole.train(4)
-        first.train(2)
-        second.take(first.give())
-        second.train(2)
-        found.setdefault("restarts", {})[layout.name] = same(whole.give(), second.give())
+        make = partial(segment, layout, context, training, model)
+        found.setdefault("restarts", {})[layout.name] = repeats_after_a_restart(make)
 
 
-def shards(found: dict[str, Any], out: Path) -> None:
+def shards(found: Results, out: Path) -> None:
     """Shards of four processes that keep training meanwhile, read by three, by two with copies, and by one."""
     writers = Layout(4, "fsdp")
     writer = segment(writers, writers.context())
     writer.train(3)
-    given = writer.give()
+    snapshot = writer.snapshot()
     if writer.context.rank == 0:
         (out / "shards").mkdir()
     dist.barrier()
@@ -148,20 +153,20 @@ def shards(found: dict[str, Any], out: Path) -> None:
     writer.train(2)
     writing.result()
     if writer.context.rank == 0:
-        flat = {f"parameters.{path}": x for path, x in given["parameters"].items()}
-        flat |= {f"{kind}.{path}": x for kind, group in given["moments"].items() for path, x in group.items()}
-        np.savez(out / "whole.npz", **flat)
+        flat = {f"parameters.{path}": x for path, x in snapshot["parameters"].items()}
+        flat |= {f"{kind}.{path}": x for kind, group in snapshot["moments"].items() for path, x in group.items()}
+        save(out / "whole.npz", flat)
     for layout in (Layout(3, "fsdp"), Layout(2), ALONE):
         context = layout.context()
         if dist.get_rank() < layout.size:
             reader = segment(layout, context)
             reader.engine.load_shards(out / "shards", 3)
             reader.step = 3
-            found.setdefault("shards", {})[layout.name] = same(reader.give(), given)
+            found.setdefault("shards", {})[layout.name] = same_bits(reader.snapshot(), snapshot)
         dist.barrier()
 
 
-def scans(found: dict[str, Any], out: Path) -> None:
+def scans(found: Results, out: Path) -> None:
     """The scan and all its gradients with the time cut between two and four processes, lengths that do not divide."""
     for size in (2, 4):
         context = Layout(size, "ddp", size).context()
@@ -172,32 +177,31 @@ def scans(found: dict[str, Any], out: Path) -> None:
                 for dtype in ("float32", "float64"):
                     results = _scan(case, method, dtype, context)
                     if context.rank == 0:
-                        np.savez(out / f"scan_{size}_{number}_{method}_{dtype}.npz", **results)
+                        save(out / f"scan_{size}_{number}_{method}_{dtype}.npz", results)
 
 
 def _scan(case: ScanCase, method: str, dtype: str, context: ParallelContext) -> dict[str, np.ndarray]:
-    from parity.proof.adapters import torch as torch_face
+    from parity.proof.adapters import torch as torch_adapter
 
     arrays = case.arrays()
     cut = context.shard.of_columns(case.shape[1])
-    decay, drive, resets, padding, of_states = (
+    decay, drive, resets, padding, grad_states = (
         cast(x, dtype)[:, cut]
         for x in (arrays.decay, arrays.drive, arrays.resets, arrays.padding, arrays.states_gradient)
     )
     # The objective is the sum of all processes'; a power of two divides without rounding.
-    of_last = cast(arrays.final_gradient, dtype) / context.size
+    grad_last = cast(arrays.final_gradient, dtype) / context.size
     with time_sharded(context.sequence_group):
-        found = torch_face.scan_vjp(
-            decay, drive, cast(arrays.state, dtype), method, resets, padding, of_states, of_last
-        )
+        inputs = decay, drive, cast(arrays.state, dtype)
+        found = torch_adapter.vjp("scan", inputs, (resets, padding), (grad_states, grad_last), method=method)
     parts = {name: context.all_gather(x) for name, x in found.items()}
-    lasts, of_states = parts.pop("last"), parts.pop("state gradient")
+    lasts, grad_state = parts.pop("last"), parts.pop("state gradient")
     assert all(np.array_equal(last, lasts[0]) for last in lasts), "one last state for all"
     whole = {name: np.concatenate(pieces, axis=1) for name, pieces in parts.items()}
-    return {**whole, "last": lasts[0], "state gradient": np.sum(of_states, axis=0)}
+    return {**whole, "last": lasts[0], "state gradient": np.sum(grad_state, axis=0)}
 
 
-def validation(found: dict[str, Any]) -> None:
+def validation(found: Results) -> None:
     """The mean loss over text in windows, and as one sequence, in batches that do not divide between processes."""
     for layout in (ALONE, Layout(3, "fsdp"), Layout(4), Layout(4, "ddp", 2), Layout(4, "ddp", 4)):
         context = layout.context()
@@ -206,11 +210,11 @@ def validation(found: dict[str, Any]) -> None:
         one = segment(layout, context)
         # After an evaluation the parameters must be the parts again that the optimizer knows.
         windows, stream = evaluated(one)
-        told = one.train(1)[0].tolist()
-        found.setdefault("validation", {})[layout.name] = [windows, stream, *told[0]]
+        (loss_and_norm,) = one.train(1)[0].tolist()
+        found.setdefault("validation", {})[layout.name] = [windows, stream, *loss_and_norm]
 
 
-def half_precision(found: dict[str, Any]) -> None:
+def half_precision(found: Results) -> None:
     """float16 from a scale at which gradients overflow, and bfloat16: the first losses, the scale after three steps."""
     for dtype in ("float16", "bfloat16"):
         for layout in (ALONE, Layout(2, micro_batch=2), Layout(2, "fsdp"), Layout(2, "ddp", 2)):
@@ -218,12 +222,13 @@ def half_precision(found: dict[str, Any]) -> None:
             if dist.get_rank() >= layout.size:
                 continue
             one = segment(layout, context, replace(TRAINING, compute_dtype=dtype))
-            one.engine.load_extra_state({"grad_scaler": {**one.engine.scaler.state_dict(), "scale": HUGE}})
-            told = one.train(3)[0].tolist()
-            found.setdefault(dtype, {})[layout.name] = {"told": told, **one.engine.extra_state()}
+            scaler = one.engine.extra_state().get("grad_scaler", {})
+            one.engine.load_extra_state({"grad_scaler": {**scaler, "scale": HUGE}})
+            losses = one.train(3)[0].tolist()
+            found.setdefault(dtype, {})[layout.name] = {"losses": losses, **one.engine.extra_state()}
 
 
-def saved_bytes(found: dict[str, Any]) -> None:
+def saved_bytes(found: Results) -> None:
     """What one step keeps for the backward pass of a long sequence, alone and with the time cut in four."""
     training = replace(TRAINING, batch_size=1, seq_len=4096)
     model = replace(SMALL, d_model=32, d_ff=48, vocab_size=257)
@@ -247,12 +252,12 @@ def main(out: Path) -> None:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     assert dist.get_world_size() == PROCESSES and set(SCANS) >= {"sequential", "chunked"}
-    found: dict[str, Any] = {}
+    found: Results = {}
     curves(found)
     with_noise(found)
     for stream in (False, True):
         chain(found, stream)
-    same_bits_after_a_restart(found)
+    restarts(found)
     shards(found, out)
     scans(found, out)
     validation(found)
@@ -261,7 +266,7 @@ def main(out: Path) -> None:
     if dist.get_rank() == 0:
         (out / "results.json").write_text(json.dumps(found))
     dist.barrier()
-    leave(0)
+    exit_if_initialized(0)
 
 
 if __name__ == "__main__":

@@ -20,24 +20,29 @@ def environment(devices: int, rank: int = 0, size: int = 1, port: int = 0) -> di
     return here
 
 
-def start(devices: int, size: int, *line: str) -> list[subprocess.Popen]:
+def start(devices: int, size: int, *arguments: str) -> list[subprocess.Popen[str]]:
     """So many processes of one command, which share the devices."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = {"stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     return [
-        subprocess.Popen([sys.executable, *line], env=environment(devices // size, rank, size, port), **options)
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env=environment(devices // size, rank, size, port),
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
         for rank in range(size)
     ]
 
 
-def finish(processes: list[subprocess.Popen], code: int = 0, seconds: float = 400.0) -> list[str]:
-    """What each said, after all have ended with the code."""
+def finish(processes: list[subprocess.Popen[str]], code: int = 0, seconds: float = 400.0) -> list[str]:
+    """The stderr of each, after all have ended with the code."""
     try:
-        told = [one.communicate(timeout=seconds)[1] for one in processes]
+        errors = [one.communicate(timeout=seconds)[1] for one in processes]
     finally:
         for one in processes:
             one.kill()
-    assert [one.returncode for one in processes] == [code] * len(processes), "\n\n".join(told)[-6000:]
-    return told
+    assert [one.returncode for one in processes] == [code] * len(processes), "\n\n".join(errors)[-6000:]
+    return errors

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 
 from parity.proof.problems.cases import ScanCase, perturbed_parameters
 from parity.suite.runs.trajectory_drift import NOISE, SMALL_TRAINING, story_data
+from spec.config import ModelConfig
 from spec.data import Batch, next_batch, validation_batches, validation_stream, with_side_inputs
-from spec.runtime.processes import Processes
+from spec.runtime.engine import Engine, Moments, Parameters
+from spec.runtime.parallel import ParallelContext
 from tools.training.evaluate import mean_loss
 
 # Twelve rows: 1, 2, 3 and 4 processes have equal shares, 8 have not.
@@ -20,40 +24,50 @@ SCAN_CASES = tuple(
     ScanCase((2, t, 3), "mixture", "normal", resets, padding, seed)
     for seed, (t, resets, padding) in enumerate([(5, "none", "none"), (31, "some", "some"), (63, "last", "left")])
 )
-
-
 STREAMED = 72
 """Tokens at a time of the text as one sequence: of 2, 4 and 8 devices that share a row."""
+
+Results = dict[str, Any]
+"""What a script writes as JSON for the test that started it."""
+
+
+class Snapshot(TypedDict):
+    """What a checkpoint holds."""
+
+    parameters: Parameters
+    moments: Moments
+    states: np.ndarray | None
+    step: int
 
 
 class Segment:
     """Steps of one engine on the stories, from perturbed weights."""
 
-    def __init__(self, engine: Any, model: Any):
+    def __init__(self, engine: Engine, model: ModelConfig):
         self.data, self.engine, self.model, self.step = story_data(), engine, model, 0
         self.training, self.context = engine.training, engine.context
         engine.load(perturbed_parameters(model, self.training.seed, NOISE), {}, 0)
 
     def train(self, steps: int) -> tuple[np.ndarray, list[str]]:
         """Loss and norm of each step, [steps, 2], and the digest of the tokens that all processes took together."""
-        told, digests = [], []
+        losses, digests = [], []
         for _ in range(steps):
             consumed = self.step * self.training.batch_size
             batch = next_batch(self.data, consumed, self.training, self.context.shard)
             digests.append(digest(batch, self.context))
             batch = with_side_inputs(batch, self.model, self.training, consumed, self.context.shard)
-            told.append(self.engine.train_step(batch, self.training.peak_lr))
+            losses.append(self.engine.train_step(batch, self.training.peak_lr))
             self.step += 1
-        return np.array(told), digests
+        return np.array(losses), digests
 
-    def take(self, other: dict[str, Any]) -> None:
-        """Go on from what another leg gave."""
+    def restore(self, other: Snapshot) -> None:
+        """Go on from where another segment ended."""
         self.engine.load(other["parameters"], other["moments"], other["step"])
         self.engine.load_states(other["states"])
         self.step = other["step"]
 
-    def give(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+    def snapshot(self) -> Snapshot:
+        """What the next segment goes on from."""
         parameters, moments = self.engine.dump()
         states = self.engine.dump_states()
         return {"parameters": parameters, "moments": moments, "states": states, "step": self.step}
@@ -66,7 +80,7 @@ def evaluated(segment: Segment) -> tuple[float, float]:
     return windows, mean_loss(segment.engine, validation_stream(data, STREAMED, 1000), carry=True)
 
 
-def digest(batch: Batch, context: Processes) -> str:
+def digest(batch: Batch, context: ParallelContext) -> str:
     """SHA-256 of tokens, labels and resets of the global batch, put together from what each process has."""
     parts, columns = context.all_gather(batch), context.shard.columns
     whole = hashlib.sha256()
@@ -77,8 +91,24 @@ def digest(batch: Batch, context: Processes) -> str:
     return whole.hexdigest()
 
 
-def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether two states are equal in every bit."""
+def same_bits(a: Snapshot, b: Snapshot) -> bool:
+    """Whether two snapshots are equal in every bit: parameters, moments, states and step."""
     groups = [(a["parameters"], b["parameters"]), *((a["moments"][kind], b["moments"][kind]) for kind in a["moments"])]
-    equal = all(x[path].tobytes() == y[path].tobytes() for x, y in groups for path in x)
-    return equal and a["step"] == b["step"] and all(len(x) == len(y) > 0 for x, y in groups)
+    equal = all(len(x) == len(y) > 0 and x[path].tobytes() == y[path].tobytes() for x, y in groups for path in x)
+    states = [None if one["states"] is None else one["states"].tobytes() for one in (a, b)]
+    return equal and states[0] == states[1] and a["step"] == b["step"]
+
+
+def repeats_after_a_restart(make: Callable[[], Segment]) -> bool:
+    """Whether two steps, a new engine and two more come to the same bits as four steps in one go."""
+    whole, first, second = (make() for _ in range(3))
+    whole.train(4)
+    first.train(2)
+    second.restore(first.snapshot())
+    second.train(2)
+    return same_bits(whole.snapshot(), second.snapshot())
+
+
+def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """The arrays by name, as `numpy.load` reads them."""
+    np.savez(path, allow_pickle=False, **arrays)

@@ -94,11 +94,11 @@ class Segment:
 
 def hand_over(first: Segment, second: Segment, steps: int, directory: Path) -> np.ndarray:
     """Losses of `steps` steps in one backend and `steps` in the other, through a native file and a neutral one."""
-    native = directory / ("leg.pt" if first.backend == "torch" else "leg.msgpack")
+    native = directory / ("segment.pt" if first.backend == "torch" else "segment.msgpack")
     losses = first.train(steps)
     first.save(native)
-    convert.write(directory / "leg", convert.read(native))
-    second.load(directory / "leg")
+    convert.write(directory / "segment", convert.read(native))
+    second.load(directory / "segment")
     return np.concatenate([losses, second.train(steps)])
 
 

@@ -21,7 +21,8 @@ from spec.schedule import learning_rate
 from tools.data.stories import stories
 
 NOISE = 0.02
-LARGEST_SHARE = 5.0
+LARGEST_RATIO = 5.0
+"""Of the difference between the backends to that between reorderings of one."""
 # Small enough for the reference, which rounds at random nine times over: three seconds a run.
 SIZES: dict[str, Any] = {"vocab_size": 257, "d_model": 16, "d_ff": 24, "n_layers": 2, "max_seq_len": 16}
 SMALL = replace(PRESETS["nano"], **SIZES)
@@ -32,7 +33,7 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Race:
+class Drift:
     """Losses of one run in JAX and in torch, and of torch in three other orders of summation.
 
     Args:
@@ -47,25 +48,25 @@ class Race:
 
     @property
     def limit(self) -> float:
-        return LARGEST_SHARE * float(self.spread[-1])
+        return LARGEST_RATIO * float(self.spread[-1])
 
     @property
     def passed(self) -> bool:
         return float(self.gap.max()) <= self.limit
 
 
-def perturbed_run(data: Dataset, steps: int = 100, told: Progress = lambda name: None) -> Race:
+def perturbed_run(data: Dataset, steps: int = 100, progress: Progress = lambda name: None) -> Drift:
     """Train nano from perturbed weights in four orders of torch and once in JAX."""
     curves = {}
     for order in REORDERINGS:
         name = f"torch, {order.method}{', rows reversed' if order.reverse_rows else ''}"
-        told(name)
+        progress(name)
         curves[name] = Segment("torch", data, order=order, noise=NOISE).train(steps)
-    told("jax")
-    of_torch = np.stack(list(curves.values()))
+    progress("jax")
+    reorderings = np.stack(list(curves.values()))
     curves["jax"] = Segment("jax", data, noise=NOISE).train(steps)
-    spread = np.maximum.accumulate(of_torch.max(axis=0) - of_torch.min(axis=0))
-    return Race(curves, np.abs(curves["jax"] - curves[f"torch, {Order().method}"]), spread)
+    spread = np.maximum.accumulate(np.ptp(reorderings, axis=0))
+    return Drift(curves, np.abs(curves["jax"] - curves[f"torch, {Order().method}"]), spread)
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,13 @@ class Estimate:
 
 
 def estimated_run(
-    data: Dataset, names: tuple[str, ...] = ("torch", "jax"), steps: int = 100, told: Progress = lambda name: None
+    data: Dataset, names: tuple[str, ...] = ("torch", "jax"), steps: int = 100, progress: Progress = lambda name: None
 ) -> Estimate:
     """Train a small model from perturbed weights in each backend, in float64, and in float64 that rounds at random."""
-    truth, bound = bounded_run(data, steps, SMALL_TRAINING, told)
+    truth, bound = bounded_run(data, steps, SMALL_TRAINING, progress)
     errors = {}
     for name in names:
-        told(name)
+        progress(name)
         losses = Segment(name, data, SMALL_TRAINING, model=SMALL, noise=NOISE).train(steps)
         errors[name] = np.abs(losses - truth)
     return Estimate(bound, errors)
@@ -102,15 +103,15 @@ def bounded_run(
     data: Dataset,
     steps: int,
     training: TrainingConfig,
-    told: Progress = lambda name: None,
+    progress: Progress = lambda name: None,
     model: ModelConfig = SMALL,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The loss at each step of the float64 reference, and the estimate of how far a float32 run may lie from it."""
-    told("float64 reference")
+    progress("float64 reference")
     truth = reference_run(data, steps, training, lambda x: np.asarray(x, np.float64), model)
     changes = []
     for run in range(4):
-        told(f"float64 that rounds at random, {run + 1} of 4")
+        progress(f"float64 that rounds at random, {run + 1} of 4")
         changes.append(np.abs(reference_run(data, steps, training, Rounding(run, 2.0**-24), model) - truth))
     # The loss is stored in float32: where no run has moved it, it is still off by its own rounding.
     return truth, FACTOR * np.maximum.accumulate(np.maximum(np.max(changes, axis=0), 2.0**-24 * truth))

@@ -1,31 +1,34 @@
-"""Someone in front of the page of `liquidnet ui`: a Chromium with its controls by name."""
+"""The page of `liquidnet ui` in a Chromium, its controls by name."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext
 
 SECONDS = 60_000  # milliseconds until playwright gives up
 
 
-class Visitor:
-    """Someone in front of the page.
+class UiPage:
+    """One opened page.
 
     Args:
         context: of the browser.
         address: of the page.
     """
 
-    def __init__(self, context: Any, address: str):
+    def __init__(self, context: BrowserContext, address: str):
         self.context, self.page = context, context.new_page()
-        self.asked: list[str] = []
-        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.errors: list[str] = []
         self.page.set_default_timeout(SECONDS)
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("console", lambda line: self.complaints.append(line.text) if line.type == "error" else None)
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
         self.page.goto(address)
         self.page.locator("#generate:not([disabled])").wait_for()
         self.page.locator("#checkpoint input").wait_for()
@@ -53,24 +56,28 @@ class Visitor:
     def done(self) -> str:
         """Wait until nothing is written any more; what the line below the buttons says."""
         ends = re.compile("^(Done|Stopped|The text ends)")
-        told = self.page.locator("#told p")
-        told.filter(has_text=ends).or_(self.page.locator("#told [role=alert]")).wait_for()
+        status = self.page.locator("#told p")
+        status.filter(has_text=ends).or_(self.page.locator("#told [role=alert]")).wait_for()
         self.page.locator("#stop[disabled]").wait_for()
         self.page.locator("#generate:not([disabled])").wait_for()
-        return self.told()
+        return self.status()
 
-    def told(self) -> str:
+    def status(self) -> str:
+        """The line below the buttons."""
         return self.page.locator("#told").inner_text()
 
     def text(self, box: str = "text") -> str:
         return self.page.locator(f"#{box} textarea").input_value()
 
-    def writes(self, more_than: int) -> None:
+    def wait_for_text(self, more_than: int) -> None:
         """Wait until there is that much text."""
         self.page.wait_for_function("n => document.querySelector('#text textarea').value.length > n", arg=more_than)
 
-    def generate(self, **values: Any) -> str:
-        self.set(**values)
+    def generate(
+        self, prompt: str = "Once upon a time", tokens: int = 60, temperature: float = 0.0, backend: str = ""
+    ) -> str:
+        """Press the button with these values; what the line below the buttons says at the end."""
+        self.set(prompt, tokens, temperature, backend)
         self.click("generate")
         return self.done()
 
@@ -78,7 +85,7 @@ class Visitor:
         """Whether nothing is wider than the window."""
         return self.page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
-    def keep(self, name: str) -> None:
+    def screenshot(self, name: str) -> None:
         """A screenshot, where $SCREENSHOTS says that they are wanted."""
         if folder := os.environ.get("SCREENSHOTS"):
             Path(folder).mkdir(parents=True, exist_ok=True)

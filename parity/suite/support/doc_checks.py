@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from parity.proof.environment import ROOT
 from tools.cli.commands import COMMANDS
 from tools.cli.main import main, parse
 
-ROOT = Path(__file__).parents[3]
 #: In the order in which a reader follows them; their commands run in one place, one after the other.
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
 

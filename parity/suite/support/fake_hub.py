@@ -15,10 +15,10 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from parity.suite.support.fixtures import HEARS
+from parity.proof.environment import ROOT
+from parity.suite.support.fixtures import HEED_SIGINT
 from tools.data.hub import HubFile
 
-ROOT = Path(__file__).parents[3]
 CHUNK = 1 << 12  # the hub's client writes what it has in pieces of this size, here smaller than its 10 MB
 _PREPARE = """
 import json, os, sys
@@ -166,7 +166,15 @@ def prepare(
 ) -> subprocess.Popen[str]:
     """Start `liquidnet prepare --dataset tinystories ...` where that data set is these two files."""
     described = json.dumps([asdict(file) for file in files])
-    command = [sys.executable, "-c", HEARS + _PREPARE, "prepare", "--dataset", "tinystories", *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-c",
+        HEED_SIGINT + _PREPARE,
+        "prepare",
+        "--dataset",
+        "tinystories",
+        *map(str, arguments),
+    ]
     return subprocess.Popen(
         command,
         env=environment(endpoint, home, CHUNK=str(CHUNK), FILES=described, **more),

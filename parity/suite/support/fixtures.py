@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from parity.proof.environment import ROOT
 from spec.data import Dataset, open_data
 from tools.cli.main import main
 from tools.data.prepare import Prepare
 
-TOLD = "told"
+MEASURED = "measured"
+"""The property of a test that `report` adds to."""
 #: Begins a program that Ctrl-C must reach even where the tests run in the background of a shell, which has it ignored.
-HEARS = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+HEED_SIGINT = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
 TEXT = ("--text", "The fox ran home.")
-SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", Path(__file__).parents[4] / "shared" / "data"))
+SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", ROOT.parent / "shared" / "data"))
+"""Texts and tokenizers beside the repository, which a test skips without."""
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +40,11 @@ def text_data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture
-def compare(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str]]:
+def compare(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str | int | None, str]]:
     """Runs `liquidnet compare` on a short text; returns its exit code and what it printed."""
 
-    def run(*arguments: object) -> tuple[Any, str]:
-        code: Any = 0
+    def run(*arguments: object) -> tuple[str | int | None, str]:
+        code: str | int | None = 0
         try:
             main(["compare", *map(str, arguments), *(TEXT if "--text-file" not in arguments else ())])
         except SystemExit as stop:
@@ -55,7 +57,7 @@ def compare(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str]
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Say what was measured; conftest.py prints it after the run."""
-    return lambda text: request.node.user_properties.append((TOLD, text))
+    return lambda text: request.node.user_properties.append((MEASURED, text))
 
 
 @pytest.fixture
@@ -65,8 +67,8 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     def run(*arguments: str, command: Callable[[list[str]], None] = main) -> str:
         with pytest.raises(SystemExit) as stop:
             command(list(arguments))
-        told = capsys.readouterr().err
-        assert stop.value.code == 2 and told.startswith("liquidnet: error: ") and told.count("\n") == 1, told
-        return told
+        line = capsys.readouterr().err
+        assert stop.value.code == 2 and line.startswith("liquidnet: error: ") and line.count("\n") == 1, line
+        return line
 
     return run

@@ -54,7 +54,7 @@ def write_run(run: Path) -> Path:
 def alone(path: Path, prompt: str, tokens: int, backend: Backend | None = None, sampling: Sampling = GREEDY) -> str:
     """The prompt and what `liquidnet generate` writes after it."""
     session = open_model(path, backend).session()
-    session.tell(prompt)
+    session.append(prompt)
     return prompt + "".join(session.write(sampling, tokens))
 
 

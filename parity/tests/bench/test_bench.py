@@ -8,30 +8,30 @@ import pytest
 
 from spec import LiquidNetConfig
 from spec.config import TrainingConfig
-from tools.bench import command as bench
-from tools.bench import gpu, gpu_check
-from tools.bench import peers as bench_peers
-from tools.bench.sections import Sizes
-from tools.bench.timer import Clock, NotRun, Row, bandwidth, guarded
+from tools.bench import gpu_check, measure, results
+from tools.bench import sizes as bench_sizes
+from tools.bench.sizes import Decoding, Sizes, TrainStep
+from tools.bench.timer import NotRun, Row, Timer, bandwidth, guarded
 from tools.cli import backends
 from tools.cli.main import main
 
+MODEL = LiquidNetConfig(vocab_size=61, d_model=16, d_ff=24, n_layers=2, max_seq_len=8)
 TINY = Sizes(
-    config=LiquidNetConfig(vocab_size=61, d_model=16, d_ff=24, n_layers=2, max_seq_len=8),
-    training=TrainingConfig(batch_size=2, seq_len=8, compute_dtype="bfloat16"),
-    shapes=((2, 8, 16), (1, 32, 16)),
-    copied=2**12,
+    gpu=True,
+    large=2**12,
     square=16,
-    decoded=(1, 3),
-    steps=2,
-    compiled=(False,),
+    shapes=((2, 8, 16), (1, 32, 16)),
+    training=(TrainStep("", MODEL, TrainingConfig(batch_size=2, seq_len=8, compute_dtype="bfloat16")),),
+    decoding=tuple(Decoding("", MODEL, batches=(n,), tokens=2, compute_dtype="bfloat16") for n in (1, 3)),
+    peers=True,
 )
 
 
 def test_flags_that_mean_nothing_are_refused(refused):
     assert "unknown --device 'cdua'; choose cpu or cuda" in refused("bench", "--device", "cdua")
     assert "--preset, --batch-size and --seq-len go with" in refused("bench", "--preset", "tiny")
-    assert "leave out --device" in refused("bench", "--model", "--device", "cuda")
+    for flag in ("--roofline", "--model"):
+        assert "leave out --device" in refused("bench", flag, "--device", "cuda")
     assert "did you mean 'small'?" in refused("bench", "--model", "--preset", "smal")
     assert "batch_size must be an integer of at least 1, got 0" in refused("bench", "--model", "--batch-size", "0")
     assert "--rounds must be at least 1" in refused("bench", "--rounds", "0")
@@ -49,13 +49,13 @@ def test_without_a_gpu_one_line_says_what_to_do(refused):
 def measured():
     """Every section at tiny sizes on the CPU."""
     pytest.importorskip("torch", reason="times torch")
-    return gpu.measured("cpu", 2, TINY)
+    return measure.measured("cpu", 2, TINY)
 
 
 def test_every_section_measures_every_method(measured):
     sections = measured["sections"]
-    assert not measured["errors"] and set(sections) == set(gpu.SECTIONS)
-    for section, module in (("scan", "scan"), ("mixer", "mixer"), ("loss", "loss")):
+    assert not measured["errors"] and list(sections) == measure.sections_of("gpu")
+    for section, module in (("scan", "ops.scan"), ("mixer", "ops.gated_scan"), ("loss", "ops.cross_entropy")):
         methods = {name for name in backends.load("torch", module).METHODS if name != "auto"}
         assert methods <= {row["name"] for row in sections[section]}
     for section in ("scan", "mixer"):
@@ -79,26 +79,28 @@ def test_what_does_not_run_here_says_why(measured):
 
 
 def test_what_was_measured_is_printed(measured, capsys):
-    gpu.show(measured)
-    told = capsys.readouterr().out
-    assert "mixer, 2 x 8 x 16" in told and "chunked" in told and "tokens/s" in told
+    results.show(measured)
+    shown = capsys.readouterr().out
+    assert "mixer, 2 x 8 x 16" in shown and "chunked" in shown and "tokens/s" in shown
 
 
 def test_a_section_or_a_method_that_fails_leaves_the_others_alone(monkeypatch, tmp_path, capsys):
     torch = pytest.importorskip("torch", reason="times torch")
+    from tools.bench import peers
+
     scans = backends.load("torch", "ops.scan").METHODS
 
     def fail(*_):
         raise RuntimeError("a fault of the\ndevice")
 
     monkeypatch.setitem(scans, "chunked", fail)
-    monkeypatch.setitem(bench_peers.SCANS, "a peer", fail)
-    sections = {name: gpu.SECTIONS[name] for name in ("peak", "scan", "train")}
-    monkeypatch.setattr(gpu, "SECTIONS", {**sections, "train": fail, "decode": gpu.SECTIONS["decode"]})
-    monkeypatch.setattr(gpu, "require_device", lambda _: None)
-    monkeypatch.setattr(bench, "Sizes", lambda *_: TINY)
-    real = gpu.measured
-    monkeypatch.setattr(gpu, "measured", lambda _, *rest: real("cpu", *rest))
+    monkeypatch.setitem(peers.SCANS, "a peer", fail)
+    sections = {name: measure.SECTIONS[name] for name in ("peak", "scan", "decode")}
+    monkeypatch.setattr(measure, "SECTIONS", {**sections, "train": measure.Section(fail)})
+    monkeypatch.setattr(measure, "require_device", lambda _: None)
+    monkeypatch.setattr(bench_sizes, "on_gpu", lambda *_: TINY)
+    real = measure.measured
+    monkeypatch.setattr(measure, "measured", lambda _, *rest: real("cpu", *rest))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     with pytest.raises(SystemExit) as stop:
         main(["bench", "--device", "cuda", "--rounds", "1", "--json", str(tmp_path / "gpu.json")])
@@ -125,11 +127,11 @@ def test_what_cannot_run_is_no_error():
 
 
 def test_slow_candidates_sit_out_and_fast_ones_get_their_rounds(monkeypatch):
-    clock, calls, waited = Clock("cpu", 10), [], []
+    timer, calls, waited = Timer("cpu", 10), [], []
     slow: Row = {"bytes": 10}
     fast: Row = {"bytes": 10}
-    monkeypatch.setattr(clock, "_wall", lambda call: call() or 0.0)
-    clock.steps([(slow, lambda: waited.append(1) or 9.0), (fast, lambda: calls.append(1))])
+    monkeypatch.setattr(timer, "_wall", lambda call: call() or 0.0)
+    timer.steps([(slow, lambda: waited.append(1) or 9.0), (fast, lambda: calls.append(1))])
     # Two calls to warm up, one of what takes long.
     assert slow["rounds"] == 3 and len(waited) == 4 and fast["rounds"] == 10 and len(calls) == 12
     assert slow["milliseconds"] == 9000.0
@@ -139,9 +141,11 @@ def test_slow_candidates_sit_out_and_fast_ones_get_their_rounds(monkeypatch):
 
 
 def test_a_peer_that_needs_powers_of_two_says_so():
-    pytest.importorskip("torch", reason="peers are torch's")
+    torch = pytest.importorskip("torch", reason="peers are torch's")
+    from tools.bench import peers
+
     with pytest.raises(NotRun, match="powers of two, got 3"):
-        bench_peers.SCANS["accelerated-scan warp"]((1, 3, 4), "cpu")
+        peers.SCANS["accelerated-scan warp"]([torch.ones(1, 3, 4)] * 2)
 
 
 def test_gpu_check_reads_what_pytest_said(tmp_path, capfd):
@@ -164,14 +168,23 @@ def test_gpu_check_reads_what_pytest_said(tmp_path, capfd):
     capfd.readouterr()
 
 
+def test_gpu_check_runs_all_of_torchs_own_tests_and_none_of_jax_alone():
+    names = {path.rsplit("/", 1)[1] for path in gpu_check.files()}
+    both = {"operations", "scan", "properties", "model", "gates", "optimizer", "liquid_ssm_model", "mixed_precision"}
+    own = {"torch_compile", "triton_kernels", "triton_launches", "numba_kernels", "decode", "decode_numba", "doctor",
+           "fused_linear_cross_entropy", "ui_models"}  # fmt: skip
+    assert {f"test_{name}.py" for name in both | own} <= names
+    assert not any("jax" in name or "pallas" in name for name in names)
+
+
 def test_gpu_check_writes_one_json_and_fails_where_something_did(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(gpu, "require_device", lambda _: None)
-    monkeypatch.setattr(gpu, "identity", lambda _: {"environment": {"python": "3"}})
+    monkeypatch.setattr(measure, "require_device", lambda _: None)
+    monkeypatch.setattr(measure, "identity", lambda _: {"environment": {"python": "3"}})
     monkeypatch.setattr(gpu_check, "run_tests", lambda files: {"exit_code": 0, "tests": len(files), "failed": []})
-    told = {"environment": {}, "device": {"name": "x"}, "seconds": 1.0, "sections": {}, "errors": []}
-    monkeypatch.setattr(gpu, "measured", lambda *_: told)
+    measured = {"environment": {}, "device": {"name": "x"}, "seconds": 1.0, "sections": {}, "errors": []}
+    monkeypatch.setattr(measure, "measured", lambda *_: measured)
     for errors, code in (([], 0), (["scan: broken"], 1)):
-        told["errors"] = errors
+        measured["errors"] = errors
         with pytest.raises(SystemExit) as stop:
             gpu_check.main(["--json", str(tmp_path / "gpu-check.json")])
         assert stop.value.code == code
@@ -183,27 +196,27 @@ def test_gpu_check_writes_one_json_and_fails_where_something_did(monkeypatch, tm
 
 def test_on_a_gpu_events_stand_around_the_call_and_behind_the_flush(monkeypatch):
     torch = pytest.importorskip("torch", reason="CUDA events are torch's")
-    told = []
+    happened = []
 
     class Event:
         def __init__(self, enable_timing):
             assert enable_timing
 
         def record(self):
-            told.append("record")
+            happened.append("record")
 
         def elapsed_time(self, end):
             return 2.5
 
     class Flush:
         def sum(self):
-            told.append("flush")
+            happened.append("flush")
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: told.append("wait"))
-    clock = Clock(torch.device("cpu"), 1)
-    clock.cuda, clock.flush = True, Flush()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: happened.append("wait"))
+    timer = Timer("cpu", 1)
+    timer.cuda, timer.flush = True, Flush()
     row = {}
-    clock.kernels([(row, lambda: told.append("call"))])
+    timer.kernels([(row, lambda: happened.append("call"))])
     assert row["milliseconds"] == 2.5
-    assert told[: len(told) // 3] == ["flush"] * 4 + ["record", "call", "record", "wait"]
+    assert happened[: len(happened) // 3] == ["flush"] * 4 + ["record", "call", "record", "wait"]

@@ -11,25 +11,25 @@ import pytest
 from spec import LiquidNetConfig
 from spec.parameters import num_parameters
 from spec.presets import PRESETS
-from tools.bench import cpu, matmul, sizes
 from tools.bench import decode as bench_decode
+from tools.bench import machine, measure, results, sizes
 from tools.bench.limits import targets
-from tools.bench.matmul import chunk_sizes, layer_shapes
-from tools.bench.sizes import Decoding, Sizes, Training
-from tools.bench.timer import Clock
+from tools.bench.machine import chunk_sizes, layer_shapes
+from tools.bench.sizes import Decoding, Sizes, train_step
+from tools.bench.timer import Timer
 from tools.cli import backends
 
 MODEL = LiquidNetConfig(vocab_size=61, d_model=16, d_ff=24, n_layers=2, max_seq_len=8)
 TINY = Sizes(
     large=2**12,
     square=32,
-    shape=(2, 32, 16),
-    training=(Training("30M, 2 x 512", MODEL, 2, 8),),
+    shapes=((2, 32, 16),),
+    training=(train_step("30M, 2 x 512", MODEL, 2, 8),),
     decoding=(Decoding("small", MODEL, (3, 7), (3, 5), (1, 2), 2), Decoding("nano", MODEL, (3, 7), tokens=2)),
-    growing=MODEL,
+    scaling=MODEL,
     lengths=(4, 16),
     tokens=16,
-    growth_of=("torch", "jax"),
+    scaling_backends=("torch", "jax"),
 )
 
 
@@ -38,15 +38,15 @@ def result():
     """Every section, measured."""
     if not backends.installed():
         pytest.skip("times a backend")
-    return cpu.measured(1, TINY)
+    return measure.measured("cpu", 1, TINY)
 
 
 def test_every_section_measures_every_method_of_every_backend(result):
     sections = result["sections"]
     assert not result["errors"], result["errors"]
-    assert set(sections) == set(cpu.SECTIONS) == set(cpu.SHARE) == set(cpu.COLUMNS)
+    assert list(sections) == measure.sections_of("cpu") and set(measure.SECTIONS) == set(results.COLUMNS)
     for backend in backends.installed():
-        for section, module in (("scan", "scan"), ("mixer", "mixer"), ("decode", "generate")):
+        for section, module in (("scan", "ops.scan"), ("mixer", "ops.gated_scan"), ("decode", "generation")):
             methods = {f"{backend} {name}" for name in backends.load(backend, module).METHODS if name != "auto"}
             assert methods <= {row["name"] for row in sections[section]}
         assert {row["length"] for row in sections["growth"] if row["backend"] == backend} == {4, 16}
@@ -89,13 +89,13 @@ def test_targets_are_taken_from_the_rows():
         "scan": [{"name": "torch a", "pass": "forward", "auto": True, "passes": 2.5, "milliseconds": 1.0},
                  {"name": "torch b", "pass": "forward", "auto": False, "passes": 9.0, "milliseconds": 1.0}],
         "train": [train("torch eager", 120.0), train("GPT-2, torch eager", 150.0), train("jax", 240.0),
-                  train(matmul.OURS, 100.0)],
+                  train(machine.TORCH_PRODUCTS, 100.0)],
         "decode": [decoded("torch numba", 32, 400.0, of_reading=0.8), decoded("torch numba", 9, 440.0, of_reading=0.7),
                    decoded("torch numba_int8", 9, 1320.0), decoded("GPT-2, KV cache", 4096, 90.0, peer=True),
                    decoded("GPT-2, KV cache", 32, 100.0, peer=True)],
         "growth": [grown(512, 1.0, 100.0), grown(65536, 1.25, 100.0)],
     }  # fmt: skip
-    found = {one.name: (round(one.measured, 3), one.limit, one.holds) for one in targets(sections)}
+    found = {one["name"]: (round(one["measured"], 3), one["limit"], one["holds"]) for one in targets(sections)}
     assert found == {
         "scan torch a, forward: passes": (2.5, 3.0, True),
         "train 30M, 2 x 512, torch eager: x GPT-2": (1.25, 1.15, True),
@@ -112,12 +112,12 @@ def test_targets_are_taken_from_the_rows():
     assert targets({"scan": [{"name": "torch a", "error": "broken"}]}) == []
 
 
-def test_a_clock_that_is_scripted_gives_medians_in_turn(monkeypatch):
-    clock = Clock("cpu", 5)
+def test_a_timer_that_is_scripted_gives_medians_in_turn(monkeypatch):
+    timer = Timer("cpu", 5)
     script = iter([0.0, 0.0] * 2 + [3.0, 8.0, 1.0, 8.0, 2.0, 8.0, 9.0, 9.0])
-    monkeypatch.setattr(clock, "_wall", lambda call: next(script) / 10)
+    monkeypatch.setattr(timer, "_wall", lambda call: next(script) / 10)
     one, other = {}, {}
-    clock.steps([(one, lambda: None), (other, lambda: None)])
+    timer.steps([(one, lambda: None), (other, lambda: None)])
     # The second has had enough after three rounds, the first after five.
     assert other["milliseconds"] == 800.0 and other["rounds"] == 3
     assert one["milliseconds"] == 300.0 and one["rounds"] == 5
@@ -133,7 +133,7 @@ def test_weights_are_counted_as_they_are_stored():
 
 def test_the_states_of_a_context_are_those_of_its_tokens_in_one_go(monkeypatch):
     torch = pytest.importorskip("torch", reason="decodes with torch")
-    generate, model = backends.load("torch", "generation"), backends.load("torch", "model").build(MODEL)
+    generate, model = backends.load("torch", "ops.decode"), backends.load("torch", "model").build(MODEL)
     monkeypatch.setattr(bench_decode, "PIECE", 3)
     found = bench_decode.states_after(generate.make_step(model, "eager"), (8, 3))
     random = np.random.default_rng(0)
@@ -161,23 +161,23 @@ def test_products_have_the_shapes_and_results_of_the_model(monkeypatch):
     weights = sum(i * o for i, o in layer_shapes(MODEL)) + 61 * 16
     assert weights == sum(p.numel() for p in backends.load("torch", "model").build(MODEL).parameters() if p.ndim == 2)
     assert chunk_sizes(10, 4) == [4, 4, 2] and chunk_sizes(3, 9) == [3]
-    monkeypatch.setattr(matmul, "BLOCK_LOGITS", 40 * 20)
+    monkeypatch.setattr(machine, "BLOCK_LOGITS", 40 * 20)
     flops = {}
-    for name, make in matmul.step_products(Training("", MODEL, 2, 20)).items():
+    for name, make in machine.step_products(train_step("", MODEL, 2, 20)).items():
         call = make()
-        if name == matmul.JAX:
+        if name == machine.JAX_PRODUCTS:
             call()
             continue
         with Counter() as counted:
             call()
         flops[name] = counted.flops
     # Three products of each weight with 40 tokens.
-    assert flops == dict.fromkeys((matmul.OURS, matmul.MM), 6 * 40 * weights)
+    assert flops == dict.fromkeys((machine.TORCH_PRODUCTS, machine.MM_PRODUCTS), 6 * 40 * weights)
 
 
 def test_peak_memory_is_what_is_held_at_once():
     torch = pytest.importorskip("torch", reason="asks torch's allocator")
-    from tools.bench.scaling import peak_bytes
+    from tools.bench.train_step import peak_bytes
 
     def call():
         first = torch.ones(1000)
@@ -191,15 +191,15 @@ def test_peak_memory_is_what_is_held_at_once():
 @pytest.fixture
 def gpt2():
     pytest.importorskip("torch", reason="the peer is in torch")
-    from tools.bench import gpt2 as bench_gpt2
+    from tools.bench import peers
 
-    return bench_gpt2
+    return peers
 
 
 def test_the_peer_is_gpt_2_by_a_plain_formula(gpt2):
     import torch
 
-    shape = gpt2.Shape(17, 8, 2, 2, 6)
+    shape = gpt2.GPT2Shape(17, 8, 2, 2, 6)
     model = gpt2.GPT2(shape, seed=3).double()
     random = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
@@ -236,7 +236,7 @@ def test_the_peer_has_as_many_parameters_as_ours_and_learns(gpt2):
         d, layers = shape.d_model, shape.n_layers
         counted = layers * (12 * d * d + 2 * d) + d + shape.vocab_size * d
         assert abs(counted / num_parameters(config) - 1.0) < 0.02
-    model = gpt2.GPT2(gpt2.Shape(17, 16, 2, 2, 8))
+    model = gpt2.GPT2(gpt2.GPT2Shape(17, 16, 2, 2, 8))
     assert model.num_parameters() == 2 * (12 * 256 + 32) + 16 + 17 * 16
     step = gpt2.train_step(model, np.arange(18).reshape(2, 9) % 17)
     losses = [step() for _ in range(30)]
@@ -246,7 +246,7 @@ def test_the_peer_has_as_many_parameters_as_ours_and_learns(gpt2):
 def test_the_peers_cache_changes_nothing(gpt2):
     import torch
 
-    model = gpt2.GPT2(gpt2.Shape(17, 16, 2, 2, 9)).eval()
+    model = gpt2.GPT2(gpt2.GPT2Shape(17, 16, 2, 2, 9)).eval()
     for parameter in model.parameters():
         parameter.data *= 3.0
     text = np.random.default_rng(0).integers(17, size=(2, 9))

@@ -9,9 +9,8 @@ import re
 import pytest
 
 from spec import LiquidNetConfig
-from tools.bench import command as bench
-from tools.bench import cpu, gpu, sizes
-from tools.bench import history as bench_history
+from tools.bench import measure, sizes
+from tools.bench import results as bench_results
 from tools.bench.sizes import Sizes
 from tools.cli import backends
 from tools.cli.main import main
@@ -51,19 +50,19 @@ def history(tmp_path):
         run = copy.deepcopy(RUN)
         run["when"] = f"{when}T00:00:00Z"
         run["environment"]["processor"] = processor
-        bench_history.append(directory, run)
+        bench_results.append(directory, run)
     return directory
 
 
 def test_a_run_is_kept_by_machine_and_time_and_never_replaced(tmp_path):
-    first = bench_history.append(tmp_path, RUN)
+    first = bench_results.append(tmp_path, RUN)
     assert first == tmp_path / "amd-ryzen-tm-7-3-ghz-4-threads" / "20260102T030405Z.json"
     before = first.read_bytes()
-    second = bench_history.append(tmp_path, {**RUN, "seconds": 2.0})
-    third = bench_history.append(tmp_path, {**RUN, "seconds": 3.0})
+    second = bench_results.append(tmp_path, {**RUN, "seconds": 2.0})
+    third = bench_results.append(tmp_path, {**RUN, "seconds": 3.0})
     assert [path.name for path in (second, third)] == ["20260102T030405Z-2.json", "20260102T030405Z-3.json"]
     assert first.read_bytes() == before and json.loads(before) == RUN
-    assert [run["seconds"] for run in bench_history.runs(tmp_path)[first.parent.name]] == [1.0, 2.0, 3.0]
+    assert [run["seconds"] for run in bench_results.runs(tmp_path)[first.parent.name]] == [1.0, 2.0, 3.0]
 
 
 def test_the_ratios_are_drawn_over_time_by_machine(history, tmp_path, capsys):
@@ -71,9 +70,9 @@ def test_the_ratios_are_drawn_over_time_by_machine(history, tmp_path, capsys):
         main(["plot", str(history), "--what", "bench", "--out", str(tmp_path / name)])
         assert capsys.readouterr() == (f"{tmp_path / name}\n", "")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    told = letters(tmp_path / "a.svg")
+    shown = letters(tmp_path / "a.svg")
     for text in ("scan torch a: passes (at most 3)", "train: x GPT-2 (at least 1.3)", "a-4-threads", "b-2-4-threads"):
-        assert text in told
+        assert text in shown
     main(["plot", str(history), "--what", "bench"])
     assert capsys.readouterr().out == f"{history / 'bench.png'}\n"
 
@@ -81,9 +80,9 @@ def test_the_ratios_are_drawn_over_time_by_machine(history, tmp_path, capsys):
 def test_one_run_is_drawn_over_length_and_context(history, tmp_path, capsys):
     file = sorted(history.glob("a-*/*.json"))[0]
     main(["plot", str(file), "--what", "scaling", "--out", str(tmp_path / "s.svg")])
-    told = letters(tmp_path / "s.svg")
+    shown = letters(tmp_path / "s.svg")
     for text in ("tokens of context", "torch, 2.0 kB a token", "small: torch numba", "small: GPT-2, KV cache"):
-        assert text in told
+        assert text in shown
     main(["plot", str(file), "--what", "scaling"])
     assert capsys.readouterr().out.endswith(f"{file.with_name(f'{file.stem}-scaling.png')}\n")
 
@@ -108,36 +107,37 @@ def test_flags_of_a_processor_are_checked_before_the_work(refused, tmp_path):
     assert "no section 'scn'; did you mean 'scan'?" in refused("bench", "--sections", "machine,scn")
     assert "choose from machine,scan,mixer,train,decode,growth" in refused("bench", "--sections", "")
     for flag in (("--full",), ("--compiled",), ("--sections", "scan"), ("--history", str(tmp_path))):
-        assert f"{flag[0]} goes with the measurements of a processor" in refused("bench", "--model", *flag)
+        assert f"{flag[0]} goes with the measurements of a processor" in refused("bench", "--roofline", *flag)
     (tmp_path / "file").touch()
     assert "--history needs a directory that can be written" in refused("bench", "--history", str(tmp_path / "file"))
-    assert cpu.chosen("growth, scan") == ("scan", "growth") and cpu.chosen(None) == tuple(cpu.SECTIONS)
+    assert measure.chosen("growth, scan") == ["scan", "growth"]
+    assert measure.chosen(None) == measure.sections_of("cpu")
 
 
 def test_the_command_measures_shows_and_keeps(monkeypatch, tmp_path, capsys):
     if not backends.installed():
         pytest.skip("times a backend")
-    monkeypatch.setattr(bench, "CPU", Sizes(large=2**10, square=8, shape=(1, 8, 4)))
+    monkeypatch.setattr(sizes, "CPU", Sizes(large=2**10, square=8, shapes=((1, 8, 4),)))
     main(["bench", "--sections", "machine,scan", "--rounds", "1", "--history", str(tmp_path / "h"),
           "--json", str(tmp_path / "b.json")])  # fmt: skip
-    told = capsys.readouterr().out
+    shown = capsys.readouterr().out
     (kept,) = (tmp_path / "h").glob("*/*.json")
-    assert kept.read_bytes() == (tmp_path / "b.json").read_bytes() and told.splitlines()[-1] == str(kept)
+    assert kept.read_bytes() == (tmp_path / "b.json").read_bytes() and shown.splitlines()[-1] == str(kept)
     result = json.loads(kept.read_text())
     assert set(result["sections"]) == {"machine", "scan"} and result["environment"]["versions"]["numba"]
-    assert all(one["name"].startswith("scan ") for one in result["targets"]) and "of least traffic" in told
-    assert kept.parent.name == bench_history.machine_of(result)
+    assert all(one["name"].startswith("scan ") for one in result["targets"]) and "of least traffic" in shown
+    assert kept.parent.name == bench_results.machine_of(result)
 
 
 def test_a_target_that_is_missed_is_a_result_and_a_fault_is_not(monkeypatch, capsys):
     missed = copy.deepcopy(RUN)
     missed["targets"][0] |= {"measured": 9.0, "holds": False}
-    monkeypatch.setattr(cpu, "measured", lambda *_: missed)
+    monkeypatch.setattr(measure, "measured", lambda *_: missed)
     main(["bench"])
-    told = capsys.readouterr().out
-    assert re.search(r"scan torch a: passes\W+9\W+<= 3\W+no", told) and "jax pallas: not run: interpreted" in told
-    assert re.search(r"torch numba \*\W+32\W+400\W+1\b", told)
-    monkeypatch.setattr(cpu, "measured", lambda *_: {**missed, "errors": ["scan: broken"]})
+    shown = capsys.readouterr().out
+    assert re.search(r"scan torch a: passes\W+9\W+<= 3\W+no", shown) and "jax pallas: not run: interpreted" in shown
+    assert re.search(r"torch numba \*\W+32\W+400\W+1\b", shown)
+    monkeypatch.setattr(measure, "measured", lambda *_: {**missed, "errors": ["scan: broken"]})
     with pytest.raises(SystemExit) as stop:
         main(["bench"])
     assert stop.value.code == 1
@@ -148,8 +148,8 @@ def test_a_section_that_fails_leaves_the_others_alone(monkeypatch):
         raise RuntimeError("a fault")
 
     sections = {"machine": fail, "scan": lambda *_: [{"name": "a peer", "peer": True, "error": "its own"}]}
-    monkeypatch.setattr(cpu, "SECTIONS", sections)
-    result = cpu.measured(1, Sizes(), tuple(sections))
+    monkeypatch.setattr(measure, "SECTIONS", {name: measure.Section(each) for name, each in sections.items()})
+    result = measure.measured("cpu", 1, Sizes())
     assert result["errors"] == ["machine: machine: RuntimeError: a fault"] and result["targets"] == []
     assert result["sections"]["scan"] == [{"name": "a peer", "peer": True, "error": "its own"}]
 
@@ -158,5 +158,6 @@ def test_full_measures_more_of_everything():
     quick, full = Sizes(), sizes.full(Sizes())
     assert full.lengths == tuple(2**power for power in range(9, 17)) and set(quick.lengths) <= set(full.lengths)
     small, nano = full.decoding
-    assert small.streams == (1, 4, 16) and nano.contexts[-1] == 1_000_000 and full.peers and not quick.peers
-    assert full.training == quick.training and set(gpu.SECTIONS) - {"peak", "loss"} <= set(cpu.SECTIONS)
+    assert small.batches == (1, 4, 16) and nano.contexts[-1] == 1_000_000 and full.peers and not quick.peers
+    assert full.training == quick.training
+    assert set(measure.sections_of("gpu")) - {"peak", "loss"} <= set(measure.sections_of("cpu"))

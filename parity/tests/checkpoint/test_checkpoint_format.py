@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parity.proof import adapters
 from spec import LiquidNetConfig
 from spec.checkpoint.format import (
     Checkpoint,
@@ -285,3 +286,16 @@ def test_a_run_names_its_newest_checkpoint(tmp_path):
         state = {**STATE, "step": step}
         write_checkpoint(tmp_path / "checkpoints" / f"step_{step:08d}", replace(checkpoint_of(np.float32), state=state))
     assert read_checkpoint(tmp_path).state["step"] == 100
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", sorted(adapters.FRAMEWORKS))
+def test_a_tensor_keeps_dtype_and_bits_on_its_way_to_numpy(name, dtype):
+    if adapters.missing(name):
+        pytest.skip(adapters.missing(name))
+    module = adapters.load_module(name, "layers")
+    framework = __import__("torch") if name == "torch" else __import__("jax").numpy
+    values = [1.0, -0.5, 3.25]
+    make = framework.tensor if name == "torch" else framework.array
+    found = adapters.load_module(name, "checkpoint.native").to_numpy(make(values, dtype=module.COMPUTE[dtype]))
+    assert found.dtype == np.dtype(getattr(ml_dtypes, dtype, dtype)) and found.tolist() == values

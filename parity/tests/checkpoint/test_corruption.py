@@ -1,4 +1,4 @@
-"""Damaged and hostile files are refused in words, or read as they were written; nothing is run, nothing hangs."""
+"""Corrupted and malicious files are refused in words, or read as they were written; nothing is run, nothing hangs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SECONDS = 20
 
 
 @pytest.fixture
-def impatient():
+def time_limit():
     """What waits for ever ends in an error."""
 
     def interrupt(*_):
@@ -74,21 +74,21 @@ def outcome(case, path, whole):
     try:
         read = content(case.form, path)
     except ValueError as error:
-        told = str(error)
-        if str(path) not in told and "meta.json" not in told:
-            return f"the refusal does not name the file: {told}"
-        return "refused" if re.search(case.told or "", told) else f"refused for another reason: {told}"
+        message = str(error)
+        if str(path) not in message and "meta.json" not in message:
+            return f"the refusal does not name the file: {message}"
+        return "refused" if re.search(case.refusal or "", message) else f"refused for another reason: {message}"
     except Exception as error:  # anything else is what this test looks for
         return f"{type(error).__name__}: {error}"
     finally:
         signal.alarm(0)
-    if case.told is not None:
+    if case.refusal is not None:
         return "was not refused"
     return "read" if read == whole else "was read as something else than was written"
 
 
 @pytest.mark.parametrize("form", corruption.SUFFIXES)
-def test_damage_is_refused_or_does_no_harm(form, impatient, tmp_path, report):
+def test_corruption_is_refused_or_does_no_harm(form, time_limit, tmp_path, report):
     if form in NEEDS:
         pytest.importorskip(NEEDS[form], reason=f"{form} needs {NEEDS[form]}")
     whole = tmp_path / f"whole{corruption.SUFFIXES[form]}"
@@ -139,10 +139,12 @@ def test_a_command_says_it_in_one_line(form, more, tmp_path, refused):
         kind, name = "no regular file", f"{'state.json' if form == 'neutral' else ''}: {more}"
     next(case for case in CASES if (case.form, case.kind, case.name) == (form, kind, name)).change(path)
     if form == "data":
-        told = refused("evaluate", "--checkpoint", str(whole), "--data", str(path))
+        message = refused("evaluate", "--checkpoint", str(whole), "--data", str(path))
     else:
-        told = refused("convert", str(path), str(tmp_path / "target"))
-    assert str(path) in told and not (tmp_path / malicious_files.MARKER).exists() and not (tmp_path / "target").exists()
+        message = refused("convert", str(path), str(tmp_path / "target"))
+    assert (
+        str(path) in message and not (tmp_path / malicious_files.MARKER).exists() and not (tmp_path / "target").exists()
+    )
 
 
 @pytest.fixture
@@ -175,8 +177,8 @@ def test_a_full_disk_stops_a_command_in_one_line(form, tmp_path, request, refuse
     corruption.write_sample("neutral", tmp_path / "whole")
     target = tmp_path / f"target{corruption.SUFFIXES[form]}"
     request.getfixturevalue("full_disk")
-    told = refused("convert", str(tmp_path / "whole"), str(target))
-    assert "File too large" in told and [path.name for path in tmp_path.iterdir()] == ["whole"]
+    message = refused("convert", str(tmp_path / "whole"), str(target))
+    assert "File too large" in message and [path.name for path in tmp_path.iterdir()] == ["whole"]
 
 
 @pytest.mark.parametrize("point", range(17))

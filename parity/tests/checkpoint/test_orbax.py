@@ -88,7 +88,9 @@ def test_a_run_is_read_whatever_lies_newest(tmp_path):
     """Whole for those who cannot read it in parts, and by those who can, the rest of it."""
     run = RunDir(tmp_path)
     run.save(corruption.sample(), keep=3)
-    convert.write(run.place(9), replace(corruption.sample(), state={**corruption.sample().state, "step": 9}), "orbax")
+    convert.write(
+        run.checkpoint_path(9), replace(corruption.sample(), state={**corruption.sample().state, "step": 9}), "orbax"
+    )
     for newest in (run.newest_checkpoint(), run.newest_checkpoint((0, 2), "dcp"), convert.read(tmp_path)):
         assert newest is not None and newest.state["step"] == 9 and newest.verified
         assert bits(named(newest)) == bits(named())
@@ -166,7 +168,7 @@ def test_wrong_content_under_right_checksums_is_refused(written, tmp_path):
         ({"parameters.more": np.ones(2)}, "2 layers|missing"),
     ):
         shutil.rmtree(written / "orbax")
-        sharded.Writing(kept, written, ParallelContext()).result()
+        sharded.AsyncSave(kept, written, ParallelContext()).result()
         sign(written)
         with pytest.raises(ValueError, match=told):
             convert.read(written)
@@ -194,7 +196,7 @@ def full_disk(limit: int):
 def test_a_full_disk_is_told_by_the_result(tmp_path, capfd):
     large = {f"parameters.{i}": np.random.default_rng(i).standard_normal(20_000) for i in range(8)}
     with full_disk(2**14):
-        writing = sharded.Writing(large, tmp_path, ParallelContext())
+        writing = sharded.AsyncSave(large, tmp_path, ParallelContext())
         with pytest.raises(OSError, match=r"was not written.*File too large"):
             writing.result()
     assert writing.done() and not (tmp_path / "orbax").exists()
@@ -228,7 +230,7 @@ class Parts:
 
     def save_shards(self, directory):
         arrays = {name: array * np.float32(self.scale) for name, array in named().items()}
-        return sharded.Writing(arrays, directory, self.context)
+        return sharded.AsyncSave(arrays, directory, self.context)
 
 
 def save(checkpoint_manager, step: int) -> None:

@@ -160,7 +160,7 @@ def test_either_backend_writes_with_the_rounded_model(trained, tmp_path, capsys,
 def test_a_state_of_other_weights_is_refused(trained, tmp_path):
     plain, fit = open_model(trained), open_model(trained, weights="int8")
     session = fit.session()
-    session.tell("Once")
+    session.append("Once")
     list(session.write(Sampling(temperature=0.0), 3))
     session.save(tmp_path / "state", fit)
     fit.session().load(tmp_path / "state", fit)

@@ -15,6 +15,7 @@ import pytest
 from spec.checkpoint.format import list_checkpoints, read_checkpoint
 from tools.cli import backends
 from tools.cli.main import main
+from tools.training.run_dir import RunDir
 
 TRAIN = ("--d-model", "16", "--d-ff", "24", "--n-layers", "2", "--eval-windows", "4", "--batch-size", "2")
 
@@ -134,7 +135,7 @@ def test_a_resumed_run_takes_no_other_weights(refused, run, small_data, tmp_path
     assert "this run began from fresh weights, not from" in refused(*command)
 
 
-def test_a_resumed_run_keeps_its_habits(small_data, tmp_path, backend):
+def test_a_resumed_run_keeps_its_execution_config(small_data, tmp_path, backend):
     out = tmp_path / "run"
     train(backend, small_data, out, "--steps", 6, "--stop-at", 2, "--method", "sequential", "--checkpoint-every", 1)
     with pytest.raises(SystemExit) as stop:
@@ -142,6 +143,23 @@ def test_a_resumed_run_keeps_its_habits(small_data, tmp_path, backend):
     assert stop.value.code == 0
     assert [path.name for path in list_checkpoints(out)] == [f"step_{step:08d}" for step in (4, 5, 6)]
     assert read_checkpoint(out).state["method"] == "sequential"
+
+
+def test_a_run_of_an_earlier_version_keeps_its_execution_config(small_data, tmp_path, backend):
+    """It wrote the entry under another name, and with no entry of what came later."""
+    out = tmp_path / "run"
+    train(backend, small_data, out, "--steps", 6, "--stop-at", 2, "--method", "sequential", "--checkpoint-every", 1)
+    path = out / "config.json"
+    written = json.loads(path.read_text())
+    assert "habits" not in written and written["execution"]["method"] == "sequential"
+    old = {name: value for name, value in written.items() if name not in ("execution", "init_from")}
+    old["habits"] = {name: value for name, value in written["execution"].items() if name != "compile"}
+    path.write_text(json.dumps(old))
+    with pytest.raises(SystemExit) as stop:
+        main(["train", backend, "--data", str(small_data), "--out", str(out), "--resume"])
+    assert stop.value.code == 0 and read_checkpoint(out).state["method"] == "sequential"
+    assert [path.name for path in list_checkpoints(out)] == [f"step_{step:08d}" for step in (4, 5, 6)]
+    assert json.loads(path.read_text()) == written
 
 
 def test_what_is_left_of_a_run_is_not_taken_over(refused, damaged, small_data, backend):
@@ -293,8 +311,22 @@ def test_a_full_disk_keeps_the_old_checkpoint(damaged, small_data, backend):
 
 
 def test_two_live_runs_are_kept_off_one_directory(refused, damaged, small_data, backend):
-    fcntl = pytest.importorskip("fcntl")
+    fcntl = pytest.importorskip("fcntl")  # how earlier versions held the file
     with (damaged / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         message = refused("train", backend, "--data", small_data, "--out", damaged, "--resume")
     assert "in use" in message
+
+
+def test_a_dead_process_lets_go_of_its_directory(tmp_path):
+    """Killed with the lock in its hands, which stays as a file: nobody has to remove it."""
+    program = "import sys, time\nfrom pathlib import Path\nfrom tools.training.run_dir import RunDir\n"
+    program += "with RunDir(Path(sys.argv[1])).locked():\n    print('held', flush=True)\n    time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="is in use by another live run"), RunDir(tmp_path).locked():
+            pass
+        holder.kill()
+    with RunDir(tmp_path).locked():
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]

@@ -168,9 +168,9 @@ def test_doctor_says_where_torch_computes_in_what_and_how(monkeypatch, tmp_path,
         monkeypatch.setattr(devices, name, lambda device, told=told: told)
     told = doctor.placement("torch")
     assert told["dtype"] == "float16" and told["architecture"] == "sm_75"
-    line = doctor._told(told)
+    line = doctor._placement_line(told)
     assert "(sm_75); half precision: --dtype float16" in line and line.endswith("Triton methods do not run: too old")
-    assert doctor._told({**told, "triton": None}).endswith("Triton methods run")
+    assert doctor._placement_line({**told, "triton": None}).endswith("Triton methods run")
 
 
 def test_doctor_says_how_jax_decodes():

@@ -8,10 +8,10 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from parity.proof.environment import ROOT
 from parity.suite.support.ui import wandering
 from spec.checkpoint.files import require_file
 from spec.checkpoint.format import write_checkpoint
@@ -33,13 +33,48 @@ def told(*arguments: object, **options: object) -> subprocess.CompletedProcess[s
     return subprocess.run([*LIQUIDNET, *map(str, arguments)], **given)
 
 
+@pytest.fixture
+def decoys(tmp_path):
+    """A working directory that has packages of our names, which end whatever imports them."""
+    for name in ("tools", "spec", "parity"):
+        (tmp_path / "work" / name).mkdir(parents=True)
+        (tmp_path / "work" / name / "__init__.py").write_text(f"raise SystemExit('not ours: {name}')\n")
+    return tmp_path / "work"
+
+
+@pytest.mark.parametrize("program", ["torch_impl.train", "jax_impl.train", "liquidnet"])
+def test_packages_of_the_working_directory_are_not_taken_for_ours(program, decoys):
+    if program != "liquidnet" and program.partition("_")[0] not in backends.installed():
+        pytest.skip(f"{program} needs its framework")
+    # As pip installs it: what is beside a script comes first, not the working directory.
+    script = decoys.parent / "liquidnet"
+    script.write_text("from tools.cli.main import main\nmain()\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options = {"cwd": decoys, "env": environment, "capture_output": True, "text": True, "timeout": 120}
+    ended = subprocess.run([sys.executable, "-c", "import spec"], **options)
+    assert ended.returncode == 1 and ended.stderr == "not ours: spec\n"
+    command = [str(script), "train"] if program == "liquidnet" else ["-m", program]
+    ended = subprocess.run([sys.executable, *command, "--help"], **options)
+    assert ended.returncode == 0 and "usage: liquidnet train" in ended.stdout, ended.stderr
+
+
+def test_a_program_that_imports_a_backend_keeps_its_path(tmp_path):
+    backend = backends.default()
+    (tmp_path / "program.py").write_text(
+        f"import sys\nbefore = [*sys.path]\nimport {backend}_impl\nassert sys.path == before\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for command in (["program.py"], ["-m", "program"]):
+        subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True, timeout=120)
+
+
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",), ("help",)])
 def test_the_overview_names_every_command_with_an_example(arguments, capsys):
     main(arguments)
     lines = capsys.readouterr().out.splitlines()
     for name, command in COMMANDS.items():
         at = next(i for i, line in enumerate(lines) if line.split()[:1] == [name])
-        assert command.does in lines[at] and lines[at + 1].strip() == command.example
+        assert command.summary in lines[at] and lines[at + 1].strip() == command.example
     titles = [lines.index(title) for title in GROUPS]
     assert titles == sorted(titles)
 
@@ -53,7 +88,7 @@ def test_the_overview_is_no_wider_than_a_terminal(capsys):
 def test_an_example_is_understood(name, capsys):
     program, *arguments = shlex.split(COMMANDS[name].example)
     assert (program, arguments[0]) == ("liquidnet", name)
-    module, _, kind = COMMANDS[name].place.partition(":")
+    module, _, kind = COMMANDS[name].target.partition(":")
     assert type(parse(arguments)) is getattr(importlib.import_module(module), kind)
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])
@@ -164,7 +199,7 @@ def test_commands_at_work_write_no_escape_code(small_data, tmp_path):
 )
 def test_a_missing_package_is_named_with_its_remedy(package, extra, small_data, tmp_path):
     (tmp_path / f"{package}.py").write_text(ABSENT)
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[3])])
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), str(ROOT)])
     model = tmp_path / "model"
     write_checkpoint(model, wandering())
     commands = {"parity": ("parity",), "ui": ("ui", "--checkpoint", model)}

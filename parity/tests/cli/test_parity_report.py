@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from parity.proof import adapters, bounds, interpreted_kernels
+from parity.proof.environment import ROOT
 from parity.proof.operations import OPERATIONS
 from parity.proof.problems.cases import ScanCase
 from parity.proof.problems.strategies import scan_cases
 from parity.suite.report import report, sweep
 from parity.suite.report import tables as report_tables
-from parity.suite.runs.trajectory_drift import Estimate, Race
+from parity.suite.runs.trajectory_drift import Drift, Estimate
 from tools.cli import backends as tool_backends
 from tools.cli.main import main
 
@@ -167,7 +168,7 @@ def test_a_reproduction_is_a_complete_shell_command():
     command = sweep.reproduction(row, repr(ScanCase((2, 3, 3), "slow", "normal", "some", "left", 1)))
     assert command.startswith('python -c "from parity.')
     command = command.replace("python", shlex.quote(sys.executable), 1)
-    ended = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=report.__file__.split("parity/")[0])
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
     odd = sweep.reproduction(row, "Case('$HOME')")
     assert shlex.split(odd)[2].endswith("Case('$HOME'))")
@@ -204,7 +205,7 @@ def test_what_does_not_run_here_is_skipped_in_its_own_words(parity, monkeypatch)
 
 def test_problems_are_the_same_unless_a_seed_is_given():
     def cases(seed):
-        return [row.case for row in sweep.survey(5, seed, names=["torch"])]
+        return [row.case for row in sweep.sweep_operations(5, seed, names=["torch"])]
 
     assert cases(None) == cases(None) and cases(1) == cases(1)
     assert cases(None) != cases(1) != cases(2)
@@ -220,14 +221,14 @@ def test_both_backends_see_the_same_problems(monkeypatch):
     pytest.importorskip("jax", reason="compares both backends")
     monkeypatch.undo()
     monkeypatch.setattr(sweep, "OPERATIONS", {"rms_norm": OPERATIONS["rms_norm"]})
-    rows = sweep.survey(2)
+    rows = sweep.sweep_operations(2)
     assert [(row.backend, row.method, row.dtype, row.cases) for row in rows] == [
         (backend, method, dtype, 6)
         for backend in adapters.FRAMEWORKS
         for method in adapters.load(backend).METHODS["rows"]
         for dtype in ("float32", "float64")
     ]
-    result = report.gather(rows, "left out", "left out", 2, None, 0.0)
+    result = report.assemble(rows, "left out", "left out", 2, None, 0.0)
     assert result["verdict"].startswith("For every one of 6 problems drawn, both implementations were within")
 
 
@@ -243,17 +244,18 @@ def test_a_bound_that_is_too_large_is_a_warning():
 
 def test_trajectories_are_shown_and_judged():
     steps = np.linspace(0.0, 1e-6, 100)
-    race = Race(
+    drift = Drift(
         {"torch, chunked": 5.0 - steps, "torch, sequential": 5.0 + steps, "jax": 5.0 * np.ones(100)}, steps, steps
     )
     estimated = Estimate(np.full(100, 1e-5), {"torch": steps, "jax": 20 * steps})
-    result = report.gather([], race, estimated, 1, None, 0.0)
+    result = report.assemble([], drift, estimated, 1, None, 0.0)
     runs = result["trajectories"]
     assert runs["race"]["passed"] and not runs["estimated"]["passed"] and not result["passed"]
     assert runs["estimated"]["units"] == pytest.approx({"torch": 0.1, "jax": 2.0})
-    (_, of_race), (_, of_estimate) = report_tables.trajectory_rows(result)
+    (_, drift_words), (_, estimate_words) = report_tables.trajectory_rows(result)
     assert (
-        "within: torch and JAX differ by 1.00e-06 at most" in of_race and "OUTSIDE: torch at most 0.1 " in of_estimate
+        "within: torch and JAX differ by 1.00e-06 at most" in drift_words
+        and "OUTSIDE: torch at most 0.1 " in estimate_words
     )
     page = report.page(result)
     assert Page(page).open == [] and page.count("<svg") == 3 and "https://" not in page

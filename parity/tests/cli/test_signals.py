@@ -13,20 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from parity.suite.support.fixtures import HEARS
+from parity.suite.support.fixtures import HEED_SIGINT
 from spec.checkpoint.format import list_checkpoints
 from tools.cli import backends
 from tools.cli.commands import COMMANDS
 from tools.cli.main import main
-from tools.cli.signals import DEAF_SECONDS
+from tools.cli.signals import DEBOUNCE_SECONDS
 
 PLAIN = "from tools.cli.main import main\nimport sys\nprint('started', file=sys.stderr, flush=True)\nmain()"
 # Where every file is waited for on the disk, a writer is met in the middle of its work.
-SLOW_DISK = "import time, spec.checkpoint.files\nspec.files.fsync = lambda path: time.sleep(60)\n" + PLAIN
+SLOW_DISK = "import time, spec.checkpoint.files\nspec.checkpoint.files.fsync = lambda path: time.sleep(60)\n" + PLAIN
 # As a compiler does: no Python code runs in this thread until it has finished. A mutex that is taken twice never has.
-DEAF = (
+UNRESPONSIVE = (
     "import ctypes, tools.doctor\nlock, take = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock\n"
-    "tools.doctor.Doctor.run = lambda self: (take(lock), print('deaf', flush=True), take(lock))\n" + PLAIN
+    "tools.doctor.Doctor.run = lambda self: (take(lock), print('busy', flush=True), take(lock))\n" + PLAIN
 )
 SMALL = ("--d-model", "16", "--d-ff", "24", "--n-layers", "1", "--batch-size", "2", "--seq-len", "16")
 SECONDS = 60
@@ -78,8 +78,8 @@ class Live:
         self.told, self.written = directory / "stderr", directory / "stdout"
         with self.told.open("w") as err, self.written.open("w") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", HEARS + program, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=out,
-                stderr=err, start_new_session=True,
+                [sys.executable, "-c", HEED_SIGINT + program, *map(str, arguments)],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
             )  # fmt: skip
 
     def wait_for(self, sign: str) -> None:
@@ -182,7 +182,7 @@ def test_a_second_one_while_a_checkpoint_is_written(run, data, tmp_path):
     live.wait_for_file(tmp_path, "checkpoints/.unfinished-*")
     live.press()
     live.wait_for("stopping after this step")
-    time.sleep(2 * DEAF_SECONDS)
+    time.sleep(2 * DEBOUNCE_SECONDS)
     live.press()
     last = assert_clean(live, tmp_path)
     assert last == "liquidnet: interrupted; there is no checkpoint yet; run it again with --resume"
@@ -212,15 +212,15 @@ def test_a_second_one_names_the_last_good_checkpoint(run, data, tmp_path):
     time.sleep(1)
     live.press()
     live.wait_for("stopping after this step")
-    time.sleep(2 * DEAF_SECONDS)
+    time.sleep(2 * DEBOUNCE_SECONDS)
     live.press()
     last = assert_clean(live, tmp_path)
     assert f"the last good checkpoint is {list_checkpoints(tmp_path / 'out')[-1]}; run it again with --resume" in last
 
 
 def test_a_compiler_that_hears_nothing(tmp_path):
-    live = Live(tmp_path, ("doctor",), DEAF)
-    live.wait_for("deaf")
+    live = Live(tmp_path, ("doctor",), UNRESPONSIVE)
+    live.wait_for("busy")
     live.press()
     live.wait_for("call under way returns; Ctrl-C again stops at once")
     live.press()

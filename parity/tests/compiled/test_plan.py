@@ -153,7 +153,7 @@ def checked_in() -> dict:
 def test_the_budget_is_complete_and_within_its_own_limits(checked_in):
     assert set(checked_in["steps"]) == {*steps.TRAINED, steps.SHARED}
     assert budget.faults(checked_in, checked_in) == []
-    assert budget.written(checked_in) == budget.BUDGET.read_text()
+    assert budget.to_text(checked_in) == budget.BUDGET.read_text()
     limits = checked_in["limits"][steps.SHARED]
     assert limits["forward_operand"] == limits["backward_operand"] == steps.shared_scan_limit()
 

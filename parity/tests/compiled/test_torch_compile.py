@@ -24,15 +24,15 @@ from tools.training.run_dir import RunDir
 torch = pytest.importorskip("torch", reason="JAX compiles everywhere")
 engines = adapters.load_module("torch", "training.engine")
 models = adapters.load_module("torch", "model")
-adapter = adapters.load("torch")
+DEVICE = adapters.load_module("torch", "ops.devices").default_device()
 
 # Dynamo's own way with an autograd.Function, in torch 2.13.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=2, max_seq_len=9)
 CHOICES = [
-    *((method, "auto", False) for method in adapter.METHODS["mixer"]),
-    *(("auto", method, False) for method in adapter.METHODS["loss"]),
+    *((method, "auto", False) for method in adapters.load("torch").METHODS["mixer"]),
+    *(("auto", method, False) for method in adapters.load("torch").METHODS["loss"]),
     ("auto", "chunked", True),
 ]
 TRAIN = ("--d-model", "8", "--d-ff", "12", "--n-layers", "1", "--batch-size", "2", "--seq-len", "8")
@@ -53,9 +53,9 @@ def test_the_loss_is_one_graph(without_a_compiler, method, loss_method, remat):
     """`fullgraph` raises at a graph break; loss, states and every gradient are within the bounds of the model."""
     case = ModelCase(9, "some", "left", "some", False, 3, config=CONFIG)
     truth, bound = expected("model", case, "float32")
-    net = models.build(CONFIG, method=method, remat=remat, loss_method=loss_method).to(adapter.DEVICE)
+    net = models.build(CONFIG, method=method, remat=remat, loss_method=loss_method).to(DEVICE)
     adapters.load_module("torch", "checkpoint.native").load_parameters(net, case.parameters)
-    tokens, labels, states, resets, padding, of_last = (torch.tensor(x, device=adapter.DEVICE) for x in case.arrays())
+    tokens, labels, states, resets, padding, of_last = (torch.tensor(x, device=DEVICE) for x in case.arrays())
     loss_of = torch.compile(net.loss, fullgraph=True, dynamic=False)
     rows = 5 if loss_method == "chunked" else None
     try:
@@ -100,7 +100,7 @@ def test_a_compiled_engine_takes_the_same_steps(without_a_compiler):
 @pytest.mark.long
 def test_a_compiled_engine_takes_the_same_steps_with_a_compiler():
     """A minute on a CPU, most of it in the C++ compiler."""
-    if adapter.DEVICE.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+    if DEVICE.type == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
     torch.compiler.reset()
     assert_close(steps(True), steps(False))
@@ -117,7 +117,7 @@ def test_the_choice_is_kept_and_a_change_is_told(without_a_compiler, small_data,
     out = tmp_path / "run"
     flags = ("--data", small_data, "--out", out)
     assert run("train", "torch", *flags, *TRAIN, "--eval-windows", 2, "--steps", 3, "--stop-at", 1, "--compile") == 0
-    assert json.loads((out / "config.json").read_text())["habits"]["compile"] is True
+    assert json.loads((out / "config.json").read_text())["execution"]["compile"] is True
     assert read_checkpoint(out).state["environment"]["compile"] is True
     assert run("train", "torch", *flags, "--resume", "--stop-at", 2) == 0
     assert read_checkpoint(out).state["environment"]["compile"] is True
@@ -132,11 +132,11 @@ def test_runs_from_before_the_choice_go_on(small_data, tmp_path, capsys):
     flags = ("--data", small_data, "--out", out)
     assert run("train", "torch", *flags, *TRAIN, "--eval-windows", 2, "--steps", 2, "--stop-at", 1) == 0
     settings = json.loads((out / "config.json").read_text())
-    assert settings["habits"].pop("compile") is None
+    assert settings["execution"].pop("compile") is None
     (out / "config.json").write_text(json.dumps(settings))
     capsys.readouterr()
     assert run("train", "torch", *flags, "--resume") == 0
-    settings["habits"]["compile"] = "yes"
+    settings["execution"]["compile"] = "yes"
     (out / "config.json").write_text(json.dumps(settings))
     assert run("train", "torch", *flags, "--resume") == 2
     assert "compile must be true, false or null, got 'yes'" in capsys.readouterr().err
@@ -155,7 +155,7 @@ def test_jax_always_compiles(small_data, tmp_path, capsys):
     more = ("--eval-windows", 2, "--steps", 2, "--stop-at", 1)
     assert run("train", "torch", *flags, *TRAIN, *more, "--no-compile") == 0
     settings = shell.Train("jax", small_data, out, resume=True).resolve(open_data(small_data), RunDir(out).settings())
-    assert settings.habits.compile is False and shell._compiles("jax", settings.habits.compile)
+    assert settings.execution.compile is False and shell._compiles("jax", settings.execution.compile)
 
 
 def test_compiling_and_not_compiling_exclude_each_other(small_data, tmp_path, capsys):

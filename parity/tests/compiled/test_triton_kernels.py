@@ -8,8 +8,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from parity.proof.adapters import MIXER_RESULTS
 from parity.proof.bounds import assert_within
-from parity.proof.operations.liquidnet import MIXER_RESULTS
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
@@ -17,7 +17,8 @@ pytest.importorskip("triton")
 from parity.suite.compiled.triton.count import blocks_of_a_gpu
 from parity.suite.compiled.triton.problem import MixerProblem
 from torch_impl.ops import devices
-from torch_impl.ops.gated_scan import triton as triton_mixer
+from torch_impl.ops.gated_scan import triton as triton_methods
+from torch_impl.ops.gated_scan.inputs import GatedScanInputs
 from torch_impl.ops.scan import triton as triton_scan
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -65,8 +66,8 @@ def run(problem, segments=1):
     )
     leaves = [x.requires_grad_() for x in (pre, bias, state)]
     masks = (torch.from_numpy(x).to(DEVICE) for x in problem.masks)
-    with mock.patch.object(triton_mixer, "split", return_value=segments):
-        results = triton_mixer.fused_mixer(pre, bias, problem.delta_min, state, *masks)
+    with mock.patch.object(triton_methods, "split", return_value=segments):
+        results = triton_methods.triton_gated_scan(GatedScanInputs(pre, bias, state, *masks, problem.delta_min))
         gradients = torch.autograd.grad(results, leaves, (of_gated, of_last))
     assert [x.dtype for x in (*results, *gradients)] == [dtype, torch.float32, dtype, torch.float32, torch.float32]
     return dict(zip(MIXER_RESULTS, (x.detach().double().cpu().numpy() for x in (*results, *gradients)), strict=True))
@@ -113,7 +114,9 @@ def test_a_decay_of_one_keeps_the_state_and_one_of_zero_forgets_it(p, kept):
         torch.full((1, 1), 0.3, device=DEVICE),
     )
     pre = torch.cat([value, torch.full_like(value, p), torch.full_like(value, 1000.0)], dim=-1)
-    gated, last = triton_mixer.fused_mixer(pre, torch.zeros(1, device=DEVICE), 0.0, state, None, None)
+    gated, last = triton_methods.triton_gated_scan(
+        GatedScanInputs(pre, torch.zeros(1, device=DEVICE), state, None, None, 0.0)
+    )
     expected = torch.full_like(value, 0.3) if kept else value.tanh()
     assert (gated - expected).abs().max() <= (0.0 if kept else 1e-6)
     assert not kept or torch.equal(last, state)
@@ -167,8 +170,8 @@ def test_masks_may_begin_anywhere_in_memory():
     masks = torch.rand(2, 2 * 16 + 3, device=DEVICE) < 0.4
     odd = [mask[3:].reshape(2, 16) for mask in masks]
     assert all(mask.storage_offset() % 8 for mask in odd)
-    found = triton_mixer.fused_mixer(pre, bias, 1e-6, None, *odd)
-    copied = triton_mixer.fused_mixer(pre, bias, 1e-6, None, *(mask.clone() for mask in odd))
+    found = triton_methods.triton_gated_scan(GatedScanInputs(pre, bias, None, *odd, 1e-6))
+    copied = triton_methods.triton_gated_scan(GatedScanInputs(pre, bias, None, *(mask.clone() for mask in odd), 1e-6))
     transposed = [mask.T.contiguous().T for mask in odd]
-    other = triton_mixer.fused_mixer(pre, bias, 1e-6, None, *transposed)
+    other = triton_methods.triton_gated_scan(GatedScanInputs(pre, bias, None, *transposed, 1e-6))
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(found, copied, other, strict=True))

@@ -21,7 +21,8 @@ from torch_impl import LiquidNet
 from torch_impl.kernels.triton import gated_scan_backward, gated_scan_forward, launch, scan
 from torch_impl.ops import devices
 from torch_impl.ops.gated_scan import METHODS
-from torch_impl.ops.gated_scan import triton as triton_mixer
+from torch_impl.ops.gated_scan import triton as triton_methods
+from torch_impl.ops.gated_scan.inputs import GatedScanInputs
 from torch_impl.ops.scan import choose_method
 from torch_impl.ops.scan import triton as triton_scan
 
@@ -66,11 +67,11 @@ def leaves(dtype, b=2, t=5, d=3):
 def test_the_operators_are_registered_as_pytorch_asks(dtype, masked):
     pre, bias, state = leaves(dtype)
     resets, padding = (torch.rand(2, 2, 5, device=DEVICE) < 0.3) if masked else (None, None)
-    torch.library.opcheck(triton_mixer._forward, (pre, bias, state, resets, padding, 1e-6, True))
+    torch.library.opcheck(triton_methods._forward, (pre, bias, state, resets, padding, 1e-6, True))
     *plain, of_gated = (x.detach() for x in (pre, bias, state, pre[..., :3]))
-    saved = triton_mixer._forward(*plain, resets, padding, 1e-6, True)[2]
+    saved = triton_methods._forward(*plain, resets, padding, 1e-6, True)[2]
     gradients = plain[0], plain[1], resets, padding, saved, of_gated, plain[2], 1e-6
-    torch.library.opcheck(triton_mixer._backward, gradients)
+    torch.library.opcheck(triton_methods._backward, gradients)
     wide, one = torch.rand(2, 5, 3, device=DEVICE), plain[2]
     torch.library.opcheck(triton_scan.scan_states, (wide, wide, one), {"reverse": masked})
     torch.library.opcheck(triton_scan.scan_gradients, (wide, wide, one, wide, one))
@@ -82,7 +83,7 @@ def test_gradients_are_those_of_finite_differences(t):
     resets, padding = torch.rand(2, 1, t, device=DEVICE) < 0.2
 
     def mix(pre, bias, state):
-        return triton_mixer.fused_mixer(pre, bias, 0.1, state, resets, padding)
+        return triton_methods.triton_gated_scan(GatedScanInputs(pre, bias, state, resets, padding, 0.1))
 
     assert torch.autograd.gradcheck(mix, inputs, fast_mode=t > 3)
 
@@ -137,10 +138,10 @@ VALUE, DECAY, GATE = range(3)
 # Of arguments with an entry a step: which, and which thirds of its row are touched; None where it has no thirds.
 WHOLE = (VALUE, DECAY, GATE)
 KERNELS = {
-    "forward": (gated_scan_forward.mixer_forward, 8, 2, {0: WHOLE, 5: None}, {"SAVE": True, "EVERY": 32, **PLAIN}),
-    "backward": (gated_scan_backward.mixer_backward, 10, 2, {0: WHOLE, 5: None, 7: WHOLE}, PLAIN),
-    "summary": (gated_scan_forward.mixer_summary, 6, 2, {0: (VALUE, DECAY)}, PLAIN),
-    "adjoint": (gated_scan_backward.adjoint_summary, 7, 2, {0: (DECAY, GATE), 4: None}, PLAIN),
+    "forward": (gated_scan_forward.gated_scan_forward, 8, 2, {0: WHOLE, 5: None}, {"SAVE": True, "EVERY": 32, **PLAIN}),
+    "backward": (gated_scan_backward.gated_scan_backward, 10, 2, {0: WHOLE, 5: None, 7: WHOLE}, PLAIN),
+    "summary": (gated_scan_forward.gated_scan_summary, 6, 2, {0: (VALUE, DECAY)}, PLAIN),
+    "adjoint": (gated_scan_backward.gated_scan_adjoint_summary, 7, 2, {0: (DECAY, GATE), 4: None}, PLAIN),
     "scan": (scan.scan_forward, 4, 4, {0: None, 1: None, 3: None}, {"REVERSE": False, **LAYOUT}),
     "scan back": (scan.scan_forward, 4, 4, {0: None, 1: None, 3: None}, {"REVERSE": True, **LAYOUT}),
     "scan adjoint": (scan.scan_backward, 7, 4, {0: None, 3: None, 5: None, 6: None}, LAYOUT),
@@ -179,9 +180,10 @@ def test_addresses_beyond_two_to_the_31_elements_are_right(name, far):
 @pytest.mark.skipif(not INTERPRETED, reason="there is a GPU")
 def test_a_machine_without_a_gpu_says_so():
     code = (
-        "import torch; from torch_impl.ops.gated_scan import mixer; from torch_impl.ops.scan import scan\n"
+        "import torch; from torch_impl.ops.gated_scan import gated_scan; from torch_impl.ops.scan import scan\n"
         "x = torch.zeros(1, 2, 3)\n"
-        "for run in (lambda: mixer(x, torch.zeros(1), 0.1, method='triton'), lambda: scan(x, x, method='triton')):\n"
+        "gated = lambda: gated_scan(x, torch.zeros(1), 0.1, method='triton')\n"
+        "for run in (gated, lambda: scan(x, x, method='triton')):\n"
         "    try: run()\n"
         "    except NotImplementedError as error: print(error)\n"
     )
@@ -207,8 +209,8 @@ def test_an_old_gpu_is_refused_by_name_and_takes_chunked(monkeypatch):
 
 def test_what_exceeds_the_budget_of_the_kernels_is_named():
     row = {"registers": 90, "spilled": 0, "shared": 64, "conversions": 1}
-    name = "mixer_forward (bfloat16, resets) sm_90"
-    limits = {"bytes": {"mixer forward": 8.2}, "registers": {"mixer_forward": 96}}
+    name = "gated_scan_forward (bfloat16, resets) sm_90"
+    limits = {"bytes": {"mixer forward": 8.2}, "registers": {"gated_scan_forward": 96}}
     measured = {"kernels": {name: row}, "bytes": {"mixer forward": 8.14}}
     budget = {**measured, "limits": limits}
     assert faults(measured, budget) == []

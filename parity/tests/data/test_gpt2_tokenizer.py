@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,10 +11,9 @@ import pytest
 
 from parity.suite.support import fake_hub as stand_in
 from parity.suite.support.fake_hub import Hub
+from parity.suite.support.fixtures import SHARED
 from tools.tokenizer import END_OF_TEXT, build_tokenizer, gpt2
 
-ROOT = Path(__file__).parents[3]
-SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", ROOT.parent / "shared/data"))
 GPT2_FILES = (SHARED / "gpt2/vocab.json", SHARED / "gpt2/merges.txt")
 needs_gpt2 = pytest.mark.skipif(not GPT2_FILES[0].exists(), reason=f"no GPT-2 files in {SHARED / 'gpt2'}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from parity.suite.support.fake_hub import ROOT
+from parity.proof.environment import ROOT
 from spec.data import open_data
 from tools.data.documents import FileSource
 from tools.data.prepare import Prepare

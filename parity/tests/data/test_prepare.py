@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parity.suite.support.fixtures import SHARED
 from spec.data import open_data
 from tools.data import documents
 from tools.data import prepare as module
@@ -21,8 +21,6 @@ from tools.data.prepare import Prepare
 from tools.data.split import Split, choose_split
 from tools.data.stories import stories
 from tools.tokenizer import END_OF_TEXT, build_tokenizer, load_tokenizer
-
-SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", Path(__file__).parents[4] / "shared/data"))
 
 
 def prepare(**flags) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from parity.suite.support.fake_hub import ROOT
+from parity.proof.environment import ROOT
 from parity.suite.support.fixtures import SHARED
 from spec.data import open_data
 from tools.data import datasets as prepare_datasets

@@ -1,6 +1,5 @@
 """Every tokenizer gives back the text it took, streams it without halves of characters, and names what is wrong."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from parity.suite.support.fixtures import SHARED
 from tools.data.stories import stories
 from tools.tokenizer import END_OF_TEXT, Tokenizer, build_tokenizer, load_tokenizer, parse_tokenizer
 
-SHARED = Path(os.environ.get("LIQUIDNET_SHARED_DATA", Path(__file__).parents[4] / "shared/data"))
 GPT2_FILES = (SHARED / "gpt2/vocab.json", SHARED / "gpt2/merges.txt")
 needs_gpt2 = pytest.mark.skipif(not GPT2_FILES[0].exists(), reason=f"no GPT-2 files in {SHARED / 'gpt2'}")
 

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch", reason="only PyTorch cuts time between processes")
 
-from parity.proof.adapters import torch as torch_face
+from parity.proof.adapters import torch as torch_adapter
 from parity.proof.bounds import assert_within
 from parity.proof.operations import OPERATIONS
 from parity.proof.operations.base import cast
@@ -83,7 +83,8 @@ def cut_scan(case: ScanCase, method: str, dtype: str, group: Threads):
         names = ("decay", "drive", "resets", "padding", "states_gradient")
         decay, drive, resets, padding, of_states = (cast(getattr(arrays, name), dtype)[:, cut] for name in names)
         of_last = cast(arrays.final_gradient, dtype) * np.array(shares[rank], dtype)
-        return torch_face.scan_vjp(decay, drive, cast(arrays.state, dtype), method, resets, padding, of_states, of_last)
+        inputs = decay, drive, cast(arrays.state, dtype)
+        return torch_adapter.vjp("scan", inputs, (resets, padding), (of_states, of_last), method=method)
 
     with context_parallel.time_sharded(group):
         parts = group.run(work)

@@ -27,7 +27,7 @@ from parity.suite.runs.launch import finish, start
 from parity.suite.runs.segment import SCAN_CASES, TRAINING, digest
 from parity.suite.runs.trajectory_drift import SMALL, SMALL_SSM, bounded_run, story_data
 from spec.data import next_batch
-from spec.runtime.processes import Processes
+from spec.runtime.parallel import ParallelContext
 
 pytestmark = pytest.mark.long
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     """What one process with eight devices wrote."""
-    place = tmp_path_factory.mktemp("meshes")
+    place = tmp_path_factory.mktemp("distributed")
     finish(start(DEVICES, 1, "-m", "parity.suite.runs.distributed_jax", str(place)))
     return place
 
@@ -60,7 +60,7 @@ def truth(stream: bool):
 
 def in_units(run, stream: bool = False) -> float:
     exact, bound = truth(stream)
-    return float((np.abs(np.array(run["told"])[:, 0] - exact) / bound).max())
+    return float((np.abs(np.array(run["losses"])[:, 0] - exact) / bound).max())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
@@ -69,7 +69,7 @@ def test_losses_of_every_mesh_stay_within_the_bound_of_one_device(found, layout,
     report(f"{layout.name}: {STEPS} steps at {units:.2f} of the bound, one device at {in_units(found[ALONE.name]):.2f}")
     assert 0.0 < units <= 1.0
     # Another order of summation, which a mesh that computed nothing of its own would not have.
-    assert found[layout.name]["told"] != found[ALONE.name]["told"]
+    assert found[layout.name]["losses"] != found[ALONE.name]["losses"]
 
 
 @pytest.mark.parametrize("layout", TOGETHER, ids=lambda layout: layout.name)
@@ -84,12 +84,12 @@ def test_two_processes_stay_within_the_bound_of_one_device(found, found_by_two, 
 def test_a_liquid_ssm_stays_within_the_bound_of_one_device(found, layout):
     exact, bound = bounded_run(story_data(), SSM_STEPS, TRAINING, model=SMALL_SSM)
     for name in (ALONE.name, layout.name):
-        assert (np.abs(np.array(found[f"ssm {name}"]["told"])[:, 0] - exact) <= bound).all(), name
+        assert (np.abs(np.array(found[f"ssm {name}"]["losses"])[:, 0] - exact) <= bound).all(), name
 
 
 def test_every_mesh_sees_the_same_tokens(found):
     batches = (next_batch(story_data(), step * TRAINING.batch_size, TRAINING) for step in range(STEPS))
-    alone = [digest(batch, Processes()) for batch in batches]
+    alone = [digest(batch, ParallelContext()) for batch in batches]
     assert len(set(alone)) == STEPS
     for name in (ALONE.name, *(layout.name for layout in LAYOUTS), "chain"):
         assert found[name]["digests"] == alone, name
@@ -127,9 +127,9 @@ def test_validation_is_the_same_on_every_mesh(found, found_by_two):
 
 def test_a_step_sends_what_it_must_and_no_more(found):
     """Parts of parameters by three kinds of collectives; of a shared sequence, 2 b d numbers a layer and direction."""
-    of_parts, of_time = found["collectives"].values()
-    assert {row["kind"] for row in of_parts} == {"all-gather", "reduce-scatter", "all-reduce"}
-    (gathered,) = [row for row in of_time if row["kind"] == "all-gather"]
+    fsdp, sequence = found["collectives"].values()
+    assert {row["kind"] for row in fsdp} == {"all-gather", "reduce-scatter", "all-reduce"}
+    (gathered,) = [row for row in sequence if row["kind"] == "all-gather"]
     rows = 16 // 2
     assert gathered["count"] == 2 * SMALL.n_layers and gathered["largest"] == 2 * rows * SMALL.d_model * 4
-    assert {row["kind"] for row in of_time} == {"all-gather", "all-reduce"}
+    assert {row["kind"] for row in sequence} == {"all-gather", "all-reduce"}

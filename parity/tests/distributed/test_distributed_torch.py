@@ -30,7 +30,7 @@ from parity.suite.runs.segment import SCAN_CASES, TRAINING, digest
 from parity.suite.runs.trajectory_drift import SMALL_SSM, bounded_run, story_data
 from spec.checkpoint.sharded import join_shards
 from spec.data import next_batch
-from spec.runtime.processes import Processes
+from spec.runtime.parallel import ParallelContext
 
 pytestmark = pytest.mark.long
 
@@ -40,7 +40,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     """What four processes wrote: started once for all tests here."""
-    place = tmp_path_factory.mktemp("worlds")
+    place = tmp_path_factory.mktemp("distributed")
     command = [*TORCHRUN, str(PROCESSES), "-m", "parity.suite.runs.distributed_torch", str(place)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-6000:]
@@ -58,13 +58,13 @@ def truth(stream: bool):
 
 
 @cache
-def truth_of_ssm():
+def ssm_truth():
     return bounded_run(story_data(), SSM_STEPS, TRAINING, model=SMALL_SSM)
 
 
 def in_units(run, stream: bool) -> float:
     exact, bound = truth(stream)
-    return float((np.abs(np.array(run["told"])[:, 0] - exact) / bound).max())
+    return float((np.abs(np.array(run["losses"])[:, 0] - exact) / bound).max())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
@@ -79,9 +79,9 @@ def test_losses_of_every_layout_stay_within_the_bound_of_one_process(found, layo
 @pytest.mark.parametrize("layout", SSM_LAYOUTS, ids=lambda layout: layout.name)
 def test_a_liquid_ssm_stays_within_the_bound_of_one_process(found, layout, report):
     """With noise, which is that of each row wherever the row is."""
-    exact, bound = truth_of_ssm()
+    exact, bound = ssm_truth()
     units = {
-        name: float((np.abs(np.array(found[f"ssm {name}"]["told"])[:, 0] - exact) / bound).max())
+        name: float((np.abs(np.array(found[f"ssm {name}"]["losses"])[:, 0] - exact) / bound).max())
         for name in (ALONE.name, layout.name)
     }
     report(f"Liquid SSM, {SSM_STEPS} steps: " + ", ".join(f"{name} at {u:.2f}" for name, u in units.items()))
@@ -99,7 +99,7 @@ def test_every_layout_sees_the_same_tokens(found, stream):
     alone = found[prefix + ALONE.name]["digests"]
     # What one process saw is what the specification says.
     batches = (next_batch(story_data(), step * TRAINING.batch_size, training) for step in range(STEPS))
-    assert alone == [digest(batch, Processes()) for batch in batches]
+    assert alone == [digest(batch, ParallelContext()) for batch in batches]
     assert len(set(alone)) == STEPS
     for name in [prefix + layout.name for layout in (CHAIN if stream else LAYOUTS)] + [f"{prefix}chain"]:
         assert found[name]["digests"] == alone, name
@@ -156,7 +156,7 @@ def test_half_precision_scales_alike_in_every_layout(found):
         assert len(others) == 3
         for other in others:
             # Until the first update the weights are the same, and so are all roundings but those of the sum.
-            np.testing.assert_allclose(other["told"][0][0], alone["told"][0][0], rtol=2.0**-20)
+            np.testing.assert_allclose(other["losses"][0][0], alone["losses"][0][0], rtol=2.0**-20)
             if dtype == "float16":
                 ratio = other["grad_scaler"]["scale"] / alone["grad_scaler"]["scale"]
                 # Smaller parts of the batch have smaller gradients: they may overflow later.

@@ -51,7 +51,7 @@ def wait_for(processes, out, lines):
         time.sleep(0.01)
 
 
-def test_two_hosts_killed_and_gone_on_from_by_one(flags, small_data, tmp_path, report):
+def test_a_run_of_two_hosts_is_killed_and_resumed_by_one(flags, small_data, tmp_path, report):
     """The same tokens, one curve against the float64 reference, checkpoints of two read by one on another mesh."""
     out, rest = tmp_path / "run", (*flags, "--checkpoint-every", "4", "--checkpoint-format", "orbax")
     both = train(8, 2, *rest, "--mesh", "data=2,fsdp=4")
@@ -77,8 +77,8 @@ def test_two_hosts_killed_and_gone_on_from_by_one(flags, small_data, tmp_path, r
 def test_two_hosts_write_one_checkpoint_and_one_log(form, flags, tmp_path):
     """With a stream, whose states belong to rows of both."""
     out = tmp_path / "run"
-    told = finish(train(4, 2, *flags, "--stream", "--steps", "6", "--checkpoint-format", form, "--parallel", "fsdp"))
-    assert "reached step 6" in told[0] and "reached" not in told[1]
+    logs = finish(train(4, 2, *flags, "--stream", "--steps", "6", "--checkpoint-format", form, "--parallel", "fsdp"))
+    assert "reached step 6" in logs[0] and "reached" not in logs[1]
     assert [line["step"] for line in metrics(out)] == [*range(1, 7)] and len(metrics(out, "val_loss")) == 1
     (one,) = [path for path in list_checkpoints(out) if path.name == "step_00000006"]
     checkpoint = read(one)
@@ -91,8 +91,8 @@ def test_sigterm_to_one_host_stops_both_with_75(flags, tmp_path):
     both = train(2, 2, *flags, "--steps", "50000")
     wait_for(both, out, 5)
     both[1].send_signal(signal.SIGTERM)
-    told = finish(both, 75)
-    assert "stopped by SIGTERM at step" in told[0]
+    logs = finish(both, 75)
+    assert "stopped by SIGTERM at step" in logs[0]
     saved = read_checkpoint(out).state["step"]
     assert saved >= 5 and len(metrics(out)) == saved
     finish(train(1, 1, *flags, "--steps", "50000", "--resume", "--stop-at", str(saved + 1)))
@@ -103,33 +103,33 @@ def test_a_lost_host_ends_the_other_with_a_message(flags, tmp_path):
     both = train(2, 2, *flags, "--steps", "50000", "--checkpoint-every", "4", "--rank-timeout", "10")
     wait_for(both, out, 9)
     both[1].send_signal(signal.SIGKILL)
-    told = both[0].communicate(timeout=60)[1]
-    assert "process 0 of 2 lost another one" in told and "the last good checkpoint is" in told, told[-3000:]
+    logs = both[0].communicate(timeout=60)[1]
+    assert "process 0 of 2 lost another one" in logs and "the last good checkpoint is" in logs, logs[-3000:]
     both[1].communicate(timeout=10)
     assert [one.returncode for one in both] == [1, -signal.SIGKILL]
     assert read_checkpoint(out).state["step"] >= 8
 
 
-def test_a_mistake_is_told_once_and_ends_both(flags, tmp_path):
-    told = finish(train(2, 2, *flags, "--batch-size", "1"), 2)
-    assert "batch_size 1 leaves some of 2 processes without work" in told[0] and "error" not in told[1]
+def test_a_mistake_is_reported_once_and_ends_both(flags, tmp_path):
+    logs = finish(train(2, 2, *flags, "--batch-size", "1"), 2)
+    assert "batch_size 1 leaves some of 2 processes without work" in logs[0] and "error" not in logs[1]
     assert not (tmp_path / "run" / "config.json").exists()
-    told = finish(train(4, 1, *flags, "--mesh", "data=3"), 2)
-    assert "--mesh data=3 must read as" in told[0] and "4 devices" in told[0]
+    logs = finish(train(4, 1, *flags, "--mesh", "data=3"), 2)
+    assert "--mesh data=3 must read as" in logs[0] and "4 devices" in logs[0]
 
 
 def test_a_mistake_that_speaks_of_gloo_is_no_lost_host(flags, tmp_path):
     out = tmp_path / "gloo-heartbeat"
     out.mkdir()
     (out / "metrics.jsonl").write_text("")
-    told = finish(train(2, 2, *("gloo-heartbeat".join(flag.rsplit("run", 1)) for flag in flags)), 2)
-    assert "already holds a run" in told[0] and "lost" not in told[0]
+    logs = finish(train(2, 2, *("gloo-heartbeat".join(flag.rsplit("run", 1)) for flag in flags)), 2)
+    assert "already holds a run" in logs[0] and "lost" not in logs[0]
 
 
 def test_a_host_that_fails_alone_does_not_wait_for_the_others(flags, tmp_path):
     """The picture of the first one cannot be written; the other one waits for it in a collective."""
     (tmp_path / "run" / "loss.png" / "inside").mkdir(parents=True)
     both = train(2, 2, *flags, "--steps", "3", "--rank-timeout", "10")
-    told = [one.communicate(timeout=60)[1] for one in both]
-    assert both[0].returncode == 2 and "loss.png" in told[0], told[0][-3000:]
+    logs = [one.communicate(timeout=60)[1] for one in both]
+    assert both[0].returncode == 2 and "loss.png" in logs[0], logs[0][-3000:]
     assert both[1].returncode != 0 and read_checkpoint(tmp_path / "run").state["step"] == 3

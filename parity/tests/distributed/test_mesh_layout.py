@@ -45,7 +45,7 @@ def test_uneven_streams_stay_within_the_bound(found, layout):
     """Two legs: the second takes states over, of rows that were filled up."""
     exact, bound = truth()
     for name in (ALONE.name, layout.name):
-        units = np.abs(np.array(found[name]["told"])[:, 0] - exact) / bound
+        units = np.abs(np.array(found[name]["losses"])[:, 0] - exact) / bound
         assert units.max() <= 1.0, f"{name}: {units}"
     assert found[layout.name]["digests"] == found[ALONE.name]["digests"]
 
@@ -66,7 +66,7 @@ def first_norm() -> tuple[float, float]:
 def test_the_gradients_are_those_of_all_rows(found, layout):
     """By their norm: the optimizer would forgive a factor."""
     exact, bound = first_norm()
-    assert abs(found[layout.name]["told"][0][1] - exact) <= bound
+    assert abs(found[layout.name]["losses"][0][1] - exact) <= bound
 
 
 @pytest.mark.parametrize("layout", SHORT, ids=lambda layout: layout.name)

@@ -48,7 +48,7 @@ cuts = {"parameters.a": P(None, "fsdp"), "parameters.b": P(), "first_moment.a": 
 written_on = mesh(4, 2)
 arrays = {name: jax.device_put(x, NamedSharding(written_on, cuts[name])) for name, x in whole.items()}
 step = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
-writing = sharded.Writing(arrays, out, ParallelContext())
+writing = sharded.AsyncSave(arrays, out, ParallelContext())
 after = jax.block_until_ready(step(arrays))
 assert all(x.is_deleted() for x in arrays.values()) and (np.asarray(after["parameters.a"]) == -1).all()
 writing.result()
@@ -82,7 +82,7 @@ wrong = jax.ShapeDtypeStruct((1024, 64), jnp.float32)
 refused({**like, "parameters.a": wrong}, "tensor parameters.a has shape (64, 1024), not (1024, 64)")
 out = out / "nan"
 bad = jax.device_put(whole["parameters.a"], kinds[1]).at[63, 1023].set(jnp.nan)
-sharded.Writing({"parameters.a": bad}, out, ParallelContext()).result()
+sharded.AsyncSave({"parameters.a": bad}, out, ParallelContext()).result()
 refused({"parameters.a": like["parameters.a"].update(sharding=kinds[0])}, "tensor parameters.a holds a value that")
 """
 
@@ -106,7 +106,7 @@ from pathlib import Path
 import jax, numpy as np
 from jax_impl import parallel, sharded
 
-out, world = Path(sys.argv[1]), parallel.join("fsdp", timeout=60)
+out, world = Path(sys.argv[1]), parallel.initialize("fsdp", timeout=60)
 assert world.size == 2 and len(jax.devices()) == 4
 whole = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
 
@@ -118,7 +118,7 @@ def same(arrays):
 
 names = ("parameters.cut", "parameters.copied")
 arrays = dict(zip(names, (on(world.sharding("fsdp")), on(world.sharding()))))
-sharded.Writing(arrays, out, world).result()
+sharded.AsyncSave(arrays, out, world).result()
 places = {"parameters.cut": world.sharding(None, "fsdp"), "parameters.copied": world.sharding("fsdp")}
 like = {name: jax.ShapeDtypeStruct(whole.shape, whole.dtype, sharding=places[name]) for name in names}
 assert same(sharded.read_shards(like, out, world))
@@ -127,7 +127,7 @@ assert all(x.tobytes() == whole.tobytes() for x in sharded.read_whole(out).value
 if world.rank == 1:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, resource.RLIM_INFINITY))
 (out / "full").mkdir(exist_ok=True)
-writing = sharded.Writing(arrays, out / "full", world)
+writing = sharded.AsyncSave(arrays, out / "full", world)
 try:
     writing.result()
 except OSError as error:
@@ -135,7 +135,7 @@ except OSError as error:
 else:
     raise AssertionError("nobody was told")
 print("done", flush=True)
-parallel.leave(0)
+parallel.exit_if_initialized(0)
 """
 
 

@@ -14,17 +14,17 @@ import pytest
 
 pytest.importorskip("torch", reason="only PyTorch trains in several processes")
 
+from parity.proof.environment import ROOT
 from parity.proof.problems.cases import perturbed_parameters
 from spec import LiquidNetConfig
 from spec.config import TrainingConfig
 from spec.data import IGNORED_LABEL, Batch, BatchShard
 from tools.training.evaluate import total_nats
-from torch_impl.training.distributed import ParallelContext, own
+from torch_impl.training.distributed import ParallelContext, to_local
 from torch_impl.training.engine import Engine
 
 pytestmark = pytest.mark.long
 
-ROOT = Path(__file__).resolve().parents[3]
 CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=2, max_seq_len=8)
 # Seven rows: one process has three, the other four. A large eps: with a small one AdamW enlarges rounding.
 TRAINING = TrainingConfig(batch_size=7, seq_len=7, adam_eps=1e-2, weight_decay=0.5, grad_clip=0.5, stream=True)
@@ -76,7 +76,7 @@ def scales(context: ParallelContext) -> list[tuple[float, float, float]]:
 
     def overflow_here(optimizer):
         if context.rank == 1 and engine.scaler.get_scale() > LAST_TO_FIT:
-            own(engine.model.final_norm.weight.grad).fill_(np.inf)
+            to_local(engine.model.final_norm.weight.grad).fill_(np.inf)
         unscale(optimizer)
 
     # With FSDP the gradients of one process may overflow alone: here they do, again and again.
@@ -122,19 +122,19 @@ def work(rank: int, place: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    from torch_impl.training.distributed import leave, world_of
+    from torch_impl.training.distributed import exit_if_initialized, on_ranks
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{place / 'meeting'}", rank=rank, world_size=2)
     found = {}
     for name, (parallel, columns, micro_batch) in LAYOUTS.items():
-        found[name] = steps(world_of([0, 1], parallel, columns), micro_batch)
+        found[name] = steps(on_ranks([0, 1], parallel, columns), micro_batch)
     for parallel in ("ddp", "fsdp"):
-        found[f"scales {parallel}"] = scales(world_of([0, 1], parallel))
-    found["words"] = words(world_of([0, 1], "ddp"))
+        found[f"scales {parallel}"] = scales(on_ranks([0, 1], parallel))
+    found["words"] = words(on_ranks([0, 1], "ddp"))
     (place / f"{rank}.pickle").write_bytes(pickle.dumps(found))
     dist.barrier()
-    leave(0)
+    exit_if_initialized(0)
 
 
 @pytest.fixture(scope="module")

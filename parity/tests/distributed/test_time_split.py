@@ -3,10 +3,10 @@
 import pytest
 
 torch = pytest.importorskip("torch")
-triton_mixer = pytest.importorskip("torch_impl.ops.gated_scan.triton")
+triton_gated_scan = pytest.importorskip("torch_impl.ops.gated_scan.triton")
 
 from torch_impl.ops.devices import default_device, triton_refusal
-from torch_impl.ops.gated_scan import mixer
+from torch_impl.ops.gated_scan import gated_scan
 
 DEVICE = default_device()
 pytestmark = pytest.mark.skipif(triton_refusal(DEVICE) is not None, reason=str(triton_refusal(DEVICE)))
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(triton_refusal(DEVICE) is not None, reason=str(t
 @pytest.mark.parametrize("resets", [False, True])
 def test_a_last_segment_may_be_shorter(monkeypatch, resets):
     """1280 steps in segments of 512, a whole number of blocks: what is beyond the end belongs to the next row."""
-    monkeypatch.setattr(triton_mixer, "split", lambda programs, blocks, processors: min(4, blocks))
+    monkeypatch.setattr(triton_gated_scan, "split", lambda programs, blocks, processors: min(4, blocks))
     generator = torch.Generator().manual_seed(0)
     b, t, d = 2, 1280, 8
 
@@ -27,7 +27,7 @@ def test_a_last_segment_may_be_shorter(monkeypatch, resets):
     masks = ((torch.rand(b, t, generator=generator) < 0.01).to(DEVICE) if resets else None, None)
 
     def results(method):
-        outputs = mixer(inputs[0], inputs[1], 1e-6, inputs[2], *masks, method)
+        outputs = gated_scan(inputs[0], inputs[1], 1e-6, inputs[2], *masks, method)
         return *outputs, *torch.autograd.grad(outputs, inputs, of_outputs)
 
     for found, wanted in zip(results("triton"), results("sequential"), strict=True):

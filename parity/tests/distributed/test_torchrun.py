@@ -162,7 +162,7 @@ import sys
 atexit.register(lambda: print("the interpreter is taken down"))
 from tools.cli.main import main
 from torch_impl import parallel
-parallel.join()
+parallel.initialize()
 main(sys.argv[1:])
 """
 

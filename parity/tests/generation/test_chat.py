@@ -14,7 +14,7 @@ import time
 import pytest
 
 from parity.proof.problems.cases import perturbed_parameters
-from parity.suite.support.fixtures import HEARS
+from parity.suite.support.fixtures import HEED_SIGINT
 from parity.tests.generation.test_session import BYTES, CONFIG
 from spec.checkpoint.format import Checkpoint, write_checkpoint
 from tools.cli import backends
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory):
 
 
 def command(checkpoint, *flags: object) -> list[str]:
-    program = HEARS + "from tools.cli.main import main\nmain()"
+    program = HEED_SIGINT + "from tools.cli.main import main\nmain()"
     return [sys.executable, "-c", program, "chat", "--checkpoint", str(checkpoint), *map(str, flags)]
 
 
@@ -114,11 +114,11 @@ def test_in_chat_a_line_is_a_turn(checkpoint):
     """What is absorbed is the template with the line in it, whatever the line holds."""
     model = open_model(checkpoint)
     dialogue = Dialogue(model, Chat(checkpoint).sampling(), 1, CHAT_TURN, CHAT_STOP)
-    told = []
-    dialogue.session.tell = told.append
+    appended = []
+    dialogue.session.append = appended.append
     dialogue.session.pending = [65]
     said(dialogue, "a {} b")
-    assert told == ["\nUser: a {} b\nAssistant:"]
+    assert appended == ["\nUser: a {} b\nAssistant:"]
 
 
 class Terminal:

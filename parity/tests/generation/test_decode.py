@@ -73,7 +73,7 @@ def test_prompts_of_any_length_need_few_programs(config):
     """One for a token and one for each power of two, in the middle of a text as at its start."""
     case = ModelCase(LENGTH, "none", "none", "none", True, 5, config=config)
     step = adapters.load("jax").make_step(case.parameters, config)
-    advance = adapters.load_module("jax", "generation")._advance
+    advance = adapters.load_module("jax", "ops.decode.jit")._advance
     before, states = advance._cache_size(), None
     for length in range(1, 18):
         _, states = step(np.ones((1, length), int), states)
@@ -84,10 +84,9 @@ def test_prompts_of_any_length_need_few_programs(config):
 def test_the_twins_take_the_same_arguments():
     if len(HERE) < 2:
         pytest.skip("compares both backends")
-    for function in ("make_step", "generate", "choose_method"):
+    for function, module in (("make_step", "ops.decode"), ("choose_method", "ops.decode"), ("generate", "generation")):
         one, other = (
-            inspect.signature(getattr(adapters.load_module(name, "generation"), function), eval_str=False)
-            for name in HERE
+            inspect.signature(getattr(adapters.load_module(name, module), function), eval_str=False) for name in HERE
         )
         assert [(p.name, p.default) for p in one.parameters.values()] == [
             (p.name, p.default) for p in other.parameters.values()
@@ -107,12 +106,12 @@ def model(request):
 
 
 @pytest.fixture
-def generation():
-    return adapters.load_module("torch", "generation")
+def decode():
+    return adapters.load_module("torch", "ops.decode")
 
 
 @pytest.fixture
-def pair(model, generation):
+def pair(model, decode):
     """The step on fixed buffers, the plain one, and the numbers of rows that were recorded."""
     rows = []
 
@@ -122,7 +121,7 @@ def pair(model, generation):
             run()
         return run
 
-    return generation._buffered(model, record), generation.make_step(model, "eager"), rows
+    return decode.graph.buffered_step(model, record), decode.make_step(model, "eager"), rows
 
 
 def draw(rows, length=1, seed=0):
@@ -135,10 +134,10 @@ def assert_same(one, other):
 
 
 @torch_only
-def test_the_graph_needs_a_gpu(model, generation):
-    assert generation.choose_method(model) != "graph"
+def test_the_graph_needs_a_gpu(model, decode):
+    assert decode.choose_method(model) != "graph"
     with pytest.raises(NotImplementedError, match="decode method 'graph' records a CUDA graph, the model is on cpu"):
-        generation.make_step(model, "graph")
+        decode.make_step(model, "graph")
 
 
 @torch_only
@@ -213,7 +212,7 @@ def test_training_in_place_is_seen(pair, model):
 
 
 @torch_only
-def test_a_step_that_fails_leaves_no_states_to_go_on_from(model, generation):
+def test_a_step_that_fails_leaves_no_states_to_go_on_from(model, decode):
     fail = []
 
     def record(run):
@@ -224,7 +223,7 @@ def test_a_step_that_fails_leaves_no_states_to_go_on_from(model, generation):
 
         return replay
 
-    buffered, eager = generation._buffered(model, record), generation.make_step(model, "eager")
+    buffered, eager = decode.graph.buffered_step(model, record), decode.make_step(model, "eager")
     states = buffered(draw(2), eager(draw(2, 5), None)[1])[1]
     fail.append("the device was lost")
     with pytest.raises(RuntimeError, match="the device was lost"):

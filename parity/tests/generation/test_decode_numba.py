@@ -20,12 +20,12 @@ from spec.checkpoint.quantization import WEIGHTS, rounded
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba")
 
-cpu_step, generate, models, checkpoints, decode = (
+numba_decode, decoding, models, checkpoints, decode = (
     adapters.load_module("torch", name)
-    for name in ("ops.decode.numba", "generation", "model", "checkpoint.native", "kernels.numba.decode")
+    for name in ("ops.decode.numba", "ops.decode", "model", "checkpoint.native", "kernels.numba.decode")
 )
-METHODS = [method for method in generate.METHODS if method.startswith("numba")]
-MOST = cpu_step.MOST_ROWS
+METHODS = [method for method in decoding.METHODS if method.startswith("numba")]
+MOST = numba_decode.MOST_ROWS
 # Large enough for products that threads divide between them, and of a width that no vector register divides.
 WIDE = LiquidNetConfig(vocab_size=1031, d_model=201, d_ff=330, n_layers=2, max_seq_len=16)
 
@@ -49,8 +49,8 @@ def assert_near(found, model, tokens, states):
     """Off float64 by at most four times what PyTorch's operators are, and half an ulp."""
     wide = models.build(model.config, compute_dtype="float64")
     checkpoints.load_parameters(wide, checkpoints.dump_parameters(model))
-    truth = generate.make_step(wide, "eager")(tokens, np.asarray(states, np.float64))
-    plain = generate.make_step(model, "eager")(tokens, states)
+    truth = decoding.make_step(wide, "eager")(tokens, np.asarray(states, np.float64))
+    plain = decoding.make_step(model, "eager")(tokens, states)
     for ours, theirs, exact in zip(found, plain, truth, strict=True):
         ours, theirs, exact = (np.asarray(x, np.float64) for x in (ours, theirs, exact))
         most = 4.0 * np.abs(theirs - exact).max() + 2.0**-24 * np.abs(exact).max()
@@ -74,7 +74,7 @@ def threads():
 def test_any_number_of_rows(rows):
     """Up to MOST_ROWS compiled, beyond that eagerly; each row is a stream of its own."""
     model = net()
-    numba = generate.make_step(model, "numba")
+    numba = decoding.make_step(model, "numba")
     tokens, states = draw(rows), states_of(rows)
     assert_near(numba(tokens, states), model, tokens, states)
     assert_near(numba(tokens[-1:], states[:, -1:]), model, tokens[-1:], states[:, -1:])
@@ -84,7 +84,7 @@ def test_the_limit_is_kept(monkeypatch):
     seen = []
     step = decode.step
     monkeypatch.setattr(decode, "step", lambda *given: (seen.append(len(given[1])), step(*given)))
-    numba = generate.make_step(net(), "numba")
+    numba = decoding.make_step(net(), "numba")
     for rows in (MOST, MOST + 1, 1):
         numba(draw(rows), states_of(rows))
     numba(draw(2, length=3), None)
@@ -96,11 +96,11 @@ def test_the_limit_is_kept(monkeypatch):
 def test_any_number_of_threads_gives_the_same_bits(method, monkeypatch):
     """Each row of each product is one thread's; also where none of the products counts as small."""
     monkeypatch.setattr("numba.set_num_threads", lambda count: None)  # of which there may be fewer
-    step = generate.make_step(net(WIDE), method)
+    step = decoding.make_step(net(WIDE), method)
     for rows in (1, MOST):
         tokens, states, results = draw(rows, WIDE), states_of(rows, WIDE), []
         for count in (1, 2, 3):
-            monkeypatch.setattr(cpu_step, "threads", partial(int, count))
+            monkeypatch.setattr(numba_decode, "threads", partial(int, count))
             results.append(step(tokens, states))
         for result in results[1:]:
             assert_same(result, results[0])
@@ -113,7 +113,7 @@ def weights_of(method):
 
 def test_parameters_are_read_where_they_lie():
     model = net()
-    numba = generate.make_step(model, "numba")
+    numba = decoding.make_step(model, "numba")
     tokens, states = draw(2), states_of(2)
     before = numba(tokens, states)
     with torch.no_grad():
@@ -131,8 +131,8 @@ def test_parameters_are_read_where_they_lie():
 def test_what_is_packed_is_read_once(weights):
     """A model that is not rounded stays as it is, and its prompts go through one that is."""
     model, fit = net(), net(weights=weights)
-    step, eager = generate.make_step(model, f"numba_{weights}"), generate.make_step(fit, "eager")
-    plain = generate.make_step(model, "eager")(draw(2, length=4), None)
+    step, eager = decoding.make_step(model, f"numba_{weights}"), decoding.make_step(fit, "eager")
+    plain = decoding.make_step(model, "eager")(draw(2, length=4), None)
     with torch.no_grad():
         before = [parameter.clone() for parameter in model.parameters()]
     one, other = step(draw(2, length=4), None), eager(draw(2, length=4), None)
@@ -146,7 +146,7 @@ def test_what_is_packed_is_read_once(weights):
 @pytest.mark.parametrize("method", METHODS)
 def test_states_are_copies(method):
     """Any earlier ones can be gone on from, as an array or as the framework's own; none is written to."""
-    step = generate.make_step(net(), method)
+    step = decoding.make_step(net(), method)
     start = states_of(2)
     kept = start.copy()
     first = step(draw(2, seed=1), start)
@@ -162,7 +162,7 @@ def test_states_are_copies(method):
 
 def test_threads_may_share_a_step(threads):
     threads(2)
-    step = generate.make_step(net(WIDE), "numba")
+    step = decoding.make_step(net(WIDE), "numba")
     cases = [(draw(rows, WIDE, seed=seed), states_of(rows, WIDE, seed)) for seed in range(4) for rows in (1, 3)]
     wanted, wrong = [step(*case) for case in cases], []
 
@@ -185,7 +185,7 @@ FORKS = """
 import os, sys
 import numpy as np, torch
 from spec import LiquidNetConfig
-from torch_impl.generation import make_step
+from torch_impl.ops.decode import make_step
 from torch_impl import LiquidNet
 torch.set_num_threads(1)
 step = make_step(LiquidNet(LiquidNetConfig(vocab_size=1031, d_model=200, d_ff=330, n_layers=2)), "numba")
@@ -211,13 +211,13 @@ def test_what_is_not_a_number_is_not_hidden(path):
     model = net()
     with torch.no_grad():
         dict(model.named_parameters())[path].view(-1)[:] = float("nan")
-    assert not np.isfinite(generate.make_step(model, "numba")(draw(1), states_of(1))[0]).all()
+    assert not np.isfinite(decoding.make_step(model, "numba")(draw(1), states_of(1))[0]).all()
 
 
 def test_a_saturated_gate_keeps_or_forgets():
     """Far out on either side: alpha is c, or 0, and 1 - alpha is as accurate as alpha."""
     model = net()
-    numba = generate.make_step(model, "numba")
+    numba = decoding.make_step(model, "numba")
     for bias in (-1e4, -80.0, -16.0, 16.0, 80.0, 1e4):
         with torch.no_grad():
             for block in model.blocks:
@@ -226,7 +226,7 @@ def test_a_saturated_gate_keeps_or_forgets():
 
 
 def test_what_cannot_be_is_refused():
-    step = generate.make_step(net(), "numba")
+    step = decoding.make_step(net(), "numba")
     with pytest.raises(ValueError, match=r"the states need shape \(2, 2, 8\), got \(2, 3, 8\)"):
         step(draw(2), states_of(3))
     with pytest.raises(ValueError, match=r"token ids must be in \[0, 13\)"):
@@ -235,14 +235,14 @@ def test_what_cannot_be_is_refused():
         step(np.zeros((0, 1), int), None)
     for method in METHODS:
         with pytest.raises(NotImplementedError, match="steps a LiquidNet, the model is a Liquid SSM"):
-            generate.make_step(net(DENSE), method)
+            decoding.make_step(net(DENSE), method)
         for dtype in ("float64", "bfloat16"):
             with pytest.raises(NotImplementedError, match=f"computes in float32, the model in {dtype}"):
-                generate.make_step(net(compute_dtype=dtype), method)
+                decoding.make_step(net(compute_dtype=dtype), method)
         with pytest.raises(NotImplementedError, match="runs on processors, the model is on meta"):
-            generate.make_step(net().to("meta"), method)
+            decoding.make_step(net().to("meta"), method)
     model = net()
-    step = generate.make_step(model, "numba")
+    step = decoding.make_step(model, "numba")
     model.double()
     with pytest.raises(NotImplementedError, match=r"reads contiguous float32 .*; embedding\.weight is not"):
         step(draw(2), states_of(2))
@@ -250,21 +250,21 @@ def test_what_cannot_be_is_refused():
     with torch.no_grad():
         broken.embedding.weight[0, 0] = float("inf")
     with pytest.raises(ValueError, match="a weight is not finite, so it has no int8"):
-        generate.make_step(broken, "numba_int8")
+        decoding.make_step(broken, "numba_int8")
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_auto_takes_what_the_weights_are_rounded_to(weights):
     model = net(weights=weights)
     chosen = "numba" if weights == "float32" else f"numba_{weights}"
-    assert generate.choose_method(model, weights) == chosen
+    assert decoding.choose_method(model, weights) == chosen
     assert_same(
-        generate.make_step(model, weights=weights)(draw(2), states_of(2)),
-        generate.make_step(model, chosen)(draw(2), states_of(2)),
+        decoding.make_step(model, weights=weights)(draw(2), states_of(2)),
+        decoding.make_step(model, chosen)(draw(2), states_of(2)),
     )
     for other in (net(DENSE), net(compute_dtype="float64"), net(compute_dtype="bfloat16")):
-        assert generate.choose_method(other, weights) == "eager"
+        assert decoding.choose_method(other, weights) == "eager"
     for name in adapters.FRAMEWORKS:
         if adapters.missing(name) is None:
             with pytest.raises(ValueError, match=r"unknown weights 'int9'; .*did you mean 'int8'"):
-                adapters.load_module(name, "generation").make_step(model, weights="int9")
+                adapters.load_module(name, "ops.decode").make_step(model, weights="int9")

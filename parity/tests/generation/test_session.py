@@ -41,7 +41,7 @@ def scripted(text: bytes, end: bool = True):
 
 def started(step) -> Session:
     session = Session(step, BYTES)
-    session.tell("Say: ")
+    session.append("Say: ")
     return session
 
 
@@ -89,7 +89,7 @@ def test_a_reply_that_is_cut_off_stays_what_was_shown():
     shown = "".join(itertools.islice(reply, 4))
     reply.close()
     assert shown == "a lo" and text_of(session) == [*PROMPT, *b"a lo"]
-    session.tell("!")
+    session.append("!")
     next(session.write(GREEDY, 1))
     assert text_of(session)[:10] == [*PROMPT, *b"a lo!"]
 
@@ -118,7 +118,7 @@ def test_a_long_prompt_that_is_cut_off_is_absorbed_once():
         return scripted(b"")(tokens_bt, states)
 
     fails, session = [True], Session(step, BYTES)
-    session.tell("x" * (PROMPT_PIECE + 5))
+    session.append("x" * (PROMPT_PIECE + 5))
     with pytest.raises(KeyboardInterrupt):
         list(session.write(GREEDY, 1))
     list(session.write(GREEDY, 1))
@@ -156,7 +156,7 @@ def test_nothing_to_go_on_from():
     with pytest.raises(ValueError, match="nothing to go on from"):
         next(session.write(GREEDY, 1))
     with pytest.raises(ValueError, match="not valid Unicode"):
-        session.tell("\ud800")
+        session.append("\ud800")
     assert session.is_empty
 
 
@@ -175,7 +175,7 @@ def turns(model, lines, state=None, path=None):
     """The texts of some turns; the state goes through a file before each where there is one."""
     session, texts = model.session(), []
     for line in lines:
-        session.tell(line)
+        session.append(line)
         texts.append("".join(session.write(WARM, 12)))
         if path is not None:
             session.save(path, model)
@@ -196,7 +196,7 @@ def test_turns_are_one_text(checkpoint, name):
     again, loaded = turns(model, LINES, path=path)
     assert again == texts and loaded.position == session.position and loaded.pending == session.pending
     size = path.stat().st_size
-    session.tell("x" * 300)
+    session.append("x" * 300)
     list(session.write(WARM, 1))
     session.save(path, model)
     assert abs(path.stat().st_size - size) < 16
@@ -207,8 +207,8 @@ def test_a_turn_more_changes_no_text(checkpoint, name):
     """Cut into turns, the text is the one that a single turn writes: uniforms belong to positions."""
     model = open_model(checkpoint, name)
     one, cut = model.session(), model.session()
-    one.tell("Hello")
-    cut.tell("Hello")
+    one.append("Hello")
+    cut.append("Hello")
     assert "".join(one.write(WARM, 30)) == "".join(piece for count in (7, 1, 22) for piece in cut.write(WARM, count))
 
 
@@ -219,7 +219,7 @@ def test_a_state_goes_on_in_the_other_backend(checkpoint, tmp_path):
     assert turns(jax, LINES)[0] == texts
     crossed, session = turns(torch, LINES[:1], state=jax, path=tmp_path / "state")
     for line in LINES[1:]:
-        session.tell(line)
+        session.append(line)
         crossed.append("".join(session.write(WARM, 12)))
     assert crossed == texts
 
@@ -228,11 +228,11 @@ def test_half_a_character_is_not_taken_along(checkpoint, tmp_path):
     """What is loaded goes on as it would have, whatever the text before it ended with."""
     model, path = open_model(checkpoint), tmp_path / "state"
     kept = model.session()
-    kept.tell("Hello")
+    kept.append("Hello")
     kept.save(path, model)
     wanted = "".join(kept.write(WARM, 12))
     session = Session(scripted("\u00e9".encode()), BYTES)
-    session.tell("Say: ")
+    session.append("Say: ")
     assert "".join(session.write(GREEDY, 1)) == ""
     session._step = model.step
     session.load(path, model)
@@ -242,7 +242,7 @@ def test_half_a_character_is_not_taken_along(checkpoint, tmp_path):
 def test_a_state_is_written_over_a_state_alone(checkpoint, tmp_path):
     model = open_model(checkpoint)
     session = model.session()
-    session.tell("Hello")
+    session.append("Hello")
     session.save(tmp_path / "state", model)
     session.save(tmp_path / "state", model)
     (tmp_path / "novel.txt").write_text("my precious novel")
@@ -263,7 +263,7 @@ def test_a_file_that_is_no_state_of_this_model_is_refused(checkpoint, tmp_path, 
     session = model.session()
     with pytest.raises(ValueError, match="no text yet"):
         session.save(tmp_path / "none", model)
-    session.tell("Hello")
+    session.append("Hello")
     list(session.write(WARM, 5))
     path = tmp_path / "state"
     session.save(path, model)

@@ -24,7 +24,7 @@ SPEC_MAY_IMPORT = frozenset({"spec", "numpy", "ml_dtypes", "safetensors", "jaxty
 IMPL_MAY_NOT_IMPORT = {"torch_impl": JAX | ABOVE, "jax_impl": TORCH | ABOVE}
 
 # A model in PyTorch, written out as one, which the bench imports on demand.
-PEER = "tools.bench.gpt2"
+PEER = "tools.bench.peers"
 
 # Hidden packages are absent, not broken: `importlib.util.find_spec` finds nothing, as on a machine without them.
 HIDE = """

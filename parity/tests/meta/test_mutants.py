@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from parity.proof import bounds
+from parity.proof.environment import ROOT
 from parity.suite.mutants import MUTANTS, Mutant, load_score, sources_digest
 from parity.suite.mutants.__main__ import Flags, choose, main
 from parity.suite.mutants.catalogue import read_catalogue
-from parity.suite.mutants.record import ROOT
 from parity.suite.mutants.runner import UNITS, Copy, whole_selections
 
 
@@ -81,7 +81,7 @@ class TestSign:
     def test_sign(self):
         assert double(-1) < 0
 """
-ALL = ("parity/tests/test_double.py",)
+ALL = ("parity/tests/ops/test_double.py",)
 CAUGHT = Mutant("three times", "spec/__init__.py", "2 * x", "3 * x", ALL)
 EXACT = Mutant("no sign", "spec/__init__.py", "2 * x", "2 * abs(x)", ALL)
 SURVIVOR = Mutant("another one", "spec/__init__.py", "return 1", "return 2", ALL)
@@ -95,10 +95,10 @@ def planted(tmp_path) -> Path:
     """A repository of one function and its tests."""
     root = tmp_path / "planted"
     (root / "spec").mkdir(parents=True)
-    (root / "parity" / "tests").mkdir(parents=True)
+    (root / "parity" / "tests" / "ops").mkdir(parents=True)
     (root / "spec" / "__init__.py").write_text(SOURCE)
     (root / "parity" / "__init__.py").write_text("")
-    (root / "parity" / "tests" / "test_double.py").write_text(TEST)
+    (root / "parity" / "tests" / "ops" / "test_double.py").write_text(TEST)
     return root
 
 
@@ -108,10 +108,11 @@ def test_caught_survived_and_invalid_are_told_apart(planted, tmp_path, capsys):
     before = sources_digest(planted)
     assert main(Flags(record=record), mutants, planted) == 1
     found = load_score(record)
-    told = [(row["name"], row["caught_by"], row["units"]) for row in found.pop("rows")]
-    assert told == [
-        ("three times", "test_double.py::test_double", 3.0),
-        ("no sign", "test_double.py::TestSign::test_sign", "exact"),
+    rows = [(row["name"], row["caught_by"], row["units"]) for row in found.pop("rows")]
+    # As pytest takes them, from the root of the repository.
+    assert rows == [
+        ("three times", "parity/tests/ops/test_double.py::test_double", 3.0),
+        ("no sign", "parity/tests/ops/test_double.py::TestSign::test_sign", "exact"),
         *((mutant.name, None, None) for mutant in mutants[2:]),
     ]
     assert found == {"commit": "", "sources": before, "total": 5, "caught": 2}
@@ -148,7 +149,7 @@ def test_a_fault_that_no_longer_fits_is_named(planted):
 
 CATALOGUE = '''
 [tests]
-double = ["parity/tests/test_double.py", "-k", "sign"]
+double = ["parity/tests/ops/test_double.py", "-k", "sign"]
 
 [[mutant]]
 name = "no sign"
@@ -164,7 +165,7 @@ old = """
     return 2 * x
 """
 new = ""
-tests = ["parity/tests/test_double.py"]
+tests = ["parity/tests/ops/test_double.py"]
 '''
 
 
@@ -180,7 +181,7 @@ def test_the_catalogue_is_read_as_it_is_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "right, wrong, told",
+    "right, wrong, message",
     [
         ('new = ""', 'now = ""', "a.toml: mutant 2, 'nothing': unknown key 'now'"),
         ('new = ""\n', "", "a.toml: mutant 2, 'nothing': no key 'new'"),
@@ -190,7 +191,11 @@ def test_the_catalogue_is_read_as_it_is_written(tmp_path):
         ('tests = "double"', "tests = []", r"a.toml: mutant 1, 'no sign': .* not \[\]"),
         ('tests = "double"', "tests = [1]", r"a.toml: mutant 1, 'no sign': .* not \[1\]"),
         ('tests = "double"', 'tests = ["x"]', r"a.toml: \[tests\] double: no mutant names it"),
-        ('double = ["parity/tests/test_double.py", "-k", "sign"]', 'double = "x"', r"a.toml: \[tests\] double: .* 'x'"),
+        (
+            'double = ["parity/tests/ops/test_double.py", "-k", "sign"]',
+            'double = "x"',
+            r"a.toml: \[tests\] double: .* 'x'",
+        ),
         ('name = "nothing"', 'name = "no sign"', "a.toml: another mutant has the name `no sign` too"),
         ("[tests]", "[[tests]]", "a.toml: `tests` is no table"),
         ("[tests]", "[test]", "a.toml: unknown key 'test'"),
@@ -199,10 +204,10 @@ def test_the_catalogue_is_read_as_it_is_written(tmp_path):
         (CATALOGUE, "[tests", "a.toml: .*at end of document"),
     ],
 )
-def test_a_malformed_entry_is_refused(tmp_path, right, wrong, told):
+def test_a_malformed_entry_is_refused(tmp_path, right, wrong, message):
     assert CATALOGUE.count(right) == 1
     (tmp_path / "a.toml").write_text(CATALOGUE.replace(right, wrong))
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         read_catalogue(tmp_path, ("a",))
 
 
@@ -222,7 +227,7 @@ def test_a_file_that_is_not_listed_or_not_there_is_refused(tmp_path, subjects):
 
 def test_a_score_is_of_the_catalogue_too(planted):
     before = sources_digest(planted)
-    catalogue = planted / "parity" / "mutants" / "catalogue"
+    catalogue = planted / "parity" / "suite" / "mutants" / "catalogue"
     catalogue.mkdir(parents=True)
     (catalogue / "a.toml").write_text(CATALOGUE)
     first = sources_digest(planted)

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from parity.proof import adapters
+from parity.proof.environment import ROOT
 from tools.cli.main import main, parse
 from tools.training.train import Train
 
-SEEDS = Path(os.environ.get("LIQUIDNET_SEEDS", Path(__file__).parents[4] / "shared" / "seeds"))
+SEEDS = Path(os.environ.get("LIQUIDNET_SEEDS", ROOT.parent / "shared" / "seeds"))
 IMPORTS = {"liquidnet": "LiquidNet, LiquidNetConfig", "liquid_state_space": "LiquidSSMLanguageModel"}
 HERE = [name for name in adapters.FRAMEWORKS if not adapters.missing(name)]
 

@@ -52,7 +52,7 @@ def test_the_bits_are_those_of_the_first_release(name, seed):
 @pytest.mark.parametrize("name, seed", DIGESTS)
 def test_a_fresh_model_holds_these_bits(adapter, name, seed):
     """By digest, so that `base` is in memory once and in one backend at a time."""
-    parameters, count = adapter.fresh(PRESETS[name], seed)
+    parameters, count = adapter.initialize(PRESETS[name], seed)
     assert digest(parameters) == DIGESTS[name, seed]
     assert count == num_parameters(PRESETS[name]) == PARAMETERS.get(name, count)
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from parity.proof.environment import ROOT
+
 torch = pytest.importorskip("torch")
 
-RECIPE = Path(__file__).parents[3] / "recipes" / "irregular.py"
+RECIPE = ROOT / "recipes" / "irregular.py"
 STEPS = 90
 
 

@@ -68,11 +68,12 @@ def test_a_float16_model_is_within_the_estimate_for_eleven_bits(seed, scale):
     logits, last = adapter.model(case.parameters, CONFIG, *inputs, compute_dtype="float16")
     assert logits.dtype == last.dtype == np.float32
     results = {"logits": logits, "last": last}
-    net = (
-        adapters.load_module("torch", "mixers.liquidnet").LiquidNet(CONFIG, compute_dtype="float16").to(adapter.DEVICE)
-    )
+    device = devices.default_device()
+    net = adapters.load_module("torch", "mixers.liquidnet").LiquidNet(CONFIG, compute_dtype="float16").to(device)
     adapters.load_module("torch", "checkpoint.native").load_parameters(net, case.parameters)
-    tokens, labels, states, resets, padding, of_last = (torch.tensor(x, device=adapter.DEVICE) for x in arrays)
+    tokens, labels, states, resets, padding, of_last = (
+        torch.tensor(x, device=devices.default_device()) for x in arrays
+    )
     loss, last = net.loss(tokens, labels, states.requires_grad_(), resets, padding)
     (scale * (loss + (of_last * last).sum())).backward()
     gradients = {path: parameter.grad for path, parameter in net.named_parameters()} | {"state gradient": states.grad}
@@ -229,14 +230,14 @@ def test_jax_refuses_float16_before_it_writes_anything(small_data, tmp_path, cap
 
 def test_bfloat16_on_a_gpu_without_it_names_float16(monkeypatch):
     said = []
-    monkeypatch.setattr(shell, "_say_loudly", said.append)
-    shell._warn_of_bfloat16("torch", "bfloat16")
+    monkeypatch.setattr(shell, "_warn", said.append)
+    shell._warn_if_emulated("torch", "bfloat16")
     monkeypatch.setattr(devices, "has_bfloat16", lambda device: False)
     monkeypatch.setattr(devices, "architecture", lambda device: "sm_75")
-    shell._warn_of_bfloat16("torch", "float16")
-    shell._warn_of_bfloat16("jax", "bfloat16")
+    shell._warn_if_emulated("torch", "float16")
+    shell._warn_if_emulated("jax", "bfloat16")
     assert not said
-    shell._warn_of_bfloat16("torch", "bfloat16")
+    shell._warn_if_emulated("torch", "bfloat16")
     assert "sm_75" in said[0] and "use --dtype float16" in said[0]
 
 

@@ -1,5 +1,6 @@
 """Whole models after noise on every parameter: logits, loss, every gradient and the states against the reference."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -283,3 +284,13 @@ def test_an_unknown_loss_method_raises(adapter):
     case = ModelCase(2, "none", "none", "none", True, 0)
     with pytest.raises(ValueError, match=r"unknown loss method 'fulll'.*did you mean 'full'"):
         adapter.loss_and_gradients(case.parameters, CONFIG, *case.arrays(), loss_method="fulll")
+
+
+def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16(adapter):
+    """Products in bfloat16, sums in float32: hardly a logit is a number of bfloat16."""
+    random = np.random.default_rng(0)
+    config = LiquidNetConfig(vocab_size=64, d_model=32, d_ff=48, n_layers=1)
+    tokens = random.integers(0, 64, size=(2, 7)).astype(np.int32)
+    logits, _ = adapter.model(perturbed_parameters(config, 1), config, tokens, compute_dtype="bfloat16")
+    assert logits.dtype == np.float32
+    assert (logits == logits.astype(ml_dtypes.bfloat16).astype(np.float32)).mean() < 0.1

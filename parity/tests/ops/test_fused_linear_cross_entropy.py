@@ -6,13 +6,13 @@ from parity.proof.operations import check
 from parity.proof.problems.cases import LayerCase
 from spec import LiquidNetConfig
 from spec.data import IGNORED_LABEL
-from tools.bench import scaling
+from tools.bench import train_step
 
 torch = pytest.importorskip("torch")
 
 from torch_impl import LiquidNet
 from torch_impl.ops import cross_entropy as losses
-from torch_impl.ops.cross_entropy import fused_linear_cross_entropy
+from torch_impl.ops.cross_entropy import fused_linear
 from torch_impl.ops.devices import triton_refusal
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -24,19 +24,19 @@ TOKENS, VOCABULARY = 24576, 50257
 def step(request, monkeypatch):
     """All ways from logits to their gradients."""
     if request.param == "numba":
-        if not fused_linear_cross_entropy.takes_numba(DEVICE):
+        if not fused_linear.takes_numba(DEVICE):
             pytest.skip("the Numba kernels need a CPU, and Numba")
         return request.param
     without_numba(monkeypatch)
     if request.param == "triton" and (reason := triton_refusal(DEVICE)):
         pytest.skip(reason)
     # Also interpreted, which `auto` never takes.
-    monkeypatch.setattr(fused_linear_cross_entropy, "takes_triton", lambda device: request.param == "triton")
+    monkeypatch.setattr(fused_linear, "takes_triton", lambda device: request.param == "triton")
     return request.param
 
 
 def without_numba(monkeypatch):
-    monkeypatch.setattr(fused_linear_cross_entropy, "takes_numba", lambda *_: False)
+    monkeypatch.setattr(fused_linear, "takes_numba", lambda *_: False)
 
 
 def draw(n, v, d=16, dtype=torch.float32, ignored=0.2, size=0.3):
@@ -50,11 +50,7 @@ def draw(n, v, d=16, dtype=torch.float32, ignored=0.2, size=0.3):
 
 def chunk_rows(monkeypatch, rows, v):
     """So many rows a chunk, on a GPU too."""
-    more = (
-        fused_linear_cross_entropy.MORE
-        if DEVICE.type == "cuda" or fused_linear_cross_entropy.takes_numba(DEVICE)
-        else 1
-    )
+    more = fused_linear.CHUNK_FACTOR if DEVICE.type == "cuda" or fused_linear.takes_numba(DEVICE) else 1
     monkeypatch.setattr(losses, "CHUNK_LOGITS", -(-rows * v // more))
 
 
@@ -81,7 +77,7 @@ def distances(found, exact):
 def test_the_operator_is_registered_as_pytorch_asks(step, compute, gradients):
     hidden, embedding, labels = draw(9, 21)
     leaves = [x.requires_grad_(gradients) for x in (hidden, embedding)]
-    torch.library.opcheck(fused_linear_cross_entropy._cross_entropy, (*leaves, labels, compute, 4 * 21, gradients))
+    torch.library.opcheck(fused_linear._cross_entropy, (*leaves, labels, compute, 4 * 21, gradients))
 
 
 # Dynamo makes an instance of every autograd.Function that it traces, which PyTorch itself warns of.
@@ -89,7 +85,7 @@ def test_the_operator_is_registered_as_pytorch_asks(step, compute, gradients):
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
 def test_a_step_compiles_without_a_graph_break(compute_dtype):
     config = LiquidNetConfig(vocab_size=37, d_model=8, d_ff=16, n_layers=1, max_seq_len=8)
-    model = LiquidNet(config, compute_dtype=compute_dtype, loss_method="one_pass").to(DEVICE)
+    model = LiquidNet(config, compute_dtype=compute_dtype, loss_method="fused_linear").to(DEVICE)
     tokens = torch.arange(10, device=DEVICE).reshape(2, 5)
     found = []
     for loss in (model.loss, torch.compile(model.loss, fullgraph=True, backend="aot_eager")):
@@ -104,7 +100,7 @@ def test_a_step_compiles_without_a_graph_break(compute_dtype):
 @pytest.mark.parametrize("values", ["normal", "small", "wide", "absorbed"])
 def test_both_steps_are_within_the_bound(step, values, dtype):
     for seed in range(2):
-        check("cross_entropy", "torch", "one_pass", dtype, LayerCase((2, 31), values, seed))
+        check("cross_entropy", "torch", "fused_linear", dtype, LayerCase((2, 31), values, seed))
 
 
 @pytest.mark.parametrize("n, v", [(0, 21), (1, 1), (1, 257), (3, 50257), (65, 1003), (7, 4096), (4, 8193)])
@@ -114,18 +110,20 @@ def test_any_number_of_tokens_and_of_words(step, monkeypatch, n, v, dtype, toler
     wanted = with_gradients("full", *arrays, dtype, 0.37)
     for rows in (1, 2, n):
         chunk_rows(monkeypatch, rows, v)
-        assert_near(with_gradients("one_pass", *arrays, dtype, 0.37), wanted, tolerance)
+        assert_near(with_gradients("fused_linear", *arrays, dtype, 0.37), wanted, tolerance)
 
 
 @pytest.mark.parametrize("compute", [torch.float32, *HALVES])
 def test_ignored_labels_give_nothing(step, compute):
     hidden, embedding, labels = draw(9, 21)
-    nothing = with_gradients("one_pass", hidden, embedding, torch.full_like(labels, IGNORED_LABEL), compute)
+    nothing = with_gradients("fused_linear", hidden, embedding, torch.full_like(labels, IGNORED_LABEL), compute)
     assert all((x == 0).all() for x in nothing)
-    some = with_gradients("one_pass", hidden, embedding, labels, compute)
+    some = with_gradients("fused_linear", hidden, embedding, labels, compute)
     ignored = labels == IGNORED_LABEL
     assert ignored.any() and (some[1][ignored] == 0).all() and (some[1][~ignored] != 0).any(dim=1).all()
-    assert_near(some[2:], with_gradients("one_pass", hidden[~ignored], embedding, labels[~ignored], compute)[2:], 1e-6)
+    assert_near(
+        some[2:], with_gradients("fused_linear", hidden[~ignored], embedding, labels[~ignored], compute)[2:], 1e-6
+    )
 
 
 def test_columns_beyond_the_vocabulary_count_for_nothing(step):
@@ -135,7 +133,7 @@ def test_columns_beyond_the_vocabulary_count_for_nothing(step):
     logits[:, 64:70], labels, nats = torch.nan, torch.tensor([0, 63, -100, 5, 6], device=DEVICE), logits.new_empty(5)
     leaf = logits[:, :64].clone().requires_grad_()
     wanted = torch.nn.functional.cross_entropy(leaf, labels, reduction="none")
-    fused_linear_cross_entropy._softmax_gradient(logits[:, :70], labels, nats, gradient, 64, 2.0)
+    fused_linear._softmax_gradient(logits[:, :70], labels, nats, gradient, 64, 2.0)
     (of_leaf,) = torch.autograd.grad(2.0 * wanted.sum(), leaf)
     assert_near((nats, gradient[:, :64]), (wanted.detach(), of_leaf), 1e-6)
     assert (gradient[:, 64:] == 0).all()
@@ -147,38 +145,38 @@ def test_products_that_widen_give_the_same(step, monkeypatch, compute):
     """The path of a GPU, its products replaced: operands stay narrow, and the embedding gets rows of zeros."""
     arrays = draw(9, 101)
     chunk_rows(monkeypatch, 4, 101)
-    widened = with_gradients("one_pass", *arrays, compute)
-    read = fused_linear_cross_entropy.wide_lm_head(*arrays[:2], compute)
+    widened = with_gradients("fused_linear", *arrays, compute)
+    read = fused_linear.wide_lm_head(*arrays[:2], compute)
 
     def product(a, b, wide, out=None, add_to=None):
         assert a.dtype == b.dtype == compute
         result = a.to(wide) @ b.to(wide)
         return result if out is add_to else out.copy_(result) if add_to is None else add_to.add_(result)
 
-    monkeypatch.setattr(fused_linear_cross_entropy, "has_wide_products", lambda device, compute: compute in HALVES)
-    monkeypatch.setattr(fused_linear_cross_entropy, "_product", product)
-    assert_near(with_gradients("one_pass", *arrays, compute), widened, 1e-6)
-    assert torch.equal(fused_linear_cross_entropy.wide_lm_head(*arrays[:2], compute), read)
+    monkeypatch.setattr(fused_linear, "has_wide_matmul", lambda device, compute: compute in HALVES)
+    monkeypatch.setattr(fused_linear, "_matmul", product)
+    assert_near(with_gradients("fused_linear", *arrays, compute), widened, 1e-6)
+    assert torch.equal(fused_linear.wide_lm_head(*arrays[:2], compute), read)
 
 
 @pytest.mark.parametrize("compute", [torch.float32, *HALVES])
 def test_tensors_need_not_be_contiguous(step, monkeypatch, compute):
     hidden, embedding, labels = draw(9, 21)
     chunk_rows(monkeypatch, 4, 21)
-    wanted = with_gradients("one_pass", hidden, embedding, labels, compute)
+    wanted = with_gradients("fused_linear", hidden, embedding, labels, compute)
     apart = hidden.repeat_interleave(2, dim=1)[:, ::2], embedding.T.contiguous().T, labels.repeat_interleave(3)[::3]
     assert not any(x.is_contiguous() for x in apart)
-    assert_near(with_gradients("one_pass", *apart, compute), wanted, 1e-6)
+    assert_near(with_gradients("fused_linear", *apart, compute), wanted, 1e-6)
 
 
 def test_a_label_outside_the_vocabulary_does_not_pass(step):
     hidden, embedding, labels = draw(9, 21)
     for labels[3] in (21, -1):
         if step == "triton":
-            assert losses.METHODS["one_pass"](hidden, embedding, labels, torch.float32).isnan()
+            assert losses.METHODS["fused_linear"](hidden, embedding, labels, torch.float32).isnan()
         elif DEVICE.type == "cpu":
             with pytest.raises((RuntimeError, ValueError), match=r"out of bounds|labels must be -100 or in"):
-                losses.METHODS["one_pass"](hidden, embedding, labels, torch.float32)
+                losses.METHODS["fused_linear"](hidden, embedding, labels, torch.float32)
 
 
 @pytest.mark.parametrize("compute", HALVES)
@@ -189,7 +187,7 @@ def test_half_precision_is_as_good_as_the_plain_formulation(step, report, comput
         pytest.skip("half precision has none of Numba's kernels")
     hidden, embedding, labels = draw(n, v, size=size)
     exact = with_gradients("full", hidden.double(), embedding.double(), labels, torch.float64)
-    ours, plain = (with_gradients(method, hidden, embedding, labels, compute) for method in ("one_pass", "full"))
+    ours, plain = (with_gradients(method, hidden, embedding, labels, compute) for method in ("fused_linear", "full"))
     # The interpreter cuts bfloat16 off where hardware rounds: a whole ulp, not half of one.
     cut_off = step == "triton" and compute == torch.bfloat16 and DEVICE.type == "cpu"
     for mine, its in zip(distances(ours, exact), distances(plain, exact), strict=True):
@@ -205,40 +203,40 @@ def test_float16_would_lose_small_probabilities_unscaled(step, monkeypatch):
     hidden[:, 0], embedding[:, 0], embedding[7, 0], labels[:] = 1.0, -9.5, 9.5, 7
     exact = with_gradients("full", hidden.double(), embedding.double(), labels, torch.float64)
     plain = distances(with_gradients("full", hidden, embedding, labels, torch.float16), exact)
-    scaled = distances(with_gradients("one_pass", hidden, embedding, labels, torch.float16), exact)
-    monkeypatch.setattr(fused_linear_cross_entropy, "FLOAT16_SCALE", 1.0)
-    unscaled = distances(with_gradients("one_pass", hidden, embedding, labels, torch.float16), exact)
+    scaled = distances(with_gradients("fused_linear", hidden, embedding, labels, torch.float16), exact)
+    monkeypatch.setattr(fused_linear, "FLOAT16_SCALE", 1.0)
+    unscaled = distances(with_gradients("fused_linear", hidden, embedding, labels, torch.float16), exact)
     assert all(mine <= 2 * its for mine, its in zip(scaled, plain, strict=True)), (scaled, plain)
     assert unscaled[0] > 100 * scaled[0] and unscaled[1] > 3 * scaled[1], (unscaled, scaled)
 
 
 def test_without_gradients_there_is_one_product_a_chunk(monkeypatch):
     without_numba(monkeypatch)
-    products, usual = [], fused_linear_cross_entropy._product
+    products, usual = [], fused_linear._matmul
 
     def count(*args, **kwargs):
         result = usual(*args, **kwargs)
         products.append(tuple(result.shape))
         return result
 
-    monkeypatch.setattr(fused_linear_cross_entropy, "_product", count)
+    monkeypatch.setattr(fused_linear, "_matmul", count)
     hidden, embedding, labels = draw(9, 21)
     chunk_rows(monkeypatch, 4, 21)
     leaves = [x.requires_grad_() for x in (hidden, embedding)]
     for without in (torch.no_grad, torch.inference_mode):
         products.clear()
         with without():
-            nats = losses.METHODS["one_pass"](*leaves, labels, torch.float32)
+            nats = losses.METHODS["fused_linear"](*leaves, labels, torch.float32)
         assert products == [(4, 21), (4, 21), (1, 21)]
     products.clear()
-    assert losses.METHODS["one_pass"](*leaves, labels, torch.float32) == nats
+    assert losses.METHODS["fused_linear"](*leaves, labels, torch.float32) == nats
     assert products == 2 * [(4, 21), (4, 16), (21, 16)] + [(1, 21), (1, 16), (21, 16)]
 
 
 def test_a_second_derivative_is_refused():
     hidden, embedding, labels = draw(3, 21)
     hidden.requires_grad_()
-    nats = losses.METHODS["one_pass"](hidden, embedding, labels, torch.float32)
+    nats = losses.METHODS["fused_linear"](hidden, embedding, labels, torch.float32)
     (first,) = torch.autograd.grad(nats, hidden, torch.ones((), device=DEVICE, requires_grad=True), create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
@@ -251,7 +249,7 @@ def test_a_wide_read_out_has_the_gradients_of_rounded_operands(compute, factor):
     hidden, embedding, _ = draw(6, 21)
     of_logits = factor * torch.randn(2, 3, 21, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     leaves = [x.requires_grad_() for x in (hidden.reshape(2, 3, -1), embedding)]
-    logits = fused_linear_cross_entropy.wide_lm_head(*leaves, compute)
+    logits = fused_linear.wide_lm_head(*leaves, compute)
     of_hidden, of_embedding = torch.autograd.grad(logits, leaves, of_logits)
     h, e = (x.detach().to(compute).double() for x in leaves)
     assert logits.dtype == of_hidden.dtype == of_embedding.dtype == torch.float32
@@ -262,7 +260,7 @@ def test_a_wide_read_out_has_the_gradients_of_rounded_operands(compute, factor):
     assert ((of_embedding - exact).abs() <= 1.01 * unit * size).all()
 
 
-@pytest.mark.parametrize("device, method", [("cuda", "one_pass"), ("cpu", "one_pass"), ("mps", "chunked")])
+@pytest.mark.parametrize("device, method", [("cuda", "fused_linear"), ("cpu", "fused_linear"), ("mps", "chunked")])
 def test_auto_takes_it_where_it_was_measured(device, method):
     assert losses.choose_method(torch.device(device)) == method
 
@@ -275,7 +273,7 @@ def peak_bytes(run):
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    return scaling.peak_bytes(run)
+    return train_step.peak_bytes(run)
 
 
 SCALED = [(1024, 5003, 48, 2**18), (1024, 5003, 16, 2**19), (4096, 1003, 8, 2**16)]
@@ -292,26 +290,24 @@ def test_peak_memory_follows_the_formula(monkeypatch, report, n, v, d, chunk, co
     hidden, embedding, labels = draw(n, v, d)
     ours, materialised = (
         peak_bytes(lambda: with_gradients(method, hidden, embedding, labels, compute)) - 4 * (n + v) * d  # noqa: B023
-        for method in ("one_pass", "full")
+        for method in ("fused_linear", "full")
     )
-    chunk *= fused_linear_cross_entropy.MORE if DEVICE.type == "cuda" else 1
-    formula = fused_linear_cross_entropy.extra_bytes(
-        n, d, v, torch.float32, compute, chunk, fused_linear_cross_entropy.has_wide_products(DEVICE, compute)
+    chunk *= fused_linear.CHUNK_FACTOR if DEVICE.type == "cuda" else 1
+    formula = fused_linear.extra_bytes(
+        n, d, v, torch.float32, compute, chunk, fused_linear.has_wide_matmul(DEVICE, compute)
     )
-    whole = fused_linear_cross_entropy.materialised_bytes(n, v, torch.float32)
+    whole = fused_linear.materialised_bytes(n, v, torch.float32)
     report(f"{compute}, {(n, v, d)}: {ours / formula:.3f} of the formula, materialised {materialised / whole:.3f}")
     assert (ours, materialised) == pytest.approx((formula, whole), rel=0.05)
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "wide_products, factor", [(True, fused_linear_cross_entropy.MORE), (False, 1)], ids=["GPU", "CPU"]
-)
-def test_peak_memory_at_the_sizes_of_a_run(report, compute, wide_products, factor):
+@pytest.mark.parametrize("wide_matmul, factor", [(True, fused_linear.CHUNK_FACTOR), (False, 1)], ids=["GPU", "CPU"])
+def test_peak_memory_at_the_sizes_of_a_run(report, compute, wide_matmul, factor):
     """A tenth of the materialised form; a tenth even of one tensor of float32 logits."""
     for d in (192, 384, 768):
         shape = TOKENS, d, VOCABULARY, torch.float32, compute, factor * losses.CHUNK_LOGITS
-        ours = fused_linear_cross_entropy.extra_bytes(*shape, wide_products)
-        whole = fused_linear_cross_entropy.materialised_bytes(TOKENS, VOCABULARY, torch.float32)
+        ours = fused_linear.extra_bytes(*shape, wide_matmul)
+        whole = fused_linear.materialised_bytes(TOKENS, VOCABULARY, torch.float32)
         report(f"x{factor}, {compute}, d = {d}: {ours / 2**20:.0f} MiB, {ours / whole:.4f} of the materialised form")
         assert ours < whole / 10 and ours < TOKENS * VOCABULARY * 4 / 10

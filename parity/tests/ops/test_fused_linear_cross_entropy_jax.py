@@ -15,7 +15,7 @@ jax = pytest.importorskip("jax")
 import jax.numpy as jnp
 
 from jax_impl.ops import cross_entropy as losses
-from jax_impl.ops.cross_entropy import fused_linear_cross_entropy
+from jax_impl.ops.cross_entropy import fused_linear
 
 # More than a block of words, which is a multiple of 128: 300 takes three, the last with 84 columns that are none.
 V = 300
@@ -31,9 +31,9 @@ def draw(n, v=V, d=16, ignored=0.2, size=0.3):
 
 
 def tiled(rows, block=None, compute=jnp.float32, narrow=False, v=V):
-    """`one_pass` with so many rows and words a tile."""
+    """`fused_linear` with so many rows and words a tile."""
     return partial(
-        fused_linear_cross_entropy.fused_linear_cross_entropy,
+        fused_linear.fused_linear_cross_entropy,
         compute=compute,
         chunk_logits=rows * (block or v),
         block_words=block,
@@ -87,7 +87,7 @@ def program(method, arrays, gradients=True):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_rows_in_chunks_are_within_the_bound(values, dtype):
     for seed in range(2):
-        check("cross_entropy", "jax", "one_pass", dtype, LayerCase((2, 31), values, seed))
+        check("cross_entropy", "jax", "fused_linear", dtype, LayerCase((2, 31), values, seed))
 
 
 @pytest.mark.parametrize("block", [None, BLOCK])
@@ -217,7 +217,7 @@ def test_bfloat16_is_as_good_as_the_plain_formulation(report, narrow, guess, v, 
     assert off[0] <= 2 * off[1] + 1e-4
 
 
-@pytest.mark.parametrize("method", ["auto", "one_pass"])
+@pytest.mark.parametrize("method", ["auto", "fused_linear"])
 def test_the_platform_of_the_program_decides(method):
     """A program that is lowered here for a TPU has the TPU's tiles and no others."""
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, 8192, 16), (50257, 16))]
@@ -228,6 +228,6 @@ def test_the_platform_of_the_program_decides(method):
 
     traced = jax.jit(jax.grad(nats, (0, 1))).trace(*shapes, labels)
     on_tpu, on_cpu = (traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("tpu", "cpu"))
-    tile = f"{fused_linear_cross_entropy.TPU_ROWS}x{fused_linear_cross_entropy.TPU_WORDS}xf32"
+    tile = f"{fused_linear.TPU_ROWS}x{fused_linear.TPU_WORDS}xf32"
     assert tile in on_tpu and tile not in on_cpu
     assert "x50257xf32" in on_cpu and "x50257xf32" not in on_tpu

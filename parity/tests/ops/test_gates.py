@@ -53,3 +53,19 @@ def test_ends_are_exact(adapter):
         assert np.isfinite(x).all() and (x >= 0).all() and (x <= 1).all()
     np.testing.assert_array_equal(alpha[:3], np.float32(math.exp(-1e-6)))
     np.testing.assert_array_equal(fresh[3:], np.float32(1.0))
+
+
+def test_the_gradient_of_the_decay_gate_keeps_its_digits(adapter):
+    """-decay sigmoid(p) at p from -12 to 12 and at every half-life: as y (1 - y), the last digits cancel.
+
+    17 u for the decay, the sigmoid and their product (bounds/layers.py); doubled, since the bias is summed from it.
+    """
+    bias = np.concatenate([np.linspace(-12, 12, 257), half_life_bias(129)]).astype(np.float32)
+    d = len(bias)
+    zero, one = np.zeros((1, 1, d), np.float32), np.ones((1, 1, d), np.float32)
+    inputs, gradients = (np.zeros((1, 1, 3 * d), np.float32), bias), (one, zero, zero)
+    found = adapter.vjp("gates", inputs, (), gradients, delta_min=1e-6)["bias gradient"]
+    p = bias.astype(np.float64)
+    expected = -decay_gates(p, 1e-6)[0] * sigmoid(p)
+    units = in_units(found, expected, 34 * 2.0**-24 * np.abs(expected))
+    assert units.max() <= 1.0, f"the gradient at p = {p[units.argmax()]} is off by {units.max():.3g} units of its bound"

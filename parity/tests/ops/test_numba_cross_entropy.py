@@ -1,15 +1,18 @@
-"""The cross-entropy of a CPU: blocks of words, their statistics, what it holds. Its bounds are in test_one_pass."""
+"""The cross-entropy of a CPU: blocks of words, their statistics, what it holds.
+
+Its bounds are in test_fused_linear_cross_entropy.py.
+"""
 
 from __future__ import annotations
 
 import pytest
 
-from tools.bench.scaling import peak_bytes
+from tools.bench.train_step import peak_bytes
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba", reason="the extra cpu")
 
-from torch_impl.kernels.numba import softmax
+from torch_impl.kernels.numba import cross_entropy as kernels
 from torch_impl.ops import matmul
 from torch_impl.ops.cross_entropy import numba as numba_loss
 
@@ -25,12 +28,12 @@ def draw(n, v, d=16):
 def test_blocks_of_words_are_made_once(monkeypatch, rows, words):
     """Three products a block where gradients are wanted, and one where they are not; any cut gives the same."""
     inputs = draw(9, 21)
-    whole = numba_loss.one_pass_on_cpu(*inputs, 9 * 21, True)
-    made, usual = [], (numba_loss.product, numba_loss.gradients)
-    monkeypatch.setattr(numba_loss, "product", lambda x, w: made.append((len(x), len(w))) or usual[0](x, w))
-    monkeypatch.setattr(numba_loss, "gradients", lambda *given: made.append("both") or usual[1](*given))
+    whole = numba_loss.numba_fused_linear(*inputs, 9 * 21, True)
+    made, usual = [], (numba_loss.matmul, numba_loss.matmul_gradients)
+    monkeypatch.setattr(numba_loss, "matmul", lambda x, w: made.append((len(x), len(w))) or usual[0](x, w))
+    monkeypatch.setattr(numba_loss, "matmul_gradients", lambda *given: made.append("both") or usual[1](*given))
     monkeypatch.setattr(numba_loss, "BLOCK_LOGITS", rows * words)
-    cut = numba_loss.one_pass_on_cpu(*inputs, rows * 21, True)
+    cut = numba_loss.numba_fused_linear(*inputs, rows * 21, True)
     for one, other in zip(cut, whole, strict=True):
         assert ((one - other).abs() <= 1e-6 * max(1.0, other.abs().max())).all()
     of_chunks = [
@@ -40,7 +43,7 @@ def test_blocks_of_words_are_made_once(monkeypatch, rows, words):
     ]
     assert [each for each in made if each != "both"] == of_chunks and made.count("both") == len(of_chunks)
     made.clear()
-    nats, *none = numba_loss.one_pass_on_cpu(*inputs, rows * 21, False)
+    nats, *none = numba_loss.numba_fused_linear(*inputs, rows * 21, False)
     assert torch.equal(nats, cut[0]) and made == of_chunks and not any(x.numel() for x in none)
 
 
@@ -51,7 +54,7 @@ def test_statistics_do_not_depend_on_the_order_of_blocks():
         stats = torch.full((6,), -torch.inf), torch.zeros(6), torch.full((6,), torch.nan)
         for first in order:
             arrays = (z[:, first : first + 32].contiguous().numpy(), labels.numpy(), first)
-            softmax.absorb(*arrays, *(x.numpy() for x in stats))
+            kernels.online_softmax(*arrays, *(x.numpy() for x in stats))
         found.append(stats[0].double() + stats[1].double().log())
         assert torch.equal(stats[2][:4], z[range(4), labels[:4]]) and stats[2][4].isnan()
     exact = z.double().logsumexp(dim=1)
@@ -61,13 +64,13 @@ def test_statistics_do_not_depend_on_the_order_of_blocks():
 
 def test_labels_that_are_no_words_are_named():
     with pytest.raises(ValueError, match=r"labels must be -100 or in \[0, 9\), got 9"):
-        numba_loss.one_pass_on_cpu(torch.randn(2, 4), torch.randn(9, 4), torch.tensor([3, 9]), 2**20, True)
+        numba_loss.numba_fused_linear(torch.randn(2, 4), torch.randn(9, 4), torch.tensor([3, 9]), 2**20, True)
 
 
 def test_a_nan_reaches_the_loss():
     hidden, embedding = torch.randn(4, 8), torch.randn(200, 8)
     embedding[150] = torch.nan
-    nats, *_ = numba_loss.one_pass_on_cpu(hidden, embedding, torch.arange(4), 2**20, False)
+    nats, *_ = numba_loss.numba_fused_linear(hidden, embedding, torch.arange(4), 2**20, False)
     assert nats.isnan().all()
 
 
@@ -82,7 +85,7 @@ def test_what_it_holds_is_a_chunk_of_logits(monkeypatch):
     inputs = draw(n, v, d)
     rows = 2**18 // v // 16 * 16
     words = max(1, numba_loss.BLOCK_LOGITS // rows)
-    numba_loss.one_pass_on_cpu(*inputs, 2**18, True)
-    most = peak_bytes(lambda: numba_loss.one_pass_on_cpu(*inputs, 2**18, True))
+    numba_loss.numba_fused_linear(*inputs, 2**18, True)
+    most = peak_bytes(lambda: numba_loss.numba_fused_linear(*inputs, 2**18, True))
     least = 4 * (rows * v + (n + v) * d)
     assert least <= most <= least + 4 * (min(words, v) * d + rows * d) + 40 * n

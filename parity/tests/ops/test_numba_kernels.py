@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from parity.proof.bounds.running_error import EXP, SIGMOID, TANH
+from parity.proof.environment import ROOT
 from spec import LiquidNetConfig
 
 torch = pytest.importorskip("torch")
@@ -19,17 +20,15 @@ pytest.importorskip("numba", reason="the extra cpu")
 
 from torch_impl import LiquidNet
 from torch_impl.kernels import numba as cpu_kernels
-from torch_impl.kernels.numba import arithmetic, decode, softmax
-from torch_impl.kernels.numba import gated_scan as mixer_kernels
-from torch_impl.kernels.numba import rowwise as rows_kernels
+from torch_impl.kernels.numba import arithmetic, cross_entropy, decode
+from torch_impl.kernels.numba import gated_scan as gated_scan_kernels
+from torch_impl.kernels.numba import rowwise as rowwise_kernels
 from torch_impl.kernels.numba import scan as scan_kernels
 from torch_impl.ops import matmul
 from torch_impl.ops.cross_entropy import numba as numba_loss
-from torch_impl.ops.gated_scan import METHODS as MIXERS
-from torch_impl.ops.rowwise.numba import gated, rms_norm
+from torch_impl.ops.gated_scan import gated_scan
+from torch_impl.ops.rowwise.numba import numba_rms_norm, numba_swiglu
 from torch_impl.ops.scan import scan
-
-ROOT = Path(__file__).parents[3]
 
 
 def one_exp(x):
@@ -88,7 +87,7 @@ def test_a_gate_that_is_shut_is_a_number():
     pre = torch.zeros(1, 2, 48, dtype=torch.float64)
     pre[..., 16:32] = -800.0
     bias = torch.zeros(16, dtype=torch.float64)
-    found, wanted = (MIXERS[method](pre, bias, 1e-6, None, None, None) for method in ("numba", "sequential"))
+    found, wanted = (gated_scan(pre, bias, 1e-6, None, None, None, method) for method in ("numba", "sequential"))
     assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True)) and found[0].isfinite().all()
 
 
@@ -97,17 +96,17 @@ def test_masks_are_broadcast_and_checked():
     pre, bias = torch.randn(3, 5, 24), torch.randn(8)
     row, padding = torch.tensor([[False, True, False, False, True]]), torch.tensor([[False], [True], [False]])
     for masks in ((row, None), (None, row), (row, padding)):
-        found, wanted = (MIXERS[method](pre, bias, 1e-6, None, *masks) for method in ("numba", "sequential"))
+        found, wanted = (gated_scan(pre, bias, 1e-6, None, *masks, method) for method in ("numba", "sequential"))
         torch.testing.assert_close(found, wanted)
     for wrong in (torch.zeros(3, 4, dtype=torch.bool), torch.zeros(2, 5, dtype=torch.bool)):
         with pytest.raises(RuntimeError, match="expanded size"):
-            MIXERS["numba"](pre, bias, 1e-6, None, wrong, None)
+            gated_scan(pre, bias, 1e-6, None, wrong, None, "numba")
     with pytest.raises(ValueError, match=r"a mask needs dtype bool, got torch\.uint8"):
-        MIXERS["numba"](pre, bias, 1e-6, None, None, torch.zeros(3, 5, dtype=torch.uint8))
+        gated_scan(pre, bias, 1e-6, None, None, torch.zeros(3, 5, dtype=torch.uint8), "numba")
     with pytest.raises(ValueError, match=r"the state needs shape \(3, 8\), got \(1, 8\)"):
-        MIXERS["numba"](pre, bias, 1e-6, torch.zeros(1, 8), None, None)
+        gated_scan(pre, bias, 1e-6, torch.zeros(1, 8), None, None, "numba")
     with pytest.raises(NotImplementedError, match=r"need float32 or float64 on a CPU, not torch.bfloat16 on cpu"):
-        MIXERS["numba"](pre.bfloat16(), bias.bfloat16(), 1e-6, None, None, None)
+        gated_scan(pre.bfloat16(), bias.bfloat16(), 1e-6, None, None, None, "numba")
 
 
 def test_auto_goes_on_where_the_kernels_do_not():
@@ -128,7 +127,7 @@ def test_auto_goes_on_where_the_kernels_do_not():
 def test_a_nan_reaches_the_states():
     pre = torch.zeros(1, 3, 24)
     pre[0, 1, 9] = torch.nan
-    found, last = MIXERS["numba"](pre, torch.zeros(8), 1e-6, None, None, None)
+    found, last = gated_scan(pre, torch.zeros(8), 1e-6, None, None, None, "numba")
     assert found.isnan().any() and last.isnan().sum() == 1 and not found[0, 0].isnan().any()
 
 
@@ -145,16 +144,16 @@ def results():
     resets, padding = (torch.rand(3, 70, generator=random) < 0.1 for _ in range(2))
     labels = torch.randint(0, 500, (300,), generator=random)
     calls = [
-        (lambda: MIXERS["numba"](pre, bias, 1e-6, state, resets, padding), (pre, bias, state)),
+        (lambda: gated_scan(pre, bias, 1e-6, state, resets, padding, "numba"), (pre, bias, state)),
         (lambda: scan(decay, drive, state, "numba"), (decay, drive, state)),
-        (lambda: (rms_norm(x, weight, 1e-6),), (x, weight)),
-        (lambda: (gated(wide),), (wide,)),
+        (lambda: (numba_rms_norm(x, weight, 1e-6),), (x, weight)),
+        (lambda: (numba_swiglu(wide),), (wide,)),
     ]
     found = []
     for call, inputs in calls:
         outputs = call()
         found += [*outputs, *torch.autograd.grad([y.sum() for y in outputs], inputs)]
-    return [*found, *numba_loss.one_pass_on_cpu(hidden.detach(), embedding.detach(), labels, 2**16, True)]
+    return [*found, *numba_loss.numba_fused_linear(hidden.detach(), embedding.detach(), labels, 2**16, True)]
 
 
 def test_the_number_of_threads_changes_no_bit(monkeypatch):
@@ -183,8 +182,8 @@ def test_pytorch_keeps_its_number_of_threads(count):
     """Numba tells OpenMP how many threads there are, and PyTorch's may be the same OpenMP."""
     program = """if True:
         import torch
-        from torch_impl.ops.rowwise.numba import gated
-        gated(torch.randn(64, 64))
+        from torch_impl.ops.rowwise.numba import numba_swiglu
+        numba_swiglu(torch.randn(64, 64))
         print(torch.get_num_threads())
     """
     assert python(program, OMP_NUM_THREADS=count) == f"{count}\n"
@@ -192,7 +191,10 @@ def test_pytorch_keeps_its_number_of_threads(count):
 
 def test_kernels_run_where_nothing_can_be_kept(tmp_path):
     (tmp_path / "file").touch()
-    program = "import torch; from torch_impl.ops.rowwise.numba import gated; print(gated(torch.ones(1, 2)).item())"
+    program = (
+        "import torch; from torch_impl.ops.rowwise.numba import numba_swiglu\n"
+        "print(numba_swiglu(torch.ones(1, 2)).item())"
+    )
     assert python(program, NUMBA_CACHE_DIR=str(tmp_path / "file")) == "0.7310585975646973\n"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
@@ -212,7 +214,7 @@ def test_machine_code_is_kept_by_what_it_was_made_of(tmp_path, monkeypatch):
 def test_only_what_python_calls_is_kept():
     """Taken from the cache, a function that a kernel calls would not become part of its loops."""
     kept, parts = [], []
-    for module in (arithmetic, softmax, mixer_kernels, rows_kernels, scan_kernels, decode):
+    for module in (arithmetic, cross_entropy, gated_scan_kernels, rowwise_kernels, scan_kernels, decode):
         for each in vars(module).values():
             inside = [cell.cell_contents for cell in getattr(each, "__closure__", None) or ()]
             kept += [one for one in inside if hasattr(one, "signatures")]
@@ -226,10 +228,11 @@ def test_loops_are_vector_code(tmp_path):
     """A gate's division, of several numbers at once; beside it one of a single number, for the rest of a row."""
     program = """if True:
         import torch
-        from torch_impl.kernels.numba import rows
-        from torch_impl.ops.rowwise.numba import gated
-        gated(torch.ones(3, 64))
-        alone = next(c.cell_contents for c in rows.swiglu_forward.__closure__ if hasattr(c.cell_contents, "signatures"))
+        from torch_impl.kernels.numba import rowwise
+        from torch_impl.ops.rowwise.numba import numba_swiglu
+        numba_swiglu(torch.ones(3, 64))
+        found = (cell.cell_contents for cell in rowwise.swiglu_forward.__closure__)
+        alone = next(one for one in found if hasattr(one, "signatures"))
         (code,) = alone.inspect_asm().values()
         print("divps" in code)
     """
@@ -247,12 +250,12 @@ def test_products_are_right_to_a_dot_product(monkeypatch, rows, threads):
             monkeypatch.setattr(matmul, "PREFERS_CONVOLUTIONS", convolutions)
             x, weight = torch.randn(rows, 24).requires_grad_(), torch.randn(40, 24).requires_grad_()
             of_y = torch.randn(rows, 40)
-            y = matmul.product(x, weight)
+            y = matmul.matmul(x, weight)
             made = y.grad_fn is not None and "Convolution" in type(y.grad_fn).__name__
             assert made == (convolutions and (threads > 1 or rows % 16 == 0))
             found = y, *torch.autograd.grad(y, (x, weight), of_y)
             with torch.no_grad():
-                assert all(map(torch.equal, found[1:], matmul.gradients(x, weight, of_y)))
+                assert all(map(torch.equal, found[1:], matmul.matmul_gradients(x, weight, of_y)))
             both = (x.detach().double(), weight.detach().double(), of_y.double())
             pairs = (both[0], both[1].T), (both[2], both[1]), (both[2].T, both[0])
             for one, (a, b) in zip(found, pairs, strict=True):

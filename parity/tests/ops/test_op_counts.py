@@ -12,7 +12,7 @@ import pytest
 from spec import LiquidNetConfig
 from spec.config import TrainingConfig
 from spec.runtime.memory import keep_freed_memory
-from tools.bench.training import random_batch
+from tools.bench.train_step import random_batch
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba", reason="the extra cpu")
@@ -22,11 +22,12 @@ if torch.cuda.is_available():
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from torch_impl.kernels.numba import gated_scan as mixer_kernels
+from torch_impl.kernels.numba import gated_scan as gated_scan_kernels
 from torch_impl.model import build
 from torch_impl.ops import matmul
 from torch_impl.ops.cross_entropy import numba as numba_loss
-from torch_impl.ops.gated_scan.numba import fused_mixer
+from torch_impl.ops.gated_scan.inputs import GatedScanInputs
+from torch_impl.ops.gated_scan.numba import numba_gated_scan
 from torch_impl.training.engine import Engine
 
 LAYERS = 2
@@ -81,7 +82,10 @@ def counted(batch_size=4, seq_len=32, layers=LAYERS):
 
 
 def test_three_products_a_matrix(convolutions):
-    """Forward, gradient of the input, gradient of the weight: nothing is made twice. test_one_pass has the read-out."""
+    """Forward, gradient of the input, gradient of the weight: nothing is made twice.
+
+    test_fused_linear_cross_entropy.py has the read-out.
+    """
     counts = counted()
     if convolutions:
         assert counts["convolution"] == counts["convolution_backward"] == LINEAR_LAYERS
@@ -106,9 +110,9 @@ def test_few_operators_a_step(convolutions):
 def test_kernels_are_compiled_once_for_all_lengths():
     for length in (1, 5, 33):
         pre, bias = torch.randn(2, length, 96, requires_grad=True), torch.randn(32, requires_grad=True)
-        gated, _ = fused_mixer(pre, bias, 1e-6, None, None, None)
+        gated, _ = numba_gated_scan(GatedScanInputs(pre, bias, None, None, None, 1e-6))
         gated.sum().backward()
-    for kernel in (mixer_kernels.mixer_forward, mixer_kernels.mixer_backward):
+    for kernel in (gated_scan_kernels.gated_scan_forward, gated_scan_kernels.gated_scan_backward):
         (alone, _) = (cell.cell_contents for cell in kernel.__closure__ if hasattr(cell.cell_contents, "signatures"))
         formats = {signature[0].dtype for signature in alone.signatures}
         assert len(alone.signatures) == len(formats) >= 1, alone.signatures
@@ -141,11 +145,11 @@ def test_bytes_kept_for_the_gradients(tokens):
 
 def test_the_loss_holds_as_many_logits_as_it_says(monkeypatch):
     """Blocks of logits, and of the gradient of the embedding one at a time."""
-    made, usual = [], numba_loss.product
-    monkeypatch.setattr(numba_loss, "product", lambda x, w: made.append(len(x) * len(w)) or usual(x, w))
+    made, usual = [], numba_loss.matmul
+    monkeypatch.setattr(numba_loss, "matmul", lambda x, w: made.append(len(x) * len(w)) or usual(x, w))
     monkeypatch.setattr(numba_loss, "BLOCK_LOGITS", 2**12)
     hidden, embedding = torch.randn(256, 8), torch.randn(1000, 8)
-    numba_loss.one_pass_on_cpu(hidden, embedding, torch.zeros(256, dtype=torch.long), 2**16, True)
+    numba_loss.numba_fused_linear(hidden, embedding, torch.zeros(256, dtype=torch.long), 2**16, True)
     assert max(made) <= 2**12 and sum(made) == 256 * 1000
     rows = 2**16 // 1000 // 16 * 16
     assert sum(made[: len(made) // 4]) <= rows * 1000 + 2**12
@@ -168,5 +172,10 @@ def test_a_step_makes_no_copy_of_a_parameter(convolutions):
     with Allocations(size) as allocations:
         engine.train_step(batch, 1e-3)
     assert allocations.made == Counter(
-        {"liquidnet::one_pass_cross_entropy": 1, "aten::mul": 1, "aten::embedding_dense_backward": 1, "aten::add": 1}
+        {
+            "liquidnet::fused_linear_cross_entropy": 1,
+            "aten::mul": 1,
+            "aten::embedding_dense_backward": 1,
+            "aten::add": 1,
+        }
     )

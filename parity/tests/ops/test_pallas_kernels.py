@@ -8,9 +8,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from parity.proof.adapters import SCAN_RESULTS
+from parity.proof.adapters import MIXER_RESULTS, SCAN_RESULTS
 from parity.proof.bounds import assert_within, scan_bounds, scan_truth
-from parity.proof.operations.liquidnet import MIXER_RESULTS
 from parity.proof.problems.cases import ScanCase
 from parity.suite.compiled.triton.problem import MixerProblem
 
@@ -20,7 +19,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interprete
 from jax.experimental.pallas import tpu as pltpu
 
 from jax_impl.kernels.pallas import blocks
-from jax_impl.ops.gated_scan import mixer
+from jax_impl.ops.gated_scan import gated_scan
 from jax_impl.ops.scan import choose_method, scan
 from jax_impl.ops.scan.context_parallel import time_sharded
 
@@ -63,7 +62,7 @@ def run_mixer(problem):
 
     @jax.jit
     def run(inputs, gradients):
-        both = lambda *x: mixer(x[0], x[1], problem.delta_min, x[2], resets, padding, "pallas")  # noqa: E731
+        both = lambda *x: gated_scan(x[0], x[1], problem.delta_min, x[2], resets, padding, "pallas")  # noqa: E731
         results, pull = jax.vjp(both, *inputs)
         return *results, *pull(gradients)
 
@@ -116,7 +115,7 @@ def test_a_decay_of_one_keeps_the_state_and_one_of_zero_forgets_it():
     assert (states == drive).all() and (last == drive[:, -1]).all()
     states, last = run(jnp.ones_like(drive), jnp.zeros_like(drive), state)
     assert (states == state[:, None]).all() and (last == state).all()
-    run = jax.jit(lambda pre: mixer(pre, jnp.zeros(3), 0.0, state, method="pallas"))
+    run = jax.jit(lambda pre: gated_scan(pre, jnp.zeros(3), 0.0, state, method="pallas"))
     for p, kept in ((-1000.0, True), (1000.0, False)):
         gated, last = run(jnp.concatenate([drive, jnp.full_like(drive, p), jnp.full_like(drive, 1000.0)], axis=-1))
         expected = jnp.broadcast_to(state[:, None], drive.shape) if kept else jnp.tanh(drive)
@@ -160,7 +159,7 @@ def of_mixer(b, t, d, method, dtype=jnp.bfloat16):
     wide = jnp.float32
 
     def run(pre, bias, state, resets, *gradients):
-        both = lambda *x: mixer(x[0], x[1], 1e-6, x[2], resets, method=method)  # noqa: E731
+        both = lambda *x: gated_scan(x[0], x[1], 1e-6, x[2], resets, method=method)  # noqa: E731
         results, pull = jax.vjp(both, pre, bias, state)
         return results, pull(gradients)
 

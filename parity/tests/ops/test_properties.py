@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from parity.proof import adapters
 from parity.proof.bounds import assert_within
 from parity.proof.operations import OPERATIONS, expected
-from parity.proof.operations.liquidnet import mixer_vjp
 from parity.proof.problems.cases import CONFIG, LayerCase, ModelCase, perturbed_parameters
 from parity.proof.problems.strategies import model_cases, seeds
 from spec.checkpoint.format import pack, unpack
@@ -27,7 +26,8 @@ def test_the_state_contracts_for_any_weights(adapter, method, seed, values):
     case = LayerCase((2, 31), values, seed)
     pre, bias, state, *gradients = OPERATIONS["mixer"].arrays(case)
     state, gradients = np.clip(state, -1, 1), [np.zeros_like(x) for x in gradients]
-    found = mixer_vjp(adapter, pre, bias, case.config.delta_min, state, method, *case.masks(), *gradients)
+    options = {"delta_min": case.config.delta_min, "method": method}
+    found = adapter.vjp("mixer", (pre, bias, state), case.masks(), gradients, **options)
     # decay + (1 - decay) is 1 within 17 u (see gates_bounds), and each of 31 steps rounds twice.
     assert np.abs(found["last"]).max() <= 1.0 + 31 * 20 * 2.0**-24
     assert np.abs(found["gated"]).max() <= 1.0 + 31 * 20 * 2.0**-24
@@ -40,9 +40,8 @@ def test_half_lives_at_zero_input(adapter, method, delta_min):
     pre, bias = np.zeros((1, t, 3 * d), np.float32), half_life_bias(d)
     zeros = [np.zeros((1, t, d), np.float32), np.zeros((1, d), np.float32)]
     # The output gate is open half: sigmoid(0) = 1/2.
-    left = (
-        2.0 * mixer_vjp(adapter, pre, bias, delta_min, np.ones((1, d), np.float32), method, None, None, *zeros)["gated"]
-    )
+    inputs = pre, bias, np.ones((1, d), np.float32)
+    left = 2.0 * adapter.vjp("mixer", inputs, (None, None), zeros, delta_min=delta_min, method=method)["gated"]
     tau = LONGEST_HALF_LIFE ** (np.arange(d) / (d - 1))
     half_life = math.log(2.0) / (math.log(2.0) / tau + delta_min)
     tokens = np.arange(1, t + 1)[:, None]

@@ -95,9 +95,8 @@ def test_the_amount_of_padding_changes_nothing(adapter, method, data):
     resets[:, kept] = arrays.resets
     gradient = np.zeros((BATCH, t, WIDTH), np.float32)
     gradient[:, kept] = arrays.states_gradient
-    actual = adapter.scan_vjp(
-        wide["decay"], wide["drive"], arrays.state, method, resets, padding, gradient, arrays.final_gradient
-    )
+    inputs, gradients = (wide["decay"], wide["drive"], arrays.state), (gradient, arrays.final_gradient)
+    actual = adapter.vjp("scan", inputs, (resets, padding), gradients, method=method)
     for name in ("decay gradient", "drive gradient"):
         assert not actual[name][padding].any()
     actual = {name: x[:, kept] if x.ndim == 3 else x for name, x in actual.items()}
@@ -128,7 +127,7 @@ def test_the_gradient_is_the_adjoint_of_the_derivative(adapter, method, case, se
     tangents = [random.standard_normal(x.shape) * (1.0 + np.abs(x)) for x in (decay, drive, state)]
     outputs = [random.standard_normal(x.shape) for x in (drive, state)]
     masks = arrays.resets, arrays.padding
-    found = adapter.scan_vjp(decay, drive, state, method, *masks, *outputs)
+    found = adapter.vjp("scan", (decay, drive, state), masks, outputs, method=method)
     before = np.concatenate([state[:, None], found["states"][:, :-1]], axis=1)
     # A mask fixes decay at a reset, and both on padding: their tangents are nothing there.
     of_decay = np.where((masks[0] | masks[1])[..., None], 0.0, tangents[0] * before)
@@ -190,8 +189,7 @@ def test_rows_do_not_mix(adapter, method, case, seed):
     """Permuted rows give permuted results, and a changed row changes no bit of the other."""
     arrays = case.arrays()
     permuted = type(arrays)(*(x[::-1].copy() for x in arrays))
-    decay, drive, state, *rest = permuted
-    actual = adapter.scan_vjp(decay, drive, state, method, *rest)
+    actual = adapter.vjp("scan", permuted[:3], permuted[3:5], permuted[5:], method=method)
     actual = {name: x[::-1] for name, x in actual.items()}
     assert_within(actual, scan_truth(*arrays), scan_bounds(*arrays), "scan, rows permuted")
     other = ScanCase(case.shape, "mixture", "normal", "some", "some", seed).arrays()

@@ -1,4 +1,4 @@
-"""A run killed at random instants comes to the same bits as one that was not; a difference or a failure is told."""
+"""A run killed at random instants comes to the same bits as one that was not; a difference or a failure is reported."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 from parity.suite.robustness import corruption
 from parity.suite.runs.crash_resume import (
     PLACES,
+    Attempt,
     Kills,
-    Segment,
     Table,
     differences,
     kill_runs,
     main,
     steps_of,
-    told,
+    summary,
 )
 from spec.checkpoint.format import write_checkpoint
 
@@ -39,7 +39,7 @@ def test_a_run_killed_again_and_again_comes_to_the_same_bits(backend, ranks, kil
     report(f"{backend}, {ranks} process(es): killed {places}; {again} steps done again, the same bits")
 
 
-def test_a_failed_start_is_told(tmp_path, capsys):
+def test_a_failed_start_is_reported(tmp_path, capsys):
     assert main(Kills(kills=1, data=tmp_path)) == 1
     message = capsys.readouterr().err
     assert "ended with 2" in message and "holds no prepared data" in message
@@ -59,7 +59,7 @@ def a_run(path, checkpoint, *losses):
     return path
 
 
-def test_a_difference_is_told(tmp_path):
+def test_a_difference_is_reported(tmp_path):
     whole = corruption.sample()
     bits = {**whole.parameters, corruption.BIAS: np.nextafter(whole.parameters[corruption.BIAS], np.float32(9))}
     first = a_run(tmp_path / "first", whole, 2.0, 1.5)
@@ -75,7 +75,7 @@ def test_a_difference_is_told(tmp_path):
     assert differences(first, a_run(tmp_path / "loss", whole, 2.0, 1.25)) == ["the losses differ from step 2 on"]
     shorter = differences(first, a_run(tmp_path / "shorter", whole, 2.0))
     assert shorter == ["another last checkpoint, step_00000001", "the losses differ from step the end on"]
-    assert "NOT the same: run 0: x" in told(Table(identical=False, differences=["run 0: x"]))
+    assert "NOT the same: run 0: x" in summary(Table(identical=False, differences=["run 0: x"]))
 
 
 WORKERS = """
@@ -89,8 +89,8 @@ time.sleep(60)
 
 def test_a_kill_reaches_workers_in_sessions_of_their_own(tmp_path):
     ready = tmp_path / "ready"
-    segment = Segment([sys.executable, "-c", WORKERS % str(ready)], tmp_path / "run")
-    assert segment.wait_until(lambda: ready.is_file() and ready.stat().st_size == 2)
+    attempt = Attempt([sys.executable, "-c", WORKERS % str(ready)], tmp_path / "run")
+    assert attempt.wait_until(lambda: ready.is_file() and ready.stat().st_size == 2)
     # `kill` returns once none of them is left.
-    segment.kill()
-    assert segment.process.returncode == -9
+    attempt.kill()
+    assert attempt.process.returncode == -9

@@ -51,7 +51,7 @@ def test_each_of_the_moments_keeps_its_name():
 class Alone:
     """The world of one process, without a backend."""
 
-    rank, size, shard, sharded, parts_of_rows = 0, 1, WHOLE, False, 1
+    rank, size, shard, sharded, local_row_shards = 0, 1, WHOLE, False, 1
 
     def any(self, flag):
         return flag
@@ -121,8 +121,8 @@ def segment(small_data, tmp_path):
     data, run = open_data(small_data), RunDir(tmp_path / "run")
     (tmp_path / "run").mkdir()
     training = TrainingConfig(steps=STEPS, batch_size=ROWS, seq_len=LENGTH, warmup_steps=2, seed=5)
-    habits = ExecutionConfig(checkpoint_every=2, keep=1, eval_every=2, eval_windows=1)
-    settings = Settings(CONFIG, training, habits, data_identity(data))
+    execution = ExecutionConfig(checkpoint_every=2, keep=1, eval_every=2, eval_windows=1)
+    settings = Settings(CONFIG, training, execution, data_identity(data))
 
     def train(stop_at=None, losses=(), initial=None):
         engine = Loss(losses)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from parity.suite.support import ui as pages
-from parity.suite.support.browser import Visitor
+from parity.suite.support.browser import UiPage
 from parity.suite.support.ui import alone, free_port, served
 from spec.checkpoint.format import write_checkpoint
 from spec.sampling import Sampling
@@ -76,80 +76,80 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture
-def visit(chromium: Any, server: tuple[int, str]) -> Iterator[Callable[..., Visitor]]:
+def visit(chromium: Any, server: tuple[int, str]) -> Iterator[Callable[..., UiPage]]:
     """Opens the page in a browser of its own, with nothing shared; what went wrong in any of them fails the test."""
-    visitors: list[Visitor] = []
+    pages: list[UiPage] = []
 
-    def open_page(width: int = 1280, **options: Any) -> Visitor:
+    def open_page(width: int = 1280, **options: Any) -> UiPage:
         context = chromium.new_context(viewport={"width": width, "height": 900}, **options)
-        visitors.append(Visitor(context, server[1]))
-        return visitors[-1]
+        pages.append(UiPage(context, server[1]))
+        return pages[-1]
 
     yield open_page
-    for visitor in visitors:
-        visitor.context.close()
+    for page in pages:
+        page.context.close()
     # Gradio's plot library says that its own specification is of an earlier version.
-    assert [line for visitor in visitors for line in visitor.complaints] == []
-    hosts = {re.sub(r"^\w+://([^/:]+).*", r"\1", url) for visitor in visitors for url in visitor.asked}
+    assert [line for page in pages for line in page.errors] == []
+    hosts = {re.sub(r"^\w+://([^/:]+).*", r"\1", url) for page in pages for url in page.requests}
     assert {host for host in hosts if not host.startswith(("data:", "blob:"))} == {"127.0.0.1"}
 
 
 def test_it_writes_what_generate_writes_and_goes_on(visit, wandering):
-    visitor = visit()
-    visitor.keep("1280-fresh")
-    assert visitor.fits()
-    assert visitor.generate(prompt="Once upon a time", tokens=60).startswith("Done: 60 tokens")
-    assert visitor.text() == alone(wandering, "Once upon a time", 60)
-    visitor.set(prompt="", tokens=40)
-    visitor.click("onward")
-    assert visitor.done().startswith("Done: 40 tokens")
-    assert visitor.text() == alone(wandering, "Once upon a time", 100)
-    assert "after 116 tokens its memory is still 3 x 24 numbers" in visitor.told()
-    visitor.keep("1280-finished")
-    assert visitor.fits()
+    page = visit()
+    page.screenshot("1280-fresh")
+    assert page.fits()
+    assert page.generate(prompt="Once upon a time", tokens=60).startswith("Done: 60 tokens")
+    assert page.text() == alone(wandering, "Once upon a time", 60)
+    page.set(prompt="", tokens=40)
+    page.click("onward")
+    assert page.done().startswith("Done: 40 tokens")
+    assert page.text() == alone(wandering, "Once upon a time", 100)
+    assert "after 116 tokens its memory is still 3 x 24 numbers" in page.status()
+    page.screenshot("1280-finished")
+    assert page.fits()
 
 
 def test_stop_stops_and_the_page_goes_on(visit, wandering):
-    visitor = visit()
-    visitor.set(prompt="A long one: ", tokens=LONG)
-    visitor.click("generate")
-    visitor.writes(100)
-    visitor.keep("1280-writing")
-    visitor.click("stop")
-    assert visitor.done().startswith("Stopped: ")
-    text = visitor.text()
-    visitor.page.wait_for_timeout(700)
-    assert visitor.text() == text and 100 < len(text) < LONG
+    page = visit()
+    page.set(prompt="A long one: ", tokens=LONG)
+    page.click("generate")
+    page.wait_for_text(100)
+    page.screenshot("1280-writing")
+    page.click("stop")
+    assert page.done().startswith("Stopped: ")
+    text = page.text()
+    page.page.wait_for_timeout(700)
+    assert page.text() == text and 100 < len(text) < LONG
     assert alone(wandering, "A long one: ", len(text) - 12) == text
-    assert visitor.generate(prompt="Again", tokens=20).startswith("Done: 20 tokens")
-    assert visitor.text() == alone(wandering, "Again", 20)
+    assert page.generate(prompt="Again", tokens=20).startswith("Done: 20 tokens")
+    assert page.text() == alone(wandering, "Again", 20)
 
 
 def test_backends_by_turns_and_side_by_side(visit, wandering):
-    visitor = visit()
+    page = visit()
     for backend in ("jax", "torch"):
-        visitor.generate(prompt="The fox ", tokens=50, temperature=0.7, backend=backend)
-        assert visitor.page.locator("#text label, #text").first.inner_text().startswith(f"Text, {backend}")
-        assert visitor.text() == alone(wandering, "The fox ", 50, backend, DRAWN)
-        assert not visitor.page.locator("#beside").is_visible()
-    message = visitor.generate(prompt="The fox ", tokens=80, temperature=0.7, backend="both, side by side")
-    assert visitor.text() == visitor.text("beside") == alone(wandering, "The fox ", 80, sampling=DRAWN)
-    assert f"torch and jax agree: the same {len(visitor.text())} characters" in message
-    visitor.keep("1280-both")
-    assert visitor.fits()
+        page.generate(prompt="The fox ", tokens=50, temperature=0.7, backend=backend)
+        assert page.page.locator("#text label, #text").first.inner_text().startswith(f"Text, {backend}")
+        assert page.text() == alone(wandering, "The fox ", 50, backend, DRAWN)
+        assert not page.page.locator("#beside").is_visible()
+    told = page.generate(prompt="The fox ", tokens=80, temperature=0.7, backend="both, side by side")
+    assert page.text() == page.text("beside") == alone(wandering, "The fox ", 80, sampling=DRAWN)
+    assert f"torch and jax agree: the same {len(page.text())} characters" in told
+    page.screenshot("1280-both")
+    assert page.fits()
 
 
 def test_the_state_and_the_loss_are_shown(visit, trained):
-    visitor = visit()
-    page = visitor.page
+    page = visit()
+    page = page.page
     assert not page.locator("#loss").is_visible()  # the first checkpoint lies in no run
     page.locator("#checkpoint input").click()
     page.get_by_role("option", name="trained, step 40").click()
     page.locator("#loss").get_by_text("training, jax").wait_for()
     assert page.locator("#loss_head").inner_text().split("\n")[-1] == "Handed over: torch → jax after step 20"
     assert page.locator("#loss").get_by_text("validation").is_visible()
-    visitor.generate(prompt="Once", tokens=30)
-    assert visitor.text() == alone(trained, "Once", 30)
+    page.generate(prompt="Once", tokens=30)
+    assert page.text() == alone(trained, "Once", 30)
     page.locator("#checkpoint input").click()
     page.get_by_role("option", name="wandering").click()
     page.locator("#loss").wait_for(state="hidden")
@@ -166,15 +166,15 @@ def test_the_state_and_the_loss_are_shown(visit, trained):
 
 def test_a_page_that_gets_narrower_still_fits(visit, trained):
     """A phone that is turned: the chart must not hold the width that it was drawn at."""
-    visitor = visit(1280)
-    visitor.page.locator("#checkpoint input").click()
-    visitor.page.get_by_role("option", name="trained, step 40").click()
-    visitor.page.locator("#loss").get_by_text("training, jax").wait_for()
-    assert visitor.fits()
+    page = visit(1280)
+    page.page.locator("#checkpoint input").click()
+    page.page.get_by_role("option", name="trained, step 40").click()
+    page.page.locator("#loss").get_by_text("training, jax").wait_for()
+    assert page.fits()
     for width in (400, 900, 400):
-        visitor.page.set_viewport_size({"width": width, "height": 900})
-        visitor.page.wait_for_timeout(500)
-        assert visitor.fits(), width
+        page.page.set_viewport_size({"width": width, "height": 900})
+        page.page.wait_for_timeout(500)
+        assert page.fits(), width
 
 
 @pytest.mark.parametrize(
@@ -186,17 +186,17 @@ def test_a_page_that_gets_narrower_still_fits(visit, trained):
     ],
     ids=["empty", "long", "half"],
 )
-def test_a_refusal_is_a_sentence_and_the_page_goes_on(visit, wandering, prompt, message):
-    visitor = visit(400)
-    visitor.set()
-    visitor.page.locator("#prompt textarea").evaluate(
+def test_a_refusal_is_a_sentence_and_the_page_goes_on(visit, wandering, prompt, told):
+    page = visit(400)
+    page.set()
+    page.page.locator("#prompt textarea").evaluate(
         "(box, text) => { box.value = text; box.dispatchEvent(new Event('input', {bubbles: true})); }", prompt
     )
-    visitor.click("generate")
-    assert message in visitor.done() and visitor.fits()
-    visitor.keep("400-refused")
-    visitor.generate(prompt="Then", tokens=20)
-    assert visitor.text() == alone(wandering, "Then", 20) and not visitor.page.locator("#told [role=alert]").count()
+    page.click("generate")
+    assert told in page.done() and page.fits()
+    page.screenshot("400-refused")
+    page.generate(prompt="Then", tokens=20)
+    assert page.text() == alone(wandering, "Then", 20) and not page.page.locator("#told [role=alert]").count()
 
 
 @pytest.mark.parametrize(
@@ -209,31 +209,31 @@ def test_a_refusal_is_a_sentence_and_the_page_goes_on(visit, wandering, prompt, 
     ids=["html", "template", "signs"],
 )
 def test_a_prompt_is_text(visit, wandering, prompt):
-    visitor = visit()
-    visitor.generate(prompt=prompt, tokens=20)
-    assert visitor.text() == alone(wandering, prompt, 20)
-    assert visitor.page.title() == "LiquidNet"
-    shown = "".join(visitor.page.locator("#states .tokens span").all_inner_texts())
-    assert visitor.page.locator("#states img").count() == 1 and len(shown) >= 20
+    page = visit()
+    page.generate(prompt=prompt, tokens=20)
+    assert page.text() == alone(wandering, prompt, 20)
+    assert page.page.title() == "LiquidNet"
+    shown = "".join(page.page.locator("#states .tokens span").all_inner_texts())
+    assert page.page.locator("#states img").count() == 1 and len(shown) >= 20
 
 
 def test_browsers_do_not_mix(visit, wandering):
     """Two write at once, a third closes in the middle of a long text."""
     prompts = ["Once upon a time", "In the beginning"]
-    visitors = [visit() for _ in prompts]
+    pages = [visit() for _ in prompts]
     leaver = visit()
     leaver.set(prompt="Zebra", tokens=LONG)
     leaver.click("generate")
-    leaver.writes(50)
-    for visitor, prompt in zip(visitors, prompts, strict=True):
-        visitor.set(prompt=prompt, tokens=1500)
-        visitor.click("generate")
-    for visitor in visitors:
-        visitor.writes(100)
+    leaver.wait_for_text(50)
+    for page, prompt in zip(pages, prompts, strict=True):
+        page.set(prompt=prompt, tokens=1500)
+        page.click("generate")
+    for page in pages:
+        page.wait_for_text(100)
     leaver.context.close()
-    for visitor, prompt in zip(visitors, prompts, strict=True):
-        assert visitor.done().startswith("Done: 1,500 tokens")
-        assert visitor.text() == alone(wandering, prompt, 1500)
+    for page, prompt in zip(pages, prompts, strict=True):
+        assert page.done().startswith("Done: 1,500 tokens")
+        assert page.text() == alone(wandering, prompt, 1500)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processor time from /proc")
@@ -248,12 +248,12 @@ def test_nothing_is_computed_for_who_has_left(visit, server):
         time.sleep(seconds)
         return (computed() - before) / (time.monotonic() - began)
 
-    visitor = visit()
-    visitor.set(prompt="On and on", tokens=LONG)
-    visitor.click("generate")
-    visitor.writes(100)
+    page = visit()
+    page.set(prompt="On and on", tokens=LONG)
+    page.click("generate")
+    page.wait_for_text(100)
     while_writing = processor_share()
-    visitor.context.close()
+    page.context.close()
     deadline = time.monotonic() + 20
     while (after := processor_share()) > 0.1 * while_writing:
         assert time.monotonic() < deadline, (while_writing, after)
@@ -261,13 +261,13 @@ def test_nothing_is_computed_for_who_has_left(visit, server):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_narrow_page_has_everything_in_reach(visit, scheme):
-    visitor = visit(400, color_scheme=scheme)
-    visitor.keep(f"400-{scheme}-fresh")
-    visitor.generate(tokens=200, backend="both, side by side")
-    visitor.keep(f"400-{scheme}-both")
-    assert visitor.fits()
+    page = visit(400, color_scheme=scheme)
+    page.screenshot(f"400-{scheme}-fresh")
+    page.generate(tokens=200, backend="both, side by side")
+    page.screenshot(f"400-{scheme}-both")
+    assert page.fits()
     for name in ("prompt", "generate", "text", "beside", "tokens", "seed", "layer", "states"):
-        box = visitor.page.locator(f"#{name}").bounding_box()
+        box = page.page.locator(f"#{name}").bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= 400 and box["height"] > 20, (name, box)
-    letters = visitor.page.locator("#states .tokens span").last.bounding_box()
+    letters = page.page.locator("#states .tokens span").last.bounding_box()
     assert letters["width"] >= 10 and letters["x"] + letters["width"] <= 400

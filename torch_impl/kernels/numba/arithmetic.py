@@ -96,5 +96,5 @@ def two_sigmoids(x):
     """(sigmoid(x), sigmoid(-x)) from one e = exp(-x), each to relative accuracy: 1 / (1 + e), e / (1 + e)."""
     one = number(1.0, x)
     e = exp(-x)
-    opened = one / (one + e)
-    return opened, e * opened
+    sigmoid_p = one / (one + e)
+    return sigmoid_p, e * sigmoid_p

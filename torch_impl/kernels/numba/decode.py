@@ -1,4 +1,4 @@
-"""One token a row through a whole LiquidNet on a processor. No twin: Numba. Truth: spec/reference/model.py.
+"""One token a row through a whole LiquidNet on a CPU. No twin: Numba. Truth: spec/reference/model.py.
 
 A step is a few regions a layer whose rows of weights are divided between threads, each read once for all streams:
 
@@ -21,9 +21,9 @@ from numba.extending import intrinsic, overload
 from torch_impl.kernels.numba import divided, kept, kernel, summing
 from torch_impl.kernels.numba.arithmetic import sigmoid, tanh, two_sigmoids
 
-#: Columns of the table of products: addresses of what each reads, and what becomes of it.
+#: Columns of the table of matmuls: addresses of what each reads, and what becomes of it.
 WEIGHT, SCALE, NORM, BIAS, KIND = range(5)
-GATES, ADD, SWIGLU, READ_OUT = range(4)
+GATES, ADD, SWIGLU, LM_HEAD = range(4)
 # Below so many products to add up a second thread takes longer to begin than the first one to end.
 SMALL = 1 << 15
 
@@ -101,8 +101,8 @@ def _gates(pre_k, bias_d, keep, rest, state_d, last_d, gated_d, lo, hi):
     d = bias_d.shape[0]
     value_d, p_d, gate_d = pre_k[:d], pre_k[d : 2 * d], pre_k[2 * d :]
     for j in range(lo, hi):
-        opened, closed = two_sigmoids(p_d[j] + bias_d[j])
-        after = keep * closed * state_d[j] + (rest + keep * opened) * tanh(value_d[j])
+        sigmoid_p, sigmoid_minus_p = two_sigmoids(p_d[j] + bias_d[j])
+        after = keep * sigmoid_minus_p * state_d[j] + (rest + keep * sigmoid_p) * tanh(value_d[j])
         last_d[j] = after
         gated_d[j] = sigmoid(gate_d[j]) * after
 
@@ -147,7 +147,7 @@ def _vector(address, size):
 
 @partial(kept, fastmath={"contract"})
 def step(
-    threads, tokens_b, products, embedding_vd, scale_v, constants, states_lbd, last_lbd, logits_bv, x_bd, normed_bd,
+    threads, tokens_b, matmuls, embedding_vd, scale_v, constants, states_lbd, last_lbd, logits_bv, x_bd, normed_bd,
     pre_b3d, gated_bd, pre_b2f, hidden_bf,
 ):  # fmt: skip
     """Logits and states after one token a row.
@@ -155,7 +155,7 @@ def step(
     Args:
         threads: parts that each product is divided into; 1 starts no other thread.
         tokens_b: token ids, inside the vocabulary.
-        products: the four of each layer and the one that reads out, columns as above; none is 0.
+        matmuls: the four of each layer and the one that reads out, columns as above; none is 0.
         embedding_vd, scale_v: the embedding as it is stored, its scales or nothing.
         constants: c = exp(-delta_min), 1 - c, residual scale, epsilon of the norms.
         states_lbd: before the token. Not written to.
@@ -167,8 +167,8 @@ def step(
         scale = scale_v[tokens_b[b]] if scale_v.size > 0 else np.float32(1.0)
         for j in range(d):
             x_bd[b, j] = scale * _widened(embedding_vd[tokens_b[b], j])
-    for i in range(products.shape[0]):
-        at, layer = products[i], min(i // 4, states_lbd.shape[0] - 1)
+    for i in range(matmuls.shape[0]):
+        at, layer = matmuls[i], min(i // 4, states_lbd.shape[0] - 1)
         kind = at[KIND]
         if at[NORM] != 0:
             _norm(x_bd, _vector(at[NORM], d), constants[3], normed_bd)

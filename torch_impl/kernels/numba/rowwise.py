@@ -1,4 +1,4 @@
-"""RMSNorm, SwiGLU and softmax on a processor, row by row. No twin. Truth: spec/reference/blocks.py.
+"""RMSNorm and the product of SwiGLU on a CPU, row by row. No twin: Numba. Truth: spec/reference/blocks.py.
 
 Sums over rows are taken in blocks of ROWS whatever the number of threads, so that they do not depend on it.
 """
@@ -30,14 +30,14 @@ def _norm_row(x, weight, eps, y):
 
 
 @kernel
-def _norm_row_back(x, weight, r, of_y, of_x, shard):
+def _norm_row_back(x, weight, r, grad_y, grad_x, weight_sum):
     """With n = x r and q = w g: r (q - n mean(q n))."""
     for j in range(x.shape[0]):
-        shard[j] += of_y[j] * (x[j] * r)
-        of_x[j] = of_y[j] * weight[j]
-    mean = _dot(of_x, x) * r / number(x.shape[0], r)
+        weight_sum[j] += grad_y[j] * (x[j] * r)
+        grad_x[j] = grad_y[j] * weight[j]
+    mean = _dot(grad_x, x) * r / number(x.shape[0], r)
     for j in range(x.shape[0]):
-        of_x[j] = r * (of_x[j] - x[j] * r * mean)
+        grad_x[j] = r * (grad_x[j] - x[j] * r * mean)
 
 
 @parallel
@@ -49,12 +49,12 @@ def norm_forward(x, weight, eps, y, r):
 
 
 @parallel
-def norm_backward(x, weight, r, of_y, of_x, shares):
+def norm_backward(x, weight, r, grad_y, grad_x, partial_sums):
     """Gradients of x, and of the weight by each block of rows [blocks, d]."""
-    for block in prange(shares.shape[0]):
-        shares[block] = number(0.0, r[0])
+    for block in prange(partial_sums.shape[0]):
+        partial_sums[block] = number(0.0, r[0])
         for i in range(block * ROWS, min((block + 1) * ROWS, x.shape[0])):
-            _norm_row_back(x[i], weight, r[i], of_y[i], of_x[i], shares[block])
+            _norm_row_back(x[i], weight, r[i], grad_y[i], grad_x[i], partial_sums[block])
 
 
 @kernel
@@ -64,13 +64,13 @@ def _swiglu_row(gate, up, y):
 
 
 @kernel
-def _swiglu_row_back(gate, up, of_y, of_gate, of_up):
+def _swiglu_row_back(gate, up, grad_y, grad_gate, grad_up):
     """silu' = s (1 + x (1 - s))."""
-    one = number(1.0, of_y[0])
-    for j in range(of_y.shape[0]):
+    one = number(1.0, grad_y[0])
+    for j in range(grad_y.shape[0]):
         s = sigmoid(gate[j])
-        of_gate[j] = of_y[j] * up[j] * (s * (one + gate[j] * (one - s)))
-        of_up[j] = of_y[j] * (gate[j] * s)
+        grad_gate[j] = grad_y[j] * up[j] * (s * (one + gate[j] * (one - s)))
+        grad_up[j] = grad_y[j] * (gate[j] * s)
 
 
 @parallel
@@ -83,9 +83,9 @@ def swiglu_forward(pre, y):
 
 
 @parallel
-def swiglu_backward(pre, of_y, of_pre):
+def swiglu_backward(pre, grad_y, grad_pre):
     """Gradients of gate | up."""
-    f = of_y.shape[1]
-    for block in prange((of_y.shape[0] + ROWS - 1) // ROWS):
-        for i in range(block * ROWS, min((block + 1) * ROWS, of_y.shape[0])):
-            _swiglu_row_back(pre[i, :f], pre[i, f:], of_y[i], of_pre[i, :f], of_pre[i, f:])
+    f = grad_y.shape[1]
+    for block in prange((grad_y.shape[0] + ROWS - 1) // ROWS):
+        for i in range(block * ROWS, min((block + 1) * ROWS, grad_y.shape[0])):
+            _swiglu_row_back(pre[i, :f], pre[i, f:], grad_y[i], grad_pre[i, :f], grad_pre[i, f:])

@@ -1,4 +1,4 @@
-"""The recurrence on a processor: one pass over memory in each direction. No twin. Truth: spec/reference/scan.py."""
+"""The recurrence on a CPU, one pass over memory in each direction. No twin: Numba. Truth: spec/reference/scan.py."""
 
 from numba import prange
 
@@ -20,22 +20,22 @@ def _forward_task(decay, drive, state, states, b, lo, hi):
 
 
 @kernel
-def _retreat(decay, previous, of_state, q, of_decay, of_drive):
+def _retreat(decay, previous, grad_state, q, grad_decay, grad_drive):
     for j in range(q.shape[0]):
-        g = of_state[j] + q[j]
-        of_drive[j] = g
-        of_decay[j] = g * previous[j]
+        g = grad_state[j] + q[j]
+        grad_drive[j] = g
+        grad_decay[j] = g * previous[j]
         q[j] = decay[j] * g
 
 
 @kernel
-def _backward_task(decay, states, state, of_states, of_last, of_decay, of_drive, of_state, b, lo, hi):
-    q = of_last[b, lo:hi].copy()
+def _backward_task(decay, states, state, grad_states, grad_last, grad_decay, grad_drive, grad_state, b, lo, hi):
+    q = grad_last[b, lo:hi].copy()
     for t in range(decay.shape[1] - 1, -1, -1):
         previous = states[b, t - 1, lo:hi] if t > 0 else state[b, lo:hi]
-        now, out = decay[b, t, lo:hi], of_states[b, t, lo:hi]
-        _retreat(now, previous, out, q, of_decay[b, t, lo:hi], of_drive[b, t, lo:hi])
-    of_state[b, lo:hi] = q
+        now, out = decay[b, t, lo:hi], grad_states[b, t, lo:hi]
+        _retreat(now, previous, out, q, grad_decay[b, t, lo:hi], grad_drive[b, t, lo:hi])
+    grad_state[b, lo:hi] = q
 
 
 @parallel
@@ -48,10 +48,10 @@ def scan_forward(decay, drive, state, states, cuts):
 
 
 @parallel
-def scan_backward(decay, states, state, of_states, of_last, of_decay, of_drive, of_state, cuts):
+def scan_backward(decay, states, state, grad_states, grad_last, grad_decay, grad_drive, grad_state, cuts):
     """Gradients of decay, drive and initial state."""
     d = decay.shape[2]
     for task in prange(decay.shape[0] * cuts):
         b, i = task // cuts, task % cuts
         lo, hi = d * i // cuts, d * (i + 1) // cuts
-        _backward_task(decay, states, state, of_states, of_last, of_decay, of_drive, of_state, b, lo, hi)
+        _backward_task(decay, states, state, grad_states, grad_last, grad_decay, grad_drive, grad_state, b, lo, hi)

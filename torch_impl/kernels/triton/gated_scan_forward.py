@@ -1,4 +1,4 @@
-"""The fused mixer, forward: pre-activations to gated states. No twin: Triton. Truth: spec/reference/blocks.py.
+"""The gated scan, forward: pre-activations to gated states. No twin: Triton. Truth: spec/reference/blocks.py.
 
 A program has C channels of one sequence (or of one segment of it) and goes through time in blocks of W R steps. Row w
 of a block holds the steps w R ... w R + R - 1: R steps in order in the registers of one warp, from a zero state, then
@@ -26,13 +26,13 @@ from torch_impl.kernels.triton.gates import (
 
 @triton.jit
 def decay_and_drive(v, p, KEEP: tl.constexpr, REST: tl.constexpr):
-    """alpha = KEEP sigmoid(-p) and (1 - alpha) v: 1 - alpha = REST + KEEP sigmoid(p), KEEP = exp(-delta_min)."""
-    opened, closed = two_sigmoids(p)
-    return KEEP * closed, (REST + KEEP * opened) * v
+    """decay = KEEP sigmoid(-p) and (1 - decay) v: 1 - decay = REST + KEEP sigmoid(p), KEEP = exp(-delta_min)."""
+    sigmoid_p, sigmoid_minus_p = two_sigmoids(p)
+    return KEEP * sigmoid_minus_p, (REST + KEEP * sigmoid_p) * v
 
 
 @triton.jit
-def mixer_forward(
+def gated_scan_forward(
     pre, bias, states, resets, padding, gated, last, saved, length, segments, blocks,
     KEEP: tl.constexpr, REST: tl.constexpr, RESETS: tl.constexpr, PADDED: tl.constexpr, STILLS: tl.constexpr,
     SAVE: tl.constexpr, EVERY: tl.constexpr, STAGES: tl.constexpr,
@@ -61,9 +61,9 @@ def mixer_forward(
             v = tanh(widen(tl.load(at + 3 * r * D, mask=ok, other=0.0)), pre.dtype.element_ty == tl.float32)
             p = widen(tl.load(at + (3 * r + 1) * D, mask=ok, other=0.0)) + shift
             o = sigmoid(widen(tl.load(at + (3 * r + 2) * D, mask=ok, other=0.0)))
-            alpha, drive = decay_and_drive(v, p, KEEP, REST)
-            alpha, drive = masked_step(alpha, drive, reset, still, left, r, RESETS, PADDED, STILLS)
-            product, end = compose(product, end, alpha, drive)
+            decay, drive = decay_and_drive(v, p, KEEP, REST)
+            decay, drive = masked_step(decay, drive, reset, still, left, r, RESETS, PADDED, STILLS)
+            product, end = compose(product, end, decay, drive)
             products, ends, gates = products + (product,), ends + (end,), gates + (o,)
         end = tl.where(rows == 0, product * carry + end, end)
         _, after, _, before = tl.associative_scan((product, end, one, zero), 0, compose_beside)
@@ -82,7 +82,7 @@ def mixer_forward(
 
 
 @triton.jit
-def mixer_summary(
+def gated_scan_summary(
     pre, bias, resets, padding, products, ends, length, segments, steps,
     KEEP: tl.constexpr, REST: tl.constexpr, RESETS: tl.constexpr, PADDED: tl.constexpr, STILLS: tl.constexpr,
     STAGES: tl.constexpr, D: tl.constexpr, W: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
@@ -106,9 +106,9 @@ def mixer_summary(
             ok = inside & (r < left) if STILLS else inside
             v = tanh(widen(tl.load(at + 3 * r * D, mask=ok, other=0.0)), pre.dtype.element_ty == tl.float32)
             p = widen(tl.load(at + (3 * r + 1) * D, mask=ok, other=0.0)) + shift
-            alpha, drive = decay_and_drive(v, p, KEEP, REST)
-            alpha, drive = masked_step(alpha, drive, reset, still, left, r, RESETS, PADDED, STILLS)
-            product, end = compose(product, end, alpha, drive)
+            decay, drive = decay_and_drive(v, p, KEEP, REST)
+            decay, drive = masked_step(decay, drive, reset, still, left, r, RESETS, PADDED, STILLS)
+            product, end = compose(product, end, decay, drive)
     product, end = tl.associative_scan((product, end), 0, compose)
     whole = inside & (rows == W - 1)
     to = row * D + channels + 0 * rows

@@ -1,4 +1,4 @@
-"""The gates of the mixer, inside a kernel. No twin: Triton. Truth: spec/reference/scan.py.
+"""The gates of the gated scan, inside a kernel. No twin: Triton. Truth: spec/reference/scan.py.
 
 Nothing here needs libdevice, so the same source runs interpreted and compiles for every target.
 """
@@ -34,8 +34,8 @@ def two_sigmoids(x):
     """(sigmoid(x), sigmoid(-x)) from one e = exp(-x), each to relative accuracy: 1 / (1 + e), e / (1 + e)."""
     e = tl.exp2(tl.minimum(x * -LOG2_E, LARGEST))
     root = tl.rsqrt(1.0 + e)
-    opened = root * root
-    return opened, e * opened
+    sigmoid_p = root * root
+    return sigmoid_p, e * sigmoid_p
 
 
 @triton.jit
@@ -84,16 +84,16 @@ def is_still(padding, left, r: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def masked_step(
-    alpha, drive, reset, padding, left, r: tl.constexpr,
+    decay, drive, reset, padding, left, r: tl.constexpr,
     RESETS: tl.constexpr, PADDED: tl.constexpr, STILLS: tl.constexpr,
 ):  # fmt: skip
     """Decay and drive where a step clears the state before it, (0, drive), or changes nothing, (1, 0)."""
     if RESETS:
-        alpha = tl.where(is_marked(reset, r), 0.0, alpha)
+        decay = tl.where(is_marked(reset, r), 0.0, decay)
     if STILLS:
         still = is_still(padding, left, r, PADDED)
-        alpha, drive = tl.where(still, 1.0, alpha), tl.where(still, 0.0, drive)
-    return alpha, drive
+        decay, drive = tl.where(still, 1.0, decay), tl.where(still, 0.0, drive)
+    return decay, drive
 
 
 @triton.jit

@@ -14,7 +14,7 @@ ROW = 8
 PROGRAMS_EACH = 2
 """Programs side by side that fill a processor."""
 SPLIT_COST = 1.5
-"""Bytes that a split mixer moves for one that is not, both directions: (12.5 + 20.4) / (8.2 + 14.2)."""
+"""Bytes that a split gated scan moves for one that is not, both directions: (12.5 + 20.4) / (8.2 + 14.2)."""
 
 
 class Blocks(NamedTuple):

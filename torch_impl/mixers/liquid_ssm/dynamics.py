@@ -12,7 +12,7 @@ from torch import Tensor
 from spec.mixers.liquid_ssm import LiquidSSMConfig
 from spec.mixers.liquid_ssm.hippo import NORMAL_RATE, coupling, legs_factor, legs_rates
 from spec.mixers.liquid_ssm.reference import STEPS_A_TIME_CONSTANT
-from torch_impl.ops.scan.chunked import chunked
+from torch_impl.ops.scan.chunked import chunked_scan
 
 
 class Dynamics(NamedTuple):
@@ -99,7 +99,7 @@ class Dense:
         decay, drive = 1.0 - step * self.q / m, self.q * r / m
         if transposed:
             decay, drive = decay.flip(-1), drive.flip(-1)
-        sums = chunked(decay[..., None], drive[..., None], torch.zeros_like(r[..., :1]))[..., 0]
+        sums = chunked_scan(decay[..., None], drive[..., None], torch.zeros_like(r[..., :1]))[..., 0]
         before = _later(sums)
         return (r - step * (before.flip(-1) if transposed else before)) / m
 

@@ -22,7 +22,7 @@ from torch_impl.mixers.liquid_ssm.dynamics import (
     clock_adjoint,
     matrix_of,
 )
-from torch_impl.ops.scan.chunked import chunked
+from torch_impl.ops.scan.chunked import chunked_scan
 
 MOST_ITERATIONS = 64
 _ROUNDINGS = 4.0
@@ -105,7 +105,7 @@ def parallel(inputs: Inputs, of: Dynamics, config: LiquidSSMConfig, state_bn: Te
         at = clock(shifted(states_btn, state_bn, inputs), inputs, of, config)
         factor = 1.0 / matrix.matrix(at.tau, at.dt)
         drive = inputs.skip(0.0, factor * as_complex(at.dt * inputs.drive))
-        return as_real(chunked(inputs.skip(1.0, inputs.forget(factor)), drive, as_complex(state_bn)))
+        return as_real(chunked_scan(inputs.skip(1.0, inputs.forget(factor)), drive, as_complex(state_bn)))
 
     states_btn, *told = _settled(improve, torch.zeros_like(inputs.drive))
     return Solved(states_btn, states_btn[:, -1], *told)
@@ -125,7 +125,7 @@ def parallel_adjoint(kept: Trajectory, gradient_btn: Tensor, final_bn: Tensor) -
     def improve(g_btn: Tensor) -> Tensor:
         by_clock = passed(as_real(factor * as_complex(g_btn)))
         given = gradient_btn + torch.cat([by_clock[:, 1:], torch.zeros_like(by_clock[:, :1])], dim=1)
-        return as_real(chunked(following, as_complex(given.flip(1)), as_complex(final_bn)).flip(1))
+        return as_real(chunked_scan(following, as_complex(given.flip(1)), as_complex(final_bn)).flip(1))
 
     g_btn, *told = _settled(improve, torch.zeros_like(gradient_btn))
     y_btn = as_real(factor * as_complex(g_btn))

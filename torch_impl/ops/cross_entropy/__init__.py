@@ -1,4 +1,12 @@
-"""Cross-entropy of a tied read-out. Twin: jax_impl. Truth: spec/reference/model.py."""
+"""Cross-entropy of a tied language-model head. Twin: jax_impl. Truth: spec/reference/model.py.
+
+    fused_linear   linear layer and loss in one, the gradients made with the loss chunk by chunk (fused_linear.py): with
+                   Triton's kernel on GPUs, with Numba's on CPUs (numba.py), else in operations of PyTorch
+    chunked        the plain loss of a chunk of rows at a time, recomputed in the backward pass
+    full           all logits at once
+
+`auto` is `fused_linear` on GPUs and CPUs, `chunked` on other devices. `lm_head` gives the logits themselves.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +19,14 @@ from torch.utils.checkpoint import checkpoint
 from spec.axes import ANY_D, ANY_V, BT, BTD, ND, SCALAR, VD, N
 from spec.config import require_known
 from spec.data import IGNORED_LABEL
-from torch_impl.ops.cross_entropy.fused_linear_cross_entropy import (
-    MORE,
+from torch_impl.ops.cross_entropy.fused_linear import (
+    CHUNK_FACTOR,
     by_numba,
     fused_linear_cross_entropy,
-    has_wide_products,
+    has_wide_matmul,
     wide_lm_head,
 )
-from torch_impl.ops.matmul import product
+from torch_impl.ops.matmul import matmul
 
 CHUNK_LOGITS = 2**24
 
@@ -27,9 +35,9 @@ def lm_head(
     hidden: Float[Tensor, ANY_D], embedding_vd: Float[Tensor, VD], compute: torch.dtype
 ) -> Float[Tensor, ANY_V]:
     """logits = hidden E^T: operands rounded to the compute dtype, product and result in the accumulation dtype."""
-    if has_wide_products(hidden.device, compute):
+    if has_wide_matmul(hidden.device, compute):
         return wide_lm_head(hidden, embedding_vd, compute)
-    return product(hidden.to(compute).to(hidden.dtype), embedding_vd.to(compute).to(hidden.dtype))
+    return matmul(hidden.to(compute).to(hidden.dtype), embedding_vd.to(compute).to(hidden.dtype))
 
 
 def total_nats(
@@ -62,25 +70,21 @@ def chunked(hidden_nd: Tensor, embedding_vd: Tensor, labels_n: Tensor, compute: 
     return nats
 
 
-def _fused_linear_cross_entropy(
-    hidden_nd: Tensor, embedding_vd: Tensor, labels_n: Tensor, compute: torch.dtype
-) -> Tensor:
-    """At most CHUNK_LOGITS logits live, MORE times as many in kernels; the forward pass makes the gradients too."""
+def _fused_linear(hidden_nd: Tensor, embedding_vd: Tensor, labels_n: Tensor, compute: torch.dtype) -> Tensor:
+    """At most CHUNK_LOGITS logits live, in kernels CHUNK_FACTOR times as many; the forward pass makes the gradients."""
     in_kernels = hidden_nd.device.type == "cuda" or by_numba(hidden_nd, compute)
-    return fused_linear_cross_entropy(
-        hidden_nd, embedding_vd, labels_n, compute, CHUNK_LOGITS * (MORE if in_kernels else 1)
-    )
+    chunk_logits = CHUNK_LOGITS * (CHUNK_FACTOR if in_kernels else 1)
+    return fused_linear_cross_entropy(hidden_nd, embedding_vd, labels_n, compute, chunk_logits)
 
 
-METHODS = {"full": full, "chunked": chunked, "one_pass": _fused_linear_cross_entropy}
+METHODS = {"full": full, "chunked": chunked, "fused_linear": _fused_linear}
+ALIASES = {"one_pass": "fused_linear"}
+"""Former names of methods, accepted wherever a method is named."""
 
 
 def choose_method(device: torch.device) -> str:
-    """What `auto` takes.
-
-    On a GPU and on a CPU `one_pass`, elsewhere the plain form of the same semantics.
-    """
-    return "one_pass" if device.type in ("cuda", "cpu") else "chunked"
+    """The method that `auto` takes on a device."""
+    return "fused_linear" if device.type in ("cuda", "cpu") else "chunked"
 
 
 def cross_entropy(
@@ -97,12 +101,12 @@ def cross_entropy(
         embedding_vd: tied embedding, [v, d].
         labels_bt: target of each position, [b, t]; -100 is ignored.
         compute: dtype that the operands of the product are rounded to.
-        method: a key of METHODS, or `auto`.
+        method: a key of METHODS or of ALIASES, or `auto`.
 
     Raises:
         ValueError: an unknown method.
     """
-    method = choose_method(hidden_btd.device) if method == "auto" else method
+    method = choose_method(hidden_btd.device) if method == "auto" else ALIASES.get(method, method)
     require_known("loss method", method, METHODS)
     labels_n = labels_bt.reshape(-1).long()
     nats = METHODS[method](hidden_btd.reshape(-1, hidden_btd.shape[-1]), embedding_vd, labels_n, compute)

@@ -1,10 +1,9 @@
-"""A token on a processor, a whole step compiled as one. No twin: JAX compiles its own. Truth: spec/reference/."""
+"""One token a row on a CPU, a whole step compiled as one. No twin: JAX compiles. Truth: spec/reference/model.py."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -19,13 +18,14 @@ from spec.sampling import Step, check_tokens
 from torch_impl.checkpoint.native import dump_parameters, load_parameters
 from torch_impl.kernels.numba import decode, one_at_a_time, threads
 from torch_impl.mixers import capabilities
+from torch_impl.ops.decode.eager import eager_step
 from torch_impl.protocols import LanguageModel
 
 #: Rows up to which one row of weights after the other is faster than a matrix product, on two cores.
 MOST_ROWS = 16
 
-#: Products of a layer in order: kind, matrix, norm of what it reads, bias.
-_PRODUCTS = (
+#: Matmuls of a layer in order: kind, matrix, norm of what it reads, bias.
+_MATMULS = (
     (decode.GATES, "mixer.input", "mixer_norm", "mixer.decay_bias"),
     (decode.ADD, "mixer.output", None, None),
     (decode.SWIGLU, "mlp.input", "mlp_norm", None),
@@ -50,7 +50,7 @@ def refusal(model: LanguageModel) -> str | None:
     return None
 
 
-def compiled(model: LanguageModel, weights: str, eager: Callable[[LanguageModel], Step]) -> Step:
+def numba_step(model: LanguageModel, weights: str = "float32") -> Step:
     """One token a row by a compiled function, for up to MOST_ROWS rows; more rows, or more tokens, go eagerly.
 
     float32 weights are read at each step where they lie; others are packed now, and the model is read no more.
@@ -58,7 +58,6 @@ def compiled(model: LanguageModel, weights: str, eager: Callable[[LanguageModel]
     Args:
         model: a LiquidNet; where its parameters are not rounded to `weights`, prompts go through a copy that is.
         weights: one of spec.checkpoint.quantization.WEIGHTS, how the matrices are stored.
-        eager: makes the plain step of a model.
 
     Raises:
         NotImplementedError: the model is not a LiquidNet in float32 on a processor.
@@ -69,13 +68,13 @@ def compiled(model: LanguageModel, weights: str, eager: Callable[[LanguageModel]
         raise NotImplementedError(f"decode by Numba {why}")
     if weights != "float32":
         model = _of_rounded(model, weights)
-    plain, compiled_step = eager(model), _Compiled(model, weights)
+    eager, compiled = eager_step(model), _Compiled(model, weights)
 
     @torch.inference_mode()
     def step(tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
         if tokens_bt.shape[1:] != (1,) or not 1 <= len(tokens_bt) <= MOST_ROWS:
-            return plain(tokens_bt, states)
-        return compiled_step(tokens_bt[:, 0], states)
+            return eager(tokens_bt, states)
+        return compiled(tokens_bt[:, 0], states)
 
     return step
 
@@ -132,19 +131,19 @@ class _Compiled:
         return self.work[b]
 
     def _stored(self) -> tuple[np.ndarray, ...]:
-        """Table of products, embedding and its scales; anew where a parameter has moved."""
+        """Table of matmuls, embedding and its scales; anew where a parameter has moved."""
         read = [parameter.data_ptr() for parameter in self.places]
         if read == self.read:
             return self.stored
         # Kept as long as their addresses are.
         self.arrays = {path: self._matrix(path, p) for path, p in self.parameters.items()}
-        rows = [self._product(f"blocks.{i}.", *row) for i in range(self.model.config.n_layers) for row in _PRODUCTS]
-        rows.append(self._product("", decode.READ_OUT, "embedding", "final_norm", None))
+        rows = [self._matmul_row(f"blocks.{i}.", *row) for i in range(self.model.config.n_layers) for row in _MATMULS]
+        rows.append(self._matmul_row("", decode.LM_HEAD, "embedding", "final_norm", None))
         self.stored = np.array(rows, np.uint64), *self.arrays["embedding.weight"]
         self.read = read
         return self.stored
 
-    def _product(self, block: str, kind: int, matrix: str, norm: str | None, bias: str | None) -> tuple[int, ...]:
+    def _matmul_row(self, block: str, kind: int, matrix: str, norm: str | None, bias: str | None) -> tuple[int, ...]:
         """A row of decode.step's table."""
         weight_oi, scale_o = self.arrays[f"{block}{matrix}.weight"]
         norm_d = self.arrays[f"{block}{norm}.weight"][0] if norm else _NONE

@@ -1,4 +1,4 @@
-"""The mixer as one pass over memory each way. No twin: Numba is for CPUs. Truth: spec/reference/blocks.py."""
+"""The gated scan as one pass over memory each way. No twin: Numba is for CPUs. Truth: spec/reference/blocks.py."""
 
 from __future__ import annotations
 
@@ -6,25 +6,19 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spec.axes import BD, BT, BT3D, BTD, D
+from spec.axes import BD, BTD
 from torch_impl.kernels.numba import gated_scan as kernels
 from torch_impl.kernels.numba.calls import apart, arrays, cuts, mask, masks_of, operator
 from torch_impl.ops.devices import require_numba
+from torch_impl.ops.gated_scan.inputs import GatedScanInputs
 from torch_impl.ops.scan.context_parallel import sharing
 
 
-def fused_mixer(
-    pre_btx: Float[Tensor, BT3D],
-    decay_bias_d: Float[Tensor, D],
-    delta_min: float,
-    state_bd: Float[Tensor, BD] | None,
-    resets_bt: Bool[Tensor, BT] | None,
-    padding_bt: Bool[Tensor, BT] | None,
-) -> tuple[Float[Tensor, BTD], Float[Tensor, BD]]:
+def numba_gated_scan(inputs: GatedScanInputs) -> tuple[Float[Tensor, BTD], Float[Tensor, BD]]:
     """Gates, scan and output gate in one pass over memory, the gradients in another, in the dtype of the bias.
 
     Saved for the gradients: the inputs and all states.
@@ -33,6 +27,7 @@ def fused_mixer(
         NotImplementedError: the tensors are not on a CPU, or several processes share the sequence.
         ValueError: a state of another shape, or a mask that is not bool.
     """
+    pre_btx, decay_bias_d, state_bd, resets_bt, padding_bt, delta_min = inputs
     require_numba("numba", decay_bias_d)
     if sharing() is not None:
         raise NotImplementedError("mixer method 'numba' has each row whole; between processes use auto or chunked")
@@ -42,9 +37,9 @@ def fused_mixer(
         raise ValueError(f"the state needs shape {(b, x // 3)}, got {tuple(state_bd.shape)}")
     masks = masks_of(resets_bt, b, t), masks_of(padding_bt, b, t)
     state_bd = torch.zeros(b, x // 3, dtype=wide) if state_bd is None else state_bd.to(wide)
-    inputs = pre_btx.to(wide), decay_bias_d, state_bd
-    save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    gated_btd, last_bd = _Mixer.apply(*inputs, *masks, delta_min, save)
+    leaves = pre_btx.to(wide), decay_bias_d, state_bd
+    save = torch.is_grad_enabled() and any(x.requires_grad for x in leaves)
+    gated_btd, last_bd = _GatedScan.apply(*leaves, *masks, delta_min, save)
     return gated_btd.to(pre_btx.dtype), last_bd
 
 
@@ -53,7 +48,7 @@ def _outputs(pre, bias, state, resets, padding, delta_min, save):
     return pre.new_empty(b, t, x // 3), state.new_empty(state.shape), pre.new_empty(b, t if save else 1, x // 3)
 
 
-@operator("cpu_mixer", _outputs)
+@operator("cpu_gated_scan", _outputs)
 def _forward(
     pre: Tensor,
     bias: Tensor,
@@ -66,15 +61,15 @@ def _forward(
     """Gated states, last state, and all states where they are to be saved, else a row of scratch."""
     gated, last, states = _outputs(pre, bias, state, resets, padding, delta_min, save)
     inputs = *arrays(pre), apart(bias), _constants(bias, delta_min), *arrays(state), mask(resets), mask(padding)
-    kernels.mixer_forward(*inputs, *arrays(gated, states, last), cuts(len(pre)))
+    kernels.gated_scan_forward(*inputs, *arrays(gated, states, last), cuts(len(pre)))
     return gated, last, states
 
 
-def _gradients(pre, bias, state, resets, padding, states, of_gated, of_last, delta_min):
+def _gradients(pre, bias, state, resets, padding, states, grad_gated, grad_last, delta_min):
     return pre.new_empty(pre.shape), bias.new_empty(bias.shape), state.new_empty(state.shape)
 
 
-@operator("cpu_mixer_backward", _gradients)
+@operator("cpu_gated_scan_backward", _gradients)
 def _backward(
     pre: Tensor,
     bias: Tensor,
@@ -82,19 +77,21 @@ def _backward(
     resets: Tensor | None,
     padding: Tensor | None,
     states: Tensor,
-    of_gated: Tensor,
-    of_last: Tensor,
+    grad_gated: Tensor,
+    grad_last: Tensor,
     delta_min: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of pre-activations, bias and initial state."""
-    of_pre, _, of_state = _gradients(pre, bias, state, resets, padding, states, of_gated, of_last, delta_min)
-    shares = torch.empty_like(of_state)
+    grad_pre, _, grad_state = _gradients(pre, bias, state, resets, padding, states, grad_gated, grad_last, delta_min)
+    bias_sums = torch.empty_like(grad_state)
     inputs = *arrays(pre), apart(bias), _constants(bias, delta_min), *arrays(state), mask(resets), mask(padding)
-    kernels.mixer_backward(*inputs, *arrays(states, of_gated, of_last, of_pre, shares, of_state), cuts(len(pre)))
-    return of_pre, shares.sum(dim=0), of_state
+    kernels.gated_scan_backward(
+        *inputs, *arrays(states, grad_gated, grad_last, grad_pre, bias_sums, grad_state), cuts(len(pre))
+    )
+    return grad_pre, bias_sums.sum(dim=0), grad_state
 
 
-class _Mixer(torch.autograd.Function):
+class _GatedScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pre, bias, state, resets, padding, delta_min, save):
         gated, last, states = _forward(pre, bias, state, resets, padding, delta_min, save)
@@ -104,8 +101,8 @@ class _Mixer(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_gated, of_last):
-        return *_backward(*ctx.saved_tensors, of_gated, of_last, ctx.delta_min), None, None, None, None
+    def backward(ctx, grad_gated, grad_last):
+        return *_backward(*ctx.saved_tensors, grad_gated, grad_last, ctx.delta_min), None, None, None, None
 
 
 def _constants(bias: Tensor, delta_min: float) -> np.ndarray:

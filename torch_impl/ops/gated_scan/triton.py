@@ -1,4 +1,4 @@
-"""The mixer as one kernel in each direction. No twin: Triton is for GPUs. Truth: spec/reference/blocks.py."""
+"""The gated scan as one kernel in each direction. No twin: Triton is for GPUs. Truth: spec/reference/blocks.py."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from spec.axes import BC, BD, BT, BT3D, BTD, D
-from torch_impl.kernels.triton.gated_scan_backward import adjoint_summary, mixer_backward
-from torch_impl.kernels.triton.gated_scan_forward import mixer_forward, mixer_summary
+from spec.axes import BC, BD, BT, BTD
+from torch_impl.kernels.triton.gated_scan_backward import gated_scan_adjoint_summary, gated_scan_backward
+from torch_impl.kernels.triton.gated_scan_forward import gated_scan_forward, gated_scan_summary
 from torch_impl.kernels.triton.launch import (
     BACKWARD,
     FORWARD,
@@ -23,18 +23,12 @@ from torch_impl.kernels.triton.launch import (
     split,
 )
 from torch_impl.ops.devices import require_triton
+from torch_impl.ops.gated_scan.inputs import GatedScanInputs
 from torch_impl.ops.scan.context_parallel import sharing
 from torch_impl.ops.scan.triton import scan_states
 
 
-def fused_mixer(
-    pre_btx: Float[Tensor, BT3D],
-    decay_bias_d: Float[Tensor, D],
-    delta_min: float,
-    state_bd: Float[Tensor, BD] | None,
-    resets_bt: Bool[Tensor, BT] | None,
-    padding_bt: Bool[Tensor, BT] | None,
-) -> tuple[Float[Tensor, BTD], Float[Tensor, BD]]:
+def triton_gated_scan(inputs: GatedScanInputs) -> tuple[Float[Tensor, BTD], Float[Tensor, BD]]:
     """Gates, scan and output gate in one pass over memory, the gradients in another.
 
     Saved for the gradients: the inputs, and one float32 state every 64 steps.
@@ -42,15 +36,16 @@ def fused_mixer(
     Raises:
         NotImplementedError: the kernels do not run on this device, or several processes share the sequence.
     """
+    pre_btx, decay_bias_d, state_bd, resets_bt, padding_bt, delta_min = inputs
     require_triton("triton", pre_btx.device)
     if sharing() is not None:
         raise NotImplementedError("mixer method 'triton' has each row whole; between processes use auto or chunked")
     b, _, x = pre_btx.shape
     wide = decay_bias_d.dtype
     state_bd = torch.zeros(b, x // 3, dtype=wide, device=pre_btx.device) if state_bd is None else state_bd.to(wide)
-    inputs = pre_btx, decay_bias_d, state_bd
-    save = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-    gated_btd, last_bd, _ = _forward(*inputs, resets_bt, padding_bt, delta_min, save)
+    leaves = pre_btx, decay_bias_d, state_bd
+    save = torch.is_grad_enabled() and any(x.requires_grad for x in leaves)
+    gated_btd, last_bd, _ = _forward(*leaves, resets_bt, padding_bt, delta_min, save)
     return gated_btd, last_bd
 
 
@@ -64,7 +59,7 @@ def row_words(mask_bt: Bool[Tensor, BT] | None, beyond: bool) -> Int[Tensor, BC]
     return (filled.clone() if filled.storage_offset() % ROW else filled).view(torch.int64)
 
 
-@torch.library.custom_op("liquidnet::mixer", mutates_args=())
+@torch.library.custom_op("liquidnet::gated_scan", mutates_args=())
 def _forward(
     pre: Tensor,
     bias: Tensor,
@@ -79,13 +74,15 @@ def _forward(
     gated, last, saved = _outputs(pre, bias, state, resets, padding, delta_min, save)
     launch = _Launch(pre, resets, padding, delta_min, FORWARD)
     if launch.segments > 1:
-        products, ends = launch.summaries(mixer_summary, (pre, bias, *launch.masks), state.dtype)
+        products, ends = launch.summaries(gated_scan_summary, (pre, bias, *launch.masks), state.dtype)
         after = scan_states(products, ends, state)
         states = torch.cat([state[:, None], after[:, :-1]], dim=1)
     else:
         states = state
     arguments = (pre, bias, states, *launch.masks, gated, last, saved, launch.length)
-    launch.main(mixer_forward, (*arguments, launch.segments, launch.blocks), SAVE=save, EVERY=saved_every(pre.device))
+    launch.main(
+        gated_scan_forward, (*arguments, launch.segments, launch.blocks), SAVE=save, EVERY=saved_every(pre.device)
+    )
     return gated, last, saved
 
 
@@ -96,36 +93,38 @@ def _outputs(pre, bias, state, resets, padding, delta_min, save):
     return pre.new_empty(b, t, x // 3), torch.empty_like(state), state.new_empty(saved)
 
 
-@torch.library.custom_op("liquidnet::mixer_backward", mutates_args=())
+@torch.library.custom_op("liquidnet::gated_scan_backward", mutates_args=())
 def _backward(
     pre: Tensor,
     bias: Tensor,
     resets: Tensor | None,
     padding: Tensor | None,
     saved: Tensor,
-    of_gated: Tensor,
-    of_last: Tensor,
+    grad_gated: Tensor,
+    grad_last: Tensor,
     delta_min: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of pre-activations, bias and initial state."""
-    pre, of_gated, of_last = pre.contiguous(), of_gated.contiguous(), of_last.contiguous()
-    of_pre, _, of_state = _gradients(pre, bias, resets, padding, saved, of_gated, of_last, delta_min)
+    pre, grad_gated, grad_last = pre.contiguous(), grad_gated.contiguous(), grad_last.contiguous()
+    grad_pre, _, grad_state = _gradients(pre, bias, resets, padding, saved, grad_gated, grad_last, delta_min)
     launch = _Launch(pre, resets, padding, delta_min, BACKWARD)
     assert launch.steps == saved_every(pre.device), "a block of the backward pass begins where a state was saved"
-    arriving = of_last
+    arriving = grad_last
     if launch.segments > 1:
-        products, ends = launch.summaries(adjoint_summary, (pre, bias, *launch.masks, of_gated), saved.dtype)
-        reaching = scan_states(products, ends, of_last, reverse=True)
-        arriving = torch.cat([reaching[:, 1:], of_last[:, None]], dim=1)
-    shares = saved.new_empty(len(pre) * launch.segments, launch.d)
-    arguments = (pre, bias, *launch.masks, saved, of_gated, arriving, of_pre, shares, of_state, launch.length)
-    launch.main(mixer_backward, (*arguments, launch.segments, launch.blocks))
-    return of_pre, shares.sum(dim=0).to(bias.dtype), of_state
+        products, ends = launch.summaries(
+            gated_scan_adjoint_summary, (pre, bias, *launch.masks, grad_gated), saved.dtype
+        )
+        reaching = scan_states(products, ends, grad_last, reverse=True)
+        arriving = torch.cat([reaching[:, 1:], grad_last[:, None]], dim=1)
+    bias_sums = saved.new_empty(len(pre) * launch.segments, launch.d)
+    arguments = (pre, bias, *launch.masks, saved, grad_gated, arriving, grad_pre, bias_sums, grad_state, launch.length)
+    launch.main(gated_scan_backward, (*arguments, launch.segments, launch.blocks))
+    return grad_pre, bias_sums.sum(dim=0).to(bias.dtype), grad_state
 
 
 @_backward.register_fake
-def _gradients(pre, bias, resets, padding, saved, of_gated, of_last, delta_min):
-    return torch.empty_like(pre), torch.empty_like(bias), torch.empty_like(of_last)
+def _gradients(pre, bias, resets, padding, saved, grad_gated, grad_last, delta_min):
+    return torch.empty_like(pre), torch.empty_like(bias), torch.empty_like(grad_last)
 
 
 def _keep(ctx, inputs, output):
@@ -133,8 +132,8 @@ def _keep(ctx, inputs, output):
     ctx.save_for_backward(pre, bias, resets, padding, output[2])
 
 
-def _adjoint(ctx, of_gated, of_last, _):
-    return *_backward(*ctx.saved_tensors, of_gated, of_last, ctx.delta_min), None, None, None, None
+def _adjoint(ctx, grad_gated, grad_last, _):
+    return *_backward(*ctx.saved_tensors, grad_gated, grad_last, ctx.delta_min), None, None, None, None
 
 
 _forward.register_autograd(_adjoint, setup_context=_keep)

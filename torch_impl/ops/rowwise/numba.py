@@ -1,4 +1,4 @@
-"""RMSNorm and the gate of SwiGLU as one pass over memory each way. No twin: Numba. Truth: spec/reference/blocks.py."""
+"""RMSNorm and the product of SwiGLU, one pass over memory each way. No twin: Numba. Truth: spec/reference/blocks.py."""
 
 from __future__ import annotations
 
@@ -11,16 +11,27 @@ from torch.autograd.function import once_differentiable
 from spec.axes import BTD, BTF, BTI, D
 from torch_impl.kernels.numba import rowwise as kernels
 from torch_impl.kernels.numba.calls import apart, arrays, operator
+from torch_impl.ops.devices import require_numba
 
 
-def rms_norm(x_btd: Float[Tensor, BTD], weight_d: Float[Tensor, D], eps: float) -> Float[Tensor, BTD]:
-    """weight x / sqrt(mean(x^2) + eps); saved for the gradients: x, and one number a row."""
+def numba_rms_norm(x_btd: Float[Tensor, BTD], weight_d: Float[Tensor, D], eps: float) -> Float[Tensor, BTD]:
+    """weight x / sqrt(mean(x^2) + eps); saved for the gradients: x, and one number a row.
+
+    Raises:
+        NotImplementedError: the tensors are not on a CPU.
+    """
+    require_numba("numba", x_btd)
     return _RMSNorm.apply(x_btd, weight_d, eps)
 
 
-def gated(pre_bti: Float[Tensor, BTI]) -> Float[Tensor, BTF]:
-    """silu(gate) up of pre = gate | up; saved for the gradients: pre."""
-    return _Gated.apply(pre_bti)
+def numba_swiglu(pre_bti: Float[Tensor, BTI]) -> Float[Tensor, BTF]:
+    """silu(gate) up of pre = gate | up; saved for the gradients: pre.
+
+    Raises:
+        NotImplementedError: the tensor is not on a CPU.
+    """
+    require_numba("numba", pre_bti)
+    return _SwiGLU.apply(pre_bti)
 
 
 def _norm_outputs(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -36,14 +47,14 @@ def _norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return y, r
 
 
-@operator("cpu_rms_norm_backward", lambda x, weight, r, of_y: (x.new_empty(x.shape), weight.new_empty(weight.shape)))
-def _norm_backward(x: Tensor, weight: Tensor, r: Tensor, of_y: Tensor) -> tuple[Tensor, Tensor]:
+@operator("cpu_rms_norm_backward", lambda x, weight, r, grad_y: (x.new_empty(x.shape), weight.new_empty(weight.shape)))
+def _norm_backward(x: Tensor, weight: Tensor, r: Tensor, grad_y: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and of the weight."""
     n, d = len(r), x.shape[-1]
-    of_x, shares = x.new_empty(x.shape), x.new_empty(-(-n // kernels.ROWS), d)
+    grad_x, partial_sums = x.new_empty(x.shape), x.new_empty(-(-n // kernels.ROWS), d)
     (rows,) = arrays(x.reshape(n, d))
-    kernels.norm_backward(rows, apart(weight), *arrays(r, of_y.reshape(n, d), of_x.view(n, d), shares))
-    return of_x, shares.sum(dim=0)
+    kernels.norm_backward(rows, apart(weight), *arrays(r, grad_y.reshape(n, d), grad_x.view(n, d), partial_sums))
+    return grad_x, partial_sums.sum(dim=0)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -55,36 +66,36 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_y):
-        return *_norm_backward(*ctx.saved_tensors, of_y), None
+    def backward(ctx, grad_y):
+        return *_norm_backward(*ctx.saved_tensors, grad_y), None
 
 
-def _gated_output(pre: Tensor) -> Tensor:
+def _swiglu_output(pre: Tensor) -> Tensor:
     return pre.new_empty(*pre.shape[:-1], pre.shape[-1] // 2)
 
 
-@operator("cpu_swiglu", _gated_output)
-def _gate(pre: Tensor) -> Tensor:
-    y = _gated_output(pre)
+@operator("cpu_swiglu", _swiglu_output)
+def _swiglu(pre: Tensor) -> Tensor:
+    y = _swiglu_output(pre)
     kernels.swiglu_forward(*arrays(pre.reshape(-1, pre.shape[-1]), y.view(-1, y.shape[-1])))
     return y
 
 
-@operator("cpu_swiglu_backward", lambda pre, of_y: pre.new_empty(pre.shape))
-def _gate_backward(pre: Tensor, of_y: Tensor) -> Tensor:
+@operator("cpu_swiglu_backward", lambda pre, grad_y: pre.new_empty(pre.shape))
+def _swiglu_backward(pre: Tensor, grad_y: Tensor) -> Tensor:
     """The gradient of gate | up."""
-    of_pre, f = pre.new_empty(pre.shape), of_y.shape[-1]
-    kernels.swiglu_backward(*arrays(pre.reshape(-1, 2 * f), of_y.reshape(-1, f), of_pre.view(-1, 2 * f)))
-    return of_pre
+    grad_pre, f = pre.new_empty(pre.shape), grad_y.shape[-1]
+    kernels.swiglu_backward(*arrays(pre.reshape(-1, 2 * f), grad_y.reshape(-1, f), grad_pre.view(-1, 2 * f)))
+    return grad_pre
 
 
-class _Gated(torch.autograd.Function):
+class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, pre):
         ctx.save_for_backward(pre)
-        return _gate(pre)
+        return _swiglu(pre)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, of_y):
-        return _gate_backward(*ctx.saved_tensors, of_y)
+    def backward(ctx, grad_y):
+        return _swiglu_backward(*ctx.saved_tensors, grad_y)

@@ -1,4 +1,14 @@
-"""The scan, its masks and its gradient. Twin: jax_impl. Truth: spec/reference/scan.py."""
+"""The scan, its masks and its gradient. Twin: jax_impl. Truth: spec/reference/scan.py.
+
+    triton       one kernel in each direction, on GPUs of NVIDIA (8.0 and above) and AMD, or interpreted
+    numba        one compiled pass over memory in each direction, on CPUs, float32 and float64
+    chunked      two levels of sqrt(t) steps, everywhere
+    sequential   one step after another, everywhere
+
+`auto` is the first of these that runs where the tensors are; `sequential` instead of `chunked` for 16 tokens or fewer.
+Where processes share the sequence (context_parallel.py) each scans its stretch with that method. A named method runs or
+raises NotImplementedError.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +23,13 @@ from torch.autograd.function import once_differentiable
 from spec.axes import BD, BT, BTD
 from spec.config import require_known
 from torch_impl.ops.devices import default_device, takes_numba, takes_triton
-from torch_impl.ops.scan.chunked import chunked
-from torch_impl.ops.scan.context_parallel import ContextParallelScan, sharing
-from torch_impl.ops.scan.sequential import sequential
+from torch_impl.ops.scan.chunked import chunked_scan
+from torch_impl.ops.scan.context_parallel import context_parallel_scan, sharing
+from torch_impl.ops.scan.sequential import sequential_scan
 
-METHODS = {"sequential": sequential, "chunked": chunked}
+FEW = 16
+"""So few tokens are taken one after another where there is no kernel."""
+METHODS = {"sequential": sequential_scan, "chunked": chunked_scan}
 # The gradients of a method that has a kernel for them; of any other one, `_reversed`.
 ADJOINTS: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {}
 try:
@@ -37,13 +49,19 @@ else:
 def choose_method(
     shape: tuple[int, ...], device: torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> str:
-    """The method that `auto` takes for a scan of shape [b, t, d], on the device where training would run by default."""
+    """The method that `auto` takes for a scan of shape [b, t, d].
+
+    Args:
+        shape: b, t, d.
+        device: where the tensors are; None is where training would run by default.
+        dtype: of the drive.
+    """
     device = default_device() if device is None else device
     if takes_triton(device):
         return "triton"
     if takes_numba(device, dtype):
         return "numba"
-    return "sequential" if shape[1] <= 16 else "chunked"
+    return "sequential" if shape[1] <= FEW else "chunked"
 
 
 def scan(
@@ -55,6 +73,9 @@ def scan(
     padding_bt: Bool[Tensor, BT] | None = None,
 ) -> tuple[Float[Tensor, BTD], Float[Tensor, BD]]:
     """All states of h_t = decay_t h_{t-1} + drive_t and the last one, differentiable in all three inputs.
+
+    A first-order linear recurrence (Blelloch 1990, section 1.4); its adjoint is the same recurrence in reversed time
+    (Martin & Cundy 2018).
 
     Args:
         decay_btd: in [0, 1], [b, t, d].
@@ -69,6 +90,7 @@ def scan(
 
     Raises:
         ValueError: shapes that do not agree, or an unknown method.
+        NotImplementedError: a method that was named does not run on these tensors.
     """
     shapes = tuple(decay_btd.shape), tuple(drive_btd.shape)
     if decay_btd.ndim != 3 or shapes[0] != shapes[1] or shapes[0][1] == 0:
@@ -84,8 +106,9 @@ def scan(
     if padding_bt is not None:
         decay_btd = decay_btd.masked_fill(padding_bt[..., None], 1.0)
         drive_btd = drive_btd.masked_fill(padding_bt[..., None], 0.0)
-    if sharing() is not None:
-        return ContextParallelScan.apply(decay_btd, drive_btd, state_bd, METHODS[method], _adjoint(method), sharing())
+    group = sharing()
+    if group is not None:
+        return context_parallel_scan(decay_btd, drive_btd, state_bd, METHODS[method], _adjoint(method), group)
     return _Scan.apply(decay_btd, drive_btd, state_bd, method)
 
 
@@ -105,14 +128,14 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, states_gradient_btd, final_gradient_bd):
+    def backward(ctx, grad_states_btd, grad_last_bd):
         decay_btd, states_btd, state_bd = ctx.saved_tensors
-        return *_adjoint(ctx.method)(decay_btd, states_btd, state_bd, states_gradient_btd, final_gradient_bd), None
+        return *_adjoint(ctx.method)(decay_btd, states_btd, state_bd, grad_states_btd, grad_last_bd), None
 
 
-def _reversed(method, decay_btd, states_btd, state_bd, states_gradient_btd, final_gradient_bd):
+def _reversed(method, decay_btd, states_btd, state_bd, grad_states_btd, grad_last_bd):
     """Gradients of decay, drive and initial state: the adjoint of a method is the same method in reversed time."""
     following_btd = torch.cat([torch.ones_like(state_bd)[:, None], decay_btd[:, 1:].flip(1)], dim=1)
-    g_btd = method(following_btd, states_gradient_btd.flip(1), final_gradient_bd).flip(1)
+    g_btd = method(following_btd, grad_states_btd.flip(1), grad_last_bd).flip(1)
     previous_btd = torch.cat([state_bd[:, None], states_btd[:, :-1]], dim=1)
     return g_btd * previous_btd, g_btd, decay_btd[:, 0] * g_btd[:, 0]

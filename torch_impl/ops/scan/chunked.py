@@ -12,7 +12,7 @@ from torch import Tensor
 from spec.axes import BD, BTD
 
 
-def chunked(
+def chunked_scan(
     decay_btd: Float[Tensor, BTD], drive_btd: Float[Tensor, BTD], state_bd: Float[Tensor, BD]
 ) -> Float[Tensor, BTD]:
     """All states of h_t = decay_t h_{t-1} + drive_t, all chunks of time side by side.

@@ -40,7 +40,9 @@ def sharing() -> dist.ProcessGroup | None:
     return _group
 
 
-class ContextParallelScan(torch.autograd.Function):
+def context_parallel_scan(
+    decay_btd: Tensor, drive_btd: Tensor, state_bd: Tensor, scan: Scan, adjoint: Adjoint, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor]:
     """One stretch of h_t = decay_t h_{t-1} + drive_t, with one all_gather of 2 b d numbers in either direction.
 
     A stretch maps the state before it to the state after it by h -> product h + end, end from a zero state. Everyone
@@ -48,9 +50,12 @@ class ContextParallelScan(torch.autograd.Function):
     The adjoint is the same in reversed time: what a stretch hands back for a zero gradient from its right, and the
     products already gathered, give the gradient that reaches each stretch's last state.
     """
+    return _ContextParallelScan.apply(decay_btd, drive_btd, state_bd, scan, adjoint, group)
 
+
+class _ContextParallelScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, decay_btd, drive_btd, state_bd, scan: Scan, adjoint: Adjoint, group):
+    def forward(ctx, decay_btd, drive_btd, state_bd, scan, adjoint, group):
         ctx.scan, ctx.adjoint, ctx.group = scan, adjoint, group
         rank, none_bd = dist.get_rank(group), torch.zeros_like(state_bd)
         # The initial state travels as part of the end of the first stretch.
@@ -66,16 +71,16 @@ class ContextParallelScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, states_gradient_btd, last_gradient_bd):
+    def backward(ctx, grad_states_btd, grad_last_bd):
         decay_btd, states_btd, before_bd, product_rbd = ctx.saved_tensors
         rank = dist.get_rank(ctx.group)
         none_bd = torch.zeros_like(before_bd)
-        *_, back_bd = ctx.adjoint(decay_btd, states_btd, before_bd, states_gradient_btd, none_bd)
-        back_rbd, last_rbd = _gather(torch.stack([back_bd, last_gradient_bd]), ctx.group).unbind(1)
+        *_, back_bd = ctx.adjoint(decay_btd, states_btd, before_bd, grad_states_btd, none_bd)
+        back_rbd, last_rbd = _gather(torch.stack([back_bd, grad_last_bd]), ctx.group).unbind(1)
         after = slice(rank + 1, None)
         reaching_bd = _fold(product_rbd[after].flip(0), back_rbd[after].flip(0), last_rbd.sum(dim=0))
-        of_decay, of_drive, of_state = ctx.adjoint(decay_btd, states_btd, before_bd, states_gradient_btd, reaching_bd)
-        return of_decay, of_drive, of_state if rank == 0 else none_bd, None, None, None
+        grad_decay, grad_drive, grad_state = ctx.adjoint(decay_btd, states_btd, before_bd, grad_states_btd, reaching_bd)
+        return grad_decay, grad_drive, grad_state if rank == 0 else none_bd, None, None, None
 
 
 def _fold(product_rbd: Tensor, end_rbd: Tensor, value_bd: Tensor) -> Tensor:

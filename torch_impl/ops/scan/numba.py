@@ -30,11 +30,11 @@ def numba_adjoint(
     decay_btd: Float[Tensor, BTD],
     states_btd: Float[Tensor, BTD],
     state_bd: Float[Tensor, BD],
-    states_gradient_btd: Float[Tensor, BTD],
-    final_gradient_bd: Float[Tensor, BD],
+    grad_states_btd: Float[Tensor, BTD],
+    grad_last_bd: Float[Tensor, BD],
 ) -> tuple[Float[Tensor, BTD], Float[Tensor, BTD], Float[Tensor, BD]]:
     """Gradients of decay, drive and initial state, in one pass over memory."""
-    inputs = decay_btd, states_btd, state_bd, states_gradient_btd, final_gradient_bd
+    inputs = decay_btd, states_btd, state_bd, grad_states_btd, grad_last_bd
     return scan_gradients(*_of_one_dtype(*inputs))
 
 
@@ -51,16 +51,16 @@ def scan_states(decay: Tensor, drive: Tensor, state: Tensor) -> Tensor:
     return states
 
 
-def _gradients(decay, states, state, of_states, of_last):
+def _gradients(decay, states, state, grad_states, grad_last):
     return states.new_empty(states.shape), states.new_empty(states.shape), state.new_empty(state.shape)
 
 
 @operator("cpu_scan_backward", _gradients)
 def scan_gradients(
-    decay: Tensor, states: Tensor, state: Tensor, of_states: Tensor, of_last: Tensor
+    decay: Tensor, states: Tensor, state: Tensor, grad_states: Tensor, grad_last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of decay, drive and initial state."""
-    inputs = decay, states, state, of_states, of_last
+    inputs = decay, states, state, grad_states, grad_last
     found = _gradients(*inputs)
     kernels.scan_backward(*arrays(*inputs, *found), cuts(len(states)))
     return found

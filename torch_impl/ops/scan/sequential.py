@@ -9,7 +9,7 @@ from torch import Tensor
 from spec.axes import BD, BTD
 
 
-def sequential(
+def sequential_scan(
     decay_btd: Float[Tensor, BTD], drive_btd: Float[Tensor, BTD], state_bd: Float[Tensor, BD]
 ) -> Float[Tensor, BTD]:
     """All states of h_t = decay_t h_{t-1} + drive_t, in O(t) steps of O(b d) work."""

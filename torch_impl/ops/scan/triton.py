@@ -30,12 +30,12 @@ def triton_adjoint(
     decay_btd: Float[Tensor, BTD],
     states_btd: Float[Tensor, BTD],
     state_bd: Float[Tensor, BD],
-    states_gradient_btd: Float[Tensor, BTD],
-    final_gradient_bd: Float[Tensor, BD],
+    grad_states_btd: Float[Tensor, BTD],
+    grad_last_bd: Float[Tensor, BD],
 ) -> tuple[Float[Tensor, BTD], Float[Tensor, BTD], Float[Tensor, BD]]:
     """Gradients of decay, drive and initial state, in one pass over memory."""
-    of_decay, of_drive = scan_gradients(decay_btd, states_btd, state_bd, states_gradient_btd, final_gradient_bd)
-    return of_decay, of_drive, decay_btd[:, 0] * of_drive[:, 0]
+    grad_decay, grad_drive = scan_gradients(decay_btd, states_btd, state_bd, grad_states_btd, grad_last_bd)
+    return grad_decay, grad_drive, decay_btd[:, 0] * grad_drive[:, 0]
 
 
 @torch.library.custom_op("liquidnet::scan", mutates_args=())
@@ -55,18 +55,18 @@ def _(decay, drive, state, reverse=False):
 
 @torch.library.custom_op("liquidnet::scan_backward", mutates_args=())
 def scan_gradients(
-    decay: Tensor, states: Tensor, state: Tensor, of_states: Tensor, of_last: Tensor
+    decay: Tensor, states: Tensor, state: Tensor, grad_states: Tensor, grad_last: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of decay and drive."""
     b, t, d = states.shape
-    tensors = tuple(x.contiguous() for x in (decay, states, state, of_states, of_last))
-    of_decay, of_drive = torch.empty_like(tensors[1]), torch.empty_like(tensors[1])
-    _launch(scan_backward, b, t, d, (*tensors, of_decay, of_drive))
-    return of_decay, of_drive
+    tensors = tuple(x.contiguous() for x in (decay, states, state, grad_states, grad_last))
+    grad_decay, grad_drive = torch.empty_like(tensors[1]), torch.empty_like(tensors[1])
+    _launch(scan_backward, b, t, d, (*tensors, grad_decay, grad_drive))
+    return grad_decay, grad_drive
 
 
 @scan_gradients.register_fake
-def _(decay, states, state, of_states, of_last):
+def _(decay, states, state, grad_states, grad_last):
     return torch.empty(states.shape, dtype=states.dtype, device=states.device), states.new_empty(states.shape)
 
 

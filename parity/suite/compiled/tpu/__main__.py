@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from parity.suite.compiled.tpu import steps
-from parity.suite.compiled.tpu.budget import BUDGET, SECTIONS, faults, written
-from parity.suite.compiled.triton.budget import settled
+from parity.suite.compiled.tpu.budget import BUDGET, SECTIONS, faults, to_text
+from parity.suite.compiled.triton.budget import Budget, check_or_write
 from tools.plan import topology
 
 
@@ -27,20 +26,20 @@ class Flags:
     """Keep what was measured as the budget; the limits in it stay."""
 
 
-def measured() -> dict[str, Any]:
+def measure() -> Budget:
     """Rows of the kernels and of the train steps."""
     # Imports JAX.
     from parity.suite.compiled.tpu import kernels
 
-    def told(name: str) -> None:
+    def progress(name: str) -> None:
         print(f"compiling {name}", file=sys.stderr, flush=True)
 
-    told("the kernels")
+    progress("the kernels")
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
-    return {"versions": versions, "kernels": kernels.measured(), "steps": steps.measured(told)}
+    return {"versions": versions, "kernels": kernels.measure(), "steps": steps.measure(progress)}
 
 
-def show(found: dict[str, Any], console: Console) -> None:
+def show(found: Budget, console: Console) -> None:
     """A table for each section."""
     for section in SECTIONS:
         columns = list(dict.fromkeys(column for row in found[section].values() for column in row))
@@ -51,7 +50,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     console.print(", ".join(f"{name} {version}" for name, version in found["versions"].items()))
 
 
-def _cell(value: Any) -> str:
+def _cell(value: list[str] | float | str) -> str:
     return (
         ", ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int | float) else str(value)
     )
@@ -64,9 +63,9 @@ def main(flags: Flags) -> int:
     except ValueError as error:
         print(f"parity.suite.compiled.tpu: {error}", file=sys.stderr)
         return 2
-    found = measured()
+    found = measure()
     show(found, Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160))
-    return settled(found, BUDGET, faults, written, flags.check, flags.write)
+    return check_or_write(found, BUDGET, faults, to_text, flags.check, flags.write)
 
 
 if __name__ == "__main__":

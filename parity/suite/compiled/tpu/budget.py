@@ -11,16 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from parity.suite.compiled.triton.budget import compared, tabled
+from parity.suite.compiled.triton.budget import Budget, compared, sections_to_text
 
 BUDGET = Path(__file__).parent / "budget.json"
 SECTIONS = ("kernels", "steps")
 UNCHECKED = ("compile_seconds", "mfu")
 """Columns that depend on the machine, or grow where things get better; a limit may still hold for them."""
 ROUNDING = 1.01
+Row = dict[str, Any]
+"""Numbers by column, and lists of words."""
 
 
-def faults(found: dict[str, Any], budget: dict[str, Any]) -> list[str]:
+def faults(found: Budget, budget: Budget) -> list[str]:
     """A line for each row that exceeds a limit or grew, that has other collectives, or that either side lacks."""
     lines = [line for section in SECTIONS for line in compared(section, found, budget)]
     for section in SECTIONS:
@@ -30,16 +32,17 @@ def faults(found: dict[str, Any], budget: dict[str, Any]) -> list[str]:
     return lines
 
 
-def limits_of(name: str, limits: dict[str, Any]) -> dict[str, Any]:
+def limits_of(name: str, limits: dict[str, Row]) -> Row:
     """The limits whose names a row's name begins with, word by word, the longest one's last."""
-    words, found = name.split(), {}
+    words = name.split()
+    found: Row = {}
     for key in sorted(limits, key=len):
         if words[: len(key.split())] == key.split():
             found |= limits[key]
     return found
 
 
-def _beyond(name: str, row: dict[str, Any], limits: dict[str, Any]) -> Iterator[str]:
+def _beyond(name: str, row: Row, limits: Row) -> Iterator[str]:
     for column, most in limits.items():
         if column not in row:
             yield f"{name}: {column} was not measured, its limit is {most}"
@@ -50,7 +53,7 @@ def _beyond(name: str, row: dict[str, Any], limits: dict[str, Any]) -> Iterator[
             yield f"{name}: {column} {row[column]:,} is over the limit of {most:,}"
 
 
-def _grown(name: str, row: dict[str, Any], old: dict[str, Any]) -> Iterator[str]:
+def _grown(name: str, row: Row, old: Row) -> Iterator[str]:
     for column, before in old.items():
         now = row.get(column)
         if column in UNCHECKED or now is None or isinstance(before, str):
@@ -62,6 +65,6 @@ def _grown(name: str, row: dict[str, Any], old: dict[str, Any]) -> Iterator[str]
             yield f"{name}: {column} grew from {before:,} to {now:,}"
 
 
-def written(budget: dict[str, Any]) -> str:
+def to_text(budget: Budget) -> str:
     """The file's text, a line for each row."""
-    return tabled(budget, ("limits", *SECTIONS))
+    return sections_to_text(budget, ("limits", *SECTIONS))

@@ -22,12 +22,19 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from tools.plan import topology
 from tools.xla import hlo
 from tools.xla.count import FREE
 from tools.xla.traffic import Traffic
+
+if TYPE_CHECKING:
+    import jax
+
+Shapes = list[tuple[tuple[int, ...], np.dtype]]
 
 CHIPS = ("v5e:2x4", "v6e:4x4")
 DUMP = "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_html=false"
@@ -65,7 +72,7 @@ PROBLEMS = {
 }
 
 
-def measured() -> dict[str, dict[str, float]]:
+def measure() -> dict[str, dict[str, float]]:
     """A row for each kernel pair, dtype and chip, from a process of its own: libtpu learns of dumps as it is loaded."""
     with tempfile.TemporaryDirectory() as dump:
         environment = os.environ | topology.ENVIRONMENT | {"LIBTPU_INIT_ARGS": DUMP.format(dump)}
@@ -95,7 +102,7 @@ def _measure(dump: Path) -> dict[str, dict[str, float]]:
     return rows
 
 
-def _row(kind: str, problem: Problem, sharding: Any, dump: Path) -> dict[str, float]:
+def _row(kind: str, problem: Problem, sharding: jax.sharding.Sharding, dump: Path) -> dict[str, float]:
     import jax
 
     function, shapes = _mixer(problem) if kind.startswith("mixer") else _scan(problem)
@@ -110,17 +117,18 @@ def _row(kind: str, problem: Problem, sharding: Any, dump: Path) -> dict[str, fl
     if kind.startswith("scan"):
         row = {"arrays": compiled / 4, "blocks": blocks / 4}
     row = {name: round(x, 3) for name, x in row.items()}
+    kernel = "gated_scan" if kind.startswith("mixer") else "scan"
     used = [schedule(path) for name in ("forward", "backward")
-            for path in dump.glob(SCHEDULE.format(f"{kind.split()[0]}_{name}"))]  # fmt: skip
+            for path in dump.glob(SCHEDULE.format(f"{kernel}_{name}"))]  # fmt: skip
     assert len(used) == 2, f"libtpu wrote {len(used)} schedules of {kind}, not one of each kernel"
     spilled, bundles = (sum(column) for column in zip(*used, strict=True))
     return {**row, "spilled": spilled, "bundles": bundles, "compile_seconds": round(seconds, 1)}
 
 
-def _mixer(problem: Problem) -> tuple[Callable[..., Any], list[tuple[tuple[int, ...], Any]]]:
+def _mixer(problem: Problem) -> tuple[Callable, Shapes]:
     import jax.numpy as jnp
 
-    from jax_impl.ops.gated_scan import mixer
+    from jax_impl.ops.gated_scan import gated_scan
 
     b, t, d = problem.shape
     dtype, wide = jnp.dtype(problem.dtype), jnp.dtype("float32")
@@ -130,12 +138,12 @@ def _mixer(problem: Problem) -> tuple[Callable[..., Any], list[tuple[tuple[int, 
     def run(masks, pre, bias, state):
         given = iter(masks)
         resets, padding = (next(given) if there else None for there in (problem.resets, problem.padding))
-        return mixer(pre, bias, 1e-6, state, resets, padding)
+        return gated_scan(pre, bias, 1e-6, state, resets, padding)
 
     return _both(run, 3), [*inputs, ((b, t, d), dtype), ((b, d), wide), *masks]
 
 
-def _scan(problem: Problem) -> tuple[Callable[..., Any], list[tuple[tuple[int, ...], Any]]]:
+def _scan(problem: Problem) -> tuple[Callable, Shapes]:
     import jax.numpy as jnp
 
     from jax_impl.ops.scan import scan
@@ -145,7 +153,7 @@ def _scan(problem: Problem) -> tuple[Callable[..., Any], list[tuple[tuple[int, .
     return _both(lambda masks, *inputs: scan(*inputs), 3), [whole, whole, row, whole, row]
 
 
-def _both(run: Callable[..., Any], n: int) -> Callable[..., Any]:
+def _both(run: Callable, n: int) -> Callable:
     """Outputs and gradients, given n inputs, the gradients of two outputs, and masks."""
 
     def both(*arrays):
@@ -198,4 +206,4 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         print(json.dumps(_measure(Path(sys.argv[1]))))
     else:
-        print(json.dumps(measured(), indent=2))
+        print(json.dumps(measure(), indent=2))

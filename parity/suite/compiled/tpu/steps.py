@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
+from parity.suite.compiled.tpu.budget import Row
 from spec.presets import RECIPES, preset
 from tools.plan import topology
 from tools.plan.compile_step import StepSpec, compiled_step, summary
 from tools.xla import hlo
 from tools.xla.count import ProgramCost, count
+
+if TYPE_CHECKING:
+    import jax
 
 TRAINED = {
     "base v6e:4x4 data=16": ("base", "v6e:4x4", "data=16", 65_536, 1),
@@ -33,21 +37,21 @@ def step_spec(name: str) -> StepSpec:
     return StepSpec(where, preset(size), training, mesh, micro_batch=micro_batch)
 
 
-def measured(told: Callable[[str], None] = lambda name: None) -> dict[str, dict[str, Any]]:
+def measure(progress: Callable[[str], None] = lambda name: None) -> dict[str, Row]:
     """A row for each program: bytes, milliseconds of the model, seconds of the compiler, kinds of collectives.
 
     Args:
-        told: called with each row's name before it is compiled.
+        progress: called with each row's name before it is compiled.
     """
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Row] = {}
     for name in TRAINED:
-        told(name)
+        progress(name)
         rows[name] = trained(name)
-    told(SHARED)
+    progress(SHARED)
     return {**rows, SHARED: shared_scan()}
 
 
-def trained(name: str) -> dict[str, Any]:
+def trained(name: str) -> Row:
     """The row of a train step."""
     found = summary(step_spec(name), compiled_step(step_spec(name)))
     assert not found["uncertain"], found["uncertain"]
@@ -61,7 +65,7 @@ def trained(name: str) -> dict[str, Any]:
     }
 
 
-def shared_scan() -> dict[str, Any]:
+def shared_scan() -> Row:
     """What a device gives the others in the scan of a shared sequence, forward and backward: bytes, and in what."""
     forward = _compiled(lambda run, *inputs: run(*inputs))
     both = _compiled(_gradients)
@@ -79,7 +83,7 @@ def shared_scan_limit() -> int:
     return 2 * b * d * 4
 
 
-def _gradients(run: Callable[..., Any], *inputs: Any) -> Any:
+def _gradients(run: Callable, *inputs: jax.Array) -> tuple:
     import jax
 
     results, pull = jax.vjp(run, *inputs)
@@ -87,7 +91,7 @@ def _gradients(run: Callable[..., Any], *inputs: Any) -> Any:
     return results, pull(results)
 
 
-def _compiled(objective: Callable[..., Any]) -> ProgramCost:
+def _compiled(objective: Callable) -> ProgramCost:
     import jax
     import jax.numpy as jnp
 
@@ -99,7 +103,7 @@ def _compiled(objective: Callable[..., Any]) -> ProgramCost:
     context, (b, t, d) = on_mesh(devices, 1, 1, len(devices)), SHARED_SHAPE
     stretch, whole = jax.P(None, "sequence"), jax.P()
 
-    def local(*inputs: Any) -> Any:
+    def local(*inputs: jax.Array) -> tuple:
         with time_sharded("sequence"):
             return objective(scan, *inputs)
 
@@ -114,4 +118,6 @@ def _compiled(objective: Callable[..., Any]) -> ProgramCost:
         jax.ShapeDtypeStruct(shape, jnp.float32, sharding=context.sharding(*spec))
         for shape, spec in (((b, t, d), stretch), ((b, t, d), stretch), ((b, d), whole))
     ]
-    return count(hlo.parse(program.lower(*like).compile().as_text()))
+    text = program.lower(*like).compile().as_text()
+    assert text is not None
+    return count(hlo.parse(text))

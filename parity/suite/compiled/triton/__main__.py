@@ -7,13 +7,12 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from parity.suite.compiled.triton.budget import BUDGET, faults, settled, written
+from parity.suite.compiled.triton.budget import BUDGET, Budget, check_or_write, faults, to_text
 
 COLUMNS = {
     "registers": "registers",
@@ -34,8 +33,8 @@ class Flags:
     """Keep what was measured as the budget; the limits in it stay."""
 
 
-def measured() -> dict[str, Any]:
-    """What both tools say, each in a process of its own: Triton is imported either to compile or to interpret."""
+def measure() -> Budget:
+    """What both tools print, each in a process of its own: Triton is imported either to compile or to interpret."""
     plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environments = {"compile": plain, "count": {**plain, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}}
     running = {
@@ -44,14 +43,14 @@ def measured() -> dict[str, Any]:
         )
         for tool, there in environments.items()
     }
-    told = {tool: process.communicate()[0] for tool, process in running.items()}
+    printed = {tool: process.communicate()[0] for tool, process in running.items()}
     failed = [tool for tool, process in running.items() if process.returncode != 0]
     if failed:
         raise SystemExit(f"parity.suite.compiled.triton: {' and '.join(failed)} failed, see above")
-    return json.loads(told["compile"]) | {"bytes": json.loads(told["count"])}
+    return json.loads(printed["compile"]) | {"bytes": json.loads(printed["count"])}
 
 
-def show(found: dict[str, Any], console: Console) -> None:
+def show(found: Budget, console: Console) -> None:
     """One table of what was compiled, one of what was counted."""
     compiled = Table("kernel", *COLUMNS.values())
     for name, row in found["kernels"].items():
@@ -64,9 +63,9 @@ def show(found: dict[str, Any], console: Console) -> None:
 
 def main(flags: Flags) -> int:
     """Measures, prints, and does what the flags ask for; the exit code."""
-    found = measured()
+    found = measure()
     show(found, Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160))
-    return settled(found, BUDGET, faults, written, flags.check, flags.write)
+    return check_or_write(found, BUDGET, faults, to_text, flags.check, flags.write)
 
 
 if __name__ == "__main__":

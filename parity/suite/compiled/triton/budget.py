@@ -14,10 +14,11 @@ from typing import Any
 
 BUDGET = Path(__file__).parent / "budget.json"
 Budget = dict[str, Any]
+"""budget.json: `versions`, `limits`, and a section for each thing measured."""
 WATCHED = ("registers", "spilled", "shared", "conversions")
 
 
-def faults(found: dict[str, Any], budget: dict[str, Any]) -> list[str]:
+def faults(found: Budget, budget: Budget) -> list[str]:
     """A line for each kernel that spills, grows or moves more than the budget, and for each that either side lacks."""
     lines = [*compared("kernels", found, budget), *compared("bytes", found, budget)]
     for name, row in found["kernels"].items():
@@ -37,19 +38,19 @@ def faults(found: dict[str, Any], budget: dict[str, Any]) -> list[str]:
     return lines
 
 
-def compared(section: str, found: dict[str, Any], budget: dict[str, Any]) -> Iterator[str]:
+def compared(section: str, found: Budget, budget: Budget) -> Iterator[str]:
     """A line for each row of a section that was not measured, or is not in the budget."""
     for name in sorted(found[section].keys() ^ budget[section].keys()):
         where = "budget; --write adds it" if name in found[section] else f"{section} any more; --write removes it"
         yield f"{name} is not in the {where}"
 
 
-def written(budget: dict[str, Any]) -> str:
+def to_text(budget: Budget) -> str:
     """The file's text, a line for each row."""
-    return tabled(budget, ("limits", "bytes", "kernels"))
+    return sections_to_text(budget, ("limits", "bytes", "kernels"))
 
 
-def tabled(budget: dict[str, Any], sections: Iterable[str]) -> str:
+def sections_to_text(budget: Budget, sections: Iterable[str]) -> str:
     """JSON text of versions and sections, a line for each row of a section."""
     body = [f'  "versions": {json.dumps(budget["versions"])}']
     for section in sections:
@@ -58,28 +59,28 @@ def tabled(budget: dict[str, Any], sections: Iterable[str]) -> str:
     return "{\n" + ",\n".join(body) + "\n}\n"
 
 
-def settled(
+def check_or_write(
     found: Budget,
     path: Path,
     faults: Callable[[Budget, Budget], list[str]],
-    written: Callable[[Budget], str],
+    to_text: Callable[[Budget], str],
     check: bool,
     write: bool,
 ) -> int:
-    """Keeps what was found as the budget, compares it with the budget, or neither, as was asked; the exit code.
+    """Keeps what was found as the budget, compares it with the budget, or neither, as the flags say; the exit code.
 
     Args:
         found: what was measured, by section.
         path: of the budget; its limits stay whatever is written.
         faults: (found, budget) -> a line for each thing that exceeds the budget.
-        written: a budget as the file's text.
-        check: a fault is told, and so is that there is none.
+        to_text: a budget as the file's text.
+        check: print each fault, or that there is none.
         write: what was found becomes the budget.
     """
     budget, name = json.loads(path.read_text()), f"parity/suite/compiled/{path.parent.name}/{path.name}"
     if write:
         budget = {"limits": budget["limits"], **found}
-        path.write_text(written(budget))
+        path.write_text(to_text(budget))
     wrong = faults(found, budget) if check or write else []
     for line in wrong:
         print(f"{name}: {line}", file=sys.stderr)

@@ -6,7 +6,6 @@ the specialisation of the run time, and no source of their own here. TRITON_INTE
 
 from __future__ import annotations
 
-import importlib
 import json
 import multiprocessing
 import os
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -27,8 +26,9 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from torch_impl.kernels.triton import launch as table
-from torch_impl.kernels.triton.softmax_gradient import softmax_gradient
-from torch_impl.ops.gated_scan import triton as triton_mixer
+from torch_impl.kernels.triton.cross_entropy import softmax_gradient
+from torch_impl.ops.gated_scan import triton as triton_gated_scan
+from torch_impl.ops.scan import triton as triton_scan
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -42,16 +42,14 @@ SHOWN = "sm_90"
 WIDTH, VOCABULARY = 384, 50257
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 Row = dict[str, float]
-# The package has a function of this name.
-triton_scan = importlib.import_module("torch_impl.ops.scan.triton")
 
 
 class Launch(NamedTuple):
     """A launch that was not made."""
 
-    kernel: Any
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
+    kernel: JITFunction
+    arguments: tuple[object, ...]
+    options: dict[str, object]
 
     @property
     def name(self) -> str:
@@ -63,12 +61,12 @@ def mixer(dtype: torch.dtype, length: int, padded: bool, segments: int) -> Calla
     """Both directions of the mixer, with resets."""
 
     def launch() -> None:
-        pre, of_gated = (torch.empty(2, length, x * WIDTH, dtype=dtype) for x in (3, 1))
+        pre, grad_gated = (torch.empty(2, length, x * WIDTH, dtype=dtype) for x in (3, 1))
         state, mask = torch.empty(2, WIDTH), torch.zeros(2, length, dtype=torch.bool)
         bias, padding = torch.empty(WIDTH), mask if padded else None
-        with mock.patch.object(triton_mixer, "split", return_value=segments):
-            _, last, saved = triton_mixer._forward(pre, bias, state, mask, padding, 1e-6, True)
-            triton_mixer._backward(pre, bias, mask, padding, saved, of_gated, last, 1e-6)
+        with mock.patch.object(triton_gated_scan, "split", return_value=segments):
+            _, last, saved = triton_gated_scan._forward(pre, bias, state, mask, padding, 1e-6, True)
+            triton_gated_scan._backward(pre, bias, mask, padding, saved, grad_gated, last, 1e-6)
 
     return launch
 
@@ -100,7 +98,7 @@ def forms(name: str) -> Iterator[tuple[str, Callable[[], None]]]:
 
 @contextmanager
 def launches_for(name: str) -> Iterator[list[Launch]]:
-    """Gathers the launches inside, laid out as on an architecture."""
+    """Collects the launches inside, laid out as on an architecture."""
     found: list[Launch] = []
     laid_out = table.launch_options
 
@@ -111,7 +109,7 @@ def launches_for(name: str) -> Iterator[list[Launch]]:
     with ExitStack() as patches:
         patches.enter_context(mock.patch.object(table, "architecture", return_value=name))
         patches.enter_context(mock.patch.object(torch.version, "hip", hip))
-        for module in (triton_mixer, triton_scan):
+        for module in (triton_gated_scan, triton_scan):
             options_there = lambda direction, _, *rest: laid_out(direction, torch.device("cuda"), *rest)  # noqa: E731
             patches.enter_context(mock.patch.object(module, "launch_options", options_there))
         patches.enter_context(mock.patch.object(JITFunction, "run", record))

@@ -11,7 +11,8 @@ import torch
 
 from parity.proof.triton_interpreter import Traffic, counted, fast_scans
 from torch_impl.kernels.triton import launch as table
-from torch_impl.ops.gated_scan import triton as triton_mixer
+from torch_impl.ops.gated_scan import triton as triton_gated_scan
+from torch_impl.ops.gated_scan.inputs import GatedScanInputs
 from torch_impl.ops.scan.triton import scan_gradients, scan_states
 
 # Blocks of memory as in training: d is that of the `small` preset; a segment is as long as an H100 would make it.
@@ -38,32 +39,32 @@ def counted_bytes() -> dict[str, float]:
     fast_scans()
     mixers = {}
     for form, segments in (("", 1), (" split", SEGMENTS)):
-        with mock.patch.object(triton_mixer, "split", return_value=segments):
+        with mock.patch.object(triton_gated_scan, "split", return_value=segments):
             mixers |= {f"mixer {direction}{form}": moved for direction, moved in _mixer().items()}
     return mixers | {f"scan {direction}": moved for direction, moved in _scan().items()}
 
 
 def _mixer() -> dict[str, float]:
-    pre, of_gated = (torch.randn(BATCH, LENGTH, x * WIDTH).bfloat16() for x in (3, 1))
-    bias, state, of_last = torch.randn(WIDTH), torch.randn(BATCH, WIDTH), torch.randn(BATCH, WIDTH)
+    pre, grad_gated = (torch.randn(BATCH, LENGTH, x * WIDTH).bfloat16() for x in (3, 1))
+    bias, state, grad_last = torch.randn(WIDTH), torch.randn(BATCH, WIDTH), torch.randn(BATCH, WIDTH)
     for x in (pre, bias, state):
         x.requires_grad_()
     resets = torch.rand(BATCH, LENGTH) < 0.01
     with counted() as forward:
-        gated, last = triton_mixer.fused_mixer(pre, bias, 1e-6, state, resets, None)
+        gated, last = triton_gated_scan.triton_gated_scan(GatedScanInputs(pre, bias, state, resets, None, 1e-6))
     with counted() as backward:
-        torch.autograd.grad((gated, last), (pre, bias, state), (of_gated, of_last))
+        torch.autograd.grad((gated, last), (pre, bias, state), (grad_gated, grad_last))
     return {"forward": _each(forward), "backward": _each(backward)}
 
 
 def _scan() -> dict[str, float]:
     shape = BATCH, LENGTH, WIDTH
-    decay, drive, of_states = torch.rand(shape), torch.randn(shape), torch.randn(shape)
-    state, of_last = torch.randn(2, BATCH, WIDTH)
+    decay, drive, grad_states = torch.rand(shape), torch.randn(shape), torch.randn(shape)
+    state, grad_last = torch.randn(2, BATCH, WIDTH)
     with counted() as forward:
         states = scan_states(decay, drive, state)
     with counted() as backward:
-        scan_gradients(decay, states, state, of_states, of_last)
+        scan_gradients(decay, states, state, grad_states, grad_last)
     return {"forward": _each(forward), "backward": _each(backward)}
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from parity.proof.adapters import MIXER_RESULTS
 from parity.proof.bounds import unit
 from parity.proof.bounds.monte_carlo_arithmetic import estimate
 from parity.proof.bounds.running_error import SIGMOID
-from parity.proof.operations.liquidnet import MIXER_RESULTS
 from parity.proof.problems.cases import draw_padding, draw_resets
 from spec.mixers import liquidnet
 from spec.reference.scan import scan_adjoint, sigmoid
@@ -34,8 +35,8 @@ class MixerInputs(NamedTuple):
     pre: np.ndarray
     bias: np.ndarray
     state: np.ndarray
-    of_gated: np.ndarray
-    of_last: np.ndarray
+    grad_gated: np.ndarray
+    grad_last: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -62,26 +63,26 @@ class MixerProblem:
     def inputs(self) -> MixerInputs:
         random, (b, _, d), dtype = np.random.default_rng(self.seed), self.shape, DTYPES[self.dtype]
         size = 1e-4 if self.small else 1.0
-        rates = np.exp(random.uniform(*np.log(RATES), self.shape))
+        rates = np.exp(random.uniform(np.log(RATES[0]), np.log(RATES[1]), self.shape))
         # softplus(p) = rate.
         p = np.log(np.expm1(rates))
         p = np.choose(random.integers(12, size=self.shape).clip(max=2), [np.full_like(p, -SHUT), SHUT + 0 * p, p])
         value, gate = size * random.standard_normal(self.shape), random.standard_normal(self.shape)
-        pre, of_gated = np.concatenate([value, p, gate], axis=-1), random.standard_normal(self.shape)
-        bias, (state, of_last) = 0.1 * random.standard_normal(d), random.standard_normal((2, b, d))
-        bias, state, of_last = (x.astype(np.float32) for x in (bias, size * state, of_last))
-        return MixerInputs(pre.astype(dtype), bias, state, of_gated.astype(dtype), of_last)
+        pre, grad_gated = np.concatenate([value, p, gate], axis=-1), random.standard_normal(self.shape)
+        bias, (state, grad_last) = 0.1 * random.standard_normal(d), random.standard_normal((2, b, d))
+        bias, state, grad_last = (x.astype(np.float32) for x in (bias, size * state, grad_last))
+        return MixerInputs(pre.astype(dtype), bias, state, grad_gated.astype(dtype), grad_last)
 
     @cached_property
     def masks(self) -> tuple[np.ndarray, np.ndarray]:
         random = np.random.default_rng(self.seed)
         return draw_resets(random, self.resets, self.shape[:2]), draw_padding(random, self.padding, self.shape[:2])
 
-    def compute(self, lift: Any) -> dict[str, np.ndarray]:
+    def compute(self, lift: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
         """The reference, given a function that makes its input arrays."""
-        pre, bias, state, of_gated, of_last = (lift(x.astype(np.float64)) for x in self.inputs)
+        pre, bias, state, grad_gated, grad_last = (lift(x.astype(np.float64)) for x in self.inputs)
         gated, last, saved = liquidnet.gated_states(pre, bias, self.delta_min, state, *self.masks)
-        gradients = liquidnet.gated_states_adjoint(saved, of_gated, of_last)
+        gradients = liquidnet.gated_states_adjoint(saved, grad_gated, grad_last)
         return dict(zip(MIXER_RESULTS, (gated, last, *gradients), strict=True))
 
     @cached_property
@@ -108,17 +109,18 @@ class MixerProblem:
 def tanh_cost(problem: MixerProblem) -> dict[str, np.ndarray]:
     """What an absolute error of e = TANH_ERROR in every v = tanh(value) changes each result by.
 
-    A state is a sum of v with weights (1 - alpha) times products of alpha, which are at most 1 together, and of the
+    A state is a sum of v with weights (1 - decay) times products of decays, which are at most 1 together, and of the
     initial state: it is off by e at most. The gradient g that reaches a state does not know v. To first order
 
-        gated: o e          value: |g| (1 - alpha) 2 |v| e          p: alpha sigmoid(p) |g| 2 e, its bias the sum
-        last: e             gate: |of_gated| o (1 - o) e            initial state: 0.
+        gated: o e          value: |g| (1 - decay) 2 |v| e          p: decay sigmoid(p) |g| 2 e, its bias the sum
+        last: e             gate: |grad_gated| o (1 - o) e            initial state: 0.
     """
-    pre, bias, state, of_gated, of_last = (x.astype(np.float64) for x in problem.inputs)
+    pre, bias, state, grad_gated, grad_last = (x.astype(np.float64) for x in problem.inputs)
     saved = liquidnet.gated_states(pre, bias, problem.delta_min, state, *problem.masks)[2]
-    v, p, o, alpha, fresh, decay, states = saved[:7]
-    g = np.abs(scan_adjoint(decay, states, state, of_gated * o, of_last)[1])
-    of_p = 2.0 * alpha * sigmoid(p) * g
-    of_pre = np.concatenate([2.0 * g * fresh * np.abs(v), of_p, np.abs(of_gated) * o * (1.0 - o)], axis=-1)
-    sizes = o, np.ones_like(state), of_pre, of_p.sum(axis=(0, 1)), np.zeros_like(state)
+    v, p, o, decay, one_minus_decay, masked_decay, states = saved[:7]
+    g = np.abs(scan_adjoint(masked_decay, states, state, grad_gated * o, grad_last)[1])
+    grad_p = 2.0 * decay * sigmoid(p) * g
+    grad_value, grad_gate = 2.0 * g * one_minus_decay * np.abs(v), np.abs(grad_gated) * o * (1.0 - o)
+    grad_pre = np.concatenate([grad_value, grad_p, grad_gate], axis=-1)
+    sizes = o, np.ones_like(state), grad_pre, grad_p.sum(axis=(0, 1)), np.zeros_like(state)
     return {name: TANH_ERROR * size for name, size in zip(MIXER_RESULTS, sizes, strict=True)}

@@ -1,0 +1,55 @@
+"""Strings that end a text: what is shown before one may begin, and where the text goes back to when one has come."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+Snapshot = TypeVar("Snapshot")
+
+
+class StopStringFilter(Generic[Snapshot]):
+    """Holds back what of a turn could be the beginning of a stop string, and ends the turn where one is complete.
+
+    Args:
+        stop: the strings.
+        snapshot: of the session before the turn.
+    """
+
+    def __init__(self, stop: Sequence[str], snapshot: Snapshot):
+        self._stop, self.stopped = [text for text in stop if text], False
+        # The session after so many characters, back to the last of them that is shown. A token that completes no
+        # character leaves no entry: a rewind must not leave half of a character.
+        self._snapshots = deque([(0, snapshot)])
+        # The text since the oldest snapshot, and how many characters of it have been shown.
+        self._text, self._seen = "", 0
+
+    def push(self, piece: str, snapshot: Snapshot) -> str:
+        """Take the text of a token, and the session after it; what may be shown now."""
+        began = self._snapshots[0][0]
+        self._text += piece
+        if piece:
+            self._snapshots.append((began + len(self._text), snapshot))
+        found = [at for text in self._stop if (at := self._text.find(text, self._seen)) >= 0]
+        self.stopped = bool(found)
+        seen = min(found) if found else len(self._text) - self._possible_stop(self._text[self._seen :])
+        visible = self._text[self._seen : seen]
+        while len(self._snapshots) > 1 and self._snapshots[1][0] <= began + seen:
+            self._snapshots.popleft()
+        passed = self._snapshots[0][0] - began
+        self._text, self._seen = self._text[passed:], seen - passed
+        return visible
+
+    def _possible_stop(self, text: str) -> int:
+        """How many characters at the end could begin a stop string."""
+        sizes = range(min(len(text), max(map(len, self._stop), default=0)), 0, -1)
+        return next((size for size in sizes if any(string.startswith(text[-size:]) for string in self._stop)), 0)
+
+    def rest(self) -> str:
+        """All that was held back."""
+        return self._text[self._seen :]
+
+    def before_stop(self) -> tuple[Snapshot, str]:
+        """The last snapshot before the stop string, and the text between the two."""
+        return self._snapshots[0][1], self._text[: self._seen]
