@@ -145,7 +145,7 @@ class Adapter(Protocol):
         side: Arrays | None = None,
         **options: str,
     ) -> tuple[Array, Array]:
-        """(logits, final states); `side` is what the mixer reads besides, `options` are those of the model's `build`."""
+        """(logits, final states); `side` is what the mixer reads besides, `options` those of `build`."""
         ...
 
     @staticmethod
