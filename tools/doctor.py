@@ -106,8 +106,7 @@ def examine(backend: str) -> list[MethodRow]:
 
     rows: list[MethodRow] = []
     methods, auto = load(backend).METHODS, automatic(backend)
-    tested = tested_operations()
-    every = [(operation, method) for operation in tested for method in methods[operation] if method != "auto"]
+    every = [(name, method) for name in tested_operations() for method in methods[name] if method != "auto"]
     for operation, method in track(every, f"{backend}: testing {len(every)} methods"):
         verdict = probe(backend, operation, method)
         # JSON has no number that is not finite.

@@ -9,18 +9,21 @@ from jaxtyping import Array, Float
 from jax_impl.layers import Linear, accumulate_dtype
 from jax_impl.model import LanguageModel
 from jax_impl.ops import scan
-from jax_impl.ops.gated_scan import METHODS, gated_scan
+from jax_impl.ops.gated_scan import METHODS as GATED_SCANS
+from jax_impl.ops.gated_scan import gated_scan
 from spec.axes import BD, BTD
 from spec.mixers.base import NO_MASKS, Capabilities, Masks, Side
 from spec.mixers.liquidnet import LiquidNetConfig
 from spec.validation import require_known
+
+METHODS = ("auto", *GATED_SCANS)
 
 
 class LiquidMixer(nnx.Module):
     """y = W_y (o * h), the rows of `input` = value | decay | output gate."""
 
     def __init__(self, config: LiquidNetConfig, compute_dtype: str = "float32", method: str = "auto"):
-        require_known("mixer method", method, ("auto", *METHODS))
+        require_known("mixer method", method, METHODS)
         self.delta_min = config.delta_min
         self.method = method
         self.input = Linear(config.d_model, 3 * config.d_model, compute_dtype, widen=False)

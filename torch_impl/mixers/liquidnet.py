@@ -13,7 +13,10 @@ from spec.validation import require_known
 from torch_impl.layers import Linear, accumulate_dtype
 from torch_impl.model import LanguageModel
 from torch_impl.ops import scan
-from torch_impl.ops.gated_scan import METHODS, gated_scan
+from torch_impl.ops.gated_scan import METHODS as GATED_SCANS
+from torch_impl.ops.gated_scan import gated_scan
+
+METHODS = ("auto", *GATED_SCANS)
 
 
 class LiquidMixer(nn.Module):
@@ -21,7 +24,7 @@ class LiquidMixer(nn.Module):
 
     def __init__(self, config: LiquidNetConfig, compute_dtype: str = "float32", method: str = "auto"):
         super().__init__()
-        require_known("mixer method", method, ("auto", *METHODS))
+        require_known("mixer method", method, METHODS)
         self.delta_min = config.delta_min
         self.method = method
         self.input = Linear(config.d_model, 3 * config.d_model, compute_dtype, widen=False)

@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import cache, wraps
@@ -105,17 +105,19 @@ class Adapter(Protocol):
     @staticmethod
     def function_vjp(
         function: Callable[..., object],
-        static: tuple[Hashable, ...],
-        inputs: Sequence[Array],
+        static: tuple[Any, ...],
         constants: Sequence[Array | None],
         output_gradients: Sequence[Array],
+        *inputs: Array,
     ) -> tuple[Array, ...]:
-        """The outputs of a function of the proof over this backend's arrays, and the gradients of its inputs.
+        """The outputs of `function(backend, static, constants, *inputs)`, and the gradients of its inputs.
 
         Args:
-            function: of a module, called (name of the backend, static, constants, *inputs).
-            static: what a program is compiled for.
-            inputs, constants, output_gradients: as in `vjp`.
+            function: of a module, over the backend's arrays; its first argument is the backend's name.
+            static: hashable values that a program is compiled for.
+            constants: arrays that are not differentiated.
+            output_gradients: of its outputs.
+            inputs: what it is differentiated by.
         """
         ...
 
@@ -145,7 +147,7 @@ class Adapter(Protocol):
         side: Arrays | None = None,
         **options: str,
     ) -> tuple[Array, Array]:
-        """(logits, final states); `side` is what the mixer reads besides, `options` those of `build`."""
+        """(logits, final states); `side` is what the mixer reads besides, `options` those of the model's `build`."""
         ...
 
     @staticmethod

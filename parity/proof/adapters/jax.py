@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -29,7 +29,7 @@ NAME = "jax"
 METHODS = {
     "rowwise": ("plain",),
     "scan": tuple(SCANS),
-    **{one.operation: ("auto", *mixer_module(name).METHODS) for name, one in families().items()},
+    **{one.operation: tuple(mixer_module(name).METHODS) for name, one in families().items()},
     "loss": tuple(losses.METHODS),
     "decode": tuple(decode.METHODS),
 }
@@ -81,9 +81,8 @@ def elementary(name, x):
 
 
 @float64_elsewhere
-def function_vjp(function, static, inputs, constants, output_gradients):
-    given = tuple(inputs), tuple(constants), tuple(output_gradients)
-    outputs, gradients = _function_vjp(function, static, *given)
+def function_vjp(function, static, constants, output_gradients, *inputs):
+    outputs, gradients = _function_vjp(function, static, tuple(constants), inputs, tuple(output_gradients))
     return _arrays(*outputs, *gradients)
 
 
@@ -122,9 +121,13 @@ def loss_and_gradients(
 ):
     _, gradients_of = _functions(config, chunk, compute_dtype=compute_dtype, **options)
     initial, final_gradient = _real((states, final_state_gradient), compute_dtype)
-    more = resets, padding, _side(side, compute_dtype)
     (_, (loss, last)), (gradients, state_gradient) = gradients_of(
-        _in(params, compute_dtype), initial, tokens, labels, more, final_gradient
+        _in(params, compute_dtype),
+        initial,
+        tokens,
+        labels,
+        (resets, padding, _side(side, compute_dtype)),
+        final_gradient,
     )
     return float(loss), {path: np.asarray(gradients[path]) for path in params}, *_arrays(state_gradient, last)
 
@@ -176,7 +179,7 @@ _gates = jax.jit(unfused.decay_gates, static_argnums=1)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _function_vjp(function, static, inputs, constants, output_gradients):
+def _function_vjp(function, static, constants, inputs, output_gradients):
     return _vjp(partial(function, NAME, static, constants), inputs, output_gradients)
 
 
@@ -233,7 +236,7 @@ def _optimizer(config: ModelConfig, training: TrainingConfig) -> tuple[Any, Call
     return optimizer, advance
 
 
-def _real(arrays: Sequence[np.ndarray | None], compute_dtype: str) -> list[Any]:
+def _real(arrays: Iterable[np.ndarray | None], compute_dtype: str) -> list[Any]:
     return [real(x, compute_dtype) for x in arrays]
 
 

@@ -31,7 +31,7 @@ NAME = "torch"
 METHODS = {
     "rowwise": tuple(rowwise.METHODS),
     "scan": tuple(SCANS),
-    **{one.operation: ("auto", *mixer_module(name).METHODS) for name, one in families().items()},
+    **{one.operation: tuple(mixer_module(name).METHODS) for name, one in families().items()},
     "loss": tuple(losses.METHODS),
     "decode": tuple(decode.METHODS),
 }
@@ -83,9 +83,9 @@ def elementary(name, x):
     return _arrays(ELEMENTARY[name](*_tensors(x)))[0]
 
 
-def function_vjp(function, static, inputs, constants, output_gradients):
-    given = _tensors(*constants)
-    return _vjp(lambda *x: function(NAME, static, given, *x), inputs, output_gradients)
+def function_vjp(function, static, constants, output_gradients, *inputs):
+    fixed = _tensors(*constants)
+    return _vjp(lambda *x: function(NAME, static, fixed, *x), inputs, output_gradients)
 
 
 def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", compute_dtype="float32"):
@@ -108,8 +108,8 @@ def model(
     params, config, tokens, states=None, resets=None, padding=None, compute_dtype="float32", side=None, **options
 ):
     net = _model(params, config, compute_dtype=compute_dtype, **options)
-    inputs = _tensors(tokens, real(states, compute_dtype), resets, padding)
     with torch.no_grad():
+        inputs = _tensors(tokens, real(states, compute_dtype), resets, padding)
         return _arrays(*net.logits(*inputs, _side(side, compute_dtype)))
 
 
@@ -175,9 +175,9 @@ def _real(arrays: Sequence[np.ndarray | None], compute_dtype: str) -> list[Any]:
     return [real(x, compute_dtype) for x in arrays]
 
 
-def _side(side: Side | None, compute_dtype: str) -> dict[str, Tensor]:
+def _side(side: Side | None, compute_dtype: str) -> dict[str, Any]:
     given = side or {}
-    return dict(zip(given, _tensors(*_real(tuple(given.values()), compute_dtype)), strict=True))
+    return dict(zip(given, _tensors(*(real(x, compute_dtype) for x in given.values())), strict=True))
 
 
 def _tensors(*arrays: np.ndarray | None) -> list[Any]:

@@ -48,10 +48,6 @@ def _states(backend, static, masks, pre, state, *weights):
 class LiquidStates(Estimated):
     choice, dtypes, share = "liquid_ssm", ("float32", "float64"), 0.04
 
-    def methods(self, adapter: Any) -> tuple[str, ...]:
-        """What `auto` takes is one of the others."""
-        return tuple(method for method in super().methods(adapter) if method != "auto")
-
     def arrays(self, case: LayerCase) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, ...]]:
         """Weights by path; pre-activations, initial state, and the gradients of both outputs."""
         random, config = case.random, case.config
@@ -95,7 +91,7 @@ class LiquidStates(Estimated):
         fields = tuple(_field(path) for path in weights)
         pre, state, *gradients = (cast(x, dtype) for x in arrays)
         masks, of = ([cast(x, dtype) for x in group] for group in (self.masks(case), weights.values()))
-        results = adapter.function_vjp(_states, (case.config, method, fields), (pre, state, *of), masks, gradients)
+        results = adapter.function_vjp(_states, (case.config, method, fields), masks, gradients, pre, state, *of)
         return dict(zip((*LIQUID_RESULTS, *fields), results, strict=True))
 
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from parity.proof.problems.cases import ScanCase, perturbed_parameters
 from parity.suite.runs.trajectory_drift import NOISE, SMALL_TRAINING, story_data
+from spec.checkpoint.tensors import Arrays
 from spec.config import ModelConfig
 from spec.data import Batch, next_batch, validation_batches, validation_stream, with_side_inputs
-from spec.runtime.engine import Engine, Moments, Parameters
+from spec.runtime.engine import Engine, Moments
 from spec.runtime.parallel import ParallelContext
 from tools.training.evaluate import mean_loss
 
@@ -34,7 +35,7 @@ Results = dict[str, Any]
 class Snapshot(TypedDict):
     """What a checkpoint holds."""
 
-    parameters: Parameters
+    parameters: Arrays
     moments: Moments
     states: np.ndarray | None
     step: int

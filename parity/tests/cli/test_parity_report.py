@@ -27,7 +27,7 @@ from tools.cli.main import main
 torch = pytest.importorskip("torch", reason="faults are planted in torch")
 scans = adapters.load_module("torch", "ops.scan")
 pytestmark = pytest.mark.usefixtures("native_methods")
-ROWS = adapters.load("torch").METHODS["rows"]
+ROWS = adapters.load("torch").METHODS["rowwise"]
 NATIVE = [method for method in scans.METHODS if method not in interpreted_kernels.METHODS]
 CASE = ScanCase((2, 3, 3), "uniform", "normal", "none", "none", 0)
 VOID = {"meta", "br", "link", "img"}
@@ -225,7 +225,7 @@ def test_both_backends_see_the_same_problems(monkeypatch):
     assert [(row.backend, row.method, row.dtype, row.cases) for row in rows] == [
         (backend, method, dtype, 6)
         for backend in adapters.FRAMEWORKS
-        for method in adapters.load(backend).METHODS["rows"]
+        for method in adapters.load(backend).METHODS["rowwise"]
         for dtype in ("float32", "float64")
     ]
     result = report.assemble(rows, "left out", "left out", 2, None, 0.0)

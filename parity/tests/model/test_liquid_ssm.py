@@ -11,13 +11,10 @@ from parity.proof.operations.liquid_ssm import KINDS
 from parity.proof.problems.cases import perturbed_parameters
 from parity.proof.problems.complex_step import complex_step
 from spec import LiquidSSMConfig, initial_parameters, parameter_table
+from spec.mixers.base import NO_MASKS, Masks
+from spec.mixers.liquid_ssm import FAMILY
 from spec.mixers.liquid_ssm.hippo import legs_frequencies
-from spec.mixers.liquid_ssm.reference import (
-    liquid_ssm,
-    liquid_ssm_adjoint,
-    liquid_states,
-    liquid_states_adjoint,
-)
+from spec.mixers.liquid_ssm.reference import liquid_states, liquid_states_adjoint
 from spec.reference import forward, loss_and_gradients
 from spec.reference.blocks import within
 from spec.reference.model import cross_entropy
@@ -44,6 +41,11 @@ class Problem(NamedTuple):
     def given(self) -> tuple[np.ndarray, ...]:
         """The masks, the noise and the gaps, in the order of the reference."""
         return self.resets, self.padding, self.noise, self.gaps
+
+    @property
+    def masks_and_side(self) -> tuple[Masks, dict[str, np.ndarray]]:
+        """The same as a family's reference takes them."""
+        return Masks(self.resets, self.padding), {"noise": self.noise, "dt_scale": self.gaps}
 
 
 def problem(kind: str, n: int = 4, sets_dt: str = "both", length: int = 6) -> Problem:
@@ -86,14 +88,14 @@ def test_gradients_of_the_layer_against_complex_steps(kind, n, sets_dt):
     weight, final = random.standard_normal(of.u.shape), random.standard_normal(of.state.shape)
 
     def objective(arrays):
-        y, last, _ = liquid_ssm(arrays["u"], arrays, of.config, arrays["state"], *of.given)
+        y, last, *_ = FAMILY.forward(arrays["u"], arrays, of.config, arrays["state"], *of.masks_and_side)
         return (weight * y).sum() + (final * last).sum()
 
-    saved = liquid_ssm(of.u, of.weights, of.config, of.state, *of.given)[2]
+    saved = FAMILY.forward(of.u, of.weights, of.config, of.state, *of.masks_and_side).saved
     set_by_content = saved.evolved.clock.fastest.any(axis=-1)
     assert {"target": not set_by_content.any(), "content": set_by_content.all(),
             "both": 0 < set_by_content.sum() < set_by_content.size}[sets_dt]  # fmt: skip
-    of_input, gradients, of_state = liquid_ssm_adjoint(saved, weight, final)
+    of_input, gradients, of_state = FAMILY.adjoint(saved, weight, final)
     assert set(gradients) == set(of.weights)
     assert all(np.abs(gradient).max() > 1e-6 for gradient in gradients.values())
     check_gradients(objective, {**of.weights, "u": of.u, "state": of.state},
@@ -272,4 +274,4 @@ def test_a_fresh_layer_spans_the_time_constants_and_begins_at_legs(kind, n):
     if kind == "diagonal":
         np.testing.assert_array_equal(mixer["frequency"], legs_frequencies(n))
     u_btd = np.random.default_rng(0).standard_normal((1, 5, config.d_model))
-    assert not liquid_ssm(u_btd, mixer, config)[0].any()
+    assert not FAMILY.forward(u_btd, mixer, config, None, NO_MASKS, {}).y.any()

@@ -186,14 +186,14 @@ def test_a_page_that_gets_narrower_still_fits(visit, trained):
     ],
     ids=["empty", "long", "half"],
 )
-def test_a_refusal_is_a_sentence_and_the_page_goes_on(visit, wandering, prompt, told):
+def test_a_refusal_is_a_sentence_and_the_page_goes_on(visit, wandering, prompt, message):
     page = visit(400)
     page.set()
     page.page.locator("#prompt textarea").evaluate(
         "(box, text) => { box.value = text; box.dispatchEvent(new Event('input', {bubbles: true})); }", prompt
     )
     page.click("generate")
-    assert told in page.done() and page.fits()
+    assert message in page.done() and page.fits()
     page.screenshot("400-refused")
     page.generate(prompt="Then", tokens=20)
     assert page.text() == alone(wandering, "Then", 20) and not page.page.locator("#told [role=alert]").count()

@@ -1,12 +1,12 @@
 """A language model as a step of generation. Twin: jax_impl. Truth: spec/sampling.py.
 
     graph                               one token a row replayed from a CUDA graph (graph.py): GPUs
-    numba, numba_bfloat16, numba_int8   one token a row compiled as one, weights stored so (numba.py): a LiquidNet in
-                                        float32 on a CPU
+    numba, numba_bfloat16, numba_int8   one token a row compiled as one, weights stored so (numba.py): float32 on a
+                                        CPU, for the mixers that it knows
     eager                               each operation on its own (eager.py), everywhere
 
-`auto` is the first of these that runs where the model is: numba as its weights are rounded, and no graph
-of a mixer that none can hold. Prompts, and more rows than a method is made for, go eagerly. A named method
+`auto` is the first of these that runs where the model is: numba as its weights are rounded, and a graph where
+the mixer's method can be captured. Prompts, and more rows than a method is made for, go eagerly. A named method
 runs or raises NotImplementedError.
 """
 

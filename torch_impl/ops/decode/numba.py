@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spec.checkpoint.quantization import quantize, rounded
-from spec.mixers import family
+from spec.mixers import family, state_shape
 from spec.sampling import Step, check_tokens
 from torch_impl.checkpoint.native import dump_parameters, load_parameters
 from torch_impl.kernels.numba import decode, one_at_a_time, threads
@@ -56,11 +56,11 @@ def numba_step(model: LanguageModel, weights: str = "float32") -> Step:
     float32 weights are read at each step where they lie; others are packed now, and the model is read no more.
 
     Args:
-        model: a LiquidNet; where its parameters are not rounded to `weights`, prompts go through a copy that is.
+        model: of a family with a fused decode step. Prompts go through a copy that is rounded, where it is not.
         weights: one of spec.checkpoint.quantization.WEIGHTS, how the matrices are stored.
 
     Raises:
-        NotImplementedError: the model is not a LiquidNet in float32 on a processor.
+        NotImplementedError: the step does not know the mixer, or the model is not in float32 on a processor.
         ValueError: a weight cannot be rounded.
     """
     why = refusal(model)
@@ -107,7 +107,7 @@ class _Compiled:
         c: Any = self.model.config
         b = len(tokens_b)
         check_tokens(tokens_b, c.vocab_size)
-        shape = c.n_layers, b, c.d_state
+        shape = state_shape(c, b)
         if states is None:
             states = torch.zeros(shape)
         states = torch.as_tensor(states, dtype=torch.float32)
