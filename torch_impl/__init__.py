@@ -1,4 +1,4 @@
-"""Both families in PyTorch. Twin: jax_impl. Truth: spec/."""
+"""Models of every family in PyTorch. Twin: jax_impl. Truth: spec/."""
 
 import sys
 from pathlib import Path

@@ -173,11 +173,11 @@ def with_parameters(graph: Any, variables: Any, parameters: Mapping[str, Array])
     return nnx.merge(graph, state)
 
 
-def _counted(batch: dict[str, Array]) -> Array:
+def _counted(batch: dict[str, Any]) -> Array:
     return (batch["labels"] != IGNORED_LABEL).sum()
 
 
-def _counted_everywhere(batch: dict[str, Array], dtype: Any) -> Array:
+def _counted_everywhere(batch: dict[str, Any], dtype: Any) -> Array:
     return jnp.maximum(jax.lax.psum(_counted(batch), AXES), 1).astype(dtype)
 
 
