@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 PASS_ARRAYS = 3
+DELTA_MIN = 1e-6
 FORWARD, BOTH = "forward", "forward + backward"
 Passes = tuple[Call, Call]
 """Forward alone, and with the gradients of all inputs."""
@@ -110,8 +111,7 @@ def _candidates(
     timer: Timer, sizes: Sizes, operation: Operation, shape: Shape, narrow: bool
 ) -> list[tuple[Row, Callable[[], Passes]]]:
     """Every method of every backend, and on a GPU the kernels of others; each is made when it is asked for."""
-    arrays, delta_min = operation.inputs(shape), sizes.training[0].config.delta_min
-    extra = (delta_min,) if operation is MIXER else ()
+    arrays, extra = operation.inputs(shape), (DELTA_MIN,) if operation is MIXER else ()
 
     def inputs() -> list[torch.Tensor]:
         import torch

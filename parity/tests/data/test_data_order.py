@@ -101,7 +101,7 @@ def test_a_batch_depends_on_seed_and_number_alone(data):
     again = batch(data, 40)
     for name in ("tokens", "labels", "resets"):
         np.testing.assert_array_equal(getattr(late, name), getattr(again, name))
-    assert late.noise is again.noise is None
+    assert late.side == again.side == {}
     starts = window_starts(np.arange(40 * 12, 41 * 12), data.train, SEQ_LEN, SEED)
     for row, start in enumerate(starts):
         np.testing.assert_array_equal(late.tokens[row], data.train[start : start + SEQ_LEN])

@@ -40,7 +40,7 @@ EXCEPTIONS = {
     "torch_impl/__init__.py": "public names",
     "jax_impl/__init__.py": "public names",
     "tools/bench/command.py": "the flag --liquid-ssm",
-    "tools/bench/ssm_solvers.py": "the bench of one family's own methods",
+    "tools/bench/liquid_ssm_solvers.py": "the bench of one family's own methods",
     "parity/suite/mutants/catalogue.py": "the file of faults planted in one family",
     "parity/suite/compiled/triton/problem.py": "the truth of the fused kernels, which one family has",
 }

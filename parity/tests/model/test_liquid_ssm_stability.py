@@ -163,7 +163,7 @@ def test_a_state_that_sets_its_own_clock_stays_within_the_bound(kind):
     drive, pre = 100.0 * random.standard_normal((5, length, WIDE)), 0.3 * random.standard_normal((5, length, 4))
     # A state of this size would hold the network at its ends.
     weights["tau_state.weight"] = 1e-3 * weights["tau_state.weight"]
-    states, _, saved = liquid_states(np.concatenate([drive, pre], axis=-1), weights, config, gaps_bt=gaps)
+    states, _, saved = liquid_states(np.concatenate([drive, pre], axis=-1), weights, config, dt_scale_bt=gaps)
     norm, size = np.linalg.norm(states, axis=-1), np.linalg.norm(drive, axis=-1)
     before = np.concatenate([np.zeros((5, 1)), norm[:, :-1]], axis=1)
     dt, rate = saved.clock.dt[..., 0], forgotten(saved.clock.tau, weights)
@@ -193,7 +193,7 @@ def test_half_the_step_is_half_the_error(kind):
     for parts in (32, 64, 128, 256):
         pre = np.concatenate([np.repeat(drives, parts, axis=0), np.zeros((4 * parts, 2))], axis=-1)
         gaps = np.full((1, 4 * parts), 1.0 / parts)
-        states = liquid_states(pre[None], weights, config, start_n[None], gaps_bt=gaps)[0]
+        states = liquid_states(pre[None], weights, config, start_n[None], dt_scale_bt=gaps)[0]
         errors.append(np.abs(states[0, parts - 1 :: parts] - exact[1:]).max())
     # Of first order, with a second-order part that is a few hundredths at these steps; Radau's error is 1e-9.
     assert all(1.8 < one / other < 2.2 for one, other in pairwise(errors)), errors
