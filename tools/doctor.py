@@ -7,13 +7,13 @@ import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from parity.proof.environment import UNUSABLE, environment
+from parity.proof.environment import UNUSABLE, Environment, environment
 from spec.checkpoint.files import new_file
 from spec.mixers import families
 from spec.presets import PRESETS, RECIPES
@@ -57,7 +57,7 @@ class BackendReport(Placement, total=False):
 class Report(TypedDict):
     """What `--json` writes."""
 
-    environment: dict[str, Any]
+    environment: Environment
     backends: dict[str, BackendReport]
     passed: bool
 

@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from parity.proof.environment import Environment, environment, version
 from spec.config import nearest
 from spec.runtime.memory import keep_freed_memory
 from tools.bench import decode, machine, operations, roofline, train_step
@@ -156,10 +157,8 @@ def _in_own_process(name: str, device: str, rounds: int, sizes: Sizes) -> list[R
     return tried[-1] + [{"name": "beside peers", "peer": True, "error": reason} for reason in reasons[:1]]
 
 
-def _environment(*more: str) -> dict:
+def _environment(*more: str) -> Environment:
     """The machine and the versions of what is installed; `more` names packages besides the usual ones."""
-    from parity.proof.environment import environment, version
-
     found = environment()
     found["versions"] |= {name: version(name) for name in more}
     return found
