@@ -14,6 +14,7 @@ from typing import TypedDict
 from rich.console import Console
 from rich.table import Table
 
+from parity.proof.environment import Environment
 from spec.checkpoint.files import new_file
 from tools.bench.limits import Target
 from tools.bench.timer import Row
@@ -23,7 +24,7 @@ class Result(TypedDict, total=False):
     """One run, as the JSON has it; `targets` of a processor, `device` and `modelled` of a GPU."""
 
     when: str
-    environment: dict
+    environment: Environment
     device: dict
     rounds: int
     sections: dict[str, list[Row]]
