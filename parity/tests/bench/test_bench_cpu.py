@@ -46,7 +46,7 @@ def test_every_section_measures_every_method_of_every_backend(result):
     assert not result["errors"], result["errors"]
     assert list(sections) == measure.sections_of("cpu") and set(measure.SECTIONS) == set(results.COLUMNS)
     for backend in backends.installed():
-        for section, module in (("scan", "ops.scan"), ("mixer", "ops.gated_scan"), ("decode", "generation")):
+        for section, module in (("scan", "ops.scan"), ("mixer", "ops.gated_scan"), ("decode", "ops.decode")):
             methods = {f"{backend} {name}" for name in backends.load(backend, module).METHODS if name != "auto"}
             assert methods <= {row["name"] for row in sections[section]}
         assert {row["length"] for row in sections["growth"] if row["backend"] == backend} == {4, 16}
