@@ -1,8 +1,9 @@
-"""What tyro and the operating system refuse, in a sentence that names it and says what to do about it."""
+"""Which errors end a command in one line, with which exit code; tyro's and the system's words made a sentence."""
 
 from __future__ import annotations
 
 import errno
+import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -34,6 +35,22 @@ _EXTRAS |= {"numba": "cpu", "transformers": "bench"}
 _EXTRAS |= dict.fromkeys(("gradio", "pandas", "PIL"), "ui")
 _EXTRAS |= dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax", "msgpack"), "jax")
 _TYPES = {"INT": "a whole number", "FLOAT": "a number"}
+
+
+def message_and_exit_code(error: Exception) -> tuple[object, int] | None:
+    """What a user is told of an error, and the exit code: 2 for what they can mend, 1 for what a run came to.
+
+    None where it is a fault of ours, whose traceback is wanted; LIQUIDNET_DEBUG asks for that of any but these few.
+    """
+    if is_lack_of_memory(error):
+        return "not enough memory; make the batch, the window or the model smaller", 2
+    if isinstance(error, ModuleNotFoundError) and (reason := missing_package_message(error)):
+        return reason, 2
+    if isinstance(error, (FloatingPointError, ConnectionError)):
+        return error, 1
+    if isinstance(error, (ValueError, OSError, NotImplementedError)) and "LIQUIDNET_DEBUG" not in os.environ:
+        return (os_error_message(error) if isinstance(error, OSError) else error), 2
+    return None
 
 
 def short(message: str, program: str, given: Sequence[str], command: type) -> str:

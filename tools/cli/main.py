@@ -107,24 +107,19 @@ def _complete(arguments: list[str]) -> None:
 
 def _explain(error: Exception) -> None:
     """End in one line what a user can do something about; raises anything else again."""
-    from tools.cli.errors import is_lack_of_memory, missing_package_message, os_error_message
+    from tools.cli.errors import message_and_exit_code
 
     if isinstance(error, BrokenPipeError):
         _drop_output()
         sys.exit(141)
-    if is_lack_of_memory(error):
-        fail("not enough memory; make the batch, the window or the model smaller", 2)
-    if isinstance(error, ModuleNotFoundError) and (reason := missing_package_message(error)):
-        fail(reason, 2)
-    if isinstance(error, (FloatingPointError, ConnectionError)):
-        fail(error, 1)
-    if isinstance(error, (ValueError, OSError, NotImplementedError)) and "LIQUIDNET_DEBUG" not in os.environ:
-        try:
-            sys.stdout.flush()
-        except OSError:
-            _drop_output()
-        fail(os_error_message(error) if isinstance(error, OSError) else error, 2)
-    raise error
+    known = message_and_exit_code(error)
+    if known is None:
+        raise error
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+    fail(*known)
 
 
 def _interrupted(arguments: list[str]) -> None:
