@@ -125,13 +125,13 @@ def sweep_operations(
         rows += found
         live = [row for row in found if row.skipped is None]
         if live:
-            _measure_all(operation, live, _settings(amount_of(operation.name, draws), seed), seed, progress)
+            _measure_all(operation, live, _settings(amount_of(operation, draws), seed), seed, progress)
     return rows
 
 
-def amount_of(operation: str, draws: int) -> int:
+def amount_of(operation: Operation, draws: int) -> int:
     """How many problems `sweep_operations` draws for an operation."""
-    return max(1, round(draws * OPERATIONS[operation].share))
+    return max(1, round(draws * operation.share))
 
 
 def rows_of(operation: Operation, names: Iterable[str]) -> list[Row]:

@@ -212,8 +212,8 @@ def test_problems_are_the_same_unless_a_seed_is_given():
 
 
 def test_a_problem_that_costs_more_is_drawn_less_often():
-    amounts = [sweep.amount_of(name, 200) for name in ("gates", "scan", "model")]
-    assert amounts == [600, 200, 20] and sweep.amount_of("model", 1) == 1
+    amounts = [sweep.amount_of(OPERATIONS[name], 200) for name in ("gates", "scan", "model")]
+    assert amounts == [600, 200, 20] and sweep.amount_of(OPERATIONS["model"], 1) == 1
     assert all(0.0 < one.share <= 3.0 for one in OPERATIONS.values())
 
 
