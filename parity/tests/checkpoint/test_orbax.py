@@ -246,7 +246,7 @@ def test_the_saver_lets_it_appear_whole(tmp_path):
         # The first lies under another name until all of it is there.
         assert [path.name for path in list_checkpoints(tmp_path)] == [f"step_0000000{i}" for i in range(1, step)][-2:]
         deadline = time.monotonic() + 60
-        while checkpoint_manager.writing is not None and time.monotonic() < deadline:
+        while checkpoint_manager.pending is not None and time.monotonic() < deadline:
             checkpoint_manager.poll()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000002", "step_00000003"]
     assert_same(

@@ -225,7 +225,7 @@ def test_jax_refuses_float16_before_it_writes_anything(small_data, tmp_path, cap
     for make in ("layers", "model"):
         module = adapters.load_module("jax", make)
         with pytest.raises(NotImplementedError, match="float16 needs a GradScaler"):
-            module.accumulate_dtype("float16") if make == "layers" else module.LiquidNet(CONFIG, 0, "float16")
+            module.accumulate_dtype("float16") if make == "layers" else module.build(CONFIG, compute_dtype="float16")
 
 
 def test_bfloat16_on_a_gpu_without_it_names_float16(monkeypatch):
