@@ -133,9 +133,7 @@ def on_ranks(ranks: list[int], parallel: str, context_parallel: int = 1, timeout
 
     Args:
         ranks: global ranks, ascending.
-        parallel: `ddp` or `fsdp`.
-        context_parallel: processes that cut each row in time between them.
-        timeout: seconds to wait for another process before it counts as lost.
+        parallel, context_parallel, timeout: as in `initialize`.
     """
     # Typed as anything: to a process outside it answers with a number, and that one leaves below.
     new_group: Any = partial(dist.new_group, timeout=timedelta(seconds=timeout))
