@@ -48,13 +48,8 @@ class Engine:
     """The training engine of JAX; spec/runtime/engine.py says what its methods promise.
 
     Args:
-        config: the model.
-        training: the run.
-        method: mixer method.
-        remat: make activations again in the backward pass.
+        config, training, method, remat, micro_batch, context: as there.
         compile: the whole step, which JAX always does.
-        micro_batch: rows taken at a time, their gradients added up; None takes all.
-        context: the processes of the run; None is this one alone.
 
     Raises:
         ValueError: `compile` is false, or `micro_batch` is no number of rows.

@@ -73,8 +73,6 @@ def gated_states(
 ) -> tuple[np.ndarray, np.ndarray, Any]:
     """o * h over the recurrence h_t = alpha_t h_{t-1} + (1 - alpha_t) v_t: the mixer between its two matrices.
 
-    v = tanh(value), alpha = exp(-softplus(p + b_delta) - delta_min), o = sigmoid(gate).
-
     Args:
         pre_btx: pre-activations value | p | gate.
         decay_bias_d: b_delta.

@@ -51,13 +51,8 @@ class Engine:
     """The training engine of PyTorch; spec/runtime/engine.py says what its methods promise.
 
     Args:
-        config: the model.
-        training: the run.
-        method: mixer method.
-        remat: make activations again in the backward pass.
+        config, training, method, remat, micro_batch, context: as there.
         compile: compile the loss and its gradient, without a graph break; evaluation and optimizer stay as they are.
-        micro_batch: rows taken at a time, their gradients added up; None takes all.
-        context: the processes of the run; None is this one alone.
 
     Raises:
         ValueError: a process would be left without work, or `compile` where processes share a row; either of the two

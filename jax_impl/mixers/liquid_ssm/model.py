@@ -27,11 +27,9 @@ class LiquidSSMLanguageModel(LanguageModel):
     """The family of dx/dt = -x / tau + A x + B u: continuous time, its time constants set by content.
 
     Args:
-        vocab_size: entries of the tied embedding, v.
-        d_model: width of the residual stream, d.
-        state_dim: numbers of a layer's state, n.
-        num_layers: number of blocks, l.
-        max_seq_len: training window in tokens; never a limit at inference.
+        vocab_size, d_model, max_seq_len: as in LiquidSSMConfig.
+        state_dim: its d_state, n.
+        num_layers: its n_layers, l.
         config: all of it, instead of the five above.
         seed, compute_dtype, method, remat, loss_method: as in LanguageModel.
 

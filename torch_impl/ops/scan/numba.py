@@ -17,11 +17,7 @@ from torch_impl.ops.devices import require_numba
 def numba_scan(
     decay_btd: Float[Tensor, BTD], drive_btd: Float[Tensor, BTD], state_bd: Float[Tensor, BD]
 ) -> Float[Tensor, BTD]:
-    """All states of h_t = decay_t h_{t-1} + drive_t, in one pass over memory.
-
-    Raises:
-        NotImplementedError: the tensors are not on a CPU.
-    """
+    """All states of h_t = decay_t h_{t-1} + drive_t, in one pass over memory, on a CPU alone."""
     require_numba("numba", drive_btd)
     return scan_states(*_of_one_dtype(decay_btd, drive_btd, state_bd))
 
