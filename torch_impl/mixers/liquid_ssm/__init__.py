@@ -16,13 +16,7 @@ from spec.mixers.liquid_ssm import LiquidSSMConfig
 from torch_impl.layers import Linear, accumulate_dtype
 from torch_impl.mixers.liquid_ssm.dynamics import Dynamics, Inputs, clock, clock_adjoint, matrix_of
 from torch_impl.mixers.liquid_ssm.model import LiquidSSMLanguageModel
-from torch_impl.mixers.liquid_ssm.solvers import (
-    METHODS,
-    Solved,
-    Trajectory,
-    require_takes,
-    shifted,
-)
+from torch_impl.mixers.liquid_ssm.solvers import METHODS, Solved, Trajectory, require_takes, shifted
 
 
 def choose_method(config: LiquidSSMConfig, batch_size: int, seq_len: int) -> str:

@@ -32,8 +32,7 @@ def plain_swiglu(pre_bti: Tensor) -> Tensor:
 
 
 # Of each method, RMSNorm and SwiGLU.
-METHODS: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], Callable[[Tensor], Tensor]]]
-METHODS = {"plain": (plain_rms_norm, plain_swiglu)}
+METHODS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {"plain": (plain_rms_norm, plain_swiglu)}
 try:
     from torch_impl.ops.rowwise.numba import numba_rms_norm, numba_swiglu
 except ImportError:
