@@ -152,12 +152,8 @@ class LanguageModel(nnx.Module):
         """Mean cross-entropy in nats a counted label, and the final states; the logits are never held whole.
 
         Args:
-            tokens: token ids, [b, t].
+            tokens, states, resets, padding, side: as in `logits`.
             labels: target of each position, [b, t]; -100 is ignored; all ignored gives loss 0.
-            states: initial states, [l, b, n]; None is zero.
-            resets: true clears the state before token t is absorbed, [b, t].
-            padding: true at positions that change nothing, [b, t].
-            side: as in `logits`.
         """
         hidden_btd, states = self.hidden(tokens, states, resets, padding, side)
         return self.mean_loss(hidden_btd, labels), states

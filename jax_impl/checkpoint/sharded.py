@@ -78,11 +78,6 @@ class AsyncSave:
         return self._future.done()
 
     def result(self) -> None:
-        """Wait until all processes have written theirs.
-
-        Raises:
-            OSError: a disk is full or not writable, here or in another process.
-        """
         # Asking each other, they notice one that is gone; Orbax's barriers would only after a long time.
         while self._context.any(not self._done_within(0.05)):
             pass

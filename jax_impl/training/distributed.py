@@ -59,18 +59,15 @@ class ParallelContext(runtime.ParallelContext):
     mesh: Mesh = field(default_factory=_one_device)
 
     def exit_unless_first(self, code: int) -> None:
-        """In every process but the first: exit with the code."""
         # Nothing that started them ends the first one meanwhile, and `exit_if_initialized` has all end together.
         if self.rank > 0:
             sys.exit(code)
 
     def is_peer_loss(self, error: BaseException) -> bool:
-        """Whether the error says that another process is gone."""
         # JAX raises either of the two, and has no class of its own for them.
         return self.size > 1 and isinstance(error, RuntimeError | ValueError) and bool(_PEER_LOSS.search(str(error)))
 
     def total(self, number: float) -> float:
-        """The sum over all processes."""
         if self.size == 1:
             return number
         # As bytes: a device may have no float64. In one order: all must decide alike.
@@ -78,7 +75,6 @@ class ParallelContext(runtime.ParallelContext):
         return float(np.frombuffer(np.asarray(numbers).tobytes(), np.float64).sum())
 
     def all_gather(self, value: Value) -> list[Value]:
-        """The values of all processes, in the order of ranks."""
         if self.size == 1:
             return [value]
         pickled = np.frombuffer(pickle.dumps(value), np.uint8)
@@ -97,7 +93,6 @@ class ParallelContext(runtime.ParallelContext):
 
     @property
     def local_row_shards(self) -> int:
-        """Into how many parts this process cuts its rows, computed side by side."""
         data, fsdp, _ = self.shape()
         return data * fsdp // self.shard.rows
 

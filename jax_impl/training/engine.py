@@ -48,13 +48,8 @@ class Engine:
     """The training engine of JAX; spec/runtime/engine.py says what its methods promise.
 
     Args:
-        config: the model.
-        training: the run.
-        method: mixer method.
-        remat: make activations again in the backward pass.
+        config, training, method, remat, micro_batch, context: as there.
         compile: the whole step, which JAX always does.
-        micro_batch: rows taken at a time, their gradients added up; None takes all.
-        context: the processes of the run; None is this one alone.
 
     Raises:
         ValueError: `compile` is false, or `micro_batch` is no number of rows.
@@ -97,10 +92,6 @@ class Engine:
 
         Where either is not finite, parameters, moments and states stay as they were. Where the run streams each row
         goes on from the state in which the step before left it; no gradient goes back there.
-
-        Args:
-            batch: this process's shard of the global batch.
-            lr: learning rate of the step.
         """
         if self.training.stream and self.states is None:
             self.load_states(np.zeros(state_shape(self.config, self.training.batch_size)))
@@ -111,29 +102,20 @@ class Engine:
         return float(loss), float(norm)
 
     def evaluate(self, batch: Batch, states: Array | None = None) -> tuple[float, Array]:
-        """Mean nats a counted label, each row from `states`, and the final states.
-
-        Args:
-            batch: this process's shard.
-            states: [l, b, n], as an evaluation before gave them; None is zero.
-        """
         rows = max(self.context.all_gather(len(batch.tokens)))
         loss, last = self._programs.loss(self.parameters, to_device(batch, self.context, rows), states)
         return float(loss), last
 
     def load(self, parameters: Arrays, moments: Moments, step: int) -> None:
-        """Set parameters and, where there are any, moments after `step` steps."""
         check_parameters(self.config, parameters)
         self._set_parameters(parameters)
         if moments:
             self._set_moments(load_moments(self.optimizer_state, moments, step))
 
     def dump(self) -> tuple[Arrays, Moments]:
-        """Parameters and moments as NumPy."""
         return {path: to_host(array) for path, array in self.parameters.items()}, dump_moments(self.optimizer_state)
 
     def dump_states(self) -> np.ndarray | None:
-        """The carried states [l, b, n], or None where there are none."""
         if self.states is None:
             return None
         count, shard = self.training.batch_size, self.context.shard
@@ -142,7 +124,6 @@ class Engine:
         return np.concatenate([part[:, : cut.stop - cut.start] for part, cut in zip(parts, cuts, strict=True)], axis=1)
 
     def load_states(self, states: np.ndarray | None) -> None:
-        """Go on from carried states [l, b, n]; None is zero."""
         if states is None:
             self.states = None
             return
@@ -155,13 +136,11 @@ class Engine:
         self.states = put(array, self.context.sharding(None, ROWS))
 
     def save_shards(self, directory: Path) -> AsyncSave:
-        """Begin to write this process's part of parameters and moments into the directory; steps may go on."""
         from jax_impl.checkpoint.sharded import AsyncSave
 
         return AsyncSave(self._shards(), directory, self.context)
 
     def load_shards(self, directory: Path, step: int) -> None:
-        """Set parameters and moments after `step` steps, each process its part, from any number of shards."""
         from jax_impl.checkpoint.sharded import read_shards
 
         like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in self._shards().items()}
@@ -173,11 +152,10 @@ class Engine:
         return named_arrays(self.parameters, named_moments(self.optimizer_state))
 
     def extra_state(self) -> ExtraState:
-        """What else a checkpoint's state.json needs for the next step to repeat its bits."""
         return {}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `extra_state` gave, from the whole of state.json; what is not there stays as it is."""
+        pass
 
     def sampler(self) -> Step:
         """The current model as a step of generation; where devices have parts of it, on the host."""
@@ -187,7 +165,6 @@ class Engine:
         return make_step(with_parameters(graph, variables, jax.device_put(parameters, place)))
 
     def environment(self) -> dict[str, str | int | bool]:
-        """What bit-exact resume depends on besides the checkpoint."""
         return {
             "jax": jax.__version__,
             "jaxlib": jaxlib.__version__,
@@ -199,7 +176,6 @@ class Engine:
         }
 
     def layout(self) -> str:
-        """Who computes what: in another layout the same mathematics is summed in another order."""
         size, devices = self.context.size, self.context.mesh.size
         parts = ["1 process" if size == 1 else f"{size} processes"]
         parts += [", ".join(f"{axis}={n}" for axis, n in zip(AXES, self.context.shape(), strict=True))] * (devices > 1)

@@ -16,7 +16,8 @@ from spec.validation import nearest
 def families() -> dict[str, MixerFamily[Any]]:
     """Every family by name, in the order of their `place`."""
     modules = [found.name for found in pkgutil.iter_modules(__path__) if found.name != "base"]
-    return _in_order(importlib.import_module(f"{__name__}.{name}").FAMILY for name in modules)
+    found = [importlib.import_module(f"{__name__}.{name}").FAMILY for name in modules]
+    return {one.name: one for one in sorted(found, key=lambda one: (one.place, one.name))}
 
 
 def family(of: ModelConfig | str) -> MixerFamily[Any]:
@@ -48,7 +49,3 @@ def config_from_json(value: Any) -> ModelConfig:
 def _unknown(name: Any) -> ValueError:
     known = ", ".join(families())
     return ValueError(f"unknown model family {name!r}; this version knows {known}{nearest(name, families())}")
-
-
-def _in_order(found: Any) -> dict[str, MixerFamily[Any]]:
-    return {one.name: one for one in sorted(found, key=lambda one: (one.place, one.name))}

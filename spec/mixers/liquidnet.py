@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,13 +28,9 @@ class LiquidNetConfig(ModelConfig):
     """Shape and constants of a LiquidNet.
 
     Args:
-        vocab_size: entries of the tied embedding, v.
+        vocab_size, d_ff, n_layers, max_seq_len, norm_eps: as in ModelConfig.
         d_model: width of the residual stream and of the state, d.
-        d_ff: width of the SwiGLU MLP, f.
-        n_layers: number of blocks, l.
-        max_seq_len: training window in tokens; never a limit at inference.
         delta_min: least decay rate a token; bounds every half-life by ln 2 / delta_min.
-        norm_eps: epsilon inside the root of RMSNorm.
 
     Raises:
         ValueError: a value out of range, named.
@@ -67,29 +63,6 @@ def half_life_bias(channels: int) -> np.ndarray:
     return np.log(np.expm1(rate)).astype(np.float32)
 
 
-class SavedStates(NamedTuple):
-    """What the adjoint of the gated states needs."""
-
-    value: np.ndarray
-    p: np.ndarray
-    gate: np.ndarray
-    decay: np.ndarray
-    one_minus_decay: np.ndarray
-    masked_decay: np.ndarray
-    states: np.ndarray
-    state: np.ndarray | None
-    masks: Masks
-
-
-class SavedMixer(NamedTuple):
-    """What the mixer's adjoint needs."""
-
-    input: np.ndarray
-    weights: Arrays
-    recurrence: SavedStates
-    gated: np.ndarray
-
-
 def gated_states(
     pre_btx: np.ndarray,
     decay_bias_d: np.ndarray,
@@ -97,10 +70,8 @@ def gated_states(
     state_bd: np.ndarray | None = None,
     resets_bt: np.ndarray | None = None,
     padding_bt: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray, SavedStates]:
+) -> tuple[np.ndarray, np.ndarray, Any]:
     """o * h over the recurrence h_t = alpha_t h_{t-1} + (1 - alpha_t) v_t: the mixer between its two matrices.
-
-    v = tanh(value), alpha = exp(-softplus(p + b_delta) - delta_min), o = sigmoid(gate).
 
     Args:
         pre_btx: pre-activations value | p | gate.
@@ -121,12 +92,12 @@ def gated_states(
     masked_decay_btd, drive_btd = mask(decay_btd, one_minus_decay_btd * value_btd, resets_bt, padding_bt)
     states_btd, last_bd = scan(masked_decay_btd, drive_btd, state_bd)
     gates = value_btd, p_btd, gate_btd, decay_btd, one_minus_decay_btd
-    saved = SavedStates(*gates, masked_decay_btd, states_btd, state_bd, Masks(resets_bt, padding_bt))
+    saved = *gates, masked_decay_btd, states_btd, state_bd, Masks(resets_bt, padding_bt)
     return gate_btd * states_btd, last_bd, saved
 
 
 def gated_states_adjoint(
-    saved: SavedStates, grad_gated: np.ndarray, grad_last_bd: np.ndarray | None = None
+    saved: Any, grad_gated: np.ndarray, grad_last_bd: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of the pre-activations, of b_delta and of the initial state.
 
@@ -210,14 +181,15 @@ class LiquidNetFamily(MixerFamily[LiquidNetConfig]):
         )
         y_btd = gated_btd @ weights["output.weight"].T
         inside = {"input": pre_btx, "gated": gated_btd, "output": y_btd}
-        return Mixed(y_btd, last_bd, SavedMixer(z_btd, weights, recurrence, gated_btd), inside)
+        return Mixed(y_btd, last_bd, (z_btd, weights, recurrence, gated_btd), inside)
 
     def adjoint(
-        self, saved: SavedMixer, grad_y_btd: np.ndarray, grad_last_bn: np.ndarray | None = None
+        self, saved: Any, grad_y_btd: np.ndarray, grad_last_bn: np.ndarray | None = None
     ) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
-        grad_gated, grad_output = linear_adjoint(saved.gated, saved.weights["output.weight"], grad_y_btd)
-        grad_pre, grad_bias, grad_state = gated_states_adjoint(saved.recurrence, grad_gated, grad_last_bn)
-        grad_z, grad_input = linear_adjoint(saved.input, saved.weights["input.weight"], grad_pre)
+        z_btd, weights, recurrence, gated_btd = saved
+        grad_gated, grad_output = linear_adjoint(gated_btd, weights["output.weight"], grad_y_btd)
+        grad_pre, grad_bias, grad_state = gated_states_adjoint(recurrence, grad_gated, grad_last_bn)
+        grad_z, grad_input = linear_adjoint(z_btd, weights["input.weight"], grad_pre)
         gradients = {"input.weight": grad_input, "decay_bias": grad_bias, "output.weight": grad_output}
         return grad_z, gradients, grad_state
 

@@ -16,22 +16,13 @@ from spec.mixers.base import NO_MASKS, Arrays, Masks, Side
 from spec.reference.scan import sigmoid
 
 
-class SavedMLP(NamedTuple):
-    """What the MLP's adjoint needs."""
-
-    input: np.ndarray
-    weights: Arrays
-    pre: np.ndarray
-    product: np.ndarray
-
-
 class SavedBlock(NamedTuple):
     """What a block's adjoint needs: of its two norms and of its two layers."""
 
     mixer_norm: Any
     mixer: Any
     mlp_norm: Any
-    mlp: SavedMLP
+    mlp: Any
 
 
 def rms_norm(x_btd: np.ndarray, weight_d: np.ndarray, eps: float) -> tuple[np.ndarray, Any]:
@@ -65,10 +56,10 @@ def swiglu(r_btd: np.ndarray, weights: Arrays) -> tuple[np.ndarray, Any]:
     pre_btx = r_btd @ weights["input.weight"].T
     gate_btf, up_btf = pre_btx[..., :f], pre_btx[..., f:]
     product_btf = gate_btf * sigmoid(gate_btf) * up_btf
-    return product_btf @ weights["output.weight"].T, SavedMLP(r_btd, weights, pre_btx, product_btf)
+    return product_btf @ weights["output.weight"].T, (r_btd, weights, pre_btx, product_btf)
 
 
-def swiglu_adjoint(saved: SavedMLP, grad_btd: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def swiglu_adjoint(saved: Any, grad_btd: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Gradients of the MLP's input and weights; silu'(x) = sigmoid(x) (1 + x sigmoid(-x))."""
     r_btd, weights, pre_btx, product_btf = saved
     gate_btf, up_btf = np.split(pre_btx, 2, axis=-1)
@@ -115,8 +106,9 @@ def block(
     u_btd, saved_mlp = swiglu(r_btd, within(weights, "mlp."))
     x_btd = x_btd + scale * u_btd
     outputs = {"mixer_norm": z_btd, **{f"mixer.{name}": array for name, array in mixed.activations.items()}}
-    outputs |= {"mixer.state": mixed.last, "mlp_norm": r_btd, "mlp.input": saved_mlp.pre}
-    outputs |= {"mlp.product": saved_mlp.product, "mlp.output": u_btd}
+    *_, pre_btx, product_btf = saved_mlp
+    outputs |= {"mixer.state": mixed.last, "mlp_norm": r_btd, "mlp.input": pre_btx}
+    outputs |= {"mlp.product": product_btf, "mlp.output": u_btd}
     return x_btd, mixed.last, outputs, SavedBlock(saved_norm, mixed.saved, saved_mlp_norm, saved_mlp)
 
 

@@ -9,7 +9,6 @@ Read this file first: both backends compute exactly this.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,13 @@ import numpy as np
 from spec.config import ModelConfig
 from spec.data import IGNORED_LABEL
 from spec.mixers import family
-from spec.mixers.base import Masks
+from spec.mixers.base import Arrays, Masks
 from spec.parameters import check_parameters
 from spec.reference.blocks import block, block_adjoint, rms_norm, rms_norm_adjoint, within
 
-Parameters = Mapping[str, np.ndarray]
-
 
 def forward(
-    params: Parameters,
+    params: Arrays,
     config: ModelConfig,
     tokens: np.ndarray,
     states: np.ndarray | None = None,
@@ -57,7 +54,7 @@ def forward(
 
 
 def activations(
-    params: Parameters,
+    params: Arrays,
     config: ModelConfig,
     tokens: np.ndarray,
     states: np.ndarray | None = None,
@@ -78,7 +75,7 @@ def activations(
 
 
 def loss_and_gradients(
-    params: Parameters,
+    params: Arrays,
     config: ModelConfig,
     tokens: np.ndarray,
     labels: np.ndarray,
@@ -105,7 +102,7 @@ def loss_and_gradients(
 
 
 def input_gradients(
-    params: Parameters, config: ModelConfig, tokens: np.ndarray, labels_b: np.ndarray, resets: np.ndarray | None = None
+    params: Arrays, config: ModelConfig, tokens: np.ndarray, labels_b: np.ndarray, resets: np.ndarray | None = None
 ) -> tuple[float, np.ndarray]:
     """Cross-entropy at the last position alone, in nats, and its gradient to every x_t = E[token_t].
 
@@ -143,7 +140,7 @@ def cross_entropy(logits_btv: np.ndarray, labels_bt: np.ndarray) -> tuple[float,
     return np.where(counted_bt, nats_bt, 0.0).sum() / count, gradient_btv
 
 
-def _checked(params: Parameters, config: ModelConfig, tokens: np.ndarray, dtype: Any) -> dict[str, np.ndarray]:
+def _checked(params: Arrays, config: ModelConfig, tokens: np.ndarray, dtype: Any) -> dict[str, np.ndarray]:
     check_parameters(config, params)
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise ValueError(f"tokens must have shape [b, t] with b, t >= 1, got {tokens.shape}")
@@ -153,7 +150,7 @@ def _checked(params: Parameters, config: ModelConfig, tokens: np.ndarray, dtype:
 
 
 def _through_blocks(
-    params: Parameters,
+    params: Arrays,
     config: ModelConfig,
     tokens: np.ndarray,
     states: Any = None,
@@ -179,7 +176,7 @@ def _through_blocks(
 
 
 def _forward(
-    params: Parameters,
+    params: Arrays,
     config: ModelConfig,
     tokens: np.ndarray,
     states: Any,
@@ -197,7 +194,7 @@ def _forward(
 
 
 def _adjoint(
-    params: Parameters,
+    params: Arrays,
     config: ModelConfig,
     tokens: np.ndarray,
     saved: Any,

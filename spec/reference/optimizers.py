@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 
+from spec.checkpoint.tensors import Arrays
 from spec.config import TrainingConfig
-
-Arrays = Mapping[str, np.ndarray]
 
 
 def clip_by_global_norm(gradients: Arrays, grad_clip: float) -> tuple[dict[str, np.ndarray], float]:
@@ -29,10 +27,7 @@ def adamw_step(
     training: TrainingConfig,
     decayed: frozenset[str],
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Parameters and both moments after one step from clipped gradients.
-
-        m = beta1 m + (1 - beta1) g        s = beta2 s + (1 - beta2) g^2
-        theta = theta - lr (m / (1 - beta1^t) / (sqrt(s / (1 - beta2^t)) + eps) + weight_decay theta)
+    """Parameters and both moments after one step from clipped gradients: the equations of spec/optimizer.py.
 
     Args:
         step: t, the number of this step, from 1.

@@ -53,8 +53,17 @@ class PendingSave(Protocol):
 class Engine(Protocol[States]):
     """A model, its optimizer and their placement on devices.
 
-    Constructed as `Engine(config, training, method, remat, compile, micro_batch, context)`; `spec/config.py` says what
-    the first two are, a ValueError what cannot be.
+    Constructed as `Engine(config, training, method, remat, compile, micro_batch, context)`; a ValueError says what
+    cannot be.
+
+    Args:
+        config: the model.
+        training: the run.
+        method: mixer method.
+        remat: make activations again in the backward pass.
+        compile: compile the step.
+        micro_batch: rows taken at a time, their gradients added up; None takes all.
+        context: the processes of the run; None is this one alone.
     """
 
     name: str

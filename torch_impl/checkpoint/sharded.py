@@ -50,11 +50,6 @@ class AsyncSave:
         return self._future.done()
 
     def result(self) -> None:
-        """Wait until all processes have written theirs.
-
-        Raises:
-            OSError: a disk is full or not writable.
-        """
         try:
             self._future.result()
         except CheckpointException as error:

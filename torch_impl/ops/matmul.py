@@ -10,6 +10,7 @@ is `mm`. A named method runs or raises NotImplementedError.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -81,17 +82,6 @@ def _resolved(method: str, x: Tensor) -> str:
     return method
 
 
-def _mm(x: Tensor, weight: Tensor) -> Tensor:
-    return x @ weight.T
-
-
-def _convolution(x: Tensor, weight: Tensor) -> Tensor:
-    return _Convolution.apply(x, weight)
-
-
-METHODS = {"mm": _mm, "convolution": _convolution}
-
-
 class _Convolution(torch.autograd.Function):
     """Images of one column, a channel for each number of a row, under a kernel of one point."""
 
@@ -118,6 +108,12 @@ def _backward(x: Tensor, weight: Tensor, grad_y: Tensor, wanted: tuple[bool, boo
         [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [*wanted, False],
     )  # fmt: skip
     return _rows(grad_x) if wanted[0] else None, grad_weight.view(weight.shape) if wanted[1] else None
+
+
+METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mm": lambda x, weight: x @ weight.T,
+    "convolution": lambda x, weight: _Convolution.apply(x, weight),
+}
 
 
 def _image(rows: Tensor) -> Tensor:

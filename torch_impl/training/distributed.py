@@ -45,13 +45,11 @@ class ParallelContext(runtime.ParallelContext):
     sequence_group: ProcessGroup | None = None
 
     def is_peer_loss(self, error: BaseException) -> bool:
-        """Whether the error says that another process is gone."""
         # Gloo has no exception of its own; its messages name the file that they come from.
         of_network = isinstance(error, dist.DistNetworkError) or any(sign in str(error) for sign in _PEER_LOSS)
         return self.group is not None and isinstance(error, RuntimeError) and of_network
 
     def total(self, number: float) -> float:
-        """The sum over all processes."""
         if self.group is None:
             return number
         # On the host: the flags of every step must not wait for the device. In one order: all must decide alike.
@@ -60,7 +58,6 @@ class ParallelContext(runtime.ParallelContext):
         return numbers.sum().item()
 
     def all_gather(self, value: Value) -> list[Value]:
-        """The values of all processes, in the order of ranks."""
         if self.group is None:
             return [value]
         values: list[Value] = [value] * self.size
@@ -136,9 +133,7 @@ def on_ranks(ranks: list[int], parallel: str, context_parallel: int = 1, timeout
 
     Args:
         ranks: global ranks, ascending.
-        parallel: `ddp` or `fsdp`.
-        context_parallel: processes that cut each row in time between them.
-        timeout: seconds to wait for another process before it counts as lost.
+        parallel, context_parallel, timeout: as in `initialize`.
     """
     # Typed as anything: to a process outside it answers with a number, and that one leaves below.
     new_group: Any = partial(dist.new_group, timeout=timedelta(seconds=timeout))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spec.checkpoint.sharded import PARAMETERS
+from spec.checkpoint.sharded import named_arrays
 from spec.checkpoint.tensors import Arrays
 from spec.config import ModelConfig, TrainingConfig, require_integer
 from spec.data import IGNORED_LABEL, Batch, BatchShard
@@ -51,13 +51,8 @@ class Engine:
     """The training engine of PyTorch; spec/runtime/engine.py says what its methods promise.
 
     Args:
-        config: the model.
-        training: the run.
-        method: mixer method.
-        remat: make activations again in the backward pass.
+        config, training, method, remat, micro_batch, context: as there.
         compile: compile the loss and its gradient, without a graph break; evaluation and optimizer stay as they are.
-        micro_batch: rows taken at a time, their gradients added up; None takes all.
-        context: the processes of the run; None is this one alone.
 
     Raises:
         ValueError: a process would be left without work, or `compile` where processes share a row; either of the two
@@ -116,10 +111,6 @@ class Engine:
         Where either is not finite, parameters, moments and states stay as they were. In float16 a step whose gradients
         overflow is made again at half the scale: what it does depends on weights, batch and scale alone, and every step
         counts.
-
-        Args:
-            batch: this process's shard of the global batch.
-            lr: learning rate of the step.
         """
         while True:
             loss, norm, states = self._gradients(batch)
@@ -164,29 +155,20 @@ class Engine:
     # Not inference_mode: FSDP gathers parameters for the next step too.
     @torch.no_grad()
     def evaluate(self, batch: Batch, states: Tensor | None = None) -> tuple[float, Tensor]:
-        """Mean nats a counted label, each row from `states`, and the final states.
-
-        Args:
-            batch: this process's shard.
-            states: [l, b, n]; None is zero.
-        """
         with time_sharded(self.context.sequence_group):
             loss, states = self.model.loss(**to_device(batch, self.device, self.model.config), states=states)
         reshard(self.model)
         return loss.item(), states
 
     def load(self, parameters: Arrays, moments: Moments, step: int) -> None:
-        """Set parameters and, where there are any, moments after `step` steps."""
         load_parameters(self.model, parameters)
         if moments:
             load_moments(self.model, self.optimizer, moments, step)
 
     def dump(self) -> tuple[Arrays, Moments]:
-        """Parameters and moments as NumPy."""
         return dump_parameters(self.model), dump_moments(self.model, self.optimizer)
 
     def dump_states(self) -> np.ndarray | None:
-        """The carried states [l, b, n], or None where there are none."""
         if self.states is None:
             return None
         rows = self.context.all_gather(self.states.cpu())
@@ -194,39 +176,28 @@ class Engine:
         return to_numpy(torch.cat(rows[:: self.context.shard.columns], dim=1))
 
     def load_states(self, states: np.ndarray | None) -> None:
-        """Go on from carried states [l, b, n]; None is zero."""
         rows = self.context.shard.of_rows(self.training.batch_size)
         self.states = None if states is None else from_numpy(states[:, rows]).to(self.device)
 
     def save_shards(self, directory: Path) -> AsyncSave:
-        """Begin to write this process's part of parameters and moments into the directory; steps may go on."""
         from torch_impl.checkpoint.sharded import AsyncSave
 
         return AsyncSave(self._shards(), directory, self.context)
 
     def load_shards(self, directory: Path, step: int) -> None:
-        """Set parameters and moments after `step` steps, each process its part, from any number of shards."""
         from torch_impl.checkpoint.sharded import read_shards
 
         read_shards(self._shards(), directory, self.context)
         set_steps(self.optimizer, step)
 
     def _shards(self) -> dict[str, Tensor]:
-        moments = named_moments(self.model, self.optimizer)
         parameters = {path: parameter.detach() for path, parameter in self.model.named_parameters()}
-        groups = {PARAMETERS: parameters, **moments}
-        return {f"{group}.{path}": tensor for group, tensors in groups.items() for path, tensor in tensors.items()}
+        return named_arrays(parameters, named_moments(self.model, self.optimizer))
 
     def extra_state(self) -> ExtraState:
-        """What else a checkpoint's state.json needs for the next step to repeat its bits."""
         return {"grad_scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `extra_state` gave, from the whole of state.json; what is not there stays as it is.
-
-        Raises:
-            ValueError: an entry that `extra_state` does not make.
-        """
         stored = state.get("grad_scaler")
         if not self.scaler.is_enabled() or stored is None:
             return
@@ -250,7 +221,6 @@ class Engine:
         return make_step(replica)
 
     def environment(self) -> dict[str, str | int | bool]:
-        """What bit-exact resume depends on besides the checkpoint."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return {
             "torch": torch.__version__.split("+")[0],
@@ -264,7 +234,6 @@ class Engine:
         }
 
     def layout(self) -> str:
-        """Who computes what: in another layout the same mathematics is summed in another order."""
         size, columns = self.context.size, self.context.shard.columns
         parts = ["1 process" if size == 1 else f"{size} processes, {'fsdp' if self.context.sharded else 'ddp'}"]
         parts += [f"{columns} a row"] * (columns > 1)

@@ -23,11 +23,9 @@ _KEYS = dict(zip(MOMENTS, ("exp_avg", "exp_avg_sq"), strict=True))
 def make_optimizer(model: LanguageModel, training: TrainingConfig) -> torch.optim.AdamW:
     """AdamW over the parameter table: matrices decayed, norms and biases not; the rate is set at each step."""
     decayed = decayed_paths(model.config)
+    matrices = [p for path, p in model.named_parameters() if path in decayed]
     groups = [
-        {
-            "params": [p for path, p in model.named_parameters() if path in decayed],
-            "weight_decay": training.weight_decay,
-        },
+        {"params": matrices, "weight_decay": training.weight_decay},
         {"params": [p for path, p in model.named_parameters() if path not in decayed], "weight_decay": 0.0},
     ]
     betas = training.beta1, training.beta2

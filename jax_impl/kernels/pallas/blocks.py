@@ -62,10 +62,7 @@ class Walk(NamedTuple):
 
     Args:
         length: t.
-        steps: of a block.
-        tiles: groups of 128 channels at once.
-        rows: of the batch in a block.
-        unroll, sixteens: of the loops.
+        steps, tiles, rows, unroll, sixteens: what was chosen within the Limits.
         interpret: what pallas_call is told.
     """
 

@@ -90,15 +90,9 @@ def liquid_states(
     (I + dt_t (diag(1 / tau_t) - A)) x_t = x_{t-1} + dt_t (drive_t + exploration_rate xi_t), dt and tau by content.
 
     Args:
-        pre_btx: drive B u | W_u u, [b, t, n + h].
+        pre_btx, config, state_bn, resets_bt, padding_bt, noise_btn: as in spec.mixers.liquid_ssm.reference.
         of: the weights that the states depend on.
-        config: state, hippo, eta, target_dt, exploration_rate.
-        state_bn: x_{-1}, [b, n]; None is zero.
-        resets_bt: true clears the state before the token.
-        padding_bt: true at positions that change nothing.
-        noise_btn: xi; None is zero.
-        dt_scale_bt: time since the token before, in units of its usual distance, at least 0 (less gives NaN) and not
-            differentiated; None is 1.
+        dt_scale_bt: as there; at least 0 (less gives NaN) and not differentiated.
         method: a key of METHODS, or `auto`.
 
     Raises:

@@ -105,7 +105,7 @@ def parallel(inputs: Inputs, of: Dynamics, config: LiquidSSMConfig, state_bn: Ar
     the inputs allow, and up to rounding each is exact for one step more than the last. Source: Lim et al. 2024 (DEER),
     Gonzalez et al. 2024 (quasi-DEER).
     """
-    matrix = _diagonal(of, config)
+    matrix = Diagonal(of, config)
 
     def improve(states_btn: Array) -> Array:
         at = clock(shifted(states_btn, state_bn, inputs), inputs, of, config)
@@ -119,7 +119,7 @@ def parallel(inputs: Inputs, of: Dynamics, config: LiquidSSMConfig, state_bn: Ar
 
 def parallel_adjoint(kept: Trajectory, gradient_btn: Array, final_bn: Array) -> Solved:
     """All y of a diagonal state together: the clock passes on what the last guess says, the rest is a scan."""
-    matrix, inputs = _diagonal(kept.of, kept.config), kept.inputs
+    matrix, inputs = Diagonal(kept.of, kept.config), kept.inputs
     factor = inputs.skip(0.0, 1.0 / matrix.matrix(kept.clock.tau, kept.clock.dt).conj())
     decay = inputs.skip(1.0, inputs.forget(factor))
     # What reaches x_t is what step t + 1 passes on.
@@ -167,11 +167,6 @@ def _settled(improve: Callable[[Array], Array], guess: Array) -> tuple[Any, ...]
     start = (guess, jnp.int32(0), jnp.asarray(jnp.inf, guess.dtype))
     guess, iterations, residual = jax.lax.while_loop(going_on, once, start)
     return guess, iterations, residual, settled(iterations, residual)
-
-
-def _diagonal(of: Dynamics, config: LiquidSSMConfig) -> Diagonal:
-    require_takes("parallel", config)
-    return Diagonal(of, config)
 
 
 def require_takes(method: str, config: LiquidSSMConfig) -> None:

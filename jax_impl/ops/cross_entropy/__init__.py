@@ -24,7 +24,6 @@ from jax_impl.ops.cross_entropy.fused_linear import (
     TPU_WORDS,
     fused_linear_cross_entropy,
 )
-from jax_impl.ops.lowering import by_platform
 from spec.axes import ANY_D, ANY_V, BT, BTD, ND, SCALAR, VD, N
 from spec.config import require_known
 from spec.data import IGNORED_LABEL
@@ -39,22 +38,17 @@ def lm_head(hidden: Float[Array, ANY_D], embedding_vd: Float[Array, VD], compute
     )
 
 
-def total_nats(
+def full(
     hidden_nd: Float[Array, ND],
     embedding_vd: Float[Array, VD],
     labels_n: Int[Array, N],
     compute: jnp.dtype,
 ) -> Float[Array, SCALAR]:
-    """Sum of -log softmax(logits)[label] over the labels that are not -100."""
+    """Sum of -log softmax(logits)[label] over the labels that are not -100; all n v logits live at once."""
     logits_nv = lm_head(hidden_nd, embedding_vd, compute)
     counted_n = labels_n != IGNORED_LABEL
     nats_n = optax.softmax_cross_entropy_with_integer_labels(logits_nv, jnp.where(counted_n, labels_n, 0))
     return jnp.where(counted_n, nats_n, 0.0).sum()
-
-
-def full(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
-    """All logits at once: n v values live."""
-    return total_nats(hidden_nd, embedding_vd, labels_n, compute)
 
 
 def chunked(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
@@ -66,7 +60,7 @@ def chunked(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp
     fill = -n % rows
     hidden = jnp.pad(hidden_nd, ((0, fill), (0, 0))).reshape(-1, rows, d)
     labels = jnp.pad(labels_n, (0, fill), constant_values=IGNORED_LABEL).reshape(-1, rows)
-    chunk_nats = jax.checkpoint(lambda hidden, labels: total_nats(hidden, embedding_vd, labels, compute))
+    chunk_nats = jax.checkpoint(lambda hidden, labels: full(hidden, embedding_vd, labels, compute))
     nats, _ = jax.lax.scan(
         lambda nats, chunk: (nats + chunk_nats(*chunk), None), hidden_nd.dtype.type(0), (hidden, labels)
     )
@@ -87,7 +81,7 @@ def _fused_linear(hidden_nd: Array, embedding_vd: Array, labels_n: Array, comput
     """At most CHUNK_LOGITS logits live, in kernels CHUNK_FACTOR times as many; the forward pass makes the gradients."""
     elsewhere = partial(fused_linear_cross_entropy, compute=compute, chunk_logits=CHUNK_LOGITS)
     on_tpu, on_cpu = (partial(f, compute=compute) for f in (_fused_linear_on_tpu, _fused_linear_on_cpu))
-    return by_platform(hidden_nd, embedding_vd, labels_n, tpu=on_tpu, cpu=on_cpu, default=elsewhere)
+    return jax.lax.platform_dependent(hidden_nd, embedding_vd, labels_n, tpu=on_tpu, cpu=on_cpu, default=elsewhere)
 
 
 def _auto(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.dtype) -> Array:
@@ -96,7 +90,7 @@ def _auto(hidden_nd: Array, embedding_vd: Array, labels_n: Array, compute: jnp.d
     # Of a single chunk `full` makes the logits no more often, and adds its gradient to no other.
     single = hidden_nd.shape[0] * embedding_vd.shape[0] <= CHUNK_LOGITS * CHUNK_FACTOR
     on_cpu = partial(full if single else _fused_linear_on_cpu, compute=compute)
-    return by_platform(hidden_nd, embedding_vd, labels_n, tpu=on_tpu, cpu=on_cpu, default=elsewhere)
+    return jax.lax.platform_dependent(hidden_nd, embedding_vd, labels_n, tpu=on_tpu, cpu=on_cpu, default=elsewhere)
 
 
 METHODS = {"full": full, "chunked": chunked, "fused_linear": _fused_linear}

@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import jax
 from jaxtyping import Array, Bool, Float
 
 from jax_impl.ops import scan as scans
-from jax_impl.ops.gated_scan.inputs import GatedScanInputs
 from jax_impl.ops.gated_scan.pallas import pallas_gated_scan
-from jax_impl.ops.gated_scan.unfused import unfused_gated_scan
-from jax_impl.ops.lowering import by_platform
+from jax_impl.ops.gated_scan.unfused import GatedScanInputs, unfused_gated_scan
 from jax_impl.ops.scan.context_parallel import sharing
 from spec.axes import BD, BT, BT3D, BTD, D
 from spec.config import require_known
@@ -45,7 +44,7 @@ def gated_scan(
 
     Args:
         pre_btx: pre-activations value | p | gate, [b, t, 3d], in the compute dtype; so are the gated states.
-        decay_bias_d: b_delta, [d].
+        decay_bias_d: b_delta, [d]; its dtype is that of the recurrence.
         delta_min: least decay rate a token.
         state_bd: h_{-1}, [b, d]; None is zero.
         resets_bt: true clears the state before token t is absorbed.
@@ -72,4 +71,4 @@ def _auto(inputs: GatedScanInputs) -> tuple[Array, Array]:
 
     if inputs.pre_btx.shape[1] <= scans.FEW or sharing() is not None:
         return unfused(*arrays)
-    return by_platform(*arrays, tpu=kernel, default=unfused)
+    return jax.lax.platform_dependent(*arrays, tpu=kernel, cpu=unfused, default=unfused)

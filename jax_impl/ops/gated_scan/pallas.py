@@ -24,7 +24,7 @@ from jax_impl.kernels.pallas.blocks import (
 )
 from jax_impl.kernels.pallas.gated_scan_backward import SCRATCH, gated_scan_backward
 from jax_impl.kernels.pallas.gated_scan_forward import gated_scan_forward
-from jax_impl.ops.gated_scan.inputs import GatedScanInputs
+from jax_impl.ops.gated_scan.unfused import GatedScanInputs
 from jax_impl.ops.scan.context_parallel import sharing
 from spec.axes import BD, BTD
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from jax_impl.ops.gated_scan.inputs import GatedScanInputs
 from jax_impl.ops.scan import scan
-from spec.axes import BD, BT3D, BTD, D
+from spec.axes import BD, BT, BT3D, BTD, D
+
+
+class GatedScanInputs(NamedTuple):
+    """The arguments of `gated_scan`, which explains them, without the method: what every method is given."""
+
+    pre_btx: Float[Array, BT3D]
+    decay_bias_d: Float[Array, D]
+    state_bd: Float[Array, BD] | None
+    resets_bt: Bool[Array, BT] | None
+    padding_bt: Bool[Array, BT] | None
+    delta_min: float
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jax_impl.ops.lowering import by_platform
 from jax_impl.ops.scan.associative import associative_scan
 from jax_impl.ops.scan.chunked import chunked_adjoint, chunked_scan
 from jax_impl.ops.scan.context_parallel import context_parallel_scan, sharing
@@ -118,7 +117,9 @@ def _automatic(decay_btd, drive_btd, state_bd):
     if decay_btd.shape[1] <= FEW:
         return sequential_scan(decay_btd, drive_btd, state_bd)
     kernel = partial(pallas_scan, only_tpu=True)
-    return by_platform(decay_btd, drive_btd, state_bd, tpu=kernel, cpu=sequential_scan, default=chunked_scan)
+    return jax.lax.platform_dependent(
+        decay_btd, drive_btd, state_bd, tpu=kernel, cpu=sequential_scan, default=chunked_scan
+    )
 
 
 def _automatic_adjoint(decay_btd, *saved_and_gradients):
@@ -126,7 +127,7 @@ def _automatic_adjoint(decay_btd, *saved_and_gradients):
         return sequential_adjoint(decay_btd, *saved_and_gradients)
     kernel = partial(pallas_adjoint, only_tpu=True)
     arrays = decay_btd, *saved_and_gradients
-    return by_platform(*arrays, tpu=kernel, cpu=sequential_adjoint, default=chunked_adjoint)
+    return jax.lax.platform_dependent(*arrays, tpu=kernel, cpu=sequential_adjoint, default=chunked_adjoint)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

@@ -37,17 +37,8 @@ def pallas_scan(
     return where_lowered(run, decay_btd, drive_btd, state_bd, only_tpu=only_tpu)
 
 
-def pallas_adjoint(
-    decay_btd: Float[Array, BTD],
-    states_btd: Float[Array, BTD],
-    state_bd: Float[Array, BD],
-    grad_states_btd: Float[Array, BTD],
-    grad_last_bd: Float[Array, BD],
-    *,
-    only_tpu: bool = False,
-) -> tuple[Float[Array, BTD], Float[Array, BTD], Float[Array, BD]]:
-    """Gradients of decay, drive and initial state, in one pass over memory."""
-    arrays = decay_btd, states_btd, state_bd, grad_states_btd, grad_last_bd
+def pallas_adjoint(*arrays: Array, only_tpu: bool = False) -> tuple[Array, Array, Array]:
+    """Gradients of decay, drive and initial state, in one pass over memory; the arguments of `sequential_adjoint`."""
     return where_lowered(partial(_backward, limits=pallas_blocks.SCAN), *arrays, only_tpu=only_tpu)
 
 

@@ -18,7 +18,7 @@ from parity.suite.compiled.triton.count import blocks_of_a_gpu
 from parity.suite.compiled.triton.problem import MixerProblem
 from torch_impl.ops import devices
 from torch_impl.ops.gated_scan import triton as triton_methods
-from torch_impl.ops.gated_scan.inputs import GatedScanInputs
+from torch_impl.ops.gated_scan.unfused import GatedScanInputs
 from torch_impl.ops.scan import triton as triton_scan
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -22,7 +22,7 @@ from torch_impl.kernels.triton import gated_scan_backward, gated_scan_forward, l
 from torch_impl.ops import devices
 from torch_impl.ops.gated_scan import METHODS
 from torch_impl.ops.gated_scan import triton as triton_methods
-from torch_impl.ops.gated_scan.inputs import GatedScanInputs
+from torch_impl.ops.gated_scan.unfused import GatedScanInputs
 from torch_impl.ops.scan import choose_method
 from torch_impl.ops.scan import triton as triton_scan
 

@@ -95,13 +95,13 @@ def test_remat_and_loss_chunks_change_nothing(adapter, options):
 
 def test_no_chunk_holds_more_rows_than_it_may(adapter, monkeypatch):
     losses = adapters.load_module(adapter.NAME, "ops.cross_entropy")
-    rows, usual = [], losses.total_nats
+    rows, usual = [], losses.full
 
     def count(hidden, *rest):
         rows.append(hidden.shape[0])
         return usual(hidden, *rest)
 
-    monkeypatch.setattr(losses, "total_nats", count)
+    monkeypatch.setattr(losses, "full", count)
     case = ModelCase(31, "none", "none", "some", True, 1)
     check(adapter, case, "auto", "float32", remat=True, chunk=5 * ROW, loss_method="chunked")
     assert max(rows) == 5

@@ -276,6 +276,33 @@ def peak_bytes(run):
     return train_step.peak_bytes(run)
 
 
+def extra_bytes(
+    n: int, d: int, v: int, accumulate: torch.dtype, compute: torch.dtype, chunk_logits: int, wide_matmul: bool
+) -> int:
+    """The most bytes that `fused_linear_cross_entropy` holds beyond its inputs and the two gradients it returns.
+
+    Forward: a chunk of logits, and of their gradient if that is narrower; embedding and a chunk of hidden as operands,
+    if they are no inputs; the nats. Backward: the gradients that were kept, beside those that are returned.
+
+    Args:
+        n, d, v: tokens, width, vocabulary.
+        accumulate: dtype of the inputs.
+        compute: dtype that operands are rounded to.
+        chunk_logits: most logits at a time.
+        wide_matmul: `has_wide_matmul`; elsewhere operands that were rounded are widened again.
+    """
+    rows, wide = min(n, max(1, chunk_logits // v)), accumulate.itemsize
+    narrow = 0 if compute == accumulate else compute.itemsize
+    operand = narrow if wide_matmul or not narrow else wide
+    forward = rows * fused_linear._padded(v) * (wide + narrow) + (v + rows) * d * operand + n * wide
+    return max(forward, (n + v) * d * wide)
+
+
+def materialised_bytes(n: int, v: int, accumulate: torch.dtype) -> int:
+    """The same of autograd over all logits at once: log softmax, its gradient, and the gradient of the logits."""
+    return 3 * n * v * accumulate.itemsize
+
+
 SCALED = [(1024, 5003, 48, 2**18), (1024, 5003, 16, 2**19), (4096, 1003, 8, 2**16)]
 
 
@@ -293,10 +320,8 @@ def test_peak_memory_follows_the_formula(monkeypatch, report, n, v, d, chunk, co
         for method in ("fused_linear", "full")
     )
     chunk *= fused_linear.CHUNK_FACTOR if DEVICE.type == "cuda" else 1
-    formula = fused_linear.extra_bytes(
-        n, d, v, torch.float32, compute, chunk, fused_linear.has_wide_matmul(DEVICE, compute)
-    )
-    whole = fused_linear.materialised_bytes(n, v, torch.float32)
+    formula = extra_bytes(n, d, v, torch.float32, compute, chunk, fused_linear.has_wide_matmul(DEVICE, compute))
+    whole = materialised_bytes(n, v, torch.float32)
     report(f"{compute}, {(n, v, d)}: {ours / formula:.3f} of the formula, materialised {materialised / whole:.3f}")
     assert (ours, materialised) == pytest.approx((formula, whole), rel=0.05)
 
@@ -307,7 +332,7 @@ def test_peak_memory_at_the_sizes_of_a_run(report, compute, wide_matmul, factor)
     """A tenth of the materialised form; a tenth even of one tensor of float32 logits."""
     for d in (192, 384, 768):
         shape = TOKENS, d, VOCABULARY, torch.float32, compute, factor * losses.CHUNK_LOGITS
-        ours = fused_linear.extra_bytes(*shape, wide_matmul)
-        whole = fused_linear.materialised_bytes(TOKENS, VOCABULARY, torch.float32)
+        ours = extra_bytes(*shape, wide_matmul)
+        whole = materialised_bytes(TOKENS, VOCABULARY, torch.float32)
         report(f"x{factor}, {compute}, d = {d}: {ours / 2**20:.0f} MiB, {ours / whole:.4f} of the materialised form")
         assert ours < whole / 10 and ours < TOKENS * VOCABULARY * 4 / 10

@@ -26,8 +26,8 @@ from torch_impl.kernels.numba import gated_scan as gated_scan_kernels
 from torch_impl.model import build
 from torch_impl.ops import matmul
 from torch_impl.ops.cross_entropy import numba as numba_loss
-from torch_impl.ops.gated_scan.inputs import GatedScanInputs
 from torch_impl.ops.gated_scan.numba import numba_gated_scan
+from torch_impl.ops.gated_scan.unfused import GatedScanInputs
 from torch_impl.training.engine import Engine
 
 LAYERS = 2

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from spec.config import TrainingConfig
+from spec.init import stream
 from spec.mixers.base import (
     STANDARD_DEVIATION,
     Arrays,
@@ -28,7 +29,6 @@ from spec.mixers.base import (
 )
 from spec.mixers.liquid_ssm.config import LiquidSSMConfig
 from spec.mixers.liquid_ssm.hippo import NORMAL_RATE, legs_frequencies, legs_rates
-from spec.mixers.liquid_ssm.noise import exploration_noise
 from spec.mixers.liquid_ssm.reference import Evolved, clock, liquid_states, liquid_states_adjoint
 
 __all__ = ["FAMILY", "LiquidSSMConfig", "LiquidSSMFamily", "SavedMixer", "log_time_constants"]
@@ -117,10 +117,11 @@ class LiquidSSMFamily(MixerFamily[LiquidSSMConfig]):
     def training_side_inputs(
         self, config: LiquidSSMConfig, seed: int, sample: int, seq_len: int
     ) -> dict[str, np.ndarray]:
-        """Noise, where the model explores."""
+        """xi where the model explores: standard normal, [t, l, n], float32, from a stream of the sample's own."""
         if config.exploration_rate == 0.0:
             return {}
-        return {"noise": exploration_noise(config, seed, sample, seq_len)}
+        shape = (seq_len, config.n_layers, config.d_state)
+        return {"noise": stream(seed, f"exploration {sample}").standard_normal(shape, dtype=np.float32)}
 
     def forward(
         self,

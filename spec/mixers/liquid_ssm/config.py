@@ -18,11 +18,7 @@ class LiquidSSMConfig(ModelConfig):
     """Shape and constants of a Liquid SSM.
 
     Args:
-        vocab_size: entries of the tied embedding, v.
-        d_model: width of the residual stream, d.
-        d_ff: width of the SwiGLU MLP, f.
-        n_layers: number of blocks, l.
-        max_seq_len: training window in tokens; never a limit at inference.
+        vocab_size, d_model, d_ff, n_layers, max_seq_len, norm_eps: as in ModelConfig.
         d_state: numbers of a layer's state, n; a diagonal state takes them as n / 2 complex ones.
         d_tau: hidden width of the network that sets the time constants, h.
         state: `dense`, all of the state coupled by HiPPO-LegS, or `diagonal`, each mode on its own.
@@ -31,7 +27,6 @@ class LiquidSSMConfig(ModelConfig):
         target_dt: longest step a token, in units of time.
         tau_min, tau_max: time constants at the start, log-spaced between them, in units of time.
         exploration_rate: size of the noise in training.
-        norm_eps: epsilon inside the root of RMSNorm.
 
     Raises:
         ValueError: a value out of range, named.

@@ -28,11 +28,9 @@ class LiquidSSMLanguageModel(LanguageModel):
     """The family of dx/dt = -x / tau + A x + B u: continuous time, its time constants set by content.
 
     Args:
-        vocab_size: entries of the tied embedding, v.
-        d_model: width of the residual stream, d.
-        state_dim: numbers of a layer's state, n.
-        num_layers: number of blocks, l.
-        max_seq_len: training window in tokens; never a limit at inference.
+        vocab_size, d_model, max_seq_len: as in LiquidSSMConfig.
+        state_dim: its d_state, n.
+        num_layers: its n_layers, l.
         config: all of it, instead of the five above.
         seed, compute_dtype, method, remat, loss_method: as in LanguageModel.
 
@@ -52,13 +50,8 @@ class LiquidSSMLanguageModel(LanguageModel):
     ):
         if config is None:
             require_integer("d_model", d_model, 1)
-            sizes: dict[str, Any] = {
-                "vocab_size": vocab_size,
-                "d_model": d_model,
-                "n_layers": num_layers,
-                "max_seq_len": max_seq_len,
-            }
-            config = LiquidSSMConfig(**sizes, d_ff=swiglu_width(d_model), d_state=state_dim)
+            d_ff = swiglu_width(d_model)
+            config = LiquidSSMConfig(vocab_size, d_model, d_ff, num_layers, max_seq_len, state_dim)
         if not isinstance(config, LiquidSSMConfig):
             raise ValueError(f"config must be a LiquidSSMConfig, got {config!r}")
         super().__init__(config, **options)
@@ -77,11 +70,8 @@ class LiquidSSMLanguageModel(LanguageModel):
         """Loss, logits and last states.
 
         Args:
-            tokens: token ids, [b, t].
+            tokens, states, resets, padding: as in `logits`.
             labels: target of each position, [b, t]; -100 is ignored; without them there is no loss.
-            states: initial states, [l, b, n]; None is zero.
-            resets: true clears the state before token t is absorbed, [b, t].
-            padding: true at positions that change nothing, [b, t].
             noise: xi, for training, [l, b, t, n]; None is zero.
             gaps: another name of dt_scale.
             dt_scale: time since the token before in units of its usual distance, [b, t]; None is 1.

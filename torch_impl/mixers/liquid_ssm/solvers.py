@@ -99,7 +99,7 @@ def parallel(inputs: Inputs, of: Dynamics, config: LiquidSSMConfig, state_bn: Te
     the inputs allow, and up to rounding each is exact for one step more than the last. Source: Lim et al. 2024 (DEER),
     Gonzalez et al. 2024 (quasi-DEER).
     """
-    matrix = _diagonal(of, config)
+    matrix = Diagonal(of, config)
 
     def improve(states_btn: Tensor) -> Tensor:
         at = clock(shifted(states_btn, state_bn, inputs), inputs, of, config)
@@ -113,7 +113,7 @@ def parallel(inputs: Inputs, of: Dynamics, config: LiquidSSMConfig, state_bn: Te
 
 def parallel_adjoint(kept: Trajectory, gradient_btn: Tensor, final_bn: Tensor) -> Solved:
     """All y of a diagonal state together: the clock passes on what the last guess says, the rest is a scan."""
-    matrix, inputs = _diagonal(kept.of, kept.config), kept.inputs
+    matrix, inputs = Diagonal(kept.of, kept.config), kept.inputs
     factor = inputs.skip(0.0, 1.0 / matrix.matrix(kept.clock.tau, kept.clock.dt).conj())
     decay = inputs.skip(1.0, inputs.forget(factor))
     # What reaches x_t is what step t + 1 passes on.
@@ -153,11 +153,6 @@ def _settled(improve: Callable[[Tensor], Tensor], guess: Tensor) -> tuple[Any, .
         if residual <= _ROUNDINGS * kind.eps or (iteration == 1 and not math.isfinite(residual)):
             return guess, iteration, residual, True
     return guess, MOST_ITERATIONS, residual, False
-
-
-def _diagonal(of: Dynamics, config: LiquidSSMConfig) -> Diagonal:
-    require_takes("parallel", config)
-    return Diagonal(of, config)
 
 
 def require_takes(method: str, config: LiquidSSMConfig) -> None:

@@ -40,20 +40,15 @@ def lm_head(
     return matmul(hidden.to(compute).to(hidden.dtype), embedding_vd.to(compute).to(hidden.dtype))
 
 
-def total_nats(
+def full(
     hidden_nd: Float[Tensor, ND],
     embedding_vd: Float[Tensor, VD],
     labels_n: Int[Tensor, N],
     compute: torch.dtype,
 ) -> Float[Tensor, SCALAR]:
-    """Sum of -log softmax(logits)[label] over the labels that are not -100."""
+    """Sum of -log softmax(logits)[label] over the labels that are not -100; all n v logits live at once."""
     logits_nv = lm_head(hidden_nd, embedding_vd, compute)
     return F.cross_entropy(logits_nv, labels_n, ignore_index=IGNORED_LABEL, reduction="sum")
-
-
-def full(hidden_nd: Tensor, embedding_vd: Tensor, labels_n: Tensor, compute: torch.dtype) -> Tensor:
-    """All logits at once: n v values live."""
-    return total_nats(hidden_nd, embedding_vd, labels_n, compute)
 
 
 def chunked(hidden_nd: Tensor, embedding_vd: Tensor, labels_n: Tensor, compute: torch.dtype) -> Tensor:
@@ -65,7 +60,7 @@ def chunked(hidden_nd: Tensor, embedding_vd: Tensor, labels_n: Tensor, compute: 
     for hidden, labels in zip(hidden_nd.split(rows), labels_n.split(rows), strict=True):
         # Nothing here is random: to keep a GPU's random state would stop and wait for it in every chunk.
         nats = nats + checkpoint(
-            total_nats, hidden, embedding_vd, labels, compute, use_reentrant=False, preserve_rng_state=False
+            full, hidden, embedding_vd, labels, compute, use_reentrant=False, preserve_rng_state=False
         )
     return nats
 

@@ -115,33 +115,6 @@ def fused_linear_cross_entropy(
     return _cross_entropy(hidden_nd, embedding_vd, labels_n, compute, chunk_logits, wanted)[0]
 
 
-def extra_bytes(
-    n: int, d: int, v: int, accumulate: torch.dtype, compute: torch.dtype, chunk_logits: int, wide_matmul: bool
-) -> int:
-    """The most bytes that `fused_linear_cross_entropy` holds beyond its inputs and the two gradients it returns.
-
-    Forward: a chunk of logits, and of their gradient if that is narrower; embedding and a chunk of hidden as operands,
-    if they are no inputs; the nats. Backward: the gradients that were kept, beside those that are returned.
-
-    Args:
-        n, d, v: tokens, width, vocabulary.
-        accumulate: dtype of the inputs.
-        compute: dtype that operands are rounded to.
-        chunk_logits: most logits at a time.
-        wide_matmul: `has_wide_matmul`; elsewhere operands that were rounded are widened again.
-    """
-    rows, wide = min(n, max(1, chunk_logits // v)), accumulate.itemsize
-    narrow = 0 if compute == accumulate else compute.itemsize
-    operand = narrow if wide_matmul or not narrow else wide
-    forward = rows * _padded(v) * (wide + narrow) + (v + rows) * d * operand + n * wide
-    return max(forward, (n + v) * d * wide)
-
-
-def materialised_bytes(n: int, v: int, accumulate: torch.dtype) -> int:
-    """The same of autograd over all logits at once: log softmax, its gradient, and the gradient of the logits."""
-    return 3 * n * v * accumulate.itemsize
-
-
 @torch.library.custom_op(
     "liquidnet::fused_linear_cross_entropy",
     mutates_args=(),

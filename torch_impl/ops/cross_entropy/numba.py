@@ -24,10 +24,7 @@ def numba_fused_linear(
     """(nats of each row, gradient of hidden, gradient of the embedding); the gradients are empty if not wanted.
 
     Args:
-        hidden: [n, d], float32 or float64.
-        embedding: [v, d].
-        labels: int64, [n].
-        chunk_logits: most logits at a time; one row at least.
+        hidden, embedding, labels, chunk_logits: as in `fused_linear_cross_entropy`.
         wanted: whether gradients are.
 
     Raises:

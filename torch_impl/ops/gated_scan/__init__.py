@@ -19,8 +19,7 @@ from torch import Tensor
 from spec.axes import BD, BT, BT3D, BTD, D
 from spec.config import require_known
 from torch_impl.ops import scan as scans
-from torch_impl.ops.gated_scan.inputs import GatedScanInputs
-from torch_impl.ops.gated_scan.unfused import unfused_gated_scan
+from torch_impl.ops.gated_scan.unfused import GatedScanInputs, unfused_gated_scan
 from torch_impl.ops.scan.context_parallel import sharing
 
 METHODS: dict[str, Callable[[GatedScanInputs], tuple[Tensor, Tensor]]] = {
@@ -56,7 +55,7 @@ def gated_scan(
 
     Args:
         pre_btx: pre-activations value | p | gate, [b, t, 3d], in the compute dtype; so are the gated states.
-        decay_bias_d: b_delta, [d].
+        decay_bias_d: b_delta, [d]; its dtype is that of the recurrence.
         delta_min: least decay rate a token.
         state_bd: h_{-1}, [b, d]; None is zero.
         resets_bt: true clears the state before token t is absorbed.

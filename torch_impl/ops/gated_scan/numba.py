@@ -14,7 +14,7 @@ from spec.axes import BD, BTD
 from torch_impl.kernels.numba import gated_scan as kernels
 from torch_impl.kernels.numba.calls import apart, arrays, cuts, mask, masks_of, operator
 from torch_impl.ops.devices import require_numba
-from torch_impl.ops.gated_scan.inputs import GatedScanInputs
+from torch_impl.ops.gated_scan.unfused import GatedScanInputs
 from torch_impl.ops.scan.context_parallel import sharing
 
 

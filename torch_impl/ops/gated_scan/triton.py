@@ -23,7 +23,7 @@ from torch_impl.kernels.triton.launch import (
     split,
 )
 from torch_impl.ops.devices import require_triton
-from torch_impl.ops.gated_scan.inputs import GatedScanInputs
+from torch_impl.ops.gated_scan.unfused import GatedScanInputs
 from torch_impl.ops.scan.context_parallel import sharing
 from torch_impl.ops.scan.triton import scan_states
 

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spec.axes import BD, BT3D, BTD, D
-from torch_impl.ops.gated_scan.inputs import GatedScanInputs
+from spec.axes import BD, BT, BT3D, BTD, D
 from torch_impl.ops.scan import scan
+
+
+class GatedScanInputs(NamedTuple):
+    """The arguments of `gated_scan`, which explains them, without the method: what every method is given."""
+
+    pre_btx: Float[Tensor, BT3D]
+    decay_bias_d: Float[Tensor, D]
+    state_bd: Float[Tensor, BD] | None
+    resets_bt: Bool[Tensor, BT] | None
+    padding_bt: Bool[Tensor, BT] | None
+    delta_min: float
 
 
 def decay_gates(p: Float[Tensor, BTD], delta_min: float) -> tuple[Float[Tensor, BTD], Float[Tensor, BTD]]:

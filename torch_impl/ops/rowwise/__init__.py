@@ -1,7 +1,7 @@
 """RMSNorm and the product of SwiGLU, row by row. No twin: XLA fuses the plain form. Truth: spec/reference/blocks.py.
 
     numba   one compiled pass over memory in each direction, on CPUs, float32 and float64 (numba.py)
-    plain   operations of PyTorch, everywhere (plain.py)
+    plain   operations of PyTorch, everywhere
 
 `auto` is `numba` where it runs, but not inside autocast. A named method runs or raises NotImplementedError. The layers
 of a model take `auto`, whatever the method of its mixer.
@@ -10,31 +10,35 @@ of a model take `auto`, whatever the method of its mixer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from spec.axes import BTD, BTF, BTI, D
 from spec.config import require_known
 from torch_impl.ops.devices import takes_numba
-from torch_impl.ops.rowwise import plain
 
 
-class Rowwise(NamedTuple):
-    """A method: one function for each operation, of the arguments of the public one."""
-
-    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
-    swiglu: Callable[[Tensor], Tensor]
+def plain_rms_norm(x_btd: Tensor, weight_d: Tensor, eps: float) -> Tensor:
+    """weight x / sqrt(mean(x^2) + eps)."""
+    return weight_d * (x_btd * torch.rsqrt((x_btd * x_btd).mean(dim=-1, keepdim=True) + eps))
 
 
-METHODS = {"plain": Rowwise(plain.rms_norm, plain.swiglu)}
+def plain_swiglu(pre_bti: Tensor) -> Tensor:
+    """silu(gate) up of pre = gate | up."""
+    gate_btf, up_btf = pre_bti.chunk(2, dim=-1)
+    return nn.functional.silu(gate_btf) * up_btf
+
+
+# Of each method, RMSNorm and SwiGLU.
+METHODS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {"plain": (plain_rms_norm, plain_swiglu)}
 try:
     from torch_impl.ops.rowwise.numba import numba_rms_norm, numba_swiglu
 except ImportError:
     pass
 else:
-    METHODS["numba"] = Rowwise(numba_rms_norm, numba_swiglu)
+    METHODS["numba"] = numba_rms_norm, numba_swiglu
 
 
 def choose_method(x: Tensor) -> str:
@@ -51,7 +55,7 @@ def rms_norm(
         ValueError: an unknown method.
         NotImplementedError: a method that was named does not run on this tensor.
     """
-    return _method(method, x_btd).rms_norm(x_btd, weight_d, eps)
+    return METHODS[_resolved(method, x_btd)][0](x_btd, weight_d, eps)
 
 
 def swiglu(pre_bti: Float[Tensor, BTI], method: str = "auto") -> Float[Tensor, BTF]:
@@ -61,10 +65,10 @@ def swiglu(pre_bti: Float[Tensor, BTI], method: str = "auto") -> Float[Tensor, B
         ValueError: an unknown method.
         NotImplementedError: a method that was named does not run on this tensor.
     """
-    return _method(method, pre_bti).swiglu(pre_bti)
+    return METHODS[_resolved(method, pre_bti)][1](pre_bti)
 
 
-def _method(method: str, x: Tensor) -> Rowwise:
+def _resolved(method: str, x: Tensor) -> str:
     method = choose_method(x) if method == "auto" else method
     require_known("rowwise method", method, METHODS)
-    return METHODS[method]
+    return method

@@ -15,21 +15,13 @@ from torch_impl.ops.devices import require_numba
 
 
 def numba_rms_norm(x_btd: Float[Tensor, BTD], weight_d: Float[Tensor, D], eps: float) -> Float[Tensor, BTD]:
-    """weight x / sqrt(mean(x^2) + eps); saved for the gradients: x, and one number a row.
-
-    Raises:
-        NotImplementedError: the tensors are not on a CPU.
-    """
+    """weight x / sqrt(mean(x^2) + eps), on a CPU alone; saved for the gradients: x, and one number a row."""
     require_numba("numba", x_btd)
     return _RMSNorm.apply(x_btd, weight_d, eps)
 
 
 def numba_swiglu(pre_bti: Float[Tensor, BTI]) -> Float[Tensor, BTF]:
-    """silu(gate) up of pre = gate | up; saved for the gradients: pre.
-
-    Raises:
-        NotImplementedError: the tensor is not on a CPU.
-    """
+    """silu(gate) up of pre = gate | up, on a CPU alone; saved for the gradients: pre."""
     require_numba("numba", pre_bti)
     return _SwiGLU.apply(pre_bti)
 

@@ -17,24 +17,13 @@ from torch_impl.ops.devices import require_numba
 def numba_scan(
     decay_btd: Float[Tensor, BTD], drive_btd: Float[Tensor, BTD], state_bd: Float[Tensor, BD]
 ) -> Float[Tensor, BTD]:
-    """All states of h_t = decay_t h_{t-1} + drive_t, in one pass over memory.
-
-    Raises:
-        NotImplementedError: the tensors are not on a CPU.
-    """
+    """All states of h_t = decay_t h_{t-1} + drive_t, in one pass over memory, on a CPU alone."""
     require_numba("numba", drive_btd)
     return scan_states(*_of_one_dtype(decay_btd, drive_btd, state_bd))
 
 
-def numba_adjoint(
-    decay_btd: Float[Tensor, BTD],
-    states_btd: Float[Tensor, BTD],
-    state_bd: Float[Tensor, BD],
-    grad_states_btd: Float[Tensor, BTD],
-    grad_last_bd: Float[Tensor, BD],
-) -> tuple[Float[Tensor, BTD], Float[Tensor, BTD], Float[Tensor, BD]]:
-    """Gradients of decay, drive and initial state, in one pass over memory."""
-    inputs = decay_btd, states_btd, state_bd, grad_states_btd, grad_last_bd
+def numba_adjoint(*inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`scan_gradients` of tensors of any dtypes."""
     return scan_gradients(*_of_one_dtype(*inputs))
 
 
@@ -59,7 +48,7 @@ def _gradients(decay, states, state, grad_states, grad_last):
 def scan_gradients(
     decay: Tensor, states: Tensor, state: Tensor, grad_states: Tensor, grad_last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of decay, drive and initial state."""
+    """Gradients of decay, drive and initial state, in one pass over memory."""
     inputs = decay, states, state, grad_states, grad_last
     found = _gradients(*inputs)
     kernels.scan_backward(*arrays(*inputs, *found), cuts(len(states)))

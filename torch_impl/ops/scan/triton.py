@@ -17,11 +17,7 @@ from torch_impl.ops.devices import require_triton
 def triton_scan(
     decay_btd: Float[Tensor, BTD], drive_btd: Float[Tensor, BTD], state_bd: Float[Tensor, BD]
 ) -> Float[Tensor, BTD]:
-    """All states of h_t = decay_t h_{t-1} + drive_t, in one pass over memory.
-
-    Raises:
-        NotImplementedError: the kernels do not run on this device.
-    """
+    """All states of h_t = decay_t h_{t-1} + drive_t, in one pass over memory, where `ops/devices.py` says."""
     require_triton("triton", drive_btd.device)
     return scan_states(decay_btd, drive_btd, state_bd)
 

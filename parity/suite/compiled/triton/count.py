@@ -12,7 +12,7 @@ import torch
 from parity.proof.triton_interpreter import Traffic, counted, fast_scans
 from torch_impl.kernels.triton import launch as table
 from torch_impl.ops.gated_scan import triton as triton_gated_scan
-from torch_impl.ops.gated_scan.inputs import GatedScanInputs
+from torch_impl.ops.gated_scan.unfused import GatedScanInputs
 from torch_impl.ops.scan.triton import scan_gradients, scan_states
 
 # Blocks of memory as in training: d is that of the `small` preset; a segment is as long as an H100 would make it.
