@@ -211,7 +211,8 @@ def test_problems_are_the_same_unless_a_seed_is_given():
     assert cases(None) != cases(1) != cases(2)
 
 
-def test_a_problem_that_costs_more_is_drawn_less_often():
+def test_a_problem_that_costs_more_is_drawn_less_often(monkeypatch):
+    monkeypatch.setattr(sweep, "OPERATIONS", OPERATIONS)
     amounts = [sweep.amount_of(name, 200) for name in ("gates", "scan", "model")]
     assert amounts == [600, 200, 20] and sweep.amount_of("model", 1) == 1
     assert all(0.0 < one.share <= 3.0 for one in OPERATIONS.values())
