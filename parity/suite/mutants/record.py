@@ -14,7 +14,7 @@ from spec.checkpoint.files import new_file
 
 SCORE = Path(__file__).with_name("score.json")
 PACKAGES = ("spec", "torch_impl", "jax_impl", "tools", "parity")
-SOURCES = ("*.py", "mutants/catalogue/*.toml")
+SOURCES = ("*.py", "mutants/catalogue/*.toml", "robustness/*.json")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Row:
 
 
 def sources_digest(root: Path = ROOT) -> str:
-    """SHA-256 over path and content of what a score is of: the packages' Python files, and the catalogue of mutants."""
+    """SHA-256 over path and content of what a score is of: the packages' Python files, and the data that tests read."""
     sha = hashlib.sha256()
     for path in sorted(path for package in PACKAGES for kind in SOURCES for path in (root / package).rglob(kind)):
         sha.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
