@@ -9,11 +9,7 @@ import numpy as np
 from parity.proof import adapters
 from parity.proof.bounds import scan_bounds, scan_truth
 from parity.proof.bounds.adamw import adamw_truth_and_bounds
-from parity.proof.bounds.layers import (
-    cross_entropy_bounds,
-    rms_norm_bounds,
-    swiglu_bounds,
-)
+from parity.proof.bounds.layers import cross_entropy_bounds, rms_norm_bounds, swiglu_bounds
 from parity.proof.operations.base import Arrays, Operation, cast, float32
 from parity.proof.problems.cases import AdamWCase, LayerCase, ScanCase, draw_values
 from spec.optimizer import MOMENTS, decayed_paths

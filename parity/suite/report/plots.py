@@ -47,10 +47,8 @@ def errors_against_decay(rows: list[Report]) -> str | None:
     return _finish(figure, axes, "decay") if kinds else None
 
 
-def drift(found: Report) -> str | None:
+def drift(found: Report) -> str:
     """How far torch and JAX drift apart, and how far reorderings of torch do."""
-    if "skipped" in found:
-        return None
     figure, axes = _axes()
     steps = np.arange(1, len(found["gap"]) + 1)
     axes.plot(
@@ -65,10 +63,8 @@ def drift(found: Report) -> str | None:
     return _finish(figure, axes, "race", limit=False)
 
 
-def losses(found: Report) -> str | None:
+def losses(found: Report) -> str:
     """The losses themselves."""
-    if "skipped" in found:
-        return None
     figure, axes = _axes()
     for name, curve in found["curves"].items():
         backend = name.split(",")[0]
@@ -79,10 +75,8 @@ def losses(found: Report) -> str | None:
     return _finish(figure, axes, "losses", limit=False)
 
 
-def estimated(found: Report) -> str | None:
+def estimated(found: Report) -> str:
     """The error of each backend's loss, and the estimate of how large it may be."""
-    if "skipped" in found:
-        return None
     figure, axes = _axes()
     steps = np.arange(1, len(found["bound"]) + 1)
     axes.plot(steps, found["bound"], color=INK, linestyle="--", linewidth=1.0, label="estimate of the bound")
