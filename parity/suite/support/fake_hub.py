@@ -166,5 +166,5 @@ def prepare(
     described = json.dumps([asdict(file) for file in files])
     command = [sys.executable, "-c", HEED_SIGINT + _PREPARE, "prepare", "--dataset", "tinystories"]
     there = environment(endpoint, home, CHUNK=str(CHUNK), FILES=described, **more)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*command, *map(str, arguments)], env=there, text=True, **pipes)
+    command += map(str, arguments)
+    return subprocess.Popen(command, env=there, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
