@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 from parity.proof import adapters
 
@@ -19,21 +19,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-class Environment(TypedDict):
-    """`environment`."""
-
-    python: str
-    system: str
-    processor: str
-    cores: int | None
-    memory_gib: float
-    versions: dict[str, str]
-    devices: dict[str, list[str]]
-    threads: dict[str, str | int]
-    commit: str | None
-
-
-def environment() -> Environment:
+def environment() -> dict[str, Any]:
     """Everything below, as JSON holds it."""
     installed = [name for name in adapters.FRAMEWORKS if adapters.missing(name) is None]
     return {

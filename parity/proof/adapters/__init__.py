@@ -1,6 +1,6 @@
 """Both backends behind one adapter: NumPy in, NumPy out. Imported without either, and without pytest.
 
-    backend = adapters.load("jax")  # adapters/torch.py or adapters/jax.py: an `Adapter` each
+    backend = adapters.load("jax")  # the module adapters/torch.py or adapters/jax.py, twins
     states, last = backend.scan(decay, drive, method="chunked")
 
 Scans and gates compute in the dtype of their arrays, models in `compute_dtype`. JAX computes in float64 only in a
@@ -20,12 +20,12 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import cache, wraps
 from types import ModuleType
-from typing import Any, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 from unittest import mock
 
 import numpy as np
 
-from spec.config import ModelConfig, TrainingConfig
+from spec.mixers import families
 
 FRAMEWORKS = {"torch": ("torch",), "jax": ("jax", "flax", "optax")}
 SCAN_RESULTS = ("states", "last", "decay gradient", "drive gradient", "state gradient")
@@ -38,166 +38,10 @@ RESULTS: dict[str, tuple[str, ...]] = {
     "mixer": MIXER_RESULTS,
     "loss": LOSS_RESULTS,
 }
-"""What `Adapter.vjp` gives of an operation: its outputs, then the gradients of its inputs."""
+"""What an adapter's `vjp` gives of an operation: its outputs, then the gradients of its inputs."""
 
-Array = np.ndarray
-Arrays = Mapping[str, np.ndarray]
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Adapter(Protocol):
-    """What a backend can be asked: adapters/torch.py and adapters/jax.py are one each.
-
-    METHODS holds the methods of each operation that has several, ELEMENTARY the names of the library functions, and
-    OPERATIONS the operations that `vjp` differentiates.
-    """
-
-    NAME: str
-    METHODS: dict[str, tuple[str, ...]]
-    ELEMENTARY: Mapping[str, Callable[..., object]]
-    LAYERS: Mapping[str, Callable[..., object]]
-    OPERATIONS: Mapping[str, Callable[..., object]]
-
-    @staticmethod
-    def scan(
-        decay: Array,
-        drive: Array,
-        state: Array | None = None,
-        method: str = "auto",
-        resets: Array | None = None,
-        padding: Array | None = None,
-    ) -> tuple[Array, Array]:
-        """(states, last state); None is passed on as None."""
-        ...
-
-    @staticmethod
-    def vjp(
-        operation: str,
-        inputs: Sequence[Array],
-        constants: Sequence[Array | None],
-        output_gradients: Sequence[Array],
-        chunk: int | None = None,
-        **options: str | float,
-    ) -> dict[str, Array]:
-        """RESULTS of one of OPERATIONS: its outputs, and the gradients of its inputs.
-
-        Args:
-            operation: `scan`, `gates`, `mixer` or `loss`.
-            inputs: what it is differentiated by.
-            constants: its other arrays; None is passed on as None.
-            output_gradients: of its outputs.
-            chunk: the most logits a chunk of the loss.
-            options: its other arguments.
-        """
-        ...
-
-    @staticmethod
-    def decay_gates(p: Array, delta_min: float) -> tuple[Array, Array]:
-        """(decay, 1 - decay) in the dtype of p."""
-        ...
-
-    @staticmethod
-    def elementary(name: str, x: Array) -> Array:
-        """A function of the framework's library, one of ELEMENTARY."""
-        ...
-
-    @staticmethod
-    def function_vjp(
-        function: Callable[..., object],
-        static: tuple[Any, ...],
-        constants: Sequence[Array | None],
-        output_gradients: Sequence[Array],
-        *inputs: Array,
-    ) -> tuple[Array, ...]:
-        """The outputs of `function(backend, static, constants, *inputs)`, and the gradients of its inputs.
-
-        Args:
-            function: of a module, over the backend's arrays; its first argument is the backend's name.
-            static: hashable values that a program is compiled for.
-            constants: arrays that are not differentiated.
-            output_gradients: of its outputs.
-            inputs: what it is differentiated by.
-        """
-        ...
-
-    @staticmethod
-    def layer_vjp(
-        name: str,
-        config: ModelConfig,
-        weights: Arrays,
-        inputs: Sequence[Array],
-        masks: Sequence[Array | None],
-        gradients: Sequence[Array],
-        method: str = "auto",
-        compute_dtype: str = "float32",
-    ) -> tuple[Sequence[Array], Sequence[Array], dict[str, Array]]:
-        """(outputs, gradients of the inputs, gradients of the weights by path) of one of LAYERS."""
-        ...
-
-    @staticmethod
-    def model(
-        params: Arrays,
-        config: ModelConfig,
-        tokens: Array,
-        states: Array | None = None,
-        resets: Array | None = None,
-        padding: Array | None = None,
-        compute_dtype: str = "float32",
-        side: Arrays | None = None,
-        **options: str,
-    ) -> tuple[Array, Array]:
-        """(logits, final states); `side` is what the mixer reads besides, `options` those of the model's `build`."""
-        ...
-
-    @staticmethod
-    def loss_and_gradients(
-        params: Arrays,
-        config: ModelConfig,
-        tokens: Array,
-        labels: Array,
-        states: Array,
-        resets: Array | None = None,
-        padding: Array | None = None,
-        final_state_gradient: Array | None = None,
-        compute_dtype: str = "float32",
-        chunk: int | None = None,
-        side: Arrays | None = None,
-        **options: str | bool,
-    ) -> tuple[float, dict[str, Array], Array, Array]:
-        """(loss, gradients by path, gradient of the initial states, final states).
-
-        The gradients are those of loss + sum(final_state_gradient * final states). `chunk` is the most logits a chunk.
-        """
-        ...
-
-    @staticmethod
-    def adamw_steps(
-        config: ModelConfig,
-        training: TrainingConfig,
-        parameters: Arrays,
-        moments: Mapping[str, Arrays],
-        steps_taken: int,
-        gradients: Sequence[Arrays],
-        rates: Sequence[float],
-    ) -> tuple[dict[str, Array], dict[str, dict[str, Array]], list[float]]:
-        """(parameters, moments, norms) after a clipped step of AdamW for each set of gradients and learning rate."""
-        ...
-
-    @staticmethod
-    def initialize(config: ModelConfig, seed: int = 0) -> tuple[dict[str, Array], int]:
-        """(parameters, num_parameters) of a new model."""
-        ...
-
-    @staticmethod
-    def generate(params: Arrays, config: ModelConfig, prompt: Array, max_length: int, **sampling: float) -> Array:
-        """The prompt and what follows it, by `LanguageModel.generate`."""
-        ...
-
-    @staticmethod
-    def make_step(params: Arrays, config: ModelConfig, method: str = "auto") -> Callable[..., tuple[Array, Any]]:
-        """The model as a step of generation."""
-        ...
 
 
 def missing(name: str) -> str | None:
@@ -206,14 +50,41 @@ def missing(name: str) -> str | None:
     return f"{', '.join(absent)} is not installed" if absent else None
 
 
-def load(name: str) -> Adapter:
-    """The adapter of a backend, a module."""
-    return cast(Adapter, importlib.import_module(f"parity.proof.adapters.{name}"))
+def load(name: str) -> ModuleType:
+    """The adapter of a backend; what its functions do stands in adapters/torch.py."""
+    return importlib.import_module(f"parity.proof.adapters.{name}")
 
 
 def load_module(name: str, module: str) -> ModuleType:
     """A module of the backend itself: `load_module("torch", "ops.cross_entropy")` is torch_impl.ops.cross_entropy."""
     return importlib.import_module(f"{name}_impl.{module}")
+
+
+def tables(name: str) -> tuple[dict[str, tuple[str, ...]], dict[str, Callable], dict[str, Callable]]:
+    """METHODS, LAYERS and OPERATIONS of a backend: what the modules of both have by the same names."""
+    scan, losses, decode = (load_module(name, f"ops.{one}") for one in ("scan", "cross_entropy", "decode"))
+    gated_scan, unfused = (load_module(name, f"ops.{one}") for one in ("gated_scan", "gated_scan.unfused"))
+    mixers, layers, models = (load_module(name, one) for one in ("mixers", "layers", "model"))
+    methods = {"scan": tuple(scan.METHODS), "loss": tuple(losses.METHODS), "decode": tuple(decode.METHODS)}
+    methods |= {one.operation: tuple(mixers.mixer_module(name).METHODS) for name, one in families().items()}
+    by_name = {
+        "rms_norm": lambda config, dtype, _: layers.RMSNorm(config.d_model, config.norm_eps, dtype),
+        "swiglu": lambda config, dtype, _: layers.SwiGLU(config, dtype),
+        "block": lambda config, dtype, method: models.Block(config, dtype, method),
+    }
+    operations = {
+        "scan": lambda decay, drive, state, resets, padding, method: scan.scan(
+            decay, drive, state, method, resets, padding
+        ),
+        "gates": unfused.gates,
+        "mixer": lambda pre, bias, state, resets, padding, delta_min, method: gated_scan.gated_scan(
+            pre, bias, delta_min, state, resets, padding, method
+        ),
+        "loss": lambda hidden, embedding, labels, method="auto": losses.cross_entropy(
+            hidden, embedding, labels, embedding.dtype, method
+        )[:1],
+    }
+    return methods, by_name, operations
 
 
 @cache

@@ -1,4 +1,4 @@
-"""jax_impl in NumPy, jitted: each shape is compiled once. Twin: parity/proof/adapters/torch.py."""
+"""jax_impl in NumPy, jitted once a shape. Twin: parity/proof/adapters/torch.py, which has the docstrings."""
 
 from __future__ import annotations
 
@@ -12,27 +12,16 @@ import numpy as np
 from flax import nnx
 
 import jax_impl
-from jax_impl import layers
 from jax_impl import model as models
-from jax_impl.mixers import mixer_module
 from jax_impl.ops import cross_entropy as losses
-from jax_impl.ops import decode, gated_scan
+from jax_impl.ops import decode
 from jax_impl.ops.gated_scan import unfused
-from jax_impl.ops.scan import METHODS as SCANS
 from jax_impl.training import optimizer as optimizers
-from parity.proof.adapters import RESULTS, chunk_logits, float64_elsewhere, real
+from parity.proof.adapters import RESULTS, chunk_logits, float64_elsewhere, real, tables
 from spec.config import ModelConfig, TrainingConfig
-from spec.mixers import families
 from spec.mixers.base import Masks, Side
 
 NAME = "jax"
-METHODS = {
-    "rowwise": ("plain",),
-    "scan": tuple(SCANS),
-    **{one.operation: tuple(mixer_module(name).METHODS) for name, one in families().items()},
-    "loss": tuple(losses.METHODS),
-    "decode": tuple(decode.METHODS),
-}
 ELEMENTARY = {
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
@@ -40,23 +29,8 @@ ELEMENTARY = {
     "log": jnp.log,
     "rsqrt": jax.lax.rsqrt,
 }
-LAYERS = {
-    "rms_norm": lambda config, dtype, _: layers.RMSNorm(config.d_model, config.norm_eps, dtype),
-    "swiglu": lambda config, dtype, _: layers.SwiGLU(config, dtype),
-    "block": lambda config, dtype, method: models.Block(config, dtype, method),
-}
-OPERATIONS = {
-    "scan": lambda decay, drive, state, resets, padding, method: jax_impl.scan(
-        decay, drive, state, method, resets, padding
-    ),
-    "gates": unfused.gates,
-    "mixer": lambda pre, bias, state, resets, padding, delta_min, method: gated_scan.gated_scan(
-        pre, bias, delta_min, state, resets, padding, method
-    ),
-    "loss": lambda hidden, embedding, labels, method="auto": losses.cross_entropy(
-        hidden, embedding, labels, embedding.dtype, method
-    )[:1],
-}
+METHODS, LAYERS, OPERATIONS = tables(NAME)
+METHODS["rowwise"] = ("plain",)
 
 
 @float64_elsewhere

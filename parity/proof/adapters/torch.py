@@ -13,28 +13,17 @@ import torch
 from torch import Tensor
 
 import torch_impl
-from parity.proof.adapters import RESULTS, chunk_logits, real
+from parity.proof.adapters import RESULTS, chunk_logits, real, tables
 from spec.config import ModelConfig
-from spec.mixers import families
 from spec.mixers.base import Masks, Side
-from torch_impl import layers
 from torch_impl import model as models
-from torch_impl.mixers import mixer_module
 from torch_impl.ops import cross_entropy as losses
-from torch_impl.ops import decode, gated_scan, rowwise
+from torch_impl.ops import decode, rowwise
 from torch_impl.ops.devices import default_device
 from torch_impl.ops.gated_scan import unfused
-from torch_impl.ops.scan import METHODS as SCANS
 from torch_impl.training import optimizer as optimizers
 
 NAME = "torch"
-METHODS = {
-    "rowwise": tuple(rowwise.METHODS),
-    "scan": tuple(SCANS),
-    **{one.operation: tuple(mixer_module(name).METHODS) for name, one in families().items()},
-    "loss": tuple(losses.METHODS),
-    "decode": tuple(decode.METHODS),
-}
 ELEMENTARY = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
@@ -42,33 +31,29 @@ ELEMENTARY = {
     "log": torch.log,
     "rsqrt": torch.rsqrt,
 }
-LAYERS = {
-    "rms_norm": lambda config, dtype, _: layers.RMSNorm(config.d_model, config.norm_eps, dtype),
-    "swiglu": lambda config, dtype, _: layers.SwiGLU(config, dtype),
-    "block": lambda config, dtype, method: models.Block(config, dtype, method),
-}
-OPERATIONS = {
-    "scan": lambda decay, drive, state, resets, padding, method: torch_impl.scan(
-        decay, drive, state, method, resets, padding
-    ),
-    "gates": unfused.gates,
-    "mixer": lambda pre, bias, state, resets, padding, delta_min, method: gated_scan.gated_scan(
-        pre, bias, delta_min, state, resets, padding, method
-    ),
-    "loss": lambda hidden, embedding, labels, method="auto": losses.cross_entropy(
-        hidden, embedding, labels, embedding.dtype, method
-    )[:1],
-}
+METHODS, LAYERS, OPERATIONS = tables(NAME)
+METHODS["rowwise"] = tuple(rowwise.METHODS)
 _DEVICE = default_device()
 # Of these a method says how rows are computed.
 _ROWS = ("rms_norm", "swiglu")
 
 
 def scan(decay, drive, state=None, method="auto", resets=None, padding=None):
+    """(states, last state); None is passed on as None."""
     return _arrays(*OPERATIONS["scan"](*_tensors(decay, drive, state, resets, padding), method=method))
 
 
 def vjp(operation, inputs, constants, output_gradients, chunk=None, **options):
+    """RESULTS of one of OPERATIONS: its outputs, and the gradients of its inputs.
+
+    Args:
+        operation: `scan`, `gates`, `mixer` or `loss`.
+        inputs: what it is differentiated by.
+        constants: its other arrays; None is passed on as None.
+        output_gradients: of its outputs.
+        chunk: the most logits a chunk of the loss.
+        options: its other arguments.
+    """
     fixed = _tensors(*constants)
     with chunk_logits(losses, chunk):
         results = _vjp(lambda *x: OPERATIONS[operation](*x, *fixed, **options), inputs, output_gradients)
@@ -76,19 +61,29 @@ def vjp(operation, inputs, constants, output_gradients, chunk=None, **options):
 
 
 def decay_gates(p, delta_min):
+    """(decay, 1 - decay) in the dtype of p."""
     return _arrays(*unfused.decay_gates(_tensors(p)[0], delta_min))
 
 
 def elementary(name, x):
+    """A function of the framework's library, one of ELEMENTARY."""
     return _arrays(ELEMENTARY[name](*_tensors(x)))[0]
 
 
 def function_vjp(function, static, constants, output_gradients, *inputs):
+    """The outputs of `function(backend, static, constants, *inputs)`, and the gradients of its inputs.
+
+    Args:
+        function: of a module, over the backend's arrays; its first argument is the backend's name.
+        static: hashable values that a program is compiled for.
+        constants, output_gradients, inputs: as of `vjp`.
+    """
     fixed = _tensors(*constants)
     return _vjp(lambda *x: function(NAME, static, fixed, *x), inputs, output_gradients)
 
 
 def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", compute_dtype="float32"):
+    """(outputs, gradients of the inputs, gradients of the weights by path) of one of LAYERS."""
     layer = LAYERS[name](config, compute_dtype, method)
     more = [Masks(*_tensors(*masks))] if masks else []
 
@@ -107,6 +102,7 @@ def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", co
 def model(
     params, config, tokens, states=None, resets=None, padding=None, compute_dtype="float32", side=None, **options
 ):
+    """(logits, final states); `side` is what the mixer reads besides, `options` those of the model's `build`."""
     net = _model(params, config, compute_dtype=compute_dtype, **options)
     with torch.no_grad():
         inputs = _tensors(tokens, real(states, compute_dtype), resets, padding)
@@ -127,6 +123,10 @@ def loss_and_gradients(
     side=None,
     **options,
 ):
+    """(loss, gradients by path, gradient of the initial states, final states).
+
+    The gradients are those of loss + sum(final_state_gradient * final states). `chunk` is the most logits a chunk.
+    """
     net = _model(params, config, compute_dtype=compute_dtype, **options)
     initial, final_gradient = _tensors(real(states, compute_dtype), real(final_state_gradient, compute_dtype))
     named = {**dict(net.named_parameters()), "": initial.requires_grad_()}
@@ -139,6 +139,7 @@ def loss_and_gradients(
 
 
 def adamw_steps(config, training, parameters, moments, steps_taken, gradients, rates):
+    """(parameters, moments, norms) after a clipped step of AdamW for each set of gradients and learning rate."""
     net = _model(parameters, config)
     optimizer = optimizers.make_optimizer(net, training)
     if moments:
@@ -159,15 +160,18 @@ def adamw_steps(config, training, parameters, moments, steps_taken, gradients, r
 
 
 def initialize(config, seed=0):
+    """(parameters, num_parameters) of a new model."""
     net = models.build(config, seed=seed)
     return torch_impl.dump_parameters(net), net.num_parameters()
 
 
 def generate(params, config, prompt, max_length, **sampling):
+    """The prompt and what follows it, by `LanguageModel.generate`."""
     return _model(params, config).generate(_tensors(prompt)[0], max_length, **sampling).cpu().numpy()
 
 
 def make_step(params, config, method="auto"):
+    """The model as a step of generation."""
     return decode.make_step(_model(params, config), method)
 
 

@@ -26,12 +26,7 @@ def load(config: ModelConfig, parameters: Mapping[str, np.ndarray]) -> LanguageM
 
 
 def activations(model: LanguageModel, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """What each module of a model gives in its own forward pass, as `spec.reference.activations` names it.
-
-    Args:
-        model: on any device.
-        tokens: integers, [b, t].
-    """
+    """What each module of a model gives in its own forward pass; arguments and names as in activations_torch.py."""
 
     # Jitted, as the model is used, and anew each time: a program kept from an earlier call would hide later changes.
     @nnx.jit
@@ -46,8 +41,8 @@ def activations(model: LanguageModel, tokens: np.ndarray) -> dict[str, np.ndarra
 
 
 @contextmanager
-def recording(model: LanguageModel, tell: Callable[[str, Any, Any], None]) -> Iterator[None]:
-    """Calls `tell` with path, first input and output of each module of the model that is called in the block."""
+def recording(model: LanguageModel, report: Callable[[str, Any, Any], None]) -> Iterator[None]:
+    """Calls `report` with path, first input and output of each module of the model that is called in the block."""
     modules = [(path, module) for path, module in nnx.iter_graph(model) if isinstance(module, nnx.Module)]
     paths = {id(module): ".".join(map(str, path)) for path, module in modules}
     owners = {cls for _, module in modules for cls in type(module).__mro__ if "__call__" in vars(cls)}
@@ -57,7 +52,7 @@ def recording(model: LanguageModel, tell: Callable[[str, Any, Any], None]) -> It
         def recorded(module: nnx.Module, first_input: Any, *args: Any, **kwargs: Any) -> Any:
             output = call(module, first_input, *args, **kwargs)
             if id(module) in paths:
-                tell(paths[id(module)], first_input, output)
+                report(paths[id(module)], first_input, output)
             return output
 
         return recorded

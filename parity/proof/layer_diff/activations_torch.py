@@ -39,11 +39,11 @@ def activations(model: LanguageModel, tokens: np.ndarray) -> dict[str, np.ndarra
 
 
 @contextmanager
-def recording(model: LanguageModel, tell: Callable[[str, Any, Any], None]) -> Iterator[None]:
-    """Calls `tell` with path, first input and output of each module of the model that is called in the block."""
+def recording(model: LanguageModel, report: Callable[[str, Any, Any], None]) -> Iterator[None]:
+    """Calls `report` with path, first input and output of each module of the model that is called in the block."""
 
     def hook(path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        tell(path, _copy(inputs[0]), _copy(output))
+        report(path, _copy(inputs[0]), _copy(output))
 
     with ExitStack() as hooks:
         for path, module in model.named_modules():

@@ -52,10 +52,6 @@ def _relation(path: str, parts: Parts, stored_a: Arrays, stored_b: Arrays, all_a
     return f"differs in {unequal.sum()} of {a.size} values, by up to {np.abs(a - b).max():.3g}"
 
 
-def _transposed(parts: Parts, a: np.ndarray, b: np.ndarray) -> bool:
-    return a.ndim == 2 and a.shape[0] == a.shape[1] and np.array_equal(a.T, b)
-
-
 def _reordered(parts: Parts, a: np.ndarray, b: np.ndarray) -> str:
     """The order of the parts of a fused matrix, where only that differs."""
     if len(parts) == 1:
@@ -79,13 +75,9 @@ def _factor(parts: Parts, a: np.ndarray, b: np.ndarray) -> str:
     return f"{factor:.7g}" if same else ""
 
 
-def _zero(parts: Parts, a: np.ndarray, b: np.ndarray) -> bool:
-    return not b.any()
-
-
 _RELATIONS: tuple[tuple[str, Callable[[Parts, np.ndarray, np.ndarray], str | bool]], ...] = (
-    ("is zero", _zero),
-    ("is A's transposed", _transposed),
+    ("is zero", lambda parts, a, b: not b.any()),
+    ("is A's transposed", lambda parts, a, b: a.ndim == 2 and np.array_equal(a.T, b)),
     ("is A's with its rows as {}", _reordered),
     ("is A's times {}", _factor),
 )

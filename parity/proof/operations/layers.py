@@ -9,11 +9,7 @@ import numpy as np
 from parity.proof import adapters
 from parity.proof.bounds import scan_bounds, scan_truth
 from parity.proof.bounds.adamw import adamw_truth_and_bounds
-from parity.proof.bounds.layers import (
-    cross_entropy_bounds,
-    rms_norm_bounds,
-    swiglu_bounds,
-)
+from parity.proof.bounds.layers import cross_entropy_bounds, rms_norm_bounds, swiglu_bounds
 from parity.proof.operations.base import Arrays, Operation, cast, float32
 from parity.proof.problems.cases import AdamWCase, LayerCase, ScanCase, draw_values
 from spec.optimizer import MOMENTS, decayed_paths
@@ -49,23 +45,21 @@ class RMSNorm(Operation):
         return float32(x, 1.0 + 0.3 * random.standard_normal(shape[-1]), random.standard_normal(shape))
 
     def truth(self, case: LayerCase) -> Arrays:
-        x, weight, of_y = (array.astype(np.float64) for array in self.arrays(case))
+        x, weight, grad_y = (array.astype(np.float64) for array in self.arrays(case))
         y, saved = blocks.rms_norm(x, weight, case.config.norm_eps)
-        return {
-            "y": y,
-            **dict(zip(("x gradient", "weight gradient"), blocks.rms_norm_adjoint(saved, of_y), strict=True)),
-        }
+        names = "y", "x gradient", "weight gradient"
+        return dict(zip(names, (y, *blocks.rms_norm_adjoint(saved, grad_y)), strict=True))
 
     def bounds(self, case: LayerCase, dtype: Any = np.float32) -> Arrays:
-        x, weight, of_y = self.arrays(case)
-        return rms_norm_bounds(x, weight, case.config.norm_eps, of_y, dtype)
+        x, weight, grad_y = self.arrays(case)
+        return rms_norm_bounds(x, weight, case.config.norm_eps, grad_y, dtype)
 
     def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
-        x, weight, of_y = self.arrays(case)
-        (y,), (of_x,), weights = adapter.layer_vjp(
-            self.name, case.config, {"weight": weight}, (x,), (), (of_y,), method, compute_dtype=dtype
+        x, weight, grad_y = self.arrays(case)
+        (y,), (grad_x,), weights = adapter.layer_vjp(
+            self.name, case.config, {"weight": weight}, (x,), (), (grad_y,), method, compute_dtype=dtype
         )
-        return {"y": y, "x gradient": of_x, "weight gradient": weights["weight"]}
+        return {"y": y, "x gradient": grad_x, "weight gradient": weights["weight"]}
 
 
 class SwiGLU(Operation):
@@ -73,32 +67,32 @@ class SwiGLU(Operation):
 
     def arrays(self, case: LayerCase) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         random, d, f = case.random, case.config.d_model, case.config.d_ff
-        r, of_u = draw_values(random, case.values, (*case.shape, d)), random.standard_normal((*case.shape, d))
+        r, grad_u = draw_values(random, case.values, (*case.shape, d)), random.standard_normal((*case.shape, d))
         enter, leave = random.standard_normal((2 * f, d)) / d**0.5, random.standard_normal((d, f)) / f**0.5
         if case.values == "absorbed":
             gain = draw_values(random, case.values, (f,))
             enter, leave = np.concatenate([np.ones(f), gain])[:, None] * np.ones(d), np.ones((d, f))
-        r, of_u, enter, leave = float32(r, of_u, enter, leave)
-        return r, of_u, {"input.weight": enter, "output.weight": leave}
+        r, grad_u, enter, leave = float32(r, grad_u, enter, leave)
+        return r, grad_u, {"input.weight": enter, "output.weight": leave}
 
     def truth(self, case: LayerCase) -> Arrays:
-        r, of_u, weights = self.arrays(case)
+        r, grad_u, weights = self.arrays(case)
         wide = {path: x.astype(np.float64) for path, x in weights.items()}
         u, saved = blocks.swiglu(r.astype(np.float64), wide)
-        of_r, gradients = blocks.swiglu_adjoint(saved, of_u.astype(np.float64))
-        return {"u": u, "r gradient": of_r, **gradients}
+        grad_r, gradients = blocks.swiglu_adjoint(saved, grad_u.astype(np.float64))
+        return {"u": u, "r gradient": grad_r, **gradients}
 
     def bounds(self, case: LayerCase, dtype: Any = np.float32) -> Arrays:
-        r, of_u, weights = self.arrays(case)
+        r, grad_u, weights = self.arrays(case)
         return {name: x.reshape(r.shape) if name in ("u", "r gradient") else x
-                for name, x in swiglu_bounds(r, weights, of_u, dtype).items()}  # fmt: skip
+                for name, x in swiglu_bounds(r, weights, grad_u, dtype).items()}  # fmt: skip
 
     def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
-        r, of_u, weights = self.arrays(case)
-        (u,), (of_r,), gradients = adapter.layer_vjp(
-            self.name, case.config, weights, (r,), (), (of_u,), method, compute_dtype=dtype
+        r, grad_u, weights = self.arrays(case)
+        (u,), (grad_r,), gradients = adapter.layer_vjp(
+            self.name, case.config, weights, (r,), (), (grad_u,), method, compute_dtype=dtype
         )
-        return {"u": u, "r gradient": of_r, **gradients}
+        return {"u": u, "r gradient": grad_r, **gradients}
 
 
 class CrossEntropy(Operation):
@@ -122,9 +116,9 @@ class CrossEntropy(Operation):
         hidden, embedding, labels = self.arrays(case)
         hidden, embedding = hidden.astype(np.float64), embedding.astype(np.float64)
         count = max(1, int((labels >= 0).sum()))
-        mean, of_logits = cross_entropy(hidden @ embedding.T, labels)
-        of_hidden, of_embedding = blocks.linear_adjoint(hidden, embedding, of_logits * count)
-        return dict(zip(adapters.LOSS_RESULTS, (np.asarray(mean * count), of_hidden, of_embedding), strict=True))
+        mean, grad_logits = cross_entropy(hidden @ embedding.T, labels)
+        grad_hidden, grad_embedding = blocks.linear_adjoint(hidden, embedding, grad_logits * count)
+        return dict(zip(adapters.LOSS_RESULTS, (np.asarray(mean * count), grad_hidden, grad_embedding), strict=True))
 
     def bounds(self, case: LayerCase, dtype: Any = np.float32) -> Arrays:
         hidden, embedding, labels = self.arrays(case)

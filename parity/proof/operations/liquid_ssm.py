@@ -54,10 +54,10 @@ class LiquidStates(Estimated):
         assert isinstance(config, LiquidSSMConfig)
         n, b = config.d_state, case.shape[0]
         pre = draw_values(random, case.values, (*case.shape, n + config.d_tau))
-        state, of_last = random.standard_normal((2, b, n))
+        state, grad_last = random.standard_normal((2, b, n))
         weights = blocks.within(perturbed_parameters(config, case.seed % 8), "blocks.0.mixer.")
         inside = {path: x for path, x in weights.items() if path.startswith(("tau", "log", "frequency"))}
-        return inside, float32(pre, state, random.standard_normal((*case.shape, n)), of_last)
+        return inside, float32(pre, state, random.standard_normal((*case.shape, n)), grad_last)
 
     def masks(self, case: LayerCase) -> tuple[np.ndarray, ...]:
         """Resets, padding, noise, in every second case zero, and dt_scale, in two of three all one."""
@@ -71,13 +71,13 @@ class LiquidStates(Estimated):
     def compute(self, case: LayerCase) -> Compute:
         def run(lift):
             weights, arrays = self.arrays(case)
-            pre, state, of_states, of_last = (lift(x) for x in arrays)
+            pre, state, grad_states, grad_last = (lift(x) for x in arrays)
             masks = [x if x.dtype == bool else lift(x) for x in self.masks(case)]
             lifted = {path: lift(x) for path, x in weights.items()}
             states, last, saved = liquid_states(pre, lifted, case.config, state, *masks)
-            of_pre, of_weights, of_state = liquid_states_adjoint(saved, of_states, of_last)
-            found = dict(zip(LIQUID_RESULTS, (states, last, of_pre, of_state), strict=True))
-            return found | {_field(path): x for path, x in of_weights.items()}
+            grad_pre, grad_weights, grad_state = liquid_states_adjoint(saved, grad_states, grad_last)
+            found = dict(zip(LIQUID_RESULTS, (states, last, grad_pre, grad_state), strict=True))
+            return found | {_field(path): x for path, x in grad_weights.items()}
 
         return run
 

@@ -25,27 +25,27 @@ class Block(Estimated):
         random, c, b = case.random, case.config, case.shape[0]
         weights = blocks.within(perturbed_parameters(case.config, case.seed % 8), "blocks.0.")
         x = draw_values(random, case.values, (*case.shape, c.d_model))
-        of_x, state = random.standard_normal(x.shape), random.standard_normal((b, family(c).state_size(c)))
-        return weights, float32(x, state, of_x, random.standard_normal(state.shape))
+        grad_x, state = random.standard_normal(x.shape), random.standard_normal((b, family(c).state_size(c)))
+        return weights, float32(x, state, grad_x, random.standard_normal(state.shape))
 
     def compute(self, case: LayerCase) -> Compute:
         def run(lift):
             weights, arrays = self.arrays(case)
-            x, state, of_y, of_last = (lift(x) for x in arrays)
+            x, state, grad_y, grad_last = (lift(x) for x in arrays)
             lifted = {path: lift(array) for path, array in weights.items()}
             y, last, _, saved = blocks.block(x, lifted, case.config, state, Masks(*case.masks()))
-            of_x, gradients, of_state = blocks.block_adjoint(saved, case.config, of_y, of_last)
-            return {"y": y, "last": last, "x gradient": of_x, "state gradient": of_state, **gradients}
+            grad_x, gradients, grad_state = blocks.block_adjoint(saved, case.config, grad_y, grad_last)
+            return {"y": y, "last": last, "x gradient": grad_x, "state gradient": grad_state, **gradients}
 
         return run
 
     def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
         weights, (x, state, *gradients) = self.arrays(case)
-        outputs, (of_x, of_state), of_weights = adapter.layer_vjp(
+        outputs, (grad_x, grad_state), grad_weights = adapter.layer_vjp(
             "block", case.config, weights, (x, state), case.masks(), gradients, method, compute_dtype=dtype
         )
         given = dict(zip(("y", "last"), outputs, strict=True))
-        return {**given, "x gradient": of_x, "state gradient": of_state, **of_weights}
+        return {**given, "x gradient": grad_x, "state gradient": grad_state, **grad_weights}
 
 
 class Model(Estimated):
@@ -69,11 +69,11 @@ class Model(Estimated):
             inputs = arrays.tokens, states, arrays.resets, arrays.padding
             more = {name: lift(x) for name, x in self.side(case).items()}
             outputs = dict(zip(("logits", "last"), forward(params, case.config, *inputs, **more), strict=True))
-            loss, gradients, of_states = loss_and_gradients(
+            loss, gradients, grad_states = loss_and_gradients(
                 params, case.config, *arrays._replace(states=states), **more
             )
             results = {**outputs, "last beside the loss": outputs["last"], "loss": np.asarray(loss)}
-            return {**results, "state gradient": of_states, **gradients}
+            return {**results, "state gradient": grad_states, **gradients}
 
         return run
 
@@ -82,9 +82,9 @@ class Model(Estimated):
         arrays, chosen = case.arrays(), {"method": method, "compute_dtype": dtype, "side": self.side(case)}
         inputs = arrays.tokens, arrays.states, arrays.resets, arrays.padding
         logits, last = adapter.model(case.parameters, case.config, *inputs, **chosen)
-        loss, gradients, of_states, last_too = adapter.loss_and_gradients(
+        loss, gradients, grad_states, last_too = adapter.loss_and_gradients(
             case.parameters, case.config, *arrays, **chosen, **options
         )
         # The loss has a forward pass of its own, without logits: its last states stand beside the model's.
         results = {"logits": logits, "last": last, "last beside the loss": last_too}
-        return {**results, "loss": np.asarray(loss), "state gradient": of_states, **gradients}
+        return {**results, "loss": np.asarray(loss), "state gradient": grad_states, **gradients}

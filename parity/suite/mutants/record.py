@@ -7,33 +7,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 from parity.proof.environment import ROOT, commit
 from spec.checkpoint.files import new_file
 
 SCORE = Path(__file__).with_name("score.json")
 PACKAGES = ("spec", "torch_impl", "jax_impl", "tools", "parity")
-SOURCES = ("*.py", "mutants/catalogue/*.toml")
-
-
-class ScoreRow(TypedDict):
-    """What score.json says of a mutant: `Row` without what was not caught."""
-
-    name: str
-    file: str
-    caught_by: str | None
-    units: float | str | None
-
-
-class Score(TypedDict):
-    """score.json."""
-
-    commit: str
-    sources: str
-    total: int
-    caught: int
-    rows: list[ScoreRow]
+SOURCES = ("*.py", "mutants/catalogue/*.toml", "robustness/*.json")
 
 
 @dataclass(frozen=True)
@@ -56,12 +37,12 @@ class Row:
     units: float | str | None = None
     why: str = ""
 
-    def to_json(self) -> ScoreRow:
+    def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "file": self.file, "caught_by": self.caught_by, "units": self.units}
 
 
 def sources_digest(root: Path = ROOT) -> str:
-    """SHA-256 over path and content of what a score is of: the packages' Python files, and the catalogue of mutants."""
+    """SHA-256 over path and content of what a score is of: the packages' Python files, and the data that tests read."""
     sha = hashlib.sha256()
     for path in sorted(path for package in PACKAGES for kind in SOURCES for path in (root / package).rglob(kind)):
         sha.update(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n".encode())
@@ -72,7 +53,7 @@ def sources_digest(root: Path = ROOT) -> str:
 def write_score(path: Path, rows: Sequence[Row], sources: str, root: Path = ROOT) -> None:
     """Keep the outcome of a run as JSON."""
     caught = sum(row.outcome == "caught" for row in rows)
-    score: Score = {
+    score = {
         "commit": commit(root) or "",
         "sources": sources,
         "total": len(rows),
@@ -83,7 +64,7 @@ def write_score(path: Path, rows: Sequence[Row], sources: str, root: Path = ROOT
         temporary.write_text(json.dumps(score, indent=1) + "\n")
 
 
-def load_score(path: Path = SCORE) -> Score | None:
+def load_score(path: Path = SCORE) -> dict[str, Any] | None:
     """The record of the last full run: commit, sources, total, caught and rows; None where none can be read."""
     try:
         return json.loads(path.read_text())

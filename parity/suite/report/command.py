@@ -21,7 +21,7 @@ from tools.cli import backends
 from tools.cli.errors import require_writable
 
 if TYPE_CHECKING:
-    from parity.suite.report.schema import Report
+    from parity.suite.report.tables import Report
     from parity.suite.runs.trajectory_drift import Drift, Estimate
 
 

@@ -4,55 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 
 from parity.suite.report import plots, tables
-from parity.suite.report.schema import Report, Units
+from parity.suite.report.tables import Report, Units
 
-STYLE = """
-:root { --ink: #26313d; --soft: #66717d; --line: #e3e7eb; --paper: #ffffff; --ground: #f6f8f9;
-        --good: #1d7a4c; --good-soft: #e7f4ed; --bad: #b3261e; --bad-soft: #fbeae9; --warn-soft: #fdf5e3; }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.55;
-       font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 2rem 1rem 4rem; }
-header p.name { margin: 0 0 .5rem; color: var(--soft); letter-spacing: .04em; }
-section { background: var(--paper); border: 1px solid var(--line); border-radius: 12px;
-          padding: 1.1rem 1.25rem; margin: 1rem 0; }
-.verdict { border-left: 6px solid var(--good); background: var(--good-soft); }
-.verdict.fail { border-left-color: var(--bad); background: var(--bad-soft); }
-.verdict h1 { font-size: 1.35rem; line-height: 1.4; margin: 0; font-weight: 600; text-wrap: pretty; }
-.verdict p { margin: .5rem 0 0; color: var(--soft); }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; }
-.figures div b { display: block; font-size: 1.6rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
-.figures div span { color: var(--soft); font-size: .9rem; }
-h2 { font-size: 1.1rem; margin: 0 0 .4rem; }
-p.note { margin: 0 0 .8rem; color: var(--soft); font-size: .93rem; max-width: 46rem; }
-ul.warnings { background: var(--warn-soft); border-radius: 10px; padding: .8rem 1rem .8rem 2rem; margin: 1rem 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th { text-align: left; color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
-th, td { padding: .32rem .7rem .32rem 0; vertical-align: top; }
-td { border-bottom: 1px solid var(--line); }
-tr:last-child td { border-bottom: 0; }
-tr.group td { border-top: 2px solid var(--line); }
-td.number { white-space: nowrap; }
-td.small { color: var(--soft); font-size: .8rem; overflow-wrap: anywhere; min-width: 14rem; }
-.bar { display: inline-block; width: 5rem; height: .55rem; border-radius: 4px; margin-right: .5rem;
-       background: var(--line); overflow: hidden; vertical-align: baseline; }
-.bar i { display: block; height: 100%; background: #4d9f78; }
-tr.fails td { background: var(--bad-soft); color: var(--bad); font-weight: 600; }
-tr.fails .bar i { background: var(--bad); }
-tr.skipped td { color: var(--soft); }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1.2rem; }
-figure { margin: 0; break-inside: avoid; }
-figcaption { font-size: .88rem; color: var(--soft); margin-bottom: .3rem; }
-svg { width: 100%; height: auto; display: block; }
-pre { background: var(--ground); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .8rem;
-      white-space: pre-wrap; overflow-wrap: anywhere; font-size: .82rem; margin: .4rem 0 1rem; }
-@media print { body { background: none; font-size: 11pt; } main { max-width: none; padding: 0; }
-               section { border: 0; padding: .4rem 0; border-radius: 0; } .scroll { overflow: visible; }
-               .verdict { padding-left: .8rem; } tr { break-inside: avoid; } * { print-color-adjust: exact; } }
-"""
+STYLE = Path(__file__).with_name("style.css")
 
 
 def page(result: Report) -> str:
@@ -73,10 +30,11 @@ def page(result: Report) -> str:
         )
         if part
     )
+    style, outcome = STYLE.read_text("utf-8"), "pass" if result["passed"] else "fail"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Parity: {'pass' if result['passed'] else 'fail'}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<title>Parity: {outcome}</title>\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
@@ -121,17 +79,17 @@ def _failures(result: Report) -> str:
 
 
 def _plots(result: Report) -> str:
-    scans, runs = plots.scans(result), result["trajectories"]
+    scans, race, estimated = plots.scans(result), *(result["trajectories"][name] for name in ("race", "estimated"))
     drawn = [
         ("The scan: worst float32 error at each length", plots.errors_against_length(scans)),
         ("The scan: worst float32 error in each regime of decays", plots.errors_against_decay(scans)),
-        (
-            "One run: torch against JAX, and torch against itself; no dot where the losses are equal to the bit",
-            plots.drift(runs["race"]),
-        ),
-        ("The losses of that run, in every order of summation", plots.losses(runs["race"])),
-        ("A small run against the float64 reference", plots.estimated(runs["estimated"])),
     ]
+    if "skipped" not in race:
+        what = "One run: torch against JAX, and torch against itself; no dot where the losses are equal to the bit"
+        drawn += [(what, plots.drift(race))]
+        drawn += [("The losses of that run, in every order of summation", plots.losses(race))]
+    if "skipped" not in estimated:
+        drawn += [("A small run against the float64 reference", plots.estimated(estimated))]
     figures = [f"<figure><figcaption>{escape(what)}</figcaption>{svg}</figure>" for what, svg in drawn if svg]
     note = "A bound is at 1. Below it an error is one that rounding alone explains."
     return _section("How errors grow", note, f'<div class="plots">{"".join(figures)}</div>') if figures else ""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from parity.proof.problems.cases import DECAYS
-from parity.suite.report.schema import DriftEntry, ErrorRow, EstimateEntry, Report, Skipped, Units
+from parity.suite.report.tables import Report, Units
 from tools.plot.figure import BACKEND_COLOURS
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ MARKS = "osD^v"
 _HEAD = re.compile(r"^.*?(?=<svg)|<metadata>.*?</metadata>|\s+xmlns(:\w+)?=\"[^\"]*\"", re.DOTALL)
 
 
-def errors_against_length(rows: list[ErrorRow]) -> str | None:
+def errors_against_length(rows: list[Report]) -> str | None:
     """Worst float32 error of each scan at each length."""
     lengths = sorted({int(t) for row in rows for t in row["groups"].get("T", {})})
     figure, axes = _axes()
@@ -35,7 +35,7 @@ def errors_against_length(rows: list[ErrorRow]) -> str | None:
     return _finish(figure, axes, "T") if lengths else None
 
 
-def errors_against_decay(rows: list[ErrorRow]) -> str | None:
+def errors_against_decay(rows: list[Report]) -> str | None:
     """Worst float32 error of each scan in each regime of decays."""
     kinds = [kind for kind in DECAYS if any(kind in row["groups"].get("decay", {}) for row in rows)]
     figure, axes = _axes()
@@ -47,10 +47,8 @@ def errors_against_decay(rows: list[ErrorRow]) -> str | None:
     return _finish(figure, axes, "decay") if kinds else None
 
 
-def drift(found: DriftEntry | Skipped) -> str | None:
+def drift(found: Report) -> str:
     """How far torch and JAX drift apart, and how far reorderings of torch do."""
-    if "skipped" in found:
-        return None
     figure, axes = _axes()
     steps = np.arange(1, len(found["gap"]) + 1)
     axes.plot(
@@ -65,10 +63,8 @@ def drift(found: DriftEntry | Skipped) -> str | None:
     return _finish(figure, axes, "race", limit=False)
 
 
-def losses(found: DriftEntry | Skipped) -> str | None:
+def losses(found: Report) -> str:
     """The losses themselves."""
-    if "skipped" in found:
-        return None
     figure, axes = _axes()
     for name, curve in found["curves"].items():
         backend = name.split(",")[0]
@@ -79,10 +75,8 @@ def losses(found: DriftEntry | Skipped) -> str | None:
     return _finish(figure, axes, "losses", limit=False)
 
 
-def estimated(found: EstimateEntry | Skipped) -> str | None:
+def estimated(found: Report) -> str:
     """The error of each backend's loss, and the estimate of how large it may be."""
-    if "skipped" in found:
-        return None
     figure, axes = _axes()
     steps = np.arange(1, len(found["bound"]) + 1)
     axes.plot(steps, found["bound"], color=INK, linestyle="--", linewidth=1.0, label="estimate of the bound")
@@ -92,7 +86,7 @@ def estimated(found: EstimateEntry | Skipped) -> str | None:
     return _finish(figure, axes, "estimated", limit=False)
 
 
-def scans(result: Report) -> list[ErrorRow]:
+def scans(result: Report) -> list[Report]:
     """The rows that the first two plots show."""
     return [row for row in result["rows"] if row["operation"] == "scan" and row["dtype"] == "float32" and row["groups"]]
 
@@ -107,7 +101,7 @@ def _finite(units: Units) -> float:
     return float(units) if np.isfinite(float(units)) else np.nan
 
 
-def _plot_row(axes: Axes, rows: list[ErrorRow], row: ErrorRow, x: ArrayLike, units: ArrayLike, line: str) -> None:
+def _plot_row(axes: Axes, rows: list[Report], row: Report, x: ArrayLike, units: ArrayLike, line: str) -> None:
     """A colour a backend, a mark a method."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     marker = MARKS[methods.index(row["method"]) % len(MARKS)]

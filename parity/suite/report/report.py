@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +16,8 @@ from parity.proof import adapters
 from parity.proof.environment import environment
 from parity.suite import mutants
 from parity.suite.report.html import page
-from parity.suite.report.schema import CurrentScore, DriftEntry, ErrorRow, EstimateEntry, Report, Skipped, TightnessRow
 from parity.suite.report.sweep import TIGHT, Row
-from parity.suite.report.tables import markdown
+from parity.suite.report.tables import Report, markdown
 from parity.suite.runs.trajectory_drift import Drift, Estimate
 from spec.checkpoint.files import new_file
 
@@ -42,7 +41,7 @@ def assemble(
         "environment": environment(),
         "problems": problems(rows),
         "checks": sum(row.cases for row in rows),
-        "rows": [cast(ErrorRow, {**asdict(row), "implementation": row.implementation}) for row in rows],
+        "rows": [{**asdict(row), "implementation": row.implementation} for row in rows],
         "tightness": tightness(rows),
         "trajectories": {"race": drift_entry(drift), "estimated": estimate_entry(estimated)},
         "mutants": mutant_score(),
@@ -58,9 +57,9 @@ def problems(rows: Sequence[Row]) -> int:
     return sum(max(row.cases for row in rows if row.operation == name) for name in {row.operation for row in rows})
 
 
-def tightness(rows: Sequence[Row]) -> list[TightnessRow]:
+def tightness(rows: Sequence[Row]) -> list[Report]:
     """For each operation, how much of its float32 bound was used at most at the shapes of nano, by tensor too."""
-    found: list[TightnessRow] = []
+    found: list[Report] = []
     for name in dict.fromkeys(row.operation for row in rows):
         measured = [row for row in rows if row.operation == name and row.dtype == "float32" and row.cases]
         if not measured:
@@ -72,19 +71,12 @@ def tightness(rows: Sequence[Row]) -> list[TightnessRow]:
             for tensor, units in (row.tensors if small else row.nano).items():
                 tensors[tensor] = max(units, tensors.get(tensor, 0.0))
         used, theorem = max(tensors.values()), measured[0].theorem
-        line: TightnessRow = {
-            "operation": name,
-            "theorem": theorem,
-            "used": used,
-            "tight": used >= TIGHT,
-            "tensors": dict(tensors),
-            "shapes": "small" if small else "nano",
-        }
-        found.append(line)
+        line = {"operation": name, "theorem": theorem, "used": used, "tight": used >= TIGHT}
+        found.append({**line, "tensors": tensors, "shapes": "small" if small else "nano"})
     return found
 
 
-def drift_entry(drift: Drift | str) -> DriftEntry | Skipped:
+def drift_entry(drift: Drift | str) -> Report:
     """The run in several orders of summation, or why there is none."""
     if isinstance(drift, str):
         return {"skipped": drift}
@@ -92,7 +84,7 @@ def drift_entry(drift: Drift | str) -> DriftEntry | Skipped:
     return plain({**asdict(drift), "limit": drift.limit, "largest_gap": gap, "passed": bool(drift.passed)})
 
 
-def estimate_entry(estimated: Estimate | str) -> EstimateEntry | Skipped:
+def estimate_entry(estimated: Estimate | str) -> Report:
     """The run against the float64 reference, or why there is none."""
     if isinstance(estimated, str):
         return {"skipped": estimated}
@@ -100,7 +92,7 @@ def estimate_entry(estimated: Estimate | str) -> EstimateEntry | Skipped:
     return plain({**asdict(estimated), "units": units, "passed": all(x <= 1.0 for x in units.values())})
 
 
-def mutant_score() -> CurrentScore | None:
+def mutant_score() -> Report | None:
     """The last score of the planted mistakes, and whether the sources have changed since."""
     score = mutants.load_score()
     return None if score is None else {**score, "current": score["sources"] == mutants.sources_digest()}
@@ -137,7 +129,7 @@ def verdict(result: Report) -> str:
     return f"{sentence}; {mutant_sentence(result['mutants'])}."
 
 
-def mutant_sentence(score: CurrentScore | None) -> str:
+def mutant_sentence(score: Report | None) -> str:
     """What the planted mistakes say about the suite."""
     if score is None:
         return "how many planted mistakes the suite notices was not measured here (make mutants)"

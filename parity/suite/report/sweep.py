@@ -125,7 +125,8 @@ def sweep_operations(
         rows += found
         live = [row for row in found if row.skipped is None]
         if live:
-            _measure_all(operation, live, _settings(amount_of(operation, draws), seed), seed, progress)
+            limits = settings(max_examples=amount_of(operation, draws), derandomize=seed is None, **QUIET)
+            _measure_all(operation, live, limits, seed, progress)
     return rows
 
 
@@ -173,10 +174,6 @@ def reproduction(row: Row, case: str) -> str:
     code = f"{'; '.join(imports)}; check({arguments}, {case})"
     plain = not set(code) & set('"$`\\!')
     return f'python -c "{code}"' if plain else f"python -c {shlex.quote(code)}"
-
-
-def _settings(amount: int, seed: int | None) -> settings:
-    return settings(max_examples=amount, derandomize=seed is None, **QUIET)
 
 
 def _measure_all(

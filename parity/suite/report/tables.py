@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from parity.suite.report.schema import DriftEntry, EstimateEntry, FailureRow, Report, Units
-
+Report = dict[str, Any]
+"""report.json, as `report.assemble` makes it."""
+Units = float | str
+"""Numbers that are not finite are words in JSON."""
 Table = list[tuple[str, ...]]
 
 ERROR_HEADER = ("operation", "implementation", "dtype", "bound", "cases", "worst error", "at")
@@ -129,12 +132,12 @@ def markdown(result: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def failures(result: Report) -> list[FailureRow]:
+def failures(result: Report) -> list[dict[str, str]]:
     """Of the rows that broke a bound."""
     return [row["failure"] for row in result["rows"] if row["failure"]]
 
 
-def _failure(failure: FailureRow) -> str:
+def _failure(failure: dict[str, str]) -> str:
     return f"{failure['message']}\n\n```console\n{failure['reproduction']}\n```"
 
 
@@ -143,5 +146,5 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _word(run: DriftEntry | EstimateEntry) -> str:
+def _word(run: Report) -> str:
     return "within" if run["passed"] else "OUTSIDE"

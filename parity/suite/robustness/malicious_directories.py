@@ -10,11 +10,12 @@ import struct
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
 
-from parity.suite.robustness.corruption import VOCABULARY, Change, Corruption, Tree, files_in, rewrite
+from parity.suite.robustness.corruption import Change, Corruption, Tree, files_in, rewrite
 from spec.checkpoint.format import TEXTS
 
+CASES = json.loads(Path(__file__).with_name("malicious.json").read_text())
+"""Headers of safetensors (name, JSON or text, bytes of data); of meta.json other values, values of a part, texts."""
 BEYOND_MEMORY = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 PARTS = {
     "neutral": (*TEXTS, "model.safetensors", "optimizer.safetensors"),
@@ -24,48 +25,12 @@ FileChange = Callable[[Path, Path], object]
 """Given a file's place, and where the file itself was moved to."""
 
 
-class Entry(TypedDict):
-    """What a safetensors header says of a tensor."""
-
-    dtype: str
-    shape: list[int]
-    data_offsets: list[int]
-
-
-def _tensor(shape: list[int], first: int, last: int, dtype: str = "F32") -> Entry:
-    return {"dtype": dtype, "shape": shape, "data_offsets": [first, last]}
-
-
 def headers() -> Iterator[Corruption]:
     """safetensors that claim what is not there, under right checksums."""
     case = partial(Corruption, "safetensors tricks", "neutral")
-    one, twice = _tensor([2], 0, 8), b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
-    for name, header, data in (
-        ("overlap", {"a": one, "b": _tensor([2], 4, 12)}, bytes(12)),
-        ("same bytes", {"a": one, "b": one}, bytes(8)),
-        ("hole", {"a": one, "b": _tensor([2], 12, 20)}, bytes(20)),
-        ("beyond the end", {"a": _tensor([4], 0, 16)}, bytes(8)),
-        ("not all of it", {"a": one}, bytes(12)),
-        ("backwards", {"a": _tensor([2], 8, 0)}, bytes(8)),
-        ("below zero", {"a": _tensor([-2], 0, 8)}, bytes(8)),
-        ("offset below zero", {"a": _tensor([2], -8, 0)}, bytes(8)),
-        ("huge", {"a": _tensor([2**40, 2**40], 0, 8)}, bytes(8)),
-        ("huge and nothing", {"a": _tensor([2**63, 0], 0, 0)}, b""),
-        ("100 axes", {"a": _tensor([1] * 100, 0, 4)}, bytes(4)),
-        ("shape and bytes differ", {"a": _tensor([3], 0, 8)}, bytes(8)),
-        ("unknown dtype", {"a": _tensor([2], 0, 8, "Q4")}, bytes(8)),
-        ("dtype of others", {"a": _tensor([8], 0, 8, "F8_E4M3")}, bytes(8)),
-        ("no shape", {"a": {"dtype": "F32", "data_offsets": [0, 8]}}, bytes(8)),
-        ("one name twice", twice + b"," + twice[1:] + b"}", bytes(8)),
-        ("no tensor", {}, b""),
-        ("a list", b"[]", b""),
-        ("no JSON", b"{", b""),
-        ("not UTF-8", b'{"\xff": 1}', b""),
-        ("deep", b'{"a":' * 5000, b""),
-        ("only metadata", {"__metadata__": {"a": "b"}}, b""),
-    ):
-        text = header if isinstance(header, bytes) else json.dumps(header).encode()
-        content = struct.pack("<Q", len(text)) + text + data
+    for name, header, size in [*CASES["headers"], ("deep", '{"a":' * 5000, 0)]:
+        text = (header if isinstance(header, str) else json.dumps(header)).encode("latin-1")
+        content = struct.pack("<Q", len(text)) + text + bytes(size)
         for file in ("model", "optimizer"):
             change = lambda path, f=file, c=content: rewrite(path, **{f"{f}__safetensors": c})  # noqa: E731
             yield case(f"{file}: {name}", change, ".")
@@ -155,28 +120,18 @@ def _meta(change: Callable[[Tree], object]) -> Change:
 def meta_json() -> Iterator[Corruption]:
     """Oddities of the data's meta.json."""
     case = partial(Corruption, "meta.json", "data")
-    for name, values in {
-        "format_version": (0, 2, None, [1], "1"), "vocab_size": (0, -1, 1.5, "50", None, True, 2**70, [50], 3),
-        "dtype": ("object", "O", None, ["uint16"], "uint8", ">u2", "u2,u2", "V0", "float16", "uint32", 3, "", {}),
-        "end_of_text_id": (-1, VOCABULARY, None, 1.0, "x"), "tokenizer_sha256": (None, 3, "", "0" * 64),
-        "train": (None, [], 3, "x", {}), "val": (None, [], {}, {"sha256": 3}),
-    }.items():  # fmt: skip
+    for name, values in CASES["meta"].items():
         for value in values:
             change = _meta(lambda meta, n=name, v=value: meta.update({n: v}))
             yield case(f"{name} {value!r}", change, ".")
         yield case(f"no {name}", _meta(lambda meta, n=name: meta.pop(n)), ".")
-    for part, name, value in (
-        ("val", "bytes", 0), ("val", "bytes", 1.5), ("val", "tokens", 499), ("val", "tokens", None),
-        ("train", "tokens", 501), ("train", "sha256", "0" * 64), ("val", "sha256", None), ("val", "bytes", 2**80),
-    ):  # fmt: skip
+    for part, name, value in CASES["parts"]:
         change = _meta(lambda meta, p=part, n=name, v=value: meta[p].update({n: v}))
         yield case(f"{part} {name} {value!r}", change, ".")
-    for name, content in {
-        "nothing": b"", "a list": b"[]", "a number": b"3", "null": b"null", "not UTF-8": b'{"\xff": 1}',
-        "deep": b"[" * 10**5,
-        "digits": b'{"format_version": ' + b"9" * 5000 + b"}", "a pickle": pickle.dumps({}),
-        "UTF-16": "{}".encode("utf-16"),
-    }.items():  # fmt: skip
+    contents = {name: text.encode("latin-1") for name, text in CASES["texts"].items()}
+    contents |= {"deep": b"[" * 10**5, "digits": b'{"format_version": ' + b"9" * 5000 + b"}"}
+    contents |= {"a pickle": pickle.dumps({}), "UTF-16": "{}".encode("utf-16")}
+    for name, content in contents.items():
         yield case(name, lambda path, c=content: (path / "meta.json").write_bytes(c) and None, ".")
 
 

@@ -183,7 +183,6 @@ def few_steps(found: Results, out: Path) -> None:
         more, seen = second.train(FEW // 2)
         found[layout.name] = {"losses": [*losses.tolist(), *more.tolist()], "digests": [*digests, *seen]}
         found[layout.name]["evaluated"] = evaluated(second)
-        assert snapshot["states"] is not None
         save(out / f"states {layout.name}.npz", {"states": snapshot["states"]})
     save(out / "scan.npz", cut_scan(SCAN_CASES[1], "sequential", Layout(1, 1, 4).context()))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -83,6 +84,14 @@ SSM_LAYOUTS, SSM_STEPS = (Layout(2), Layout(3, "fsdp"), Layout(2, "fsdp", 1, 4))
 CHAIN = (Layout(4, "fsdp"), ALONE, Layout(3), Layout(2, "ddp", 2), Layout(2, "fsdp"))
 
 
+def taking_part(layouts: Iterable[Layout]) -> Iterator[tuple[Layout, ParallelContext]]:
+    """The layouts that this process is part of, each with its processes; groups are made by every process."""
+    for layout in layouts:
+        context = layout.context()
+        if dist.get_rank() < layout.size:
+            yield layout, context
+
+
 def segment(
     layout: Layout, context: ParallelContext, training: TrainingConfig = TRAINING, model: ModelConfig = SMALL
 ) -> Segment:
@@ -95,20 +104,16 @@ def curves(found: Results) -> None:
     """30 steps in every layout, and in each, from the same weights, with `--stream`."""
     for stream in (False, True):
         training = replace(TRAINING, stream=stream)
-        for layout in (ALONE, *(LAYOUTS if not stream else CHAIN)):
-            context = layout.context()
-            if dist.get_rank() < layout.size:
-                losses, digests = segment(layout, context, training).train(STEPS)
-                found[f"{'stream ' if stream else ''}{layout.name}"] = {"losses": losses.tolist(), "digests": digests}
+        for layout, context in taking_part((ALONE, *(LAYOUTS if not stream else CHAIN))):
+            losses, digests = segment(layout, context, training).train(STEPS)
+            found[f"{'stream ' if stream else ''}{layout.name}"] = {"losses": losses.tolist(), "digests": digests}
 
 
 def with_noise(found: Results) -> None:
     """A few steps of a model that explores, with noise, in some layouts."""
-    for layout in (ALONE, *SSM_LAYOUTS):
-        context = layout.context()
-        if dist.get_rank() < layout.size:
-            losses, _ = segment(layout, context, TRAINING, SMALL_SSM).train(SSM_STEPS)
-            found[f"ssm {layout.name}"] = {"losses": losses.tolist()}
+    for layout, context in taking_part((ALONE, *SSM_LAYOUTS)):
+        losses, _ = segment(layout, context, TRAINING, SMALL_SSM).train(SSM_STEPS)
+        found[f"ssm {layout.name}"] = {"losses": losses.tolist()}
 
 
 def chain(found: Results, stream: bool) -> None:
@@ -131,10 +136,9 @@ def chain(found: Results, stream: bool) -> None:
 
 def restarts(found: Results) -> None:
     """Whether a restart repeats the bits: DDP of a model that needs several buckets; FSDP; time cut in two."""
-    for layout, model in ((Layout(4), MODEL), (Layout(3, "fsdp"), SMALL), (Layout(4, "ddp", 2), SMALL)):
-        context = layout.context()
-        if dist.get_rank() >= layout.size:
-            continue
+    models = {Layout(4): MODEL, Layout(3, "fsdp"): SMALL, Layout(4, "ddp", 2): SMALL}
+    for layout, context in taking_part(models):
+        model = models[layout]
         training = replace(TRAINING, seq_len=64 if model is MODEL else 16)
         make = partial(segment, layout, context, training, model)
         found.setdefault("restarts", {})[layout.name] = repeats_after_a_restart(make)
@@ -168,16 +172,13 @@ def shards(found: Results, out: Path) -> None:
 
 def scans(found: Results, out: Path) -> None:
     """The scan and all its gradients with the time cut between two and four processes, lengths that do not divide."""
-    for size in (2, 4):
-        context = Layout(size, "ddp", size).context()
-        if dist.get_rank() >= size:
-            continue
+    for layout, context in taking_part(Layout(size, "ddp", size) for size in (2, 4)):
         for number, case in enumerate(SCAN_CASES):
             for method in ("sequential", "chunked"):
                 for dtype in ("float32", "float64"):
                     results = _scan(case, method, dtype, context)
                     if context.rank == 0:
-                        save(out / f"scan_{size}_{number}_{method}_{dtype}.npz", results)
+                        save(out / f"scan_{layout.size}_{number}_{method}_{dtype}.npz", results)
 
 
 def _scan(case: ScanCase, method: str, dtype: str, context: ParallelContext) -> dict[str, np.ndarray]:
@@ -203,10 +204,8 @@ def _scan(case: ScanCase, method: str, dtype: str, context: ParallelContext) -> 
 
 def validation(found: Results) -> None:
     """The mean loss over text in windows, and as one sequence, in batches that do not divide between processes."""
-    for layout in (ALONE, Layout(3, "fsdp"), Layout(4), Layout(4, "ddp", 2), Layout(4, "ddp", 4)):
-        context = layout.context()
-        if dist.get_rank() >= layout.size:
-            continue
+    layouts = ALONE, Layout(3, "fsdp"), Layout(4), Layout(4, "ddp", 2), Layout(4, "ddp", 4)
+    for layout, context in taking_part(layouts):
         one = segment(layout, context)
         # After an evaluation the parameters must be the parts again that the optimizer knows.
         windows, stream = evaluated(one)
@@ -217,10 +216,7 @@ def validation(found: Results) -> None:
 def half_precision(found: Results) -> None:
     """float16 from a scale at which gradients overflow, and bfloat16: the first losses, the scale after three steps."""
     for dtype in ("float16", "bfloat16"):
-        for layout in (ALONE, Layout(2, micro_batch=2), Layout(2, "fsdp"), Layout(2, "ddp", 2)):
-            context = layout.context()
-            if dist.get_rank() >= layout.size:
-                continue
+        for layout, context in taking_part((ALONE, Layout(2, micro_batch=2), Layout(2, "fsdp"), Layout(2, "ddp", 2))):
             one = segment(layout, context, replace(TRAINING, compute_dtype=dtype))
             scaler = one.engine.extra_state().get("grad_scaler", {})
             one.engine.load_extra_state({"grad_scaler": {**scaler, "scale": HUGE}})

@@ -26,14 +26,8 @@ def start(devices: int, size: int, *arguments: str) -> list[subprocess.Popen[str
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     return [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            env=environment(devices // size, rank, size, port),
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for rank in range(size)
+        subprocess.Popen([sys.executable, *arguments], env=there, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        for there in (environment(devices // size, rank, size, port) for rank in range(size))
     ]
 
 

@@ -6,16 +6,15 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
 from parity.proof.problems.cases import ScanCase, perturbed_parameters
 from parity.suite.runs.trajectory_drift import NOISE, SMALL_TRAINING, story_data
-from spec.checkpoint.tensors import Arrays
 from spec.config import ModelConfig
 from spec.data import Batch, next_batch, validation_batches, validation_stream, with_side_inputs
-from spec.runtime.engine import Engine, Moments
+from spec.runtime.engine import Engine
 from spec.runtime.parallel import ParallelContext
 from tools.training.evaluate import mean_loss
 
@@ -30,15 +29,8 @@ STREAMED = 72
 
 Results = dict[str, Any]
 """What a script writes as JSON for the test that started it."""
-
-
-class Snapshot(TypedDict):
-    """What a checkpoint holds."""
-
-    parameters: Arrays
-    moments: Moments
-    states: np.ndarray | None
-    step: int
+Snapshot = dict[str, Any]
+"""What a checkpoint holds: parameters, moments, states (None where the run does not stream) and step."""
 
 
 class Segment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext
@@ -73,11 +73,9 @@ class UiPage:
         """Wait until there is that much text."""
         self.page.wait_for_function("n => document.querySelector('#text textarea').value.length > n", arg=more_than)
 
-    def generate(
-        self, prompt: str = "Once upon a time", tokens: int = 60, temperature: float = 0.0, backend: str = ""
-    ) -> str:
-        """Press the button with these values; what the line below the buttons says at the end."""
-        self.set(prompt, tokens, temperature, backend)
+    def generate(self, *values: Any, **named: Any) -> str:
+        """Press the button with the values of `set`; what the line below the buttons says at the end."""
+        self.set(*values, **named)
         self.click("generate")
         return self.done()
 

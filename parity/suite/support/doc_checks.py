@@ -81,10 +81,10 @@ def tree(block: str) -> Iterator[str]:
 @cache
 def flags(command: str) -> frozenset[str]:
     """The flags that a command's --help lists."""
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         main([command, "--help"])
-    return frozenset(_FLAG.findall(told.getvalue()))
+    return frozenset(_FLAG.findall(output.getvalue()))
 
 
 @cache
@@ -102,13 +102,13 @@ def _of_command(line: str) -> tuple[str, ...]:
         return () if (ROOT / words[0]).is_file() else (f"no recipe {words[0]}",)
     if words[:1] != ["liquidnet"]:
         return ()
-    told = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(io.StringIO()):
             parse(words[1:])
     except SystemExit as stop:
         if stop.code:
-            return (f"{line}: {told.getvalue().strip()}",)
+            return (f"{line}: {output.getvalue().strip()}",)
     return ()
 
 

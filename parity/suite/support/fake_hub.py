@@ -89,30 +89,28 @@ class _Handler(BaseHTTPRequestHandler):
             return
         gone = hub.gone_after is not None and len(hub.ranges()) > hub.gone_after
         if content is None or gone:
-            self.send_response(500 if gone else 404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._head(500 if gone else 404, {"Content-Length": "0"})
             return
         start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and hub.knows_ranges else 0
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        if hub.tells_size:
-            self.send_header("Content-Length", str(len(content) - start))
-        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        if hub.tells_commit:
-            self.send_header("X-Repo-Commit", self.path.split("/resolve/")[1].split("/")[0])
-        self.end_headers()
+        headers = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
+        headers |= {"Content-Length": str(len(content) - start)} if hub.tells_size else {}
+        headers |= {"X-Repo-Commit": self._revision()} if hub.tells_commit else {}
+        self._head(206 if start else 200, {**headers, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'})
         if body:
             self._send(content[start:])
 
     def _redirect(self, content: bytes) -> None:
-        self.send_response(302)
-        self.send_header("Location", f"{self.hub.endpoint.replace('127.0.0.1', 'localhost')}{self.path}")
-        self.send_header("Content-Length", "0")
-        self.send_header("X-Linked-Size", str(len(content)))
-        self.send_header("X-Linked-ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", self.path.split("/resolve/")[1].split("/")[0])
+        place = f"{self.hub.endpoint.replace('127.0.0.1', 'localhost')}{self.path}"
+        linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+        self._head(302, {"Location": place, "Content-Length": "0", **linked, "X-Repo-Commit": self._revision()})
+
+    def _revision(self) -> str:
+        return self.path.split("/resolve/")[1].split("/")[0]
+
+    def _head(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.end_headers()
 
     def _send(self, content: bytes) -> None:
@@ -166,19 +164,7 @@ def prepare(
 ) -> subprocess.Popen[str]:
     """Start `liquidnet prepare --dataset tinystories ...` where that data set is these two files."""
     described = json.dumps([asdict(file) for file in files])
-    command = [
-        sys.executable,
-        "-c",
-        HEED_SIGINT + _PREPARE,
-        "prepare",
-        "--dataset",
-        "tinystories",
-        *map(str, arguments),
-    ]
-    return subprocess.Popen(
-        command,
-        env=environment(endpoint, home, CHUNK=str(CHUNK), FILES=described, **more),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-c", HEED_SIGINT + _PREPARE, "prepare", "--dataset", "tinystories"]
+    there = environment(endpoint, home, CHUNK=str(CHUNK), FILES=described, **more)
+    command += map(str, arguments)
+    return subprocess.Popen(command, env=there, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

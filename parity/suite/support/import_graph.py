@@ -107,32 +107,22 @@ def upward(graph: Graph) -> list[tuple[str, str]]:
     return sorted((source, target) for source in graph for target in graph[source] if wrong(source, target))
 
 
+def reached(start: str, arrows: Mapping[str, Iterable[str]]) -> set[str]:
+    """The modules that the arrows lead to from one, itself only where they lead back."""
+    seen, ahead = set(), [start]
+    while ahead:
+        for target in arrows[ahead.pop()]:
+            if target not in seen:
+                seen.add(target)
+                ahead.append(target)
+    return seen
+
+
 def circles(graph: Graph) -> list[list[str]]:
-    """The strongly connected components of more than one module: Tarjan, SIAM Journal on Computing 1 (1972)."""
-    number: dict[str, int] = {}
-    low: dict[str, int] = {}
-    stack: list[str] = []
-    found: list[list[str]] = []
-
-    def visit(node: str) -> None:
-        number[node] = low[node] = len(number)
-        stack.append(node)
-        for target in sorted(graph[node]):
-            if target not in number:
-                visit(target)
-                low[node] = min(low[node], low[target])
-            elif target in stack:
-                low[node] = min(low[node], number[target])
-        if low[node] == number[node]:
-            component = stack[stack.index(node) :]
-            del stack[-len(component) :]
-            if len(component) > 1:
-                found.append(sorted(component))
-
-    for node in sorted(graph):
-        if node not in number:
-            visit(node)
-    return sorted(found)
+    """The strongly connected components of more than one module: those that reach each other."""
+    below = {name: reached(name, graph) for name in graph}
+    found = {tuple(sorted(other for other in below[name] if name in below[other])) for name in graph}
+    return sorted(list(circle) for circle in found if len(circle) > 1)
 
 
 def folder(module: str) -> str:
@@ -177,19 +167,9 @@ def reduced(arrows: Graph) -> dict[str, list[str]]:
     for source in left:
         for target in sorted(left[source]):
             left[source].remove(target)
-            if target not in _reached(source, left):
+            if target not in reached(source, left):
                 left[source].append(target)
     return left
-
-
-def _reached(start: str, arrows: Mapping[str, Iterable[str]]) -> set[str]:
-    seen, ahead = set(), [start]
-    while ahead:
-        for target in arrows[ahead.pop()]:
-            if target not in seen:
-                seen.add(target)
-                ahead.append(target)
-    return seen
 
 
 #: The bands from the top: what is in each, side by side, its colour, and what is said of it.

@@ -11,6 +11,7 @@ import pytest
 
 from parity.proof import adapters
 from parity.suite.compiled.tpu import budget, steps
+from parity.suite.compiled.triton.budget import to_text
 from spec.presets import PRESETS, RECIPES
 from tools.plan import compile_step, topology
 from tools.plan.batch import BatchSearch, largest_batch
@@ -153,7 +154,7 @@ def checked_in() -> dict:
 def test_the_budget_is_complete_and_within_its_own_limits(checked_in):
     assert set(checked_in["steps"]) == {*steps.TRAINED, steps.SHARED}
     assert budget.faults(checked_in, checked_in) == []
-    assert budget.to_text(checked_in) == budget.BUDGET.read_text()
+    assert to_text(checked_in, budget.SECTIONS) == budget.BUDGET.read_text()
     limits = checked_in["limits"][steps.SHARED]
     assert limits["forward_operand"] == limits["backward_operand"] == steps.shared_scan_limit()
 

@@ -1,9 +1,8 @@
-"""Both adapters are an `Adapter`, and twins: the same public names in the same order, with the same parameters."""
+"""Both adapters are twins: the same public names in the same order, with the same parameters."""
 
 from __future__ import annotations
 
 import ast
-import inspect
 from pathlib import Path
 
 import pytest
@@ -30,18 +29,9 @@ def test_the_adapters_are_twins():
     assert torch == jax
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_an_adapter_has_what_the_protocol_names_and_no_more(name):
-    found = public(FILES[name].read_text())
-    assert set(found) == {
-        member for member in {*adapters.Adapter.__annotations__, *vars(adapters.Adapter)} if not member.startswith("_")
-    }
-    for member, parameters in found.items():
-        function = getattr(adapters.Adapter, member, None)
-        if function is not None:
-            assert [part.partition("=")[0].strip("* ") for part in parameters.split(", ")] == list(
-                inspect.signature(function).parameters
-            ), member
+def test_one_adapter_says_what_each_function_does():
+    functions = [node for node in ast.parse(FILES["torch"].read_text()).body if isinstance(node, ast.FunctionDef)]
+    assert [one.name for one in functions if not one.name.startswith("_") and not ast.get_docstring(one)] == []
 
 
 @pytest.mark.parametrize(
@@ -49,7 +39,7 @@ def test_an_adapter_has_what_the_protocol_names_and_no_more(name):
     [
         ("def vjp(operation, inputs, constants,", "def vjp(operation, constants, inputs,"),
         ('method="auto", compute_dtype="float32"):', 'compute_dtype="float32", method="auto"):'),
-        ('    "gates": ', '    "gate": '),
+        ('    "rsqrt": ', '    "sqrt": '),
         ("def initialize(", "def fresh("),
     ],
 )

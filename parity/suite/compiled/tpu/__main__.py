@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parity.suite.compiled.tpu import steps
-from parity.suite.compiled.tpu.budget import BUDGET, SECTIONS, faults, to_text
+from parity.suite.compiled.tpu.budget import BUDGET, SECTIONS, faults
 from parity.suite.compiled.triton.budget import Budget, check_or_write
 from tools.plan import topology
 
@@ -65,7 +65,7 @@ def main(flags: Flags) -> int:
         return 2
     found = measure()
     show(found, Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160))
-    return check_or_write(found, BUDGET, faults, to_text, flags.check, flags.write)
+    return check_or_write(found, BUDGET, faults, SECTIONS, flags.check, flags.write)
 
 
 if __name__ == "__main__":

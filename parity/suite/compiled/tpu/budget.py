@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from parity.suite.compiled.triton.budget import Budget, compared, sections_to_text
+from parity.suite.compiled.triton.budget import Budget, compared
 
 BUDGET = Path(__file__).parent / "budget.json"
 SECTIONS = ("kernels", "steps")
@@ -63,8 +63,3 @@ def _grown(name: str, row: Row, old: Row) -> Iterator[str]:
                 yield f"{name}: {column} have {other}, which the budget has not"
         elif now > before * ROUNDING:
             yield f"{name}: {column} grew from {before:,} to {now:,}"
-
-
-def to_text(budget: Budget) -> str:
-    """The file's text, a line for each row."""
-    return sections_to_text(budget, ("limits", *SECTIONS))

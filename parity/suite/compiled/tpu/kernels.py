@@ -76,12 +76,7 @@ def measure() -> dict[str, dict[str, float]]:
     """A row for each kernel pair, dtype and chip, from a process of its own: libtpu learns of dumps as it is loaded."""
     with tempfile.TemporaryDirectory() as dump:
         environment = os.environ | topology.ENVIRONMENT | {"LIBTPU_INIT_ARGS": DUMP.format(dump)}
-        command = [
-            sys.executable,
-            "-m",
-            __name__ if __name__ != "__main__" else "parity.suite.compiled.tpu.kernels",
-            dump,
-        ]
+        command = [sys.executable, "-m", "parity.suite.compiled.tpu.kernels", dump]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         if done.returncode:
             raise RuntimeError(f"the kernels do not compile:\n{done.stderr[-4000:]}")

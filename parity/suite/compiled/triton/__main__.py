@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from parity.suite.compiled.triton.budget import BUDGET, Budget, check_or_write, faults, to_text
+from parity.suite.compiled.triton.budget import BUDGET, SECTIONS, Budget, check_or_write, faults
 
 COLUMNS = {
     "registers": "registers",
@@ -65,7 +65,7 @@ def main(flags: Flags) -> int:
     """Measures, prints, and does what the flags ask for; the exit code."""
     found = measure()
     show(found, Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160))
-    return check_or_write(found, BUDGET, faults, to_text, flags.check, flags.write)
+    return check_or_write(found, BUDGET, faults, SECTIONS, flags.check, flags.write)
 
 
 if __name__ == "__main__":

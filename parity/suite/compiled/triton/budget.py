@@ -15,6 +15,7 @@ from typing import Any
 BUDGET = Path(__file__).parent / "budget.json"
 Budget = dict[str, Any]
 """budget.json: `versions`, `limits`, and a section for each thing measured."""
+SECTIONS = ("bytes", "kernels")
 WATCHED = ("registers", "spilled", "shared", "conversions")
 
 
@@ -45,15 +46,10 @@ def compared(section: str, found: Budget, budget: Budget) -> Iterator[str]:
         yield f"{name} is not in the {where}"
 
 
-def to_text(budget: Budget) -> str:
-    """The file's text, a line for each row."""
-    return sections_to_text(budget, ("limits", "bytes", "kernels"))
-
-
-def sections_to_text(budget: Budget, sections: Iterable[str]) -> str:
-    """JSON text of versions and sections, a line for each row of a section."""
+def to_text(budget: Budget, sections: Iterable[str]) -> str:
+    """JSON text of versions, limits and sections, a line for each row of a section."""
     body = [f'  "versions": {json.dumps(budget["versions"])}']
-    for section in sections:
+    for section in ("limits", *sections):
         inside = ",\n".join(f"    {json.dumps(name)}: {json.dumps(row)}" for name, row in budget[section].items())
         body.append(f"  {json.dumps(section)}: {{\n{inside}\n  }}")
     return "{\n" + ",\n".join(body) + "\n}\n"
@@ -63,7 +59,7 @@ def check_or_write(
     found: Budget,
     path: Path,
     faults: Callable[[Budget, Budget], list[str]],
-    to_text: Callable[[Budget], str],
+    sections: Iterable[str],
     check: bool,
     write: bool,
 ) -> int:
@@ -73,14 +69,14 @@ def check_or_write(
         found: what was measured, by section.
         path: of the budget; its limits stay whatever is written.
         faults: (found, budget) -> a line for each thing that exceeds the budget.
-        to_text: a budget as the file's text.
+        sections: of the file, in their order, behind its limits.
         check: print each fault, or that there is none.
         write: what was found becomes the budget.
     """
     budget, name = json.loads(path.read_text()), f"parity/suite/compiled/{path.parent.name}/{path.name}"
     if write:
         budget = {"limits": budget["limits"], **found}
-        path.write_text(to_text(budget))
+        path.write_text(to_text(budget, sections))
     wrong = faults(found, budget) if check or write else []
     for line in wrong:
         print(f"{name}: {line}", file=sys.stderr)
