@@ -1,7 +1,5 @@
 """The sections of `liquidnet bench` in turn, on a processor or a GPU, in one JSON with the environment."""
 
-# Which keys a row has depends on what was measured.
-# pyright: reportTypedDictNotRequiredAccess=false
 from __future__ import annotations
 
 import contextlib
@@ -25,6 +23,7 @@ from tools.bench.results import Result, errors_of, is_fault
 from tools.bench.sizes import Sizes
 from tools.bench.timer import Row, Timer, guarded
 from tools.cli import backends
+from tools.cli.json_file import Json
 from tools.cli.progress import progress
 
 
@@ -156,11 +155,11 @@ def _in_own_process(name: str, device: str, rounds: int, sizes: Sizes) -> list[R
     return tried[-1] + [{"name": "beside peers", "peer": True, "error": reason} for reason in reasons[:1]]
 
 
-def _environment(*more: str) -> dict:
+def _environment(*more: str) -> Json:
     """The machine and the versions of what is installed; `more` names packages besides the usual ones."""
     from parity.proof.environment import environment, version
 
-    found = environment()
+    found: Json = {**environment()}
     found["versions"] |= {name: version(name) for name in more}
     return found
 
@@ -172,7 +171,7 @@ def identity(device: str) -> Result:
     return {"environment": _environment(), "device": facts(device)}
 
 
-def facts(device: str) -> dict:
+def facts(device: str) -> Json:
     """Name, memory, cache, driver and versions of the GPU, as far as the system tells."""
     import torch
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from spec.config import ModelConfig
 from spec.parameters import num_parameters, parameter_table
-from tools.bench.timer import Json
+from tools.cli.json_file import Json
 
 WHAT = "a model, not a measurement: a floor at 100 % of peak, without launch overhead"
 
@@ -264,8 +264,16 @@ def show(result: Json, console: Console | None = None) -> None:
         for row in result["mixers" if kind == "mixer" else "losses"]:
             origins.add_row(row[kind], "", f"{row['gigabytes']:.2f}", row["origin"])
     console.print(origins)
-    console.print(_losses(result["losses"]))
-    console.print(_mixers(result["mixers"]))
+    losses = Table("LM head + loss, ms", "bytes", *DEVICES)
+    for row in result["losses"]:
+        name = row["loss"] + (" (ours)" if row["loss"] == OURS else "")
+        losses.add_row(name, f"{row['bytes_a_logit']:g}", *_cells(row["milliseconds"]))
+    console.print(losses)
+    mixers = Table("mixer, ms a step", "bytes", *DEVICES)
+    for row in result["mixers"]:
+        traffic = f"{row['bytes_forward']:.3g} + {row['bytes_backward']:.3g}"
+        mixers.add_row(row["mixer"], traffic, *_cells(row["milliseconds"]))
+    console.print(mixers)
     sources = Table("device", "TFLOP/s", "GB/s", "source")
     for name, row in result["devices"].items():
         sources.add_row(name, f"{1e-12 * row['flops']:,.1f}", f"{1e-9 * row['bytes_per_second']:,.0f}", row["source"])
@@ -274,19 +282,3 @@ def show(result: Json, console: Console | None = None) -> None:
 
 def _cells(milliseconds: dict[str, float]) -> list[str]:
     return [f"{value:.2f}" for value in milliseconds.values()]
-
-
-def _losses(rows: list[Json]) -> Table:
-    table = Table("LM head + loss, ms", "bytes", *DEVICES)
-    for row in rows:
-        name = row["loss"] + (" (ours)" if row["loss"] == OURS else "")
-        table.add_row(name, f"{row['bytes_a_logit']:g}", *_cells(row["milliseconds"]))
-    return table
-
-
-def _mixers(rows: list[Json]) -> Table:
-    table = Table("mixer, ms a step", "bytes", *DEVICES)
-    for row in rows:
-        traffic = f"{row['bytes_forward']:.3g} + {row['bytes_backward']:.3g}"
-        table.add_row(row["mixer"], traffic, *_cells(row["milliseconds"]))
-    return table

@@ -1,7 +1,5 @@
 """What `liquidnet bench` measured: its ratios over time by machine, and how cost grows with length and context."""
 
-# Which keys a row has depends on what was measured.
-# pyright: reportTypedDictNotRequiredAccess=false
 from __future__ import annotations
 
 from datetime import datetime
