@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, TypeAlias, TypedDict
+from typing import Any, TypeAlias
 
 import gradio as gr
 
@@ -42,14 +42,8 @@ EMPTY = '<p class="hint">It appears here once the model writes.</p>'
 Update: TypeAlias = object
 
 
-class _Private(TypedDict):
-    """For people alone: no handler is part of a described programming interface."""
-
-    api_visibility: Literal["private"]
-    show_progress: Literal["hidden"]
-
-
-PRIVATE: _Private = {"api_visibility": "private", "show_progress": "hidden"}
+#: For people alone: no handler is part of a described programming interface.
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 @dataclass(frozen=True)
