@@ -16,7 +16,7 @@ from parity.proof.problems.cases import perturbed_parameters
 from spec.config import TrainingConfig
 from spec.init import initial_parameters
 from spec.mixers.liquid_ssm import LiquidSSMConfig
-from tools.bench.timer import Row, Timer, ran
+from tools.bench.timer import Row, Timer
 from tools.bench.train_step import random_batch
 from tools.cli import backends
 from tools.cli.json_file import Json
@@ -86,7 +86,7 @@ def _medians(run: Callable[[str], object], rounds: int) -> Json:
     for row in rows:
         if "milliseconds" not in row:
             raise RuntimeError(row.get("error") or row.get("not_run"))
-    sequential, parallel = (row["milliseconds"] for row in ran(rows))
+    sequential, parallel = (row["milliseconds"] for row in rows)
     times = {f"{row['name']}_milliseconds": row["milliseconds"] for row in rows}
     return {**times, "ratio": sequential / parallel}
 

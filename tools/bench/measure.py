@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
 from spec.config import nearest
 from spec.runtime.memory import keep_freed_memory
@@ -39,8 +40,8 @@ class Section:
 SECTIONS = {
     "machine": Section(machine.machine, ("cpu",), 6),
     "peak": Section(machine.peak, ("gpu",)),
-    "scan": Section(operations.scans, seconds=8),
-    "mixer": Section(operations.mixers, seconds=8),
+    "scan": Section(partial(operations.methods, operations.SCAN), seconds=8),
+    "mixer": Section(partial(operations.methods, operations.MIXER), seconds=8),
     "loss": Section(operations.losses, ("gpu",)),
     "train": Section(train_step.train_steps, seconds=70),
     "decode": Section(decode.decoding, seconds=40),
