@@ -124,11 +124,8 @@ class ScalarEvaluator:
         left, right = (self.value(operand) for operand in instruction.operands)
         if not isinstance(left, int) or not isinstance(right, int):
             return None
-        return (
-            int(getattr(operator, direction[1].lower())(left, right))
-            if direction
-            else _BINARY[instruction.opcode](left, right)
-        )
+        operation = getattr(operator, direction[1].lower()) if direction else _BINARY[instruction.opcode]
+        return int(operation(left, right))
 
 
 def _integer(text: str) -> int | None:
