@@ -2,64 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from parity.proof.environment import UNUSABLE, Environment, environment
-from spec.checkpoint.files import new_file
+from parity.proof.environment import UNUSABLE, environment
 from spec.mixers import families
 from spec.presets import PRESETS, RECIPES
 from tools.cli import backends
 from tools.cli.errors import require_new_or_file
+from tools.cli.json_file import Json, write_json
 from tools.cli.progress import track
 from tools.training.selftest import Verdict, known_verdict, probe, remember, self_test, tested_operations
-
-
-class MethodRow(TypedDict):
-    """One method of one operation; `worst` is None where nothing ran, `cache` says whether training's verdict holds."""
-
-    operation: str
-    method: str
-    passed: bool
-    worst: float | None
-    message: str
-    runs: bool
-    auto: bool
-    cache: str
-
-
-class Placement(TypedDict, total=False):
-    """Where a backend computes; the entries from `device` on are torch's."""
-
-    dtype: str
-    decode: str
-    device: str
-    architecture: str
-    triton: str | None
-
-
-class BackendReport(Placement, total=False):
-    """What was found of a backend: its placement and methods, or why there are none."""
-
-    missing: str
-    unusable: str
-    methods: list[MethodRow]
-
-
-class Report(TypedDict):
-    """What `--json` writes."""
-
-    environment: Environment
-    backends: dict[str, BackendReport]
-    passed: bool
 
 
 @dataclass(frozen=True)
@@ -76,7 +35,7 @@ class Doctor:
 
     def run(self) -> None:
         require_new_or_file(self.json, "--json")
-        found: Report = {"environment": environment(), "backends": {}, "passed": False}
+        found: Json = {"environment": environment(), "backends": {}, "passed": False}
         for name in backends.BACKENDS:
             found["backends"][name] = self._backend(name, found["environment"]["devices"].get(name, []))
         checked = [row for one in found["backends"].values() for row in one.get("methods", ())]
@@ -87,12 +46,11 @@ class Doctor:
         found["passed"] = bool(checked) and usable and all(running) and within
         _show(found)
         if self.json is not None:
-            with new_file(self.json) as temporary:
-                temporary.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+            write_json(self.json, found)
         backends.default()
         sys.exit(0 if found["passed"] else 1)
 
-    def _backend(self, name: backends.Backend, devices: list[str]) -> BackendReport:
+    def _backend(self, name: backends.Backend, devices: list[str]) -> Json:
         if name not in backends.installed():
             return {"missing": _advice(name)}
         if any(device.startswith(UNUSABLE) for device in devices):
@@ -100,18 +58,18 @@ class Doctor:
         return {**placement(name), "methods": examine(name)}
 
 
-def examine(backend: str) -> list[MethodRow]:
+def examine(backend: str) -> list[Json]:
     """One row for each method of each operation: whether it runs, how far it is off, what the cache says of it."""
     from parity.proof.adapters import load
 
-    rows: list[MethodRow] = []
+    rows: list[Json] = []
     methods, auto = load(backend).METHODS, automatic(backend)
     every = [(name, method) for name in tested_operations() for method in methods[name] if method != "auto"]
     for operation, method in track(every, f"{backend}: testing {len(every)} methods"):
         verdict = probe(backend, operation, method)
         # JSON has no number that is not finite.
         worst = None if math.isnan(verdict.worst) else min(verdict.worst, sys.float_info.max)
-        row: MethodRow = {
+        row: Json = {
             "operation": operation,
             "method": method,
             "passed": verdict.passed,
@@ -125,7 +83,7 @@ def examine(backend: str) -> list[MethodRow]:
     return rows
 
 
-def placement(backend: str) -> Placement:
+def placement(backend: str) -> Json:
     """Where a backend computes, in which half precision it should train there, and how it decodes.
 
     For torch also the GPU's architecture, and why the Triton methods do not run; None where they do.
@@ -179,7 +137,7 @@ def _advice(backend: str) -> str:
     return f"{missing(backend)}: pip install 'liquidnet-dual[{backend}]'"
 
 
-def _show(found: Report) -> None:
+def _show(found: Json) -> None:
     console = Console(highlight=False)
     e = found["environment"]
     here = Table(show_header=False, title="this machine", title_justify="left")
@@ -206,7 +164,7 @@ def _show(found: Report) -> None:
                     )  # fmt: skip
 
 
-def _placement_line(one: Placement) -> str:
+def _placement_line(one: Json) -> str:
     """What `placement` found, in a line."""
     parts = [f"half precision: --dtype {one.get('dtype')}", f"decode: {one.get('decode')}"]
     if "device" in one:
@@ -216,7 +174,7 @@ def _placement_line(one: Placement) -> str:
     return "; ".join(parts)
 
 
-def _methods(backend: str, rows: list[MethodRow]) -> Table:
+def _methods(backend: str, rows: list[Json]) -> Table:
     table = Table(
         "operation", "method", "runs here", "worst error / bound", "auto", "for train",
         title=f"{backend}: each method against the float64 reference", title_justify="left",

@@ -14,6 +14,7 @@ from spec.mixers import family
 from spec.presets import PRESETS, RECIPES, preset
 from tools.bench import liquid_ssm_solvers, measure, results, roofline, sizes
 from tools.cli.errors import require_new_or_file, require_writable
+from tools.cli.json_file import write_json
 
 LIQUID_SSM = liquid_ssm_solvers.Sizes()
 CPU_FLAGS = ("full", "compiled", "sections", "history")
@@ -71,7 +72,7 @@ class Bench:
         else:
             result = self._measured(config, recipe)
         if self.json is not None:
-            results.write(self.json, result)
+            write_json(self.json, result)
         if result.get("errors"):
             sys.exit(1)
 

@@ -13,7 +13,7 @@ from spec.config import ModelConfig
 from spec.parameters import parameter_table
 from tools.bench.machine import READING, read_ways
 from tools.bench.sizes import Decoding, Sizes
-from tools.bench.timer import Call, Candidate, Row, Timer
+from tools.bench.timer import Call, Candidate, Row, Timer, add_gb_per_s
 from tools.cli import backends
 
 if TYPE_CHECKING:
@@ -46,9 +46,7 @@ def decoding(timer: Timer, sizes: Sizes) -> list[Row]:
         ]
         own = timer.candidates([*readings, *(({"what": model.name, **row}, make) for row, make in candidates)])
         read, written = own[: len(readings)], _speeds(own[len(readings) :], model)
-        for row in read:
-            if "milliseconds" in row and "bytes" in row:
-                row["gb_per_s"] = row["bytes"] / row["milliseconds"] / 1e6
+        add_gb_per_s(read)
         most = max(row["gb_per_s"] for row in read if "gb_per_s" in row)
         for row in written:
             if "milliseconds" in row and "bytes" in row:

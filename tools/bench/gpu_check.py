@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 
 from tools.bench import measure, results, sizes
-from tools.bench.timer import Json
+from tools.cli.json_file import Json, write_json
 from tools.cli.main import fail
 
 ROOT = Path(__file__).parents[2]
@@ -42,11 +42,11 @@ class GpuCheck:
         if self.tests:
             result["tests"] = run_tests(files())
             # What is known so far survives whatever happens to the GPU below.
-            results.write(self.json, result)
+            write_json(self.json, result)
         if self.bench:
             result["bench"] = measure.measured("cuda", self.rounds, sizes.on_gpu())
             results.show(result["bench"])
-        results.write(self.json, result)
+        write_json(self.json, result)
         print(summary(result))
         return 0 if passed(result) else 1
 

@@ -1,30 +1,22 @@
 """The ratios that the project holds itself to on a processor, from what one run has measured, beside limits.toml."""
 
-# Which keys a row has depends on what was measured.
-# pyright: reportTypedDictNotRequiredAccess=false
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
 
 from tools.bench.decode import GPT2 as DECODED_GPT2
 from tools.bench.machine import JAX_PRODUCTS, TORCH_PRODUCTS
 from tools.bench.timer import Row, ran
 from tools.bench.train_step import COMPILED, EAGER, GPT2, JAX
+from tools.cli.json_file import Json
 
 LIMITS = tomllib.loads(Path(__file__).with_name("limits.toml").read_text())
 
 
-class Target(TypedDict):
-    """A ratio, and the limit that it must not exceed (`most`) or must reach."""
-
-    name: str
-    measured: float
-    limit: float
-    most: bool
-    holds: bool
+Target = Json
+"""A ratio, and the limit that it must not exceed (`most`) or must reach."""
 
 
 def targets(sections: Mapping[str, Sequence[Row]]) -> list[Target]:

@@ -1,7 +1,5 @@
 """The states of a Liquid SSM one after another against all at once, forward and backward, over the length of a row."""
 
-# Which keys a row has depends on what was measured.
-# pyright: reportTypedDictNotRequiredAccess=false
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -18,9 +16,10 @@ from parity.proof.problems.cases import perturbed_parameters
 from spec.config import TrainingConfig
 from spec.init import initial_parameters
 from spec.mixers.liquid_ssm import LiquidSSMConfig
-from tools.bench.timer import Json, Row, Timer, ran
+from tools.bench.timer import Row, Timer
 from tools.bench.train_step import random_batch
 from tools.cli import backends
+from tools.cli.json_file import Json
 
 if TYPE_CHECKING:
     import jax
@@ -87,12 +86,9 @@ def _medians(run: Callable[[str], object], rounds: int) -> Json:
     for row in rows:
         if "milliseconds" not in row:
             raise RuntimeError(row.get("error") or row.get("not_run"))
-    sequential, parallel = (row["milliseconds"] for row in ran(rows))
-    return {
-        "sequential_milliseconds": sequential,
-        "parallel_milliseconds": parallel,
-        "ratio": sequential / parallel,
-    }
+    sequential, parallel = (row["milliseconds"] for row in rows)
+    times = {f"{row['name']}_milliseconds": row["milliseconds"] for row in rows}
+    return {**times, "ratio": sequential / parallel}
 
 
 def _numbers(row: Json) -> tuple[str, ...]:

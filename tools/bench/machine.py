@@ -15,7 +15,7 @@ import numpy as np
 
 from spec.config import ModelConfig
 from tools.bench.sizes import Sizes, TrainStep
-from tools.bench.timer import Call, Row, Shape, Timer, bandwidth
+from tools.bench.timer import Call, Row, Shape, Timer, add_gb_per_s, bandwidth
 from tools.cli import backends
 
 if TYPE_CHECKING:
@@ -43,10 +43,9 @@ def machine(timer: Timer, sizes: Sizes) -> list[Row]:
         for way, call in ways.items():
             calls.append(({"name": name, "way": way, **work}, call))
     timer.steps(calls)
+    add_gb_per_s(row for row, _ in calls)
     for row, _ in calls:
-        if "milliseconds" in row and "bytes" in row:
-            row["gb_per_s"] = row["bytes"] / row["milliseconds"] / 1e6
-        elif "milliseconds" in row and "flops" in row:
+        if "milliseconds" in row and "flops" in row:
             row["gflops"] = row["flops"] / row["milliseconds"] / 1e6
     return [row for row, _ in calls]
 

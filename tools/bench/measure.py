@@ -1,7 +1,5 @@
 """The sections of `liquidnet bench` in turn, on a processor or a GPU, in one JSON with the environment."""
 
-# Which keys a row has depends on what was measured.
-# pyright: reportTypedDictNotRequiredAccess=false
 from __future__ import annotations
 
 import contextlib
@@ -16,8 +14,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 
-from parity.proof.environment import Environment, environment, version
 from spec.config import nearest
 from spec.runtime.memory import keep_freed_memory
 from tools.bench import decode, machine, operations, roofline, train_step
@@ -26,6 +24,7 @@ from tools.bench.results import Result, errors_of, is_fault
 from tools.bench.sizes import Sizes
 from tools.bench.timer import Row, Timer, guarded
 from tools.cli import backends
+from tools.cli.json_file import Json
 from tools.cli.progress import progress
 
 
@@ -41,8 +40,8 @@ class Section:
 SECTIONS = {
     "machine": Section(machine.machine, ("cpu",), 6),
     "peak": Section(machine.peak, ("gpu",)),
-    "scan": Section(operations.scans, seconds=8),
-    "mixer": Section(operations.mixers, seconds=8),
+    "scan": Section(partial(operations.methods, operations.SCAN), seconds=8),
+    "mixer": Section(partial(operations.methods, operations.MIXER), seconds=8),
     "loss": Section(operations.losses, ("gpu",)),
     "train": Section(train_step.train_steps, seconds=70),
     "decode": Section(decode.decoding, seconds=40),
@@ -157,9 +156,11 @@ def _in_own_process(name: str, device: str, rounds: int, sizes: Sizes) -> list[R
     return tried[-1] + [{"name": "beside peers", "peer": True, "error": reason} for reason in reasons[:1]]
 
 
-def _environment(*more: str) -> Environment:
+def _environment(*more: str) -> Json:
     """The machine and the versions of what is installed; `more` names packages besides the usual ones."""
-    found = environment()
+    from parity.proof.environment import environment, version
+
+    found: Json = {**environment()}
     found["versions"] |= {name: version(name) for name in more}
     return found
 
@@ -171,7 +172,7 @@ def identity(device: str) -> Result:
     return {"environment": _environment(), "device": facts(device)}
 
 
-def facts(device: str) -> dict:
+def facts(device: str) -> Json:
     """Name, memory, cache, driver and versions of the GPU, as far as the system tells."""
     import torch
 

@@ -62,14 +62,9 @@ SCAN = Operation("scan", "ops.scan", (3, 5), _scan_inputs)
 MIXER = Operation("gated_scan", "ops.gated_scan", (4, 7), _mixer_inputs)
 
 
-def scans(timer: Timer, sizes: Sizes) -> list[Row]:
-    """Every scan method in float32."""
-    return [row for shape in sizes.shapes for row in _measured(timer, sizes, SCAN, shape)]
-
-
-def mixers(timer: Timer, sizes: Sizes) -> list[Row]:
-    """Every mixer method, float32 pre-activations; on a GPU bfloat16."""
-    return [row for shape in sizes.shapes for row in _measured(timer, sizes, MIXER, shape)]
+def methods(operation: Operation, timer: Timer, sizes: Sizes) -> list[Row]:
+    """Every method of it in float32; on a GPU the mixer's pre-activations are bfloat16."""
+    return [row for shape in sizes.shapes for row in _measured(timer, sizes, operation, shape)]
 
 
 def _measured(timer: Timer, sizes: Sizes, operation: Operation, shape: Shape) -> list[Row]:

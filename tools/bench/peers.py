@@ -125,11 +125,16 @@ def train_step(model: GPT2, text_bt: np.ndarray, compiled: bool = False) -> Call
     text = torch.from_numpy(text_bt.astype(np.int64))
     tokens, labels = text[:, :-1].contiguous(), text[:, 1:].contiguous()
     loss_of = torch.compile(model.loss, dynamic=False) if compiled else model.loss
+    return _optimizer_step(model, lambda: loss_of(tokens, labels), optimizer, CLIP)
 
+
+def _optimizer_step(
+    model: nn.Module, loss_of: Callable[[], Tensor], optimizer: torch.optim.Optimizer, clip: float
+) -> Call:
     def step() -> float:
-        loss = loss_of(tokens, labels)
+        loss = loss_of()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
@@ -289,16 +294,7 @@ def transformers_train_step(
 
     if compiled:
         loss_of = torch.compile(loss_of, dynamic=False)
-
-    def step() -> float:
-        loss = loss_of(tokens)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), training.grad_clip)
-        optimizer.step()
-        return loss.item()
-
-    return step, _count(model)
+    return _optimizer_step(model, lambda: loss_of(tokens), optimizer, training.grad_clip), _count(model)
 
 
 def _count(model: nn.Module) -> int:

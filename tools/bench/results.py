@@ -1,7 +1,5 @@
 """What a run of `liquidnet bench` has measured: as tables, and kept, one JSON a run in a directory for each machine."""
 
-# Which keys a row has depends on what was measured.
-# pyright: reportTypedDictNotRequiredAccess=false
 from __future__ import annotations
 
 import json
@@ -9,31 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import TypedDict
 
 from rich.console import Console
 from rich.table import Table
 
-from parity.proof.environment import Environment
-from spec.checkpoint.files import new_file
-from tools.bench.limits import Target
 from tools.bench.timer import Row
+from tools.cli.json_file import Json, write_json
 
-
-class Result(TypedDict, total=False):
-    """One run, as the JSON has it; `targets` of a processor, `device` and `modelled` of a GPU."""
-
-    when: str
-    environment: Environment
-    device: dict
-    rounds: int
-    sections: dict[str, list[Row]]
-    section_seconds: dict[str, float]
-    seconds: float
-    targets: list[Target]
-    modelled: dict
-    errors: list[str]
-
+Result = Json
+"""One run, as the JSON has it; `targets` of a processor, `device` and `modelled` of a GPU."""
 
 _OPERATION = {"pass": "pass", "ms": "milliseconds", "GB/s": "gb_per_s", "of copy": "of_copy",
               "of least traffic": "passes"}  # fmt: skip
@@ -162,14 +144,8 @@ def append(directory: Path, result: Result) -> Path:
     place, stem = directory / machine_of(result), re.sub(r"[-:]", "", result["when"])
     names = (f"{stem}.json" if number == 1 else f"{stem}-{number}.json" for number in count(1))
     path = next(path for path in (place / name for name in names) if not path.exists())
-    write(path, result)
+    write_json(path, result)
     return path
-
-
-def write(path: Path, result: Mapping[str, object]) -> None:
-    """As JSON, whole or not at all."""
-    with new_file(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def runs(directory: Path) -> dict[str, list[Result]]:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from spec.config import ModelConfig
 from spec.parameters import num_parameters, parameter_table
-from tools.bench.timer import Json
+from tools.cli.json_file import Json
 
 WHAT = "a model, not a measurement: a floor at 100 % of peak, without launch overhead"
 
@@ -167,7 +167,8 @@ def modelled(name: str, config: ModelConfig, batch_size: int, seq_len: int) -> J
     """Everything that is printed, as JSON holds it; `name` is the preset's."""
     tokens = batch_size * seq_len
     terms = step_terms(config, tokens, FUSED)
-    floor = {device: step_seconds(terms, row) for device, row in DEVICES.items()}
+    step = _step(terms, tokens)
+    of_the_floor = PUBLISHED["tokens_per_second"] / step[PUBLISHED["device"]]["tokens_per_second"]
     return {
         "what": WHAT,
         "preset": name,
@@ -178,18 +179,15 @@ def modelled(name: str, config: ModelConfig, batch_size: int, seq_len: int) -> J
                 "term": term.name,
                 "gigaflops": 1e-9 * term.flops,
                 "gigabytes": 1e-9 * term.bytes,
-                "milliseconds": {device: 1e3 * term.seconds(row) for device, row in DEVICES.items()},
+                "milliseconds": _milliseconds(term),
                 "origin": term.origin,
             }
             for term in terms
         ],
-        "step": _per_device(floor, tokens),
+        "step": step,
         "losses": [_loss_row(config, tokens, loss) for loss in LOSSES],
         "mixers": [_mixer_row(config, tokens, name, traffic) for name, traffic in MIXERS.items()],
-        "published": {
-            **PUBLISHED,
-            "of_the_floor": PUBLISHED["tokens_per_second"] * floor[PUBLISHED["device"]] / tokens,
-        },
+        "published": {**PUBLISHED, "of_the_floor": of_the_floor},
         "devices": {
             name: {"flops": row.flops, "bytes_per_second": row.bandwidth, "source": row.source}
             for name, row in DEVICES.items()
@@ -197,28 +195,26 @@ def modelled(name: str, config: ModelConfig, batch_size: int, seq_len: int) -> J
     }
 
 
-def _per_device(seconds: dict[str, float], tokens: int) -> dict[str, dict[str, float]]:
-    return {
-        device: {"milliseconds": 1e3 * value, "tokens_per_second": tokens / value} for device, value in seconds.items()
-    }
+def _milliseconds(*terms: Term) -> dict[str, float]:
+    return {name: 1e3 * step_seconds(terms, device) for name, device in DEVICES.items()}
+
+
+def _step(terms: tuple[Term, ...], tokens: int) -> dict[str, dict[str, float]]:
+    whole = _milliseconds(*terms)
+    return {name: {"milliseconds": ms, "tokens_per_second": 1e3 * tokens / ms} for name, ms in whole.items()}
 
 
 def _loss_row(config: ModelConfig, tokens: int, loss: str) -> Json:
-    terms = step_terms(config, tokens, FUSED, loss)
-    part = {term.name: term for term in terms}
-    form = LOSSES[loss]
-
-    def milliseconds(device: Device) -> float:
-        return 1e3 * (part["LM head products"].seconds(device) + part["cross-entropy"].seconds(device))
-
+    terms, form = step_terms(config, tokens, FUSED, loss), LOSSES[loss]
+    products, own = (term for term in terms if term.name in ("LM head products", "cross-entropy"))
     return {
         "loss": loss,
         "bytes_a_logit": form.logit_bytes,
-        "gigabytes": 1e-9 * part["cross-entropy"].bytes,
+        "gigabytes": 1e-9 * own.bytes,
         "products": form.products,
-        "milliseconds": {name: milliseconds(device) for name, device in DEVICES.items()},
-        "step": _per_device({name: step_seconds(terms, row) for name, row in DEVICES.items()}, tokens),
-        "origin": part["cross-entropy"].origin,
+        "milliseconds": _milliseconds(products, own),
+        "step": _step(terms, tokens),
+        "origin": own.origin,
     }
 
 
@@ -229,7 +225,7 @@ def _mixer_row(config: ModelConfig, tokens: int, name: str, traffic: MixerTraffi
         "gigabytes": 1e-9 * term.bytes,
         "bytes_forward": traffic.forward,
         "bytes_backward": traffic.backward,
-        "milliseconds": {device: 1e3 * term.seconds(row) for device, row in DEVICES.items()},
+        "milliseconds": _milliseconds(term),
         "origin": traffic.origin,
     }
 
@@ -264,8 +260,16 @@ def show(result: Json, console: Console | None = None) -> None:
         for row in result["mixers" if kind == "mixer" else "losses"]:
             origins.add_row(row[kind], "", f"{row['gigabytes']:.2f}", row["origin"])
     console.print(origins)
-    console.print(_losses(result["losses"]))
-    console.print(_mixers(result["mixers"]))
+    losses = Table("LM head + loss, ms", "bytes", *DEVICES)
+    for row in result["losses"]:
+        name = row["loss"] + (" (ours)" if row["loss"] == OURS else "")
+        losses.add_row(name, f"{row['bytes_a_logit']:g}", *_cells(row["milliseconds"]))
+    console.print(losses)
+    mixers = Table("mixer, ms a step", "bytes", *DEVICES)
+    for row in result["mixers"]:
+        traffic = f"{row['bytes_forward']:.3g} + {row['bytes_backward']:.3g}"
+        mixers.add_row(row["mixer"], traffic, *_cells(row["milliseconds"]))
+    console.print(mixers)
     sources = Table("device", "TFLOP/s", "GB/s", "source")
     for name, row in result["devices"].items():
         sources.add_row(name, f"{1e-12 * row['flops']:,.1f}", f"{1e-9 * row['bytes_per_second']:,.0f}", row["source"])
@@ -274,19 +278,3 @@ def show(result: Json, console: Console | None = None) -> None:
 
 def _cells(milliseconds: dict[str, float]) -> list[str]:
     return [f"{value:.2f}" for value in milliseconds.values()]
-
-
-def _losses(rows: list[Json]) -> Table:
-    table = Table("LM head + loss, ms", "bytes", *DEVICES)
-    for row in rows:
-        name = row["loss"] + (" (ours)" if row["loss"] == OURS else "")
-        table.add_row(name, f"{row['bytes_a_logit']:g}", *_cells(row["milliseconds"]))
-    return table
-
-
-def _mixers(rows: list[Json]) -> Table:
-    table = Table("mixer, ms a step", "bytes", *DEVICES)
-    for row in rows:
-        traffic = f"{row['bytes_forward']:.3g} + {row['bytes_backward']:.3g}"
-        table.add_row(row["mixer"], traffic, *_cells(row["milliseconds"]))
-    return table

@@ -6,9 +6,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from tools.cli.errors import is_lack_of_memory
+from tools.cli.json_file import Json
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Call = Callable[[], object]
 Shape = tuple[int, ...]
-Json = dict[str, Any]
-"""What is written as it is, or was read."""
 
 ENOUGH_SECONDS = 1.5
 """A candidate that has been measured for so long, and three times, sits out the remaining rounds."""
@@ -25,24 +24,8 @@ KERNEL_ROUNDS = 4
 """Times the rounds that a kernel gets on a processor: what is measured in a moment wants more of them."""
 FLUSHES = 4
 
-Row = TypedDict(
-    "Row",
-    {
-        # What was timed.
-        "name": str, "what": str, "way": str, "pass": str, "method": str, "backend": str, "shape": Shape,
-        "auto": bool, "peer": bool, "products": bool,
-        "parameters": int, "tokens": int, "length": int, "context": int, "batch": int, "bytes": int, "flops": float,
-        "float32_logits_mib": float,
-        # What came of it: one of the first three.
-        "milliseconds": float, "not_run": str, "error": str,
-        "rounds": int, "gb_per_s": float, "gflops": float, "tflops": float, "tokens_per_second": float,
-        "passes": float, "of_copy": float, "of_reading": float, "mfu_of_measured": float, "mfu_of_datasheet": float,
-        "microseconds_a_token": float, "times_first": float,
-        "peak_bytes": int, "bytes_a_token": float, "units": float, "extra_mib": float | None,
-    },
-    total=False,
-)  # fmt: skip
-"""One line of a table, as the JSON has it."""
+Row = Json
+"""One line of a table, as the JSON has it: what was timed, and `milliseconds`, or `not_run` or `error` with why not."""
 Candidate = tuple[Row, Callable[[Row], Call]]
 """A row, and what makes the call that is timed; making it may add to the row."""
 
@@ -165,10 +148,17 @@ class Timer:
         return time.perf_counter() - started
 
 
+def add_gb_per_s(rows: Iterable[Row]) -> None:
+    """Add GB/s to every row that was measured and says how many bytes it moves."""
+    for row in ran(rows):
+        if "bytes" in row:
+            row["gb_per_s"] = row["bytes"] / row["milliseconds"] / 1e6
+
+
 def bandwidth(rows: Iterable[Row], copy: Row) -> None:
     """Add GB/s of the bytes that a job must move, and that as a fraction of the measured copy, to rows with both."""
-    for row in (copy, *rows):
-        if "milliseconds" in row and "bytes" in row:
-            row["gb_per_s"] = row["bytes"] / row["milliseconds"] / 1e6
-            if "gb_per_s" in copy:
-                row["of_copy"] = row["gb_per_s"] / copy["gb_per_s"]
+    rows = [copy, *rows]
+    add_gb_per_s(rows)
+    for row in rows:
+        if "gb_per_s" in row and "gb_per_s" in copy:
+            row["of_copy"] = row["gb_per_s"] / copy["gb_per_s"]

@@ -1,7 +1,5 @@
 """Train steps of both backends beside a GPT-2 of equal size and beside their products alone, and over the length."""
 
-# Which keys a row has depends on what was measured.
-# pyright: reportTypedDictNotRequiredAccess=false
 from __future__ import annotations
 
 import json

@@ -21,8 +21,9 @@ from spec.mixers import family
 from tools import convert
 from tools.cli import backends
 from tools.cli.errors import require_new_or_file
+from tools.cli.json_file import write_json
 from tools.cli.progress import working
-from tools.compare.report import ComparedModel, Comparison, show, write_json
+from tools.compare.report import ComparedModel, Comparison, as_json, show
 from tools.tokenizer import Tokenizer, parse_tokenizer
 
 TEXT = (
@@ -76,7 +77,7 @@ class Compare:
         comparison = Comparison((a, b), constants, weights, tokenizer, tokens, rows)
         show(comparison, self.all)
         if self.json is not None:
-            write_json(comparison, self.json)
+            write_json(self.json, as_json(comparison))
         if first_outside(rows) is not None:
             sys.exit(1)
 

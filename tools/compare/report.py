@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 from rich.console import Console
@@ -15,11 +13,11 @@ from rich.table import Table
 
 from parity.proof.layer_diff.diff import Error, Row, first_outside
 from parity.proof.layer_diff.weights import tensor_of
-from spec.checkpoint.files import new_file
 from spec.checkpoint.format import Checkpoint
 from spec.config import ModelConfig
 from spec.mixers import family
 from tools.cli.backends import Backend
+from tools.cli.json_file import Json
 from tools.tokenizer import Tokenizer
 
 ROWS_BEFORE, ROWS_AFTER, WEIGHTS, LAYERS = 3, 5, 5, 4
@@ -35,16 +33,6 @@ FORMULAS = {
     "final_norm": "RMSNorm(x)",
     "logits": "RMSNorm(x) E^T",
 }
-
-
-class ErrorRow(TypedDict):
-    """The worst entry of a tensor as JSON has it; a number that is not finite is null."""
-
-    units: float | None
-    got: float | None
-    expected: float | None
-    bound: float | None
-    at: list[int]
 
 
 @dataclass(frozen=True)
@@ -103,10 +91,10 @@ def show(found: Comparison, everything: bool) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def write_json(found: Comparison, target: Path) -> None:
-    """Write everything to a file; a number that is not finite becomes null."""
+def as_json(found: Comparison) -> Json:
+    """Everything, for a file; a number that is not finite becomes null."""
     first = first_outside(found.rows)
-    result = {
+    return {
         "within": first is None,
         "first": first and {"tensor": first.tensor, "sides": [found.models[i].letter for i in first.outside]},
         "sides": {
@@ -126,8 +114,6 @@ def write_json(found: Comparison, target: Path) -> None:
             for row in found.rows
         ],
     }
-    with new_file(target) as temporary:
-        temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
 def _before(found: Comparison) -> list[str]:
@@ -250,14 +236,9 @@ def _others(found: Comparison, first: Row) -> list[str]:
     return [f"  off on their own inputs too: {', '.join(others[:LAYERS])}{more}"]
 
 
-def _json(error: Error) -> ErrorRow:
-    return {
-        "units": _finite(error.units),
-        "got": _finite(error.got),
-        "expected": _finite(error.expected),
-        "bound": _finite(error.bound),
-        "at": list(error.at),
-    }
+def _json(error: Error) -> Json:
+    numbers = {name: _finite(getattr(error, name)) for name in ("units", "got", "expected", "bound")}
+    return {**numbers, "at": list(error.at)}
 
 
 def _finite(number: float) -> float | None:

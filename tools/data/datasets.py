@@ -9,11 +9,7 @@ DATASETS = {
     "tinystories": tuple(
         HubFile("roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64", *described, "dataset")
         for described in (
-            (
-                "TinyStories-train.txt",
-                1_924_281_556,
-                "c5cf5e22ff13614e830afbe61a99fbcbe8bcb7dd72252b989fa1117a368d401f",
-            ),
+            ("TinyStories-train.txt", 1924281556, "c5cf5e22ff13614e830afbe61a99fbcbe8bcb7dd72252b989fa1117a368d401f"),
             ("TinyStories-valid.txt", 19_447_282, "94e431816c4cce81ff71e4408ff8d3bda9a42e8d2663986697c3954288cb38b4"),
         )
     )

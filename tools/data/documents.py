@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 from tools.data.parquet import parquet_texts
 from tools.data.stories import stories
@@ -21,24 +21,6 @@ _PIECE_CHARACTERS = 1 << 16
 _LAST_WORD = re.compile(r".*\S(?=[ \n])", re.DOTALL)
 
 
-class Source(Protocol):
-    """Text that can be read more than once."""
-
-    @property
-    def names(self) -> list[str]:
-        """What meta.json calls it."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Its length in units of progress."""
-        ...
-
-    def pieces(self, advance: Advance, whole: bool = False) -> Iterator[Piece]:
-        """The documents in pieces, reporting progress in units of `size`; whole forbids cutting a document."""
-        ...
-
-
 @dataclass(frozen=True)
 class StorySource:
     """Stories by tools/data/stories.py, each a document."""
@@ -48,13 +30,16 @@ class StorySource:
 
     @property
     def names(self) -> list[str]:
+        """What meta.json calls it."""
         return [f"stories:{self.count}:{self.seed}"]
 
     @property
     def size(self) -> int:
+        """Its length in units of progress."""
         return self.count
 
     def pieces(self, advance: Advance, whole: bool = False) -> Iterator[Piece]:
+        """The documents in pieces, reporting progress in units of `size`; whole forbids cutting a document."""
         for story in stories(self.count, self.seed):
             yield story, True
             advance(1)
@@ -90,6 +75,10 @@ class FileSource:
                     yield piece
             if empty:
                 raise ValueError(f"{path}: no text in it; name a file that has some")
+
+
+#: Text that can be read more than once.
+Source: TypeAlias = StorySource | FileSource
 
 
 def open_files(paths: Sequence[Path], flag: str) -> FileSource:

@@ -153,12 +153,8 @@ class _TokenFile:
         self._file.close()
 
     def meta(self) -> PartMeta:
-        return {
-            "tokens": self.tokens,
-            "bytes": self.bytes,
-            "documents": self.documents,
-            "sha256": self._digest.hexdigest(),
-        }
+        counts = {name: getattr(self, name) for name in ("tokens", "bytes", "documents")}
+        return {**counts, "sha256": self._digest.hexdigest()}
 
 
 def _write_tokens(directory: Path, parts: Parts, tokenizer: Tokenizer, limit: float, bar: Bar) -> dict[str, PartMeta]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 
@@ -71,29 +71,6 @@ def _never() -> bool:
     return False
 
 
-class Parts(Protocol):
-    """Text for training, then text for validation; both can be read more than once."""
-
-    @property
-    def names(self) -> dict[str, list[str]]:
-        """What meta.json says of where it came from."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """All of it in units of progress."""
-        ...
-
-    @property
-    def least_size(self) -> int:
-        """What has to be read however little of the training text is wanted."""
-        ...
-
-    def pieces(self, advance: Advance, whole: bool = False, enough: Callable[[], bool] = _never) -> Iterator[Routed]:
-        """The pieces of both parts; none for training any more once `enough`."""
-        ...
-
-
 @dataclass(frozen=True)
 class DividedSource:
     """One text, whose end is for validation."""
@@ -103,15 +80,19 @@ class DividedSource:
 
     @property
     def names(self) -> dict[str, list[str]]:
+        """What meta.json says of where it came from."""
         return {"source": self.source.names}
 
     @property
     def size(self) -> int:
+        """All of it in units of progress."""
         return self.source.size
 
+    #: What has to be read however little of the training text is wanted.
     least_size = size
 
     def pieces(self, advance: Advance, whole: bool = False, enough: Callable[[], bool] = _never) -> Iterator[Routed]:
+        """The pieces of both parts; none for training any more once `enough`."""
         for routed in route(self.source.pieces(advance, whole), self.split):
             if routed[0] == "val" or not enough():
                 yield routed
@@ -143,3 +124,7 @@ class SeparateSources:
             yield "train", text, ends
         for text, ends in self.val.pieces(advance, whole):
             yield "val", text, ends
+
+
+#: Text for training, then text for validation; both can be read more than once.
+Parts: TypeAlias = DividedSource | SeparateSources

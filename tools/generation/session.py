@@ -181,7 +181,11 @@ class Session:
             raise ValueError(f"{path} exists and is no state that /save wrote; name another file")
         if not path.parent.is_dir():
             raise ValueError(f"{path.parent} is no directory; make it first, or name another file")
-        states = np.zeros(_shape(model), np.float32) if self.states is None else as_array(self.states)
+        states = (
+            np.zeros(state_shape(model.checkpoint.config, 1), np.float32)
+            if self.states is None
+            else as_array(self.states)
+        )
         metadata = {"weights": model.identity, "position": str(self.position), "pending": json.dumps(self.pending)}
         with new_file(path) as temporary:
             temporary.write_bytes(pack({"states": states}, metadata))
@@ -198,7 +202,7 @@ class Session:
                 metadata, states = file.metadata() or {}, file.get_tensor("states")
             position, pending = int(metadata["position"]), json.loads(metadata["pending"])
             tokens = np.asarray(pending, np.int64)
-            others = metadata["weights"] != model.identity or states.shape != _shape(model)
+            others = metadata["weights"] != model.identity or states.shape != state_shape(model.checkpoint.config, 1)
             if not others:
                 check_tokens(tokens, model.checkpoint.config.vocab_size)
             if states.dtype != np.float32 or not np.isfinite(states).all():
@@ -242,8 +246,3 @@ def _is_state(path: Path) -> bool:
             return {"weights", "position", "pending"} <= (file.metadata() or {}).keys()
     except (OSError, safetensors.SafetensorError):
         return False
-
-
-def _shape(model: OpenModel) -> tuple[int, int, int]:
-    config = model.checkpoint.config
-    return state_shape(config, 1)

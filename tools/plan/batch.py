@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypedDict
 
+from tools.cli.json_file import Json
 from tools.plan.compile_step import CompiledStep, DoesNotFit, StepSpec
 
 MOST = 1024
 """Times the rows known to fit: in small micro-batches memory hardly grows, and the line would meet it nowhere near."""
-
-
-class LargestBatch(TypedDict):
-    """The largest batch that was found, over all chips and a chip; the peak of its memory; how sure it is."""
-
-    batch_size: int
-    tokens_per_chip: int
-    peak: float
-    how: str
 
 
 class BatchSearch:
@@ -53,7 +44,7 @@ class BatchSearch:
         return max(high, min(guess, MOST * high, min(self.refused, default=guess + 1) - 1))
 
 
-def largest_batch(trials: BatchSearch, bisect: bool) -> LargestBatch:
+def largest_batch(trials: BatchSearch, bisect: bool) -> Json:
     """The largest global batch that was found to fit, and how sure it is that no larger one does.
 
     Memory is linear in the rows but for what the compiler makes of it: where the line through two compiles meets the

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,24 +10,16 @@ from typing import Literal
 
 from rich.console import Console
 
-from spec.checkpoint.files import new_file
 from spec.config import TrainingConfig, require_integer
 from spec.parameters import num_parameters
 from spec.presets import RECIPES, preset
 from tools.cli.errors import require_new_or_file
+from tools.cli.json_file import Json, write_json
 from tools.cli.progress import working
 from tools.plan import topology
 from tools.plan.batch import BatchSearch, largest_batch
-from tools.plan.compile_step import (
-    CompiledStep,
-    DoesNotFit,
-    StepSpec,
-    by_kind,
-    compiled_step,
-    costliest,
-    summary,
-)
-from tools.plan.tables import PlanResult, show
+from tools.plan.compile_step import CompiledStep, DoesNotFit, StepSpec, by_kind, compiled_step, costliest, summary
+from tools.plan.tables import show
 
 
 @dataclass(frozen=True)
@@ -85,10 +76,9 @@ class Plan:
             result = self._result(spec, report)
         show(result, Console(highlight=False, width=None if sys.stdout.isatty() else 120))
         if self.json is not None:
-            with new_file(self.json) as temporary:
-                temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+            write_json(self.json, result)
 
-    def _result(self, spec: StepSpec, report: Callable[[str], None]) -> PlanResult:
+    def _result(self, spec: StepSpec, report: Callable[[str], None]) -> Json:
         def compile(spec: StepSpec) -> CompiledStep:
             report(f"compiling {spec.training.batch_size} x {spec.training.seq_len} tokens for {spec.topology.name}")
             return compiled_step(spec)
@@ -105,7 +95,7 @@ class Plan:
             most = largest_batch(trials, self.largest_batch == "search")["batch_size"]
             instead = f"--batch-size {most} fits, or try" if most else "not one row a device fits; try"
             raise DoesNotFit(f"{error}; {instead} --remat, --micro-batch-size, or fsdp in --mesh") from error
-        result: PlanResult = {
+        result: Json = {
             "preset": self.preset,
             "parameters": num_parameters(spec.config),
             **summary(spec, done),

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from spec.config import ModelConfig, TrainingConfig
 from tools.bench.roofline import step_flops
+from tools.cli.json_file import Json
 from tools.plan.topology import Chip, Topology, abstract_devices
 from tools.xla import hlo
-from tools.xla.count import CollectiveRow, Cost, ProgramCost, count
+from tools.xla.count import Cost, ProgramCost, count
 
 if TYPE_CHECKING:
     from jax.stages import Compiled
@@ -45,78 +46,11 @@ class StepSpec:
         return self.training.batch_size * self.training.seq_len // self.topology.chips
 
 
-class Memory(TypedDict):
-    """Bytes a chip: what goes in and out, what is shared by both, what is needed in between, and all together."""
-
-    arguments: int
-    outputs: int
-    aliased: int
-    temporary: int
-    peak: int
-
-
-class MemoryOfChip(Memory):
-    """The same, and what the compiler has to give."""
-
-    capacity: int
-
-
-class InstructionRow(TypedDict):
-    """What an instruction costs, all its runs together."""
-
-    name: str
-    opcode: str
-    times: float
-    milliseconds: float
-    read: float
-    written: float
-    flops: float
-    source: str
-    note: str
-
-
-class KindRow(TypedDict):
-    """What all instructions of a kind cost."""
-
-    kind: str
-    milliseconds: float
-    bytes: float
-    flops: float
-
-
-class Summary(TypedDict):
-    """What a step needs a chip, as it is written to JSON: `what` says that times are a model."""
-
-    what: str
-    topology: str
-    chips: int
-    mesh: dict[str, int]
-    batch_size: int
-    seq_len: int
-    tokens_per_chip: int
-    dtype: str
-    method: str
-    remat: bool
-    micro_batch_size: int | None
-    compile_seconds: float
-    memory: MemoryOfChip
-    hbm_bytes: float
-    flops: float
-    model_flops: float
-    collectives: list[CollectiveRow]
-    milliseconds: float
-    bound_milliseconds: float
-    tokens_per_second: float
-    mfu: float
-    uncertain: list[str]
-    peaks: dict[str, float | str]
-
-
 @dataclass(frozen=True)
 class CompiledStep:
     """A compiled step: its memory in bytes a chip, what was counted, and the seconds that the compiler took."""
 
-    memory: Memory
+    memory: dict[str, int]
     counted: ProgramCost
     seconds: float
     sizes: tuple[int, int, int]
@@ -152,8 +86,8 @@ def compiled_step(spec: StepSpec) -> CompiledStep:
     return CompiledStep(memory_bytes(program), count(hlo.parse(program.as_text())), seconds, sizes)
 
 
-def memory_bytes(program: Compiled) -> Memory:
-    """What the compiler says of the memory that a program needs."""
+def memory_bytes(program: Compiled) -> dict[str, int]:
+    """Bytes that a program needs, as the compiler says: in, out, shared by both, in between, and all together."""
     report = program.memory_analysis()
     assert report is not None
     arguments, outputs = report.argument_size_in_bytes, report.output_size_in_bytes
@@ -183,7 +117,7 @@ def roofline_seconds(cost: Cost, chip: Chip) -> float:
     return cost.times * max(cost.passes / chip.flops, moved / chip.bandwidth, received / chip.interconnect)
 
 
-def summary(spec: StepSpec, done: CompiledStep) -> Summary:
+def summary(spec: StepSpec, done: CompiledStep) -> Json:
     """Everything that is printed and written, a chip: memory, traffic, FLOPs, collectives, and the model of time.
 
     The model is the roofline of Williams, Waterman and Patterson (2009), a ceiling an instruction; MFU, the share of
@@ -191,7 +125,8 @@ def summary(spec: StepSpec, done: CompiledStep) -> Summary:
     """
     chip, counted = spec.topology.peaks, done.counted
     seconds = sum(roofline_seconds(cost, chip) for cost in counted.costs)
-    model_flops = model_flops_per_chip(spec)
+    # Neither recomputation nor the recurrence counts: what the model needs, not what the program does.
+    model_flops = step_flops(spec.config, spec.tokens)
     return {
         "what": WHAT,
         "topology": spec.topology.name,
@@ -219,15 +154,7 @@ def summary(spec: StepSpec, done: CompiledStep) -> Summary:
     }
 
 
-def model_flops_per_chip(spec: StepSpec) -> float:
-    """FLOPs of the dense products of a step, forward and backward, a chip: 6 a weight of a matrix and token.
-
-    Neither recomputation nor the recurrence counts: what the model needs, not what the program does.
-    """
-    return step_flops(spec.config, spec.tokens)
-
-
-def costliest(counted: ProgramCost, chip: Chip, most: int) -> list[InstructionRow]:
+def costliest(counted: ProgramCost, chip: Chip, most: int) -> list[Json]:
     """The instructions that the model gives most time, all runs of each together, costliest first."""
     costs = sorted(counted.costs, key=lambda cost: -roofline_seconds(cost, chip))[:most]
     return [
@@ -246,9 +173,9 @@ def costliest(counted: ProgramCost, chip: Chip, most: int) -> list[InstructionRo
     ]
 
 
-def by_kind(counted: ProgramCost, chip: Chip) -> list[KindRow]:
+def by_kind(counted: ProgramCost, chip: Chip) -> list[Json]:
     """Time, traffic and FLOPs by kind of instruction, costliest first."""
-    rows: dict[str, KindRow] = {}
+    rows: dict[str, Json] = {}
     for cost in counted.costs:
         kind = "Pallas kernels" if cost.opcode == "custom-call" else "products" if cost.flops else cost.opcode
         row = rows.setdefault(kind, {"kind": kind, "milliseconds": 0.0, "bytes": 0.0, "flops": 0.0})

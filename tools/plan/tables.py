@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NotRequired
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from tools.plan.batch import LargestBatch
-from tools.plan.compile_step import InstructionRow, KindRow, Summary
-from tools.xla.count import CollectiveRow
+from tools.cli.json_file import Json
 
 
-class PlanResult(Summary):
-    """What `liquidnet plan` shows, and writes as JSON."""
-
-    preset: str
-    parameters: int
-    kinds: list[KindRow]
-    dearest: list[InstructionRow]
-    largest_batch: NotRequired[LargestBatch]
-
-
-def show(result: PlanResult, console: Console) -> None:
+def show(result: Json, console: Console) -> None:
     """What a step needs a chip, what takes the time, what is exchanged, and the instructions asked for."""
     mesh = ", ".join(f"{axis}={size}" for axis, size in result["mesh"].items() if size > 1) or "one chip"
     shape = f"{result['batch_size']:,} x {result['seq_len']:,} tokens a step, {result['tokens_per_chip']:,} a chip"
@@ -43,7 +29,7 @@ def show(result: PlanResult, console: Console) -> None:
     console.print(f"peaks: {result['peaks']['source']}", style="dim", soft_wrap=True)
 
 
-def _chip(result: PlanResult) -> Table:
+def _chip(result: Json) -> Table:
     memory, model = result["memory"], "by that model"
     table = Table("a chip", "", "where it comes from", title="train step", title_justify="left")
     for row in (
@@ -75,7 +61,7 @@ def _chip(result: PlanResult) -> Table:
     return table
 
 
-def _kinds(rows: list[KindRow]) -> Table:
+def _kinds(rows: list[Json]) -> Table:
     table = Table("instructions", "ms by the model", "GB", "TFLOP", title="where they go", title_justify="left")
     shown = [row for row in rows if row["milliseconds"] >= 0.005 * rows[0]["milliseconds"]]
     rest = [row for row in rows if row not in shown]
@@ -87,7 +73,7 @@ def _kinds(rows: list[KindRow]) -> Table:
     return table
 
 
-def _collectives(rows: list[CollectiveRow]) -> Table:
+def _collectives(rows: list[Json]) -> Table:
     table = Table("collective", "chips", "a step", "operands, MB", "results, MB", "largest operand, MB",
                   title="exchanged by each chip", title_justify="left")  # fmt: skip
     for row in rows:
@@ -96,7 +82,7 @@ def _collectives(rows: list[CollectiveRow]) -> Table:
     return table
 
 
-def _costliest(rows: list[InstructionRow]) -> Table:
+def _costliest(rows: list[Json]) -> Table:
     table = Table("ms", "times", "MB read", "MB written", "GFLOP", Column("instruction", overflow="fold"),
                   Column("source", overflow="fold"),
                   title="dearest instructions, all runs of each together", title_justify="left")  # fmt: skip

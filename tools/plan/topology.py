@@ -6,7 +6,10 @@ import importlib.util
 import math
 import os
 import re
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spec.config import require_known
@@ -49,30 +52,11 @@ class Chip:
     most: int
     """Chips of a pod."""
     source: str
-    options: tuple[tuple[str, str], ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
     """What the topology's description is asked for besides."""
 
 
-CHIPS = {
-    "v4": Chip(
-        275e12, 1200e9, 30.75 * 2**30, 300e9, 3, 4096,
-        "cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 32 GiB, 1,200 GB/s; six links of 50 GB/s: Jouppi et al. 2023",
-        (("chip_config_name", "megacore"),),
-    ),
-    "v5e": Chip(
-        197e12, 819e9, 15.75 * 2**30, 200e9, 2, 256,
-        "cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB, 819 GB/s, interconnect 1,600 Gbit/s",
-    ),
-    "v5p": Chip(
-        459e12, 2765e9, 95.74 * 2**30, 600e9, 3, 8960,
-        "cloud.google.com/tpu/docs/v5p: 459 TFLOP/s, 95 GB, 2,765 GB/s, interconnect 4,800 Gbit/s",
-    ),
-    "v6e": Chip(
-        918e12, 1640e9, 31.25 * 2**30, 448e9, 2, 256,
-        "cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB, 1,640 GB/s, interconnect 3,584 Gbit/s (its newest text "
-        "rounds the last two to 1,600 and 3,200)",
-    ),
-}  # fmt: skip
+CHIPS = {name: Chip(**row) for name, row in tomllib.loads(Path(__file__).with_name("chips.toml").read_text()).items()}
 
 
 @dataclass(frozen=True)

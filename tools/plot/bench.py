@@ -1,7 +1,5 @@
 """What `liquidnet bench` measured: its ratios over time by machine, and how cost grows with length and context."""
 
-# Which keys a row has depends on what was measured.
-# pyright: reportTypedDictNotRequiredAccess=false
 from __future__ import annotations
 
 from datetime import datetime
@@ -49,7 +47,7 @@ def _ratio(panel: Axes, target: Target, machines: dict[str, list[Result]]) -> No
     panel.axhline(target["limit"], color=GREY, linestyle="--", linewidth=1.0)
     for number, (machine, runs) in enumerate(machines.items()):
         found = [(run, one["measured"]) for run in runs for one in run["targets"] if one["name"] == target["name"]]
-        times, ratios = [_time(run) for run, _ in found], [ratio for _, ratio in found]
+        times, ratios = [datetime.fromisoformat(run["when"]) for run, _ in found], [ratio for _, ratio in found]
         colour = COLOURS[number % len(COLOURS)]
         panel.plot(times, ratios, "o-", color=colour, label=machine)  # pyright: ignore[reportArgumentType]  times
         top = max(top, *ratios, 0.0)
@@ -111,7 +109,3 @@ def _decode(axes: Axes, rows: list[Row]) -> None:
         points = sorted((row["context"], row["tokens_per_second"]) for row in own)
         axes.plot(*zip(*points, strict=True), "o-", color=colour, label=f"{what}: {name}")
     axes.set(xlabel="tokens of context", ylabel="tokens a second, one row", yscale="log")
-
-
-def _time(run: Result) -> datetime:
-    return datetime.fromisoformat(run["when"])

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 import tokenizers
@@ -24,18 +24,6 @@ from tools.tokenizer.gpt2 import END_OF_TEXT, byte_level, byte_symbols, gpt2_bac
 
 _OTHER_END_OF_TEXT = ("<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 _BYTE_VOCABULARY = 257
-
-
-class StreamDecoder(Protocol):
-    """Turns ids into text one at a time, never emitting half of a character."""
-
-    def push(self, token: int) -> str:
-        """The text that this id completes, maybe none."""
-        ...
-
-    def flush(self) -> str:
-        """What is left at the end: an unfinished character becomes U+FFFD."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +96,7 @@ class Tokenizer:
             return b"".join([self._pieces[token] for token in tokens]).decode("utf-8", errors="replace")
         return self.backend.decode(tokens, skip_special_tokens=False)
 
-    def stream_decoder(self) -> StreamDecoder:
+    def stream_decoder(self) -> "StreamDecoder":
         """A decoder that takes one id at a time."""
         return _WindowStream(self) if self._pieces is None else _ByteStream(self)
 
@@ -123,15 +111,19 @@ class Tokenizer:
 
 
 class _ByteStream:
+    """For byte-level vocabularies: never emits half of a character."""
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
+        """The text that this id completes, maybe none."""
         assert self._tokenizer._pieces is not None
         return self._utf8.decode(self._tokenizer._pieces[self._tokenizer._checked(token)])
 
     def flush(self) -> str:
+        """What is left at the end: an unfinished character becomes U+FFFD."""
         return self._utf8.decode(b"", final=True)
 
 
@@ -161,6 +153,10 @@ class _WindowStream:
     def _emit(self, text: str) -> str:
         self._context, self._pending = self._pending, []
         return text
+
+
+#: Turns ids into text one at a time.
+StreamDecoder: TypeAlias = _ByteStream | _WindowStream
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:

@@ -12,13 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spec.checkpoint.files import TEMPORARY_PREFIX, new_file, remove_unfinished
-from spec.checkpoint.format import (
-    Checkpoint,
-    list_checkpoints,
-    parts_of,
-    read_beside,
-    write_checkpoint,
-)
+from spec.checkpoint.format import Checkpoint, list_checkpoints, parts_of, read_beside, write_checkpoint
 from spec.config import ModelConfig, TrainingConfig, config_to_json, known_fields, require_integer, training_from_json
 from spec.data import Dataset
 from spec.mixers import config_from_json

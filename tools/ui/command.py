@@ -92,7 +92,8 @@ def serve(options: Ui) -> Iterator[tuple[str, Controller]]:
         print(f"liquidnet: WARNING: {warning}", file=sys.stderr, flush=True)
     _launch(page, options.host, options.port)
     try:
-        yield f"http://{_in_address(options.host)}:{options.port}", controller
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        yield f"http://{host}:{options.port}", controller
     finally:
         controller.stop_all()
         # An open page would be waited for; what uvicorn says of cutting it off helps nobody.
@@ -134,10 +135,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _in_address(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 def _check_place(host: str, port: int) -> None:

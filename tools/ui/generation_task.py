@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -182,13 +183,8 @@ def agreement(generations: list[Generation]) -> str:
     if len(generations) < 2:
         return ""
     texts, names = [one.text for one in generations], " and ".join(one.backend for one in generations)
-    same, longest = _common(texts), max(map(len, texts))
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
+    same, longest = len(list(alike)), max(map(len, texts))
     if same == min(map(len, texts)):
         return f"{names} agree: the same {same:,} characters." if same == longest else f"{names} agree so far."
     return f"{names} differ from character {same + 1:,} on; a near-tie can do that."
-
-
-def _common(texts: list[str]) -> int:
-    """How many characters they begin with in common."""
-    shortest = min(map(len, texts))
-    return next((i for i in range(shortest) if len({text[i] for text in texts}) > 1), shortest)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, TypeAlias, TypedDict
+from typing import Any, TypeAlias
 
 import gradio as gr
 
@@ -40,47 +39,12 @@ EMPTY = '<p class="hint">It appears here once the model writes.</p>'
 #: What a handler yields for a component: a value, a component with the properties that change, or `gr.skip()`.
 #: Gradio gives it no type.
 Update: TypeAlias = object
+#: Which events a component has depends on its class.
+Component: TypeAlias = Any
 
 
-class _Private(TypedDict):
-    """For people alone: no handler is part of a described programming interface."""
-
-    api_visibility: Literal["private"]
-    show_progress: Literal["hidden"]
-
-
-PRIVATE: _Private = {"api_visibility": "private", "show_progress": "hidden"}
-
-
-@dataclass(frozen=True)
-class Controls:
-    """What the reader sets beside the text."""
-
-    checkpoint: gr.Dropdown
-    backend: gr.Radio
-    tokens: gr.Slider
-    temperature: gr.Slider
-    top_p: gr.Slider
-    top_k: gr.Number
-    seed: gr.Number
-
-
-@dataclass(frozen=True)
-class Components:
-    """Everything on the page that a handler reads or changes."""
-
-    prompt: gr.Textbox
-    generate: gr.Button
-    onward: gr.Button
-    stop: gr.Button
-    status: gr.HTML
-    text: gr.Textbox
-    beside: gr.Textbox
-    controls: Controls
-    layer: gr.Slider
-    states: gr.HTML
-    loss_head: gr.HTML
-    loss: gr.LinePlot
+#: For people alone: no handler is part of a described programming interface.
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def build(controller: Controller, choices: Sequence[Backend], backend: Backend) -> gr.Blocks:
@@ -92,39 +56,36 @@ def build(controller: Controller, choices: Sequence[Backend], backend: Backend) 
         backend: the one that is chosen at first.
     """
     with gr.Blocks(title="LiquidNet", analytics_enabled=False) as page:
-        _connect(controller, page, _layout(controller, choices, backend))
+        gr.HTML(HEAD, elem_id="head")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=3, min_width=280):
+                prompt = gr.Textbox("Once upon a time", label="Prompt", lines=3, max_lines=8, elem_id="prompt")
+                with gr.Row(elem_id="buttons"):
+                    generate = gr.Button("Generate", variant="primary", elem_id="generate")
+                    onward = gr.Button("Continue", interactive=False, elem_id="onward")
+                    stop = gr.Button("Stop", interactive=False, elem_id="stop")
+                status = gr.HTML(status_line(""), elem_id="told")
+                with gr.Row(equal_height=True):
+                    texts = [_text_box("text", visible=True), _text_box("beside", visible=False)]
+            with gr.Column(scale=1, min_width=280):
+                checkpoint, *controls = _controls(controller, choices, backend)
+        gr.HTML(STATES)
+        layer = gr.Slider(1, 2, value=1, step=1, label="Layer", visible=False, elem_id="layer", buttons=[])
+        states = gr.HTML(EMPTY, elem_id="states")
+        loss_head = gr.HTML("", elem_id="loss_head")
+        loss = gr.LinePlot(
+            None, x="step", y="loss", color="curve", x_title="optimizer step", y_title="loss (nats a token)",
+            color_title=" ", color_map=_colours(), height=300, visible=False, elem_id="loss", buttons=[],
+            show_label=False,
+        )  # fmt: skip
+        outputs = [*texts, status, states, layer]
+        _connect_writing(controller, [generate, onward, stop], [prompt, checkpoint, *controls], outputs)
+        _connect_loss(controller, page, checkpoint, [loss_head, loss])
     return page.queue(api_open=False, max_size=WAITING, default_concurrency_limit=AT_ONCE)
 
 
 def _browser(request: gr.Request) -> str:
     return str(request.session_hash)
-
-
-def _layout(controller: Controller, choices: Sequence[Backend], backend: Backend) -> Components:
-    gr.HTML(HEAD, elem_id="head")
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=3, min_width=280):
-            prompt = gr.Textbox("Once upon a time", label="Prompt", lines=3, max_lines=8, elem_id="prompt")
-            with gr.Row(elem_id="buttons"):
-                generate = gr.Button("Generate", variant="primary", elem_id="generate")
-                onward = gr.Button("Continue", interactive=False, elem_id="onward")
-                stop = gr.Button("Stop", interactive=False, elem_id="stop")
-            status = gr.HTML(status_line(""), elem_id="told")
-            with gr.Row(equal_height=True):
-                text, beside = _text_box("text", visible=True), _text_box("beside", visible=False)
-        with gr.Column(scale=1, min_width=280):
-            controls = _controls(controller, choices, backend)
-    gr.HTML(STATES)
-    layer = gr.Slider(1, 2, value=1, step=1, label="Layer", visible=False, elem_id="layer", buttons=[])
-    states = gr.HTML(EMPTY, elem_id="states")
-    loss_head = gr.HTML("", elem_id="loss_head")
-    loss = gr.LinePlot(
-        None, x="step", y="loss", color="curve", x_title="optimizer step", y_title="loss (nats a token)",
-        color_title=" ", color_map=_colours(), height=300, visible=False, elem_id="loss", buttons=[], show_label=False,
-    )  # fmt: skip
-    return Components(
-        prompt, generate, onward, stop, status, text, beside, controls, layer, states, loss_head, loss
-    )  # fmt: skip
 
 
 def _text_box(name: str, visible: bool) -> gr.Textbox:
@@ -134,7 +95,8 @@ def _text_box(name: str, visible: bool) -> gr.Textbox:
     )  # fmt: skip
 
 
-def _controls(controller: Controller, choices: Sequence[Backend], backend: Backend) -> Controls:
+def _controls(controller: Controller, choices: Sequence[Backend], backend: Backend) -> list[Component]:
+    """What the reader sets beside the text, in the order of `Controller.request`."""
     labels = list(controller.catalogue.labels())
     most = controller.max_length
     checkpoint = gr.Dropdown(labels, value=labels[0], label="Checkpoint", elem_id="checkpoint")
@@ -146,21 +108,17 @@ def _controls(controller: Controller, choices: Sequence[Backend], backend: Backe
     with gr.Row():
         top_k = gr.Number(0, label="Top-k (0: all)", precision=0, min_width=100, elem_id="top_k")
         seed = gr.Number(0, label="Seed", precision=0, min_width=100, elem_id="seed")
-    return Controls(checkpoint, radio, tokens, temperature, top_p, top_k, seed)
+    return [checkpoint, radio, temperature, top_k, top_p, seed, tokens]
 
 
 def _slider(name: str, low: float, high: float, value: float, step: float, label: str) -> gr.Slider:
     return gr.Slider(low, high, value=value, step=step, label=label, elem_id=name, buttons=[])
 
 
-def _connect(controller: Controller, page: gr.Blocks, c: Components) -> None:
-    chosen = c.controls
-    inputs = [
-        c.prompt, chosen.checkpoint, chosen.backend, chosen.temperature, chosen.top_k, chosen.top_p, chosen.seed,
-        chosen.tokens,
-    ]  # fmt: skip
-    outputs = [c.text, c.beside, c.status, c.states, c.layer]
-    buttons = [c.generate, c.onward, c.stop]
+def _connect_writing(
+    controller: Controller, buttons: list[gr.Button], inputs: list[Component], outputs: list[Component]
+) -> None:
+    *texts, status, states, slider = outputs
 
     def begin(request: gr.Request) -> list[Update]:
         controller.task(_browser(request)).stopped = False
@@ -178,6 +136,17 @@ def _connect(controller: Controller, page: gr.Blocks, c: Components) -> None:
         task.layer = int(layer) - 1
         return _picture(task)
 
+    for button, onward in zip(buttons, (False, True), strict=False):
+        begun = button.click(begin, None, [status, *buttons], queue=False, **PRIVATE)
+        written = begun.then(_writer(controller, onward), inputs, outputs, concurrency_id="write", **PRIVATE)
+        written.then(finish, None, buttons, queue=False, **PRIVATE)
+    for box in texts:
+        box.change(None, None, None, js=FOLLOW.format(box.elem_id))
+    buttons[-1].click(stop, None, None, queue=False, **PRIVATE)
+    slider.input(choose_layer, slider, states, queue=False, trigger_mode="always_last", **PRIVATE)
+
+
+def _connect_loss(controller: Controller, page: gr.Blocks, checkpoint: Component, loss: list[Component]) -> None:
     def load(label: object) -> Update:
         labels = list(controller.catalogue.labels())
         # Whoever was quicker than the page keeps what was chosen.
@@ -191,18 +160,9 @@ def _connect(controller: Controller, page: gr.Blocks, c: Components) -> None:
     def leave(request: gr.Request) -> None:
         controller.leave(_browser(request))
 
-    for button, onward in ((c.generate, False), (c.onward, True)):
-        begun = button.click(begin, None, [c.status, *buttons], queue=False, **PRIVATE)
-        written = begun.then(_writer(controller, onward), inputs, outputs, concurrency_id="write", **PRIVATE)
-        written.then(finish, None, buttons, queue=False, **PRIVATE)
-    for box in (c.text, c.beside):
-        box.change(None, None, None, js=FOLLOW.format(box.elem_id))
-    c.stop.click(stop, None, None, queue=False, **PRIVATE)
-    c.layer.input(choose_layer, c.layer, c.states, queue=False, trigger_mode="always_last", **PRIVATE)
-    loss = [c.loss_head, c.loss]
-    chosen.checkpoint.input(choose, chosen.checkpoint, loss, concurrency_id="loss", **PRIVATE)
-    loaded = page.load(load, chosen.checkpoint, chosen.checkpoint, queue=False, **PRIVATE)
-    loaded.then(choose, chosen.checkpoint, loss, concurrency_id="loss", **PRIVATE)
+    checkpoint.input(choose, checkpoint, loss, concurrency_id="loss", **PRIVATE)
+    loaded = page.load(load, checkpoint, checkpoint, queue=False, **PRIVATE)
+    loaded.then(choose, checkpoint, loss, concurrency_id="loss", **PRIVATE)
     page.unload(leave)
 
 

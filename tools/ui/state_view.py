@@ -20,7 +20,7 @@ def heat_map(recent_states: Sequence[tuple[str, np.ndarray]], half_lives_ln: np.
     """HTML of the states after each token.
 
     Args:
-        seen: tokens, and the states [l, n] after each.
+        recent_states: tokens, and the states [l, n] after each.
         half_lives_ln: of each channel, in tokens, [l, n].
         layer: from 0.
     """
@@ -62,12 +62,10 @@ def _png(values_nt: np.ndarray) -> str:
 
     levels = np.round(values_nt * 127.0).astype(np.int16)
     picture = Image.fromarray((levels + 127).astype(np.uint8), "P")
-    opacity = [round(255 * abs(level) / 127) for level in range(-127, 129)]
-    colours = [
-        (*(NEGATIVE if level < 0 else POSITIVE), min(a, 255))
-        for level, a in zip(range(-127, 129), opacity, strict=True)
-    ]
-    picture.putpalette([part for colour in colours for part in colour], "RGBA")
+    palette = []
+    for level in range(-127, 129):
+        palette += [*(NEGATIVE if level < 0 else POSITIVE), min(round(255 * abs(level) / 127), 255)]
+    picture.putpalette(palette, "RGBA")
     file = io.BytesIO()
     picture.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

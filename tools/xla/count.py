@@ -22,7 +22,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TypedDict
+from typing import Any
 
 from tools.xla.flops import product_flops
 from tools.xla.hlo import HBM, Computation, Instruction, Program, arrays_of
@@ -77,17 +77,6 @@ class Cost:
     note: str = ""
 
 
-class CollectiveRow(TypedDict):
-    """All exchanges of one kind between as many chips: how many, the bytes of all, the largest operand."""
-
-    kind: str
-    group: int
-    count: int
-    operand: float
-    result: float
-    largest: float
-
-
 @dataclass
 class ProgramCost:
     """The costs of a program, in the order of its schedule, and what could not be counted for certain."""
@@ -108,14 +97,14 @@ class ProgramCost:
     def flops(self) -> float:
         return self.total(lambda cost: cost.flops)
 
-    def collectives(self) -> list[CollectiveRow]:
-        """A row for each kind and group size."""
-        rows: dict[tuple[str, int], CollectiveRow] = {}
+    def collectives(self) -> list[dict[str, Any]]:
+        """A row for each kind and group size: how many there are, the bytes of all, and the largest operand."""
+        rows: dict[tuple[str, int], dict[str, Any]] = {}
         for cost in self.costs:
             one = cost.collective
             if one is not None:
-                empty = CollectiveRow(kind=one.kind, group=one.group, count=0, operand=0.0, result=0.0, largest=0.0)
-                row = rows.setdefault((one.kind, one.group), empty)
+                sums = {"count": 0, "operand": 0.0, "result": 0.0, "largest": 0.0}
+                row = rows.setdefault((one.kind, one.group), {"kind": one.kind, "group": one.group, **sums})
                 row["count"] += int(cost.times)
                 row["operand"] += cost.times * one.operand
                 row["result"] += cost.times * one.result

@@ -74,16 +74,9 @@ def _window(instruction: Instruction, rank: int) -> dict[str, tuple[int, ...]]:
     found = _WINDOW.search(instruction.attributes)
     settings = dict(part.split("=") for part in found[1].split()) if found else {}
 
-    def numbers(key: str, default: str) -> tuple[int, ...]:
-        text = settings.get(key, "x".join([default] * rank))
-        return tuple(int(part.split("_")[0]) for part in text.split("x") if part)
-
-    return {
-        "stride": numbers("stride", "1"),
-        "pad": numbers("pad", "0_0"),
-        "lhs_dilate": numbers("lhs_dilate", "1"),
-        "rhs_dilate": numbers("rhs_dilate", "1"),
-    }
+    defaults = {"stride": "1", "pad": "0_0", "lhs_dilate": "1", "rhs_dilate": "1"}
+    texts = {key: settings.get(key, "x".join([default] * rank)) for key, default in defaults.items()}
+    return {key: tuple(int(part.split("_")[0]) for part in text.split("x") if part) for key, text in texts.items()}
 
 
 def _passes(instruction: Instruction, left: Array, right: Array) -> int:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias, TypedDict, cast
+from typing import Any, TypeAlias
 
 HBM = 0
 """The memory space that a layout names when it names none: HBM. 1 is VMEM, 2 flags, 5 the host's, 6 SMEM."""
@@ -68,45 +68,6 @@ class Array:
         return math.prod(kept) * math.prod(whole) * self.item
 
 
-class CostEstimate(TypedDict, total=False):
-    """What a Pallas kernel says of itself, `pallas.CostEstimate`; numbers as text."""
-
-    flops: str
-    bytes_accessed: str
-
-
-class CustomCallConfig(TypedDict, total=False):
-    """Of a custom call."""
-
-    cost_estimate: CostEstimate
-
-
-class TripCount(TypedDict):
-    """Of a `while` that the compiler knows the length of; the number as text."""
-
-    n: str
-
-
-class AliasGroup(TypedDict):
-    """Operands and results, the latter numbered after the former, that may share a buffer; numbers as text."""
-
-    indices: list[str]
-
-
-class AliasingOperands(TypedDict, total=False):
-    """Of a fusion."""
-
-    lists: list[AliasGroup]
-
-
-class BackendConfig(TypedDict, total=False):
-    """What is read of an instruction's `backend_config`, as jaxlib 0.10 and libtpu print it."""
-
-    custom_call_config: CustomCallConfig
-    known_trip_count: TripCount
-    aliasing_operands: AliasingOperands
-
-
 Shape: TypeAlias = "Array | tuple[Shape, ...]"
 
 
@@ -146,14 +107,14 @@ class Instruction:
         return found | {f"branch {i}": name for i, name in enumerate(names)}
 
     @cached_property
-    def config(self) -> BackendConfig:
-        """The backend's own configuration; empty where there is none or it is no JSON."""
+    def config(self) -> dict[str, Any]:
+        """The backend's own configuration, as jaxlib 0.10 and libtpu print it; empty where there is none."""
         _, found, rest = self.attributes.partition("backend_config=")
         try:
             value = json.JSONDecoder().raw_decode(rest)[0] if found else {}
         except ValueError:
             value = {}
-        return cast(BackendConfig, value) if isinstance(value, dict) else {}
+        return value if isinstance(value, dict) else {}
 
     @cached_property
     def op_name(self) -> str:

@@ -20,14 +20,6 @@ _BINARY: dict[str, Callable[[int, int], int]] = {
     "maximum": max,
     "minimum": min,
 }
-_COMPARED: dict[str, Callable[[int, int], bool]] = {
-    "LT": operator.lt,
-    "LE": operator.le,
-    "GT": operator.gt,
-    "GE": operator.ge,
-    "EQ": operator.eq,
-    "NE": operator.ne,
-}
 _SAME = ("copy", "convert", "bitcast", "reshape", "copy-start", "copy-done")
 
 
@@ -125,13 +117,15 @@ class ScalarEvaluator:
         return self._arithmetic(instruction)
 
     def _arithmetic(self, instruction: Instruction) -> Known:
-        direction = re.search(r"direction=(\w+)", instruction.attributes)
+        # XLA names the comparisons as Python does, in capitals: LT, LE, GT, GE, EQ, NE.
+        direction = re.search(r"direction=([LG][TE]|EQ|NE)", instruction.attributes)
         if instruction.opcode not in _BINARY and not direction:
             return None
         left, right = (self.value(operand) for operand in instruction.operands)
         if not isinstance(left, int) or not isinstance(right, int):
             return None
-        return int(_COMPARED[direction[1]](left, right)) if direction else _BINARY[instruction.opcode](left, right)
+        operation = getattr(operator, direction[1].lower()) if direction else _BINARY[instruction.opcode]
+        return int(operation(left, right))
 
 
 def _integer(text: str) -> int | None:
