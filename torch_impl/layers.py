@@ -11,12 +11,7 @@ from spec.config import ModelConfig, require_known
 from torch_impl.ops import rowwise
 from torch_impl.ops.matmul import matmul
 
-COMPUTE = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
+COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def accumulate_dtype(compute_dtype: str) -> torch.dtype:

@@ -20,13 +20,7 @@ from jax_impl.model import LanguageModel, build, choose_method
 from jax_impl.ops.decode import make_step
 from jax_impl.training.data import fill_rows, padded_rows, to_device
 from jax_impl.training.distributed import AXES, ROWS, ParallelContext, put, to_host
-from jax_impl.training.optimizer import (
-    dump_moments,
-    load_moments,
-    make_optimizer,
-    named_moments,
-    with_moments,
-)
+from jax_impl.training.optimizer import dump_moments, load_moments, make_optimizer, named_moments, with_moments
 from jax_impl.training.step import make_programs, with_parameters
 from spec.checkpoint.sharded import PARAMETERS, by_kind, named_arrays
 from spec.checkpoint.tensors import Arrays

@@ -18,12 +18,7 @@ COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "pr
 settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **COMMON)
 # No shrinking: mutants ask whether a fault is found, not for its smallest case, which takes minutes with JAX.
 settings.register_profile(
-    "mutants",
-    max_examples=40,
-    derandomize=True,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    **COMMON,
+    "mutants", max_examples=40, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate], **COMMON
 )
 settings.register_profile("soak", max_examples=200, **COMMON)
 settings.load_profile(os.environ.get("PARITY_PROFILE", "ci"))

@@ -21,25 +21,9 @@ from typing import Any, Literal
 import numpy as np
 import safetensors
 
-from spec.checkpoint.checksums import (
-    checksums,
-    file_sha256,
-    files_below,
-    listed_sums,
-    sha256,
-    verify,
-)
+from spec.checkpoint.checksums import checksums, file_sha256, files_below, listed_sums, sha256, verify
 from spec.checkpoint.files import new_directory, read_file, require_file
-from spec.checkpoint.sharded import (
-    ORBAX,
-    PARAMETERS,
-    by_kind,
-    is_part,
-    is_shard,
-    join_shards,
-    named_arrays,
-    one_shard,
-)
+from spec.checkpoint.sharded import ORBAX, PARAMETERS, by_kind, is_part, is_shard, join_shards, named_arrays, one_shard
 from spec.checkpoint.tensors import DTYPES, Arrays, pack, unpack
 from spec.config import ModelConfig, config_to_json, training_from_json
 from spec.mixers import config_from_json, state_shape

@@ -175,10 +175,7 @@ def _jax_passes(function: Callable[..., jax.Array], arrays: Sequence[np.ndarray]
         output, pull_back = jax.vjp(function, *given)
         return output, pull_back(gradient)
 
-    return (
-        lambda: jax.block_until_ready(forward(*given)),
-        lambda: jax.block_until_ready(both(gradient, *given)),
-    )
+    return (lambda: jax.block_until_ready(forward(*given)), lambda: jax.block_until_ready(both(gradient, *given)))
 
 
 def losses(timer: Timer, sizes: Sizes) -> list[Row]:

@@ -152,12 +152,7 @@ def cache_file() -> Path:
 
 def sources_digest(backend: str) -> str:
     """SHA-256 over the sources that a verdict depends on: the backend's, the reference's, the bounds'."""
-    patterns = (
-        "spec/**/*.py",
-        f"{backend}_impl/**/*.py",
-        "parity/proof/**/*.py",
-        "tools/training/selftest.py",
-    )
+    patterns = ("spec/**/*.py", f"{backend}_impl/**/*.py", "parity/proof/**/*.py", "tools/training/selftest.py")
     sha = hashlib.sha256()
     for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern)):
         sha.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())

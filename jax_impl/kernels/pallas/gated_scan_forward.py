@@ -11,16 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from jax_impl.kernels.pallas.blocks import (
-    LANES,
-    SEGMENTS,
-    Walk,
-    is_marked,
-    lanes,
-    sigmoids,
-    sixteen,
-    states_before,
-)
+from jax_impl.kernels.pallas.blocks import LANES, SEGMENTS, Walk, is_marked, lanes, sigmoids, sixteen, states_before
 
 
 def gated_scan_forward(

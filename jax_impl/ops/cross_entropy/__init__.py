@@ -18,12 +18,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jax_impl.ops.cross_entropy.fused_linear import (
-    CHUNK_FACTOR,
-    TPU_ROWS,
-    TPU_WORDS,
-    fused_linear_cross_entropy,
-)
+from jax_impl.ops.cross_entropy.fused_linear import CHUNK_FACTOR, TPU_ROWS, TPU_WORDS, fused_linear_cross_entropy
 from spec.axes import ANY_D, ANY_V, BT, BTD, ND, SCALAR, VD, N
 from spec.config import require_known
 from spec.data import IGNORED_LABEL
@@ -39,10 +34,7 @@ def lm_head(hidden: Float[Array, ANY_D], embedding_vd: Float[Array, VD], compute
 
 
 def full(
-    hidden_nd: Float[Array, ND],
-    embedding_vd: Float[Array, VD],
-    labels_n: Int[Array, N],
-    compute: jnp.dtype,
+    hidden_nd: Float[Array, ND], embedding_vd: Float[Array, VD], labels_n: Int[Array, N], compute: jnp.dtype
 ) -> Float[Array, SCALAR]:
     """Sum of -log softmax(logits)[label] over the labels that are not -100; all n v logits live at once."""
     logits_nv = lm_head(hidden_nd, embedding_vd, compute)

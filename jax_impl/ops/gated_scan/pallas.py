@@ -11,17 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_impl.kernels.pallas import blocks
-from jax_impl.kernels.pallas.blocks import (
-    LANES,
-    ROWS,
-    SEGMENTS,
-    Block,
-    Limits,
-    Walk,
-    launch,
-    mask_words,
-    where_lowered,
-)
+from jax_impl.kernels.pallas.blocks import LANES, ROWS, SEGMENTS, Block, Limits, Walk, launch, mask_words, where_lowered
 from jax_impl.kernels.pallas.gated_scan_backward import SCRATCH, gated_scan_backward
 from jax_impl.kernels.pallas.gated_scan_forward import gated_scan_forward
 from jax_impl.ops.gated_scan.unfused import GatedScanInputs

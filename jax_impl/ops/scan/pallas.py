@@ -9,15 +9,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jax_impl.kernels.pallas import blocks as pallas_blocks
-from jax_impl.kernels.pallas.blocks import (
-    LANES,
-    SEGMENTS,
-    Block,
-    Limits,
-    Walk,
-    launch,
-    where_lowered,
-)
+from jax_impl.kernels.pallas.blocks import LANES, SEGMENTS, Block, Limits, Walk, launch, where_lowered
 from jax_impl.kernels.pallas.scan import scan_backward, scan_forward
 from spec.axes import BD, BTD
 

@@ -22,13 +22,7 @@ from spec.config import ModelConfig, TrainingConfig
 from spec.mixers.base import Masks, Side
 
 NAME = "jax"
-ELEMENTARY = {
-    "tanh": jnp.tanh,
-    "sigmoid": jax.nn.sigmoid,
-    "exp": jnp.exp,
-    "log": jnp.log,
-    "rsqrt": jax.lax.rsqrt,
-}
+ELEMENTARY = {"tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid, "exp": jnp.exp, "log": jnp.log, "rsqrt": jax.lax.rsqrt}
 METHODS, LAYERS, OPERATIONS = tables(NAME)
 METHODS["rowwise"] = ("plain",)
 

@@ -24,13 +24,7 @@ from torch_impl.ops.gated_scan import unfused
 from torch_impl.training import optimizer as optimizers
 
 NAME = "torch"
-ELEMENTARY = {
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "exp": torch.exp,
-    "log": torch.log,
-    "rsqrt": torch.rsqrt,
-}
+ELEMENTARY = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "exp": torch.exp, "log": torch.log, "rsqrt": torch.rsqrt}
 METHODS, LAYERS, OPERATIONS = tables(NAME)
 METHODS["rowwise"] = tuple(rowwise.METHODS)
 _DEVICE = default_device()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ class Operation:
     dtypes: tuple[str, ...] = ("float32", "float64")
     share = 1.0
 
-    def methods(self, adapter: Any) -> tuple[str, ...]:
+    def methods(self, adapter: ModuleType) -> tuple[str, ...]:
         return adapter.METHODS[self.choice] if self.choice else ("",)
 
     def truth(self, case: Any) -> Arrays:
@@ -49,7 +50,7 @@ class Operation:
         """What 1e-12 is taken of: the tensor's largest entry."""
         return float(np.abs(exact).max(initial=0.0))
 
-    def run(self, adapter: Any, case: Any, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: ModuleType, case: Any, method: str, dtype: str) -> Arrays:
         """What a backend gives."""
         raise NotImplementedError
 

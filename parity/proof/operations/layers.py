@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class Scan(Operation):
         """No limit: twice the proved bound is below 1e-12 of the absolute values behind each entry up to T = 1000."""
         return np.inf
 
-    def run(self, adapter: Any, case: ScanCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: ModuleType, case: ScanCase, method: str, dtype: str) -> Arrays:
         decay, drive, state, resets, padding, *gradients = (cast(x, dtype) for x in case.arrays())
         return adapter.vjp("scan", (decay, drive, state), (resets, padding), gradients, method=method)
 
@@ -54,7 +55,7 @@ class RMSNorm(Operation):
         x, weight, grad_y = self.arrays(case)
         return rms_norm_bounds(x, weight, case.config.norm_eps, grad_y, dtype)
 
-    def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: ModuleType, case: LayerCase, method: str, dtype: str) -> Arrays:
         x, weight, grad_y = self.arrays(case)
         (y,), (grad_x,), weights = adapter.layer_vjp(
             self.name, case.config, {"weight": weight}, (x,), (), (grad_y,), method, compute_dtype=dtype
@@ -87,7 +88,7 @@ class SwiGLU(Operation):
         return {name: x.reshape(r.shape) if name in ("u", "r gradient") else x
                 for name, x in swiglu_bounds(r, weights, grad_u, dtype).items()}  # fmt: skip
 
-    def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: ModuleType, case: LayerCase, method: str, dtype: str) -> Arrays:
         r, grad_u, weights = self.arrays(case)
         (u,), (grad_r,), gradients = adapter.layer_vjp(
             self.name, case.config, weights, (r,), (), (grad_u,), method, compute_dtype=dtype
@@ -125,7 +126,7 @@ class CrossEntropy(Operation):
         found = cross_entropy_bounds(hidden, embedding, labels, dtype)
         return {**found, "hidden gradient": found["hidden gradient"].reshape(hidden.shape)}
 
-    def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: ModuleType, case: LayerCase, method: str, dtype: str) -> Arrays:
         hidden, embedding, labels = (cast(x, dtype) for x in self.arrays(case))
         # Seven rows a chunk, which divides few numbers of labels.
         one, chunk = np.ones((), hidden.dtype), 7 * len(embedding)
@@ -156,7 +157,7 @@ class AdamW(Operation):
     def bounds(self, case: AdamWCase, dtype: Any = np.float32) -> Arrays:
         return self.both(case)[1]
 
-    def run(self, adapter: Any, case: AdamWCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: ModuleType, case: AdamWCase, method: str, dtype: str) -> Arrays:
         params, gradients = case.arrays()
         found, moments, _ = adapter.adamw_steps(case.config, case.training, params, {}, 0, gradients, case.rates)
         return self.flat(found, *(moments[name] for name in MOMENTS))

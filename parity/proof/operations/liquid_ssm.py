@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ class LiquidStates(Estimated):
         weights, (pre, state, *_) = self.arrays(case)
         return [liquid_states(*_doubles(pre), weights, case.config, *_doubles(state), *self.masks(case))[2].clock]
 
-    def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: ModuleType, case: LayerCase, method: str, dtype: str) -> Arrays:
         weights, arrays = self.arrays(case)
         fields = tuple(_field(path) for path in weights)
         pre, state, *gradients = (cast(x, dtype) for x in arrays)
@@ -98,7 +99,7 @@ class LiquidStates(Estimated):
 class DenseStates(LiquidStates):
     name = "dense_states"
 
-    def methods(self, adapter: Any) -> tuple[str, ...]:
+    def methods(self, adapter: ModuleType) -> tuple[str, ...]:
         """All but `parallel`, which refuses."""
         return tuple(method for method in super().methods(adapter) if method != "parallel")
 

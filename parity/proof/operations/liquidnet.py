@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class Gates(Operation):
         pre, bias, *gradients = self.arrays(case)
         return gates_bounds(pre, bias, case.config.delta_min, *gradients, dtype=dtype)
 
-    def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: ModuleType, case: LayerCase, method: str, dtype: str) -> Arrays:
         pre, bias, *gradients = (cast(x, dtype) for x in self.arrays(case))
         return adapter.vjp("gates", (pre, bias), (), gradients, delta_min=case.config.delta_min)
 
@@ -73,7 +74,7 @@ class Mixer(Estimated):
 
         return run
 
-    def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: ModuleType, case: LayerCase, method: str, dtype: str) -> Arrays:
         pre, bias, state, *gradients = (cast(x, dtype) for x in self.arrays(case))
         inputs, options = (pre, bias, state), {"delta_min": case.config.delta_min, "method": method}
         return adapter.vjp("mixer", inputs, case.masks(), gradients, **options)

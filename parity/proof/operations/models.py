@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from spec.reference import blocks, forward, loss_and_gradients
 class Block(Estimated):
     """With the method that `auto` takes: any other one is proved in the mixer."""
 
-    def methods(self, adapter: Any) -> tuple[str, ...]:
+    def methods(self, adapter: ModuleType) -> tuple[str, ...]:
         return ("auto",)
 
     def arrays(self, case: LayerCase) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, ...]]:
@@ -39,7 +40,7 @@ class Block(Estimated):
 
         return run
 
-    def run(self, adapter: Any, case: LayerCase, method: str, dtype: str) -> Arrays:
+    def run(self, adapter: ModuleType, case: LayerCase, method: str, dtype: str) -> Arrays:
         weights, (x, state, *gradients) = self.arrays(case)
         outputs, (grad_x, grad_state), grad_weights = adapter.layer_vjp(
             "block", case.config, weights, (x, state), case.masks(), gradients, method, compute_dtype=dtype
@@ -54,7 +55,7 @@ class Model(Estimated):
     With the method that `auto` takes, unless a family has a `choice`.
     """
 
-    def methods(self, adapter: Any) -> tuple[str, ...]:
+    def methods(self, adapter: ModuleType) -> tuple[str, ...]:
         return super().methods(adapter) if self.choice else ("auto",)
 
     def side(self, case: ModelCase) -> Arrays:
@@ -77,7 +78,7 @@ class Model(Estimated):
 
         return run
 
-    def run(self, adapter: Any, case: ModelCase, method: str, dtype: str, **options: Any) -> Arrays:
+    def run(self, adapter: ModuleType, case: ModelCase, method: str, dtype: str, **options: Any) -> Arrays:
         """`options` go to the loss."""
         arrays, chosen = case.arrays(), {"method": method, "compute_dtype": dtype, "side": self.side(case)}
         inputs = arrays.tokens, arrays.states, arrays.resets, arrays.padding

@@ -62,15 +62,7 @@ class Layout:
 
 ALONE = Layout()
 SHORT = (Layout(2, 2, 2), Layout(1, 4, 1, 2))
-LAYOUTS = (
-    Layout(8),
-    Layout(1, 8),
-    Layout(2, 4),
-    Layout(2, 2, 2),
-    Layout(1, 1, 8),
-    Layout(2, 1, 2),
-    Layout(1, 4, 1, 2),
-)
+LAYOUTS = (Layout(8), Layout(1, 8), Layout(2, 4), Layout(2, 2, 2), Layout(1, 1, 8), Layout(2, 1, 2), Layout(1, 4, 1, 2))
 TOGETHER = (Layout(8), Layout(2, 4), Layout(2, 2, 2), Layout(1, 1, 8))
 SSM_LAYOUTS = (Layout(8), Layout(2, 4, 1, 1))
 CHAIN = (Layout(2, 2, 2), ALONE, Layout(8), Layout(1, 4, 2), Layout(1, 2))

@@ -79,10 +79,7 @@ def test_the_chunks_are_those_of_the_loss():
 
 
 def test_peers_cost_their_counted_bytes():
-    for name, milliseconds in (
-        ("fla chunk, eager gates", 13.6),
-        ("fla recurrent, compiled gates", 4.42),
-    ):
+    for name, milliseconds in (("fla chunk, eager gates", 13.6), ("fla recurrent, compiled gates", 4.42)):
         row = terms(mixer=roofline.MIXERS[name])["mixer"]
         assert 1e3 * row.seconds(roofline.DEVICES["A5000"]) == pytest.approx(milliseconds, rel=0.01)
 

@@ -16,15 +16,7 @@ from hypothesis import strategies as st
 
 from parity.proof import adapters
 from spec import LiquidNetConfig
-from spec.checkpoint.format import (
-    Checkpoint,
-    from_files,
-    pack,
-    read_checkpoint,
-    to_files,
-    unpack,
-    write_checkpoint,
-)
+from spec.checkpoint.format import Checkpoint, from_files, pack, read_checkpoint, to_files, unpack, write_checkpoint
 from spec.checkpoint.tree import from_tree, to_tree
 from spec.init import initial_parameters
 from spec.optimizer import MOMENTS

@@ -23,13 +23,7 @@ from parity.suite.robustness import corruption
 from parity.tests.checkpoint.test_checkpoint_format import assert_same
 from parity.tests.checkpoint.test_sharded import bits
 from spec.checkpoint.checksums import checksums, file_sha256, files_below
-from spec.checkpoint.format import (
-    list_checkpoints,
-    parts_of,
-    read_beside,
-    read_checkpoint,
-    write_checkpoint,
-)
+from spec.checkpoint.format import list_checkpoints, parts_of, read_beside, read_checkpoint, write_checkpoint
 from spec.checkpoint.sharded import named_arrays
 from tools import convert
 from tools.cli.main import main

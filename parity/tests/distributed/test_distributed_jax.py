@@ -13,16 +13,7 @@ pytest.importorskip("jax", reason="meshes are JAX's")
 
 from parity.proof.bounds import assert_within
 from parity.proof.operations import OPERATIONS
-from parity.suite.runs.distributed_jax import (
-    ALONE,
-    CHAIN,
-    DEVICES,
-    LAYOUTS,
-    SSM_LAYOUTS,
-    SSM_STEPS,
-    STEPS,
-    TOGETHER,
-)
+from parity.suite.runs.distributed_jax import ALONE, CHAIN, DEVICES, LAYOUTS, SSM_LAYOUTS, SSM_STEPS, STEPS, TOGETHER
 from parity.suite.runs.launch import finish, start
 from parity.suite.runs.segment import SCAN_CASES, TRAINING, digest
 from parity.suite.runs.trajectory_drift import SMALL, SMALL_SSM, bounded_run, story_data

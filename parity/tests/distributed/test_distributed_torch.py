@@ -17,15 +17,7 @@ pytest.importorskip("torch", reason="torchrun is PyTorch's")
 from parity.proof.bounds import assert_within
 from parity.proof.operations import OPERATIONS
 from parity.suite.runs import distributed_torch
-from parity.suite.runs.distributed_torch import (
-    ALONE,
-    CHAIN,
-    LAYOUTS,
-    PROCESSES,
-    SSM_LAYOUTS,
-    SSM_STEPS,
-    STEPS,
-)
+from parity.suite.runs.distributed_torch import ALONE, CHAIN, LAYOUTS, PROCESSES, SSM_LAYOUTS, SSM_STEPS, STEPS
 from parity.suite.runs.segment import SCAN_CASES, TRAINING, digest
 from parity.suite.runs.trajectory_drift import SMALL_SSM, bounded_run, story_data
 from spec.checkpoint.sharded import join_shards

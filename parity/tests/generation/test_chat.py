@@ -70,10 +70,7 @@ def test_over_a_pipe_each_line_is_a_turn(checkpoint, tmp_path, name):
 
 def test_a_mistake_over_a_pipe_ends_it(checkpoint, tmp_path):
     for text, message in (
-        (
-            "/sav x\n",
-            "choose one of /help, /reset, /save, /load, /set, /quit; did you mean '/save'",
-        ),
+        ("/sav x\n", "choose one of /help, /reset, /save, /load, /set, /quit; did you mean '/save'"),
         ("/save\n", "/save needs a file"),
         ("/save x\n", "there is no text yet"),
         ("/load nothing\n", "nothing cannot be read"),

@@ -7,13 +7,7 @@ import numpy as np
 import pytest
 from numpy.polynomial.legendre import leggauss, legval
 
-from spec.mixers.liquid_ssm.hippo import (
-    coupling,
-    hippo_matrix,
-    legs_factor,
-    legs_frequencies,
-    legs_rates,
-)
+from spec.mixers.liquid_ssm.hippo import coupling, hippo_matrix, legs_factor, legs_frequencies, legs_rates
 
 SIZES = (1, 2, 3, 4, 7, 16, 64)
 EPS = np.finfo(np.float64).eps

@@ -13,13 +13,7 @@ from parity.proof.operations import OPERATIONS, check, expected
 from parity.proof.operations.liquid_ssm import DENSE, DIAGONAL
 from parity.proof.problems.cases import ModelCase, perturbed_parameters
 from parity.suite.runs.trajectories import Segment, hand_over
-from parity.suite.runs.trajectory_drift import (
-    NOISE,
-    SMALL_SSM,
-    SMALL_TRAINING,
-    bounded_run,
-    story_data,
-)
+from parity.suite.runs.trajectory_drift import NOISE, SMALL_SSM, SMALL_TRAINING, bounded_run, story_data
 from spec.data import BatchShard, next_batch, with_side_inputs
 from spec.reference import forward
 from spec.sampling import Sampling, generate

@@ -11,13 +11,7 @@ from parity.proof import adapters, interpreted_kernels
 from parity.proof.bounds import WORST, in_units
 from parity.proof.operations import OPERATIONS, check, expected, liquid_ssm
 from parity.proof.problems import cases
-from parity.proof.problems.cases import (
-    NANO,
-    NANO_BLOCK,
-    AdamWCase,
-    LayerCase,
-    ScanCase,
-)
+from parity.proof.problems.cases import NANO, NANO_BLOCK, AdamWCase, LayerCase, ScanCase
 from parity.proof.problems.strategies import CASES
 
 

@@ -4,25 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import Phase, find, given, settings
 
-from parity.proof.bounds import (
-    WORST,
-    assert_within,
-    in_units,
-    rounding,
-    scan_bounds,
-    scan_truth,
-    unit,
-)
+from parity.proof.bounds import WORST, assert_within, in_units, rounding, scan_bounds, scan_truth, unit
 from parity.proof.problems import cases
-from parity.proof.problems.cases import (
-    ALMOST_ONE,
-    CONFIG,
-    LENGTHS,
-    SHAPES,
-    VALUES,
-    LayerCase,
-    perturbed_parameters,
-)
+from parity.proof.problems.cases import ALMOST_ONE, CONFIG, LENGTHS, SHAPES, VALUES, LayerCase, perturbed_parameters
 from parity.proof.problems.strategies import CASES, GATES, HIDDEN, model_cases, scan_cases
 from spec.data import IGNORED_LABEL
 from spec.init import initial_parameters

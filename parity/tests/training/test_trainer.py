@@ -11,13 +11,7 @@ import numpy as np
 import pytest
 
 from spec import LiquidNetConfig
-from spec.checkpoint.format import (
-    Checkpoint,
-    from_files,
-    list_checkpoints,
-    read_checkpoint,
-    to_files,
-)
+from spec.checkpoint.format import Checkpoint, from_files, list_checkpoints, read_checkpoint, to_files
 from spec.checkpoint.tensors import unpack
 from spec.config import TrainingConfig
 from spec.data import IGNORED_LABEL, WHOLE, Batch, BatchShard, open_data, training_batch

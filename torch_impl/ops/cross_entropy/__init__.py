@@ -41,10 +41,7 @@ def lm_head(
 
 
 def full(
-    hidden_nd: Float[Tensor, ND],
-    embedding_vd: Float[Tensor, VD],
-    labels_n: Int[Tensor, N],
-    compute: torch.dtype,
+    hidden_nd: Float[Tensor, ND], embedding_vd: Float[Tensor, VD], labels_n: Int[Tensor, N], compute: torch.dtype
 ) -> Float[Tensor, SCALAR]:
     """Sum of -log softmax(logits)[label] over the labels that are not -100; all n v logits live at once."""
     logits_nv = lm_head(hidden_nd, embedding_vd, compute)

@@ -142,14 +142,7 @@ _forward.register_autograd(_adjoint, setup_context=_keep)
 class _Launch:
     """How the kernels are started on one problem: blocks, segments of time, grid."""
 
-    def __init__(
-        self,
-        pre: Tensor,
-        resets: Tensor | None,
-        padding: Tensor | None,
-        delta_min: float,
-        direction: Table,
-    ):
+    def __init__(self, pre: Tensor, resets: Tensor | None, padding: Tensor | None, delta_min: float, direction: Table):
         self.batch, self.length, x = pre.shape
         self.d, self.device = x // 3, pre.device
         self.options = launch_options(direction, self.device, self.d, pre.element_size())
