@@ -33,7 +33,7 @@ warnings.simplefilter("error")
 from pathlib import Path
 import jax, jax.numpy as jnp, ml_dtypes, numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
-from jax_impl import sharded
+from jax_impl.checkpoint import sharded
 from jax_impl.training.distributed import ParallelContext
 
 def mesh(*sizes):
@@ -104,10 +104,11 @@ import resource, sys, warnings
 warnings.simplefilter("error")
 from pathlib import Path
 import jax, numpy as np
-from jax_impl import parallel, sharded
+from jax_impl.checkpoint import sharded
+from jax_impl.training import distributed
 
-out, world = Path(sys.argv[1]), parallel.initialize("fsdp", timeout=60)
-assert world.size == 2 and len(jax.devices()) == 4
+out, context = Path(sys.argv[1]), distributed.initialize("fsdp", timeout=60)
+assert context.size == 2 and len(jax.devices()) == 4
 whole = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
 
 def on(sharding):
@@ -117,17 +118,17 @@ def same(arrays):
     return all(np.array_equal(x.data, whole[x.index]) for a in arrays.values() for x in a.addressable_shards)
 
 names = ("parameters.cut", "parameters.copied")
-arrays = dict(zip(names, (on(world.sharding("fsdp")), on(world.sharding()))))
-sharded.AsyncSave(arrays, out, world).result()
-places = {"parameters.cut": world.sharding(None, "fsdp"), "parameters.copied": world.sharding("fsdp")}
+arrays = dict(zip(names, (on(context.sharding("fsdp")), on(context.sharding()))))
+sharded.AsyncSave(arrays, out, context).result()
+places = {"parameters.cut": context.sharding(None, "fsdp"), "parameters.copied": context.sharding("fsdp")}
 like = {name: jax.ShapeDtypeStruct(whole.shape, whole.dtype, sharding=places[name]) for name in names}
-assert same(sharded.read_shards(like, out, world))
+assert same(sharded.read_shards(like, out, context))
 assert all(x.tobytes() == whole.tobytes() for x in sharded.read_whole(out).values())
 # One of them finds its disk full; both are told of it at once.
-if world.rank == 1:
+if context.rank == 1:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, resource.RLIM_INFINITY))
 (out / "full").mkdir(exist_ok=True)
-writing = sharded.AsyncSave(arrays, out / "full", world)
+writing = sharded.AsyncSave(arrays, out / "full", context)
 try:
     writing.result()
 except OSError as error:
@@ -135,7 +136,7 @@ except OSError as error:
 else:
     raise AssertionError("nobody was told")
 print("done", flush=True)
-parallel.exit_if_initialized(0)
+distributed.exit_if_initialized(0)
 """
 
 
@@ -171,14 +172,14 @@ KILLED = """
 import sys
 from pathlib import Path
 from parity.tests.checkpoint.test_orbax import Parts, save
-from tools.training.run_dir import Run
-from tools.training.checkpoint_manager import make_saver
+from tools.training.run_dir import RunDir
+from tools.training.checkpoint_manager import make_checkpoint_manager
 
-saver = make_saver("orbax", Run(Path(sys.argv[1])), Parts(), keep=2)
+manager = make_checkpoint_manager("orbax", RunDir(Path(sys.argv[1])), Parts(), keep=2)
 print("ready", flush=True)
 for step in range(1, 10_000):
-    save(saver, step)
-    saver.finish()
+    save(manager, step)
+    manager.finish()
 """
 
 

@@ -161,8 +161,8 @@ import atexit
 import sys
 atexit.register(lambda: print("the interpreter is taken down"))
 from tools.cli.main import main
-from torch_impl import parallel
-parallel.initialize()
+from torch_impl.training import distributed
+distributed.initialize()
 main(sys.argv[1:])
 """
 
