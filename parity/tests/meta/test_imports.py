@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -343,3 +344,49 @@ def test_every_module_says_what_it_is() -> None:
         if (source := path.read_text("utf-8").strip()) and not ast.get_docstring(ast.parse(source))
     ]
     assert not silent, silent
+
+
+def imports_in_strings(source: str) -> Iterator[tuple[str, str]]:
+    """(module, name) of every import of our own in the programs that a source holds as strings; name may be empty."""
+    for node in ast.walk(ast.parse(source)):
+        if not (isinstance(node, ast.Constant) and isinstance(node.value, str) and "import " in node.value):
+            continue
+        try:
+            program = ast.parse(node.value)
+        except SyntaxError:
+            continue  # a sentence, or a program with places to fill in
+        for found in ast.walk(program):
+            if isinstance(found, ast.Import):
+                yield from ((alias.name, "") for alias in found.names if alias.name.partition(".")[0] in OWN)
+            elif isinstance(found, ast.ImportFrom) and (found.module or "").partition(".")[0] in OWN:
+                yield from ((found.module or "", alias.name) for alias in found.names if alias.name != "*")
+
+
+def missing_names(source: str) -> list[str]:
+    """What these programs import and no module has: a run of the test alone would tell, and some take minutes."""
+
+    def is_there(module: str, name: str) -> bool:
+        files = [ROOT / f"{module.replace('.', '/')}{end}" for end in (".py", "/__init__.py")]
+        texts = [path.read_text("utf-8") for path in files if path.is_file()]
+        place = ROOT / module.replace(".", "/")
+        inside = (place / f"{name}.py").is_file() or (place / name).is_dir()
+        return bool(texts) and (not name or inside or any(re.search(rf"\b{name}\b", text) for text in texts))
+
+    return [f"{module} {name}" for module, name in imports_in_strings(source) if not is_there(module, name)]
+
+
+def test_programs_in_strings_import_what_is_there() -> None:
+    planted = ("test_imports.py", "test_mutants.py")
+    found = {
+        path.name: missing
+        for path in sorted((ROOT / "parity").rglob("*.py"))
+        if path.name not in planted and "recorded" not in path.parts and (missing := missing_names(path.read_text()))
+    }
+    assert not found, found
+
+
+@pytest.mark.parametrize(
+    "program", ["from tools.nowhere import main", "import spec.nowhere", "from spec.data import gone"]
+)
+def test_a_program_that_imports_what_is_gone_is_found(program: str) -> None:
+    assert missing_names(f"PROGRAM = {program!r}") and not missing_names("PROGRAM = 'from spec.data import Batch'")
