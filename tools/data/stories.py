@@ -1,6 +1,6 @@
 """A deterministic generator of short children's stories, written wholly by this project.
 
-The words and sentences are data, in stories_data; tools/data/story_templates.py reads them and has their notation.
+The words and sentences are data, in stories_data; tools/data/story_parser.py reads them and has their notation.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.random import Philox
 
-from tools.data.story_templates import PRONOUNS, Choice, Join, Node, Slot, parse, plots, tables
+from tools.data.story_parser import PRONOUNS, Choice, Join, Node, Slot, parse, plots, tables
 
 T = TypeVar("T")
 

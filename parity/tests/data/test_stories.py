@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tools.data.stories import MAX_CHARACTERS, MIN_CHARACTERS, stories
-from tools.data.story_templates import plots, read_plots, read_tables, tables
+from tools.data.story_parser import plots, read_plots, read_tables, tables
 
 SAMPLE = 600
 DATA = Path(inspect.getfile(stories)).with_name("stories_data")
