@@ -39,7 +39,7 @@ def test_one_adapter_says_what_each_function_does():
     [
         ("def vjp(operation, inputs, constants,", "def vjp(operation, constants, inputs,"),
         ('method="auto", compute_dtype="float32"):', 'compute_dtype="float32", method="auto"):'),
-        ('    "rsqrt": ', '    "sqrt": '),
+        ('"rsqrt": ', '"sqrt": '),
         ("def initialize(", "def fresh("),
     ],
 )

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from parity.proof import adapters, interpreted_kernels
 from parity.proof.bounds import WORST, in_units
 from parity.proof.operations import OPERATIONS, check, expected, liquid_ssm
-from parity.proof.problems import cases
 from parity.proof.problems.cases import NANO, NANO_BLOCK, AdamWCase, LayerCase, ScanCase
 from parity.proof.problems.strategies import CASES
+from parity.suite.report.sweep import IMPORTS
+from spec.mixers import families
 
 
 def implementations() -> list:
@@ -83,10 +84,13 @@ def test_bfloat16_keeps_eight_bits(backend, seed):
 def test_a_case_repeats_from_what_it_prints(name):
     """The reproduction in a report is a constructor."""
 
+    names: dict[str, object] = {one.Config.__name__: one.Config for one in families().values()}
+    exec(IMPORTS, names)
+
     @settings(max_examples=3)
     @given(case=CASES[name])
     def every_case(case):
-        assert eval(repr(case), vars(cases)) == case
+        assert eval(repr(case), names) == case
 
     every_case()
 
