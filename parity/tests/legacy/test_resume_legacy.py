@@ -328,6 +328,8 @@ class Enough(Exception):
     """Ends a run before its first step."""
 
 
+# The backend says so itself when it is first imported, which here is within a test: pytest takes it back after that.
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 @pytest.mark.parametrize("run, backend", [("torch_stream", "torch"), ("jax_stream", "jax")])
 def test_an_engine_reads_its_part_of_what_was_written_in_parts(run, backend, legacy):
     """As each of several processes does, by DCP and Orbax themselves; alone, a process reads all by another way."""
