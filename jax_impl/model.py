@@ -98,6 +98,7 @@ class LanguageModel(nnx.Module):
         resets: Bool[Array, BT] | None = None,
         padding: Bool[Array, BT] | None = None,
         side: Side | None = None,
+        **named: Array | None,
     ) -> tuple[Float[Array, BTV], Float[Array, LBN]]:
         """Logits of the next token at every position, and the final states.
 
@@ -107,11 +108,12 @@ class LanguageModel(nnx.Module):
             resets: true clears the state before token t is absorbed, [b, t].
             padding: true at positions that change nothing, [b, t].
             side: what the family's mixer reads besides, by name, see its `side_inputs`; what is not there is left out.
+            named: the same as keywords, `gaps=...`.
 
         Returns:
             logits float32 [b, t, v], states float32 [l, b, n]; float64 where the compute dtype is.
         """
-        hidden_btd, states = self.hidden(tokens, states, resets, padding, side)
+        hidden_btd, states = self.hidden(tokens, states, resets, padding, side, **named)
         return lm_head(hidden_btd, self.embedding.weight[...], COMPUTE[self.compute_dtype]), states
 
     def hidden(
@@ -121,6 +123,7 @@ class LanguageModel(nnx.Module):
         resets: Bool[Array, BT] | None = None,
         padding: Bool[Array, BT] | None = None,
         side: Side | None = None,
+        **named: Array | None,
     ) -> tuple[Float[Array, BTD], Float[Array, LBN]]:
         """The normalised hidden states that the embedding reads out, and the final states."""
         if tokens.ndim != 2 or 0 in tokens.shape:
@@ -128,7 +131,7 @@ class LanguageModel(nnx.Module):
         shape = self.config.n_layers, tokens.shape[0], self.family.state_size(self.config)
         if states is not None and tuple(states.shape) != shape:
             raise ValueError(f"states [l, b, n] must have shape {shape}, got {tuple(states.shape)}")
-        given = self.family.checked_side(self.config, side, tokens.shape) if side else {}
+        given = self.family.checked_side(self.config, {**(side or {}), **named}, tokens.shape)
         if states is None:
             states = jnp.zeros(shape, accumulate_dtype(self.compute_dtype))
         x_btd = self.embedding(tokens)
@@ -148,6 +151,7 @@ class LanguageModel(nnx.Module):
         resets: Bool[Array, BT] | None = None,
         padding: Bool[Array, BT] | None = None,
         side: Side | None = None,
+        **named: Array | None,
     ) -> tuple[Float[Array, SCALAR], Float[Array, LBN]]:
         """Mean cross-entropy in nats a counted label, and the final states; the logits are never held whole.
 
@@ -155,7 +159,7 @@ class LanguageModel(nnx.Module):
             tokens, states, resets, padding, side: as in `logits`.
             labels: target of each position, [b, t]; -100 is ignored; all ignored gives loss 0.
         """
-        hidden_btd, states = self.hidden(tokens, states, resets, padding, side)
+        hidden_btd, states = self.hidden(tokens, states, resets, padding, side, **named)
         return self.mean_loss(hidden_btd, labels), states
 
     def mean_loss(self, hidden_btd: Array, labels: Array) -> Array:

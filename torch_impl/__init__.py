@@ -1,13 +1,13 @@
 """Models of every family in PyTorch. Twin: jax_impl. Truth: spec/."""
 
-import sys
-from pathlib import Path
+import sys as _sys
+from pathlib import Path as _Path
 
-if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+if f"{__name__}.train" in _sys.orig_argv and _sys.argv[:1] == ["-m"] and not _sys.flags.safe_path:
     # `python -m torch_impl.train` puts the working directory first, where a `spec` or `tools` would be taken for ours.
-    # While Python looks for the module, argv[0] is "-m": a program that imports this package keeps its path.
-    _root = str(Path(__file__).resolve().parents[1])
-    sys.path[:1] = [] if _root in sys.path[1:] else [_root]
+    # While Python looks for the module, argv[0] is "-m"; any other program that imports this package keeps its path.
+    _root = str(_Path(__file__).resolve().parents[1])
+    _sys.path[:1] = [] if _root in _sys.path[1:] else [_root]
 
 from spec.mixers.liquid_ssm import LiquidSSMConfig
 from spec.mixers.liquidnet import LiquidNetConfig

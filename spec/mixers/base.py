@@ -175,6 +175,9 @@ class MixerFamily(ABC, Generic[C]):
     shape_fields: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     @abstractmethod
     def parameters(self, config: C) -> tuple[Parameter, ...]:
         """The mixer's rows of the parameter table, in the order of the forward pass, by path from the mixer on."""

@@ -180,9 +180,3 @@ def activations_of(model: ComparedModel, tokens: np.ndarray) -> dict[str, np.nda
     """What each module of the model gives on the tokens, by the module's path."""
     recorder = importlib.import_module(f"parity.proof.layer_diff.activations_{model.backend}")
     return recorder.activations(recorder.load(model.checkpoint.config, model.checkpoint.parameters), tokens)
-
-
-if __name__ == "__main__":
-    from tools.cli.main import main
-
-    main(["compare", *sys.argv[1:]])

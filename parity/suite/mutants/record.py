@@ -14,7 +14,7 @@ from spec.checkpoint.files import new_file
 
 SCORE = Path(__file__).with_name("score.json")
 PACKAGES = ("spec", "torch_impl", "jax_impl", "tools", "parity")
-SOURCES = ("*.py", "mutants/catalogue/*.toml", "robustness/*.json")
+SOURCES = ("*.py", "*.toml", "*.css", "robustness/*.json")
 
 
 @dataclass(frozen=True)

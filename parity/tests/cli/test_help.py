@@ -63,8 +63,13 @@ def test_a_program_that_imports_a_backend_keeps_its_path(tmp_path):
     (tmp_path / "program.py").write_text(
         f"import sys\nbefore = [*sys.path]\nimport {backend}_impl\nassert sys.path == before\n"
     )
+    # A package of the user's whose __init__ imports ours, before Python has found the module to run.
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text(f"import {backend}_impl\n")
+    (package / "main.py").write_text("import program\n")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for command in (["program.py"], ["-m", "program"]):
+    for command in (["program.py"], ["-m", "program"], ["-m", "package.main"]):
         subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True, timeout=120)
 
 

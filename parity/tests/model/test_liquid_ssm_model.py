@@ -11,6 +11,7 @@ from parity.proof import adapters
 from parity.proof.bounds import assert_within, double_bound
 from parity.proof.operations import OPERATIONS, check, expected
 from parity.proof.operations.liquid_ssm import DENSE, DIAGONAL
+from parity.proof.problems.cases import CONFIG as PLAIN
 from parity.proof.problems.cases import ModelCase, perturbed_parameters
 from parity.suite.runs.trajectories import Segment, hand_over
 from parity.suite.runs.trajectory_drift import NOISE, SMALL_SSM, SMALL_TRAINING, bounded_run, story_data
@@ -172,3 +173,20 @@ def test_noise_is_for_training_alone(adapter):
         one.load(perturbed_parameters(SMALL_SSM, 1), {}, 0)
         told.append(one.evaluate(batch)[0])
     assert told[0] == told[1]
+
+
+def test_side_inputs_are_keywords_of_every_call(adapter):
+    """`loss`, `logits` and `hidden` take them by the names of the model's call, or together as `side`."""
+    model = adapters.load_module(adapter.NAME, "model").build(DIAGONAL)
+    (tokens,) = (
+        adapter._tensors(np.zeros((2, 5), np.int64)) if adapter.NAME == "torch" else (np.zeros((2, 5), np.int32),)
+    )
+    scale = np.full((2, 5), 0.5, np.float32)
+    (gaps,) = adapter._tensors(scale) if adapter.NAME == "torch" else (scale,)
+    for call in (model.logits, model.hidden, lambda tokens, **given: model.loss(tokens, tokens, **given)):
+        last, same = (call(tokens, **given)[1] for given in ({"gaps": gaps}, {"side": {"dt_scale": gaps}}))
+        assert (np.asarray(last.tolist()) == np.asarray(same.tolist())).all()
+        with pytest.raises(ValueError, match="one and the same"):
+            call(tokens, gaps=gaps, dt_scale=gaps)
+    with pytest.raises(ValueError, match="takes no side input 'gaps'"):
+        adapters.load_module(adapter.NAME, "model").build(PLAIN).loss(tokens, tokens, gaps=gaps)
