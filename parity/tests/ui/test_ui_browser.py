@@ -140,16 +140,16 @@ def test_backends_by_turns_and_side_by_side(visit, wandering):
 
 
 def test_the_state_and_the_loss_are_shown(visit, trained):
-    page = visit()
-    page = page.page
+    shown = visit()
+    page = shown.page
     assert not page.locator("#loss").is_visible()  # the first checkpoint lies in no run
     page.locator("#checkpoint input").click()
     page.get_by_role("option", name="trained, step 40").click()
     page.locator("#loss").get_by_text("training, jax").wait_for()
     assert page.locator("#loss_head").inner_text().split("\n")[-1] == "Handed over: torch → jax after step 20"
     assert page.locator("#loss").get_by_text("validation").is_visible()
-    page.generate(prompt="Once", tokens=30)
-    assert page.text() == alone(trained, "Once", 30)
+    shown.generate(prompt="Once", tokens=30)
+    assert shown.text() == alone(trained, "Once", 30)
     page.locator("#checkpoint input").click()
     page.get_by_role("option", name="wandering").click()
     page.locator("#loss").wait_for(state="hidden")
