@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +30,17 @@ def test_it_can_be_planted(mutant):
     files = [argument for argument in mutant.tests if argument.startswith("parity/")]
     assert files and all((ROOT / file.partition("::")[0]).is_file() for file in files)
     assert mutant.tests[len(files) :][:1] in ((), ("-k",)) and len(mutant.tests) in (len(files), len(files) + 2)
+
+
+def test_none_names_what_is_not_there(tmp_path):
+    """A fault that ends in a NameError is a slip of the pen: any test at all would notice it."""
+    for number, mutant in enumerate(MUTANTS):
+        text = (ROOT / mutant.file).read_text("utf-8")
+        (tmp_path / f"{number:03}.py").write_text(text.replace(mutant.old, mutant.new), "utf-8")
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821,F823", "--output-format", "concise"]
+    done = subprocess.run([*ruff, str(tmp_path)], capture_output=True, text=True)
+    slips = [line for line in done.stdout.splitlines() if "F82" in line]
+    assert not slips, [(MUTANTS[int(Path(line.partition(":")[0]).stem)].name, line) for line in slips]
 
 
 def test_the_documents_say_how_many():
