@@ -19,13 +19,13 @@ from spec.mixers.base import Parameter, normal, ones, zeros
 def parameter_table(config: ModelConfig) -> tuple[Parameter, ...]:
     """Every parameter of the model, in the order of the forward pass."""
     v, d, f = config.vocab_size, config.d_model, config.d_ff
-    mixer = family(config).parameters(config)
     rows = [Parameter("embedding.weight", (v, d), ("v", "d"), normal, True)]
     for i in range(config.n_layers):
         block = f"blocks.{i}"
+        own, own_config = family(config).of_block(config, i)
         rows += [
             Parameter(f"{block}.mixer_norm.weight", (d,), ("d",), ones, False),
-            *(replace(row, path=f"{block}.mixer.{row.path}") for row in mixer),
+            *(replace(row, path=f"{block}.mixer.{row.path}") for row in own.layer_parameters(own_config, i)),
             Parameter(f"{block}.mlp_norm.weight", (d,), ("d",), ones, False),
             Parameter(f"{block}.mlp.input.weight", (2 * f, d), ("gate | up", "d"), normal, True),
             Parameter(f"{block}.mlp.output.weight", (d, f), ("d", "f"), zeros, True),

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from spec.config import ModelConfig
-from spec.mixers import family
+from spec.mixers import module_name
 from spec.mixers.base import Capabilities
 
 
@@ -20,7 +20,7 @@ def mixer_module(of: ModelConfig | str) -> Any:
     Raises:
         ValueError: an unknown family; names those that are known.
     """
-    return importlib.import_module(f"{__name__}.{family(of).name}")
+    return importlib.import_module(module_name("jax_impl", of))
 
 
 def capabilities(config: ModelConfig, method: str = "auto") -> Capabilities:

@@ -1,35 +1,89 @@
-"""The registry of mixer families: each is a module of this package, found by its name, which nothing else lists."""
+"""The registry of mixer families: modules of this package, and installed packages that offer one, found by their names.
+
+A package from outside has an entry point in the group `liquidnet.mixers`, in its pyproject.toml
+
+    [project.entry-points."liquidnet.mixers"]
+    my_mixer = "my_mixer"
+
+whose name is the family's and whose value is a package with the modules `spec` (with `FAMILY`), `torch_impl` and
+`jax_impl` (each with `Mixer`, METHODS, `choose_method` and `capabilities`), like the files of one family here.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from functools import cache
-from typing import Any
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NamedTuple
 
 from spec.config import ModelConfig, known_fields
 from spec.mixers.base import MixerFamily
 from spec.validation import nearest
 
+GROUP = "liquidnet.mixers"
+NO_FAMILY = ("base", "linear_recurrence")
+"""Modules of this package that are shared by families."""
+
+
+class Registry(NamedTuple):
+    """What was found.
+
+    Args:
+        families: by name, in the order of their `place`, those of this package first.
+        packages: of the families from outside, the package that each is in.
+        broken: families from outside that cannot be used, and why, in one line.
+    """
+
+    families: dict[str, MixerFamily[Any]]
+    packages: dict[str, str]
+    broken: dict[str, str]
+
 
 @cache
+def registry() -> Registry:
+    """Every family that is installed; one from outside that is wrong takes nothing else with it."""
+    modules = [found.name for found in pkgutil.iter_modules(__path__) if found.name not in NO_FAMILY]
+    own = [importlib.import_module(f"{__name__}.{name}").FAMILY for name in modules]
+    found = {one.name: one for one in sorted(own, key=lambda one: (one.place, one.name))}
+    packages: dict[str, str] = {}
+    broken: dict[str, str] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        try:
+            found[point.name] = _from_outside(point, found)
+            packages[point.name] = point.value
+        except Exception as error:  # whatever a stranger's module raises on import: it must not stop anybody else
+            told = str(error).splitlines()[0] if str(error) else ""
+            broken[point.name] = told if isinstance(error, ValueError) else f"{type(error).__name__}: {told}"
+    return Registry(found, packages, broken)
+
+
 def families() -> dict[str, MixerFamily[Any]]:
-    """Every family by name, in the order of their `place`."""
-    modules = [found.name for found in pkgutil.iter_modules(__path__) if found.name != "base"]
-    found = [importlib.import_module(f"{__name__}.{name}").FAMILY for name in modules]
-    return {one.name: one for one in sorted(found, key=lambda one: (one.place, one.name))}
+    """Every family by name, those of this project first."""
+    return registry().families
 
 
 def family(of: ModelConfig | str) -> MixerFamily[Any]:
     """The family of a configuration, or of a name.
 
     Raises:
-        ValueError: no family has this name; names those that are known.
+        ValueError: no family has this name; names those that are known, or says what is wrong with it.
     """
     name = of if isinstance(of, str) else of.family
     if name not in families():
         raise _unknown(name)
     return families()[name]
+
+
+def module_name(backend: str, of: ModelConfig | str) -> str:
+    """Where a backend, `torch_impl` or `jax_impl`, has the mixer of a family, of a configuration or by name.
+
+    Raises:
+        ValueError: an unknown family; names those that are known.
+    """
+    name = family(of).name
+    package = registry().packages.get(name)
+    return f"{backend}.mixers.{name}" if package is None else f"{package}.{backend}"
 
 
 def state_shape(config: ModelConfig, batch_size: int) -> tuple[int, int, int]:
@@ -46,6 +100,30 @@ def config_from_json(value: Any) -> ModelConfig:
     return config(**known_fields(config, value, ignore=("family",)))
 
 
+def _from_outside(point: EntryPoint, known: dict[str, MixerFamily[Any]]) -> MixerFamily[Any]:
+    """The family of an entry point; ValueError in one line where it is none, or takes a name that is taken."""
+    if point.name in known:
+        raise ValueError(f"the name {point.name} is taken; rename the entry point and its family")
+    one = importlib.import_module(f"{point.value}.spec").FAMILY
+    where = f"{point.value}.spec.FAMILY"
+    if isinstance(one, type) or not isinstance(one, MixerFamily):
+        raise ValueError(f"{where} is {one!r}, and must be an instance of a class below spec.mixers.base.MixerFamily")
+    said = [*(name for name in ("name", "title", "operation", "Config", "presets") if not hasattr(one, name))]
+    if said:
+        raise ValueError(f"{type(one).__name__} of {where} lacks {', '.join(said)}; add what MixerFamily asks for")
+    if not point.name == one.name == one.Config.family:
+        names = f"{point.name!r}, {one.name!r} and {one.Config.family!r}"
+        raise ValueError(f"the entry point, FAMILY.name and Config.family of {point.value} must agree, got {names}")
+    owners = {preset: other.name for other in known.values() for preset in other.presets}
+    taken = [preset for preset in one.presets if preset in owners]
+    if taken or not one.presets:
+        told = f"preset {taken[0]} is already {owners[taken[0]]}'s" if taken else "there is no preset"
+        raise ValueError(f"{told}; give {point.name} presets of its own, such as {point.name}-nano")
+    return one
+
+
 def _unknown(name: Any) -> ValueError:
+    if name in registry().broken:
+        return ValueError(f"the installed model family {name!r} cannot be used: {registry().broken[name]}")
     known = ", ".join(families())
     return ValueError(f"unknown model family {name!r}; this version knows {known}{nearest(name, families())}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -141,7 +141,8 @@ class MixerFamily(ABC, Generic[C]):
     """One family of models: its mixer's parameters, mathematics, presets, and what tools ask of it.
 
     A file spec/mixers/NAME.py, or a folder of that name, ends with `FAMILY = MyFamily()`; each backend has the mixer in
-    mixers/NAME.py. Everything else that a model is made of is shared, and nothing else names the family.
+    mixers/NAME.py. From outside it is a package with three modules, see `spec.mixers`. Everything else that a model is
+    made of is shared, and nothing else names the family.
 
     Args:
         name: of the files and of `family` in JSON.
@@ -185,6 +186,20 @@ class MixerFamily(ABC, Generic[C]):
     @abstractmethod
     def state_size(self, config: C) -> int:
         """Numbers of a layer's state, n."""
+
+    def layer_parameters(self, config: C, layer: int) -> tuple[Parameter, ...]:
+        """The rows of one layer: those of `parameters`, unless initial values differ from layer to layer."""
+        return self.parameters(config)
+
+    def of_block(self, config: C, block: int) -> tuple[MixerFamily[Any], ModelConfig]:
+        """Whose mixer a block has, and its configuration: this family's, unless it is made of others."""
+        return self, config
+
+    def small_config(self) -> C:
+        """A model in which the proof takes no time: the first preset's constants, widths of 8, a vocabulary of 13."""
+        first = next(iter(self.presets.values())).config
+        widths = {field.name: 8 for field in fields(first) if field.name.startswith("d_")}
+        return replace(first, **{**widths, "d_ff": 12, "vocab_size": 13, "n_layers": 2, "max_seq_len": 8})
 
     @abstractmethod
     def forward(

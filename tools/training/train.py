@@ -19,7 +19,7 @@ from spec.config import ModelConfig, TrainingConfig, require_integer
 from spec.data import Dataset, next_batch, open_data, validation_batches
 from spec.mixers import families
 from spec.parameters import num_parameters
-from spec.presets import RECIPES, preset
+from spec.presets import PRESETS, RECIPES, preset
 from spec.runtime.engine import Engine
 from spec.runtime.parallel import ParallelContext
 from tools import convert
@@ -50,8 +50,7 @@ class Train:
     """Directory that `liquidnet prepare` wrote."""
     out: Path
     """Directory of the run."""
-    preset: str | None = None
-    """Size and recipe: nano, tiny, small, base, ssm-nano or ssm-small (default: nano)."""
+    preset: Annotated[str | None, tyro.conf.arg(help=f"Size and recipe: {', '.join(PRESETS)} (default: nano).")] = None
     d_model: int | None = None
     """Width, over the preset's."""
     d_ff: int | None = None

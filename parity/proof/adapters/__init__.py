@@ -70,6 +70,7 @@ def tables(name: str) -> tuple[dict[str, tuple[str, ...]], dict[str, Callable], 
     by_name = {
         "rms_norm": lambda config, dtype, _: layers.RMSNorm(config.d_model, config.norm_eps, dtype),
         "swiglu": lambda config, dtype, _: layers.SwiGLU(config, dtype),
+        "mixer": lambda config, dtype, method: mixers.mixer_module(config).Mixer(config, dtype, method),
         "block": lambda config, dtype, method: models.Block(config, dtype, method),
     }
     operations = {

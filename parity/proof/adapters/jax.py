@@ -55,10 +55,11 @@ def function_vjp(function, static, constants, output_gradients, *inputs):
 
 
 @float64_elsewhere
-def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", compute_dtype="float32"):
+def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", compute_dtype="float32", side=None):
     run = _layer_vjp(name, config, method, compute_dtype)
     arrays = _real(inputs, compute_dtype)
-    given = _in(weights, compute_dtype), arrays, masks, _real(gradients, compute_dtype)
+    more = (masks, _side(side, compute_dtype)) if masks else ()
+    given = _in(weights, compute_dtype), arrays, more, _real(gradients, compute_dtype)
     outputs, (grad_weights, grad_inputs) = run(*given)
     return _arrays(*outputs), _arrays(*grad_inputs), {path: np.asarray(grad_weights[path]) for path in weights}
 
@@ -156,10 +157,10 @@ def _layer_vjp(name: str, config: ModelConfig, method: str, compute_dtype: str) 
     graph, variables = nnx.split(LAYERS[name](config, compute_dtype, method), nnx.Param)
 
     @jax.jit
-    def run(weights, inputs, masks, output_gradients):
+    def run(weights, inputs, more, output_gradients):
         def forward(weights, inputs):
             state = nnx.map_state(lambda path, x: x.replace(weights[".".join(map(str, path))]), variables)
-            outputs = nnx.merge(graph, state)(*inputs, *([Masks(*masks)] if masks else []))
+            outputs = nnx.merge(graph, state)(*inputs, *((Masks(*more[0]), more[1]) if more else ()))
             return outputs if isinstance(outputs, tuple) else (outputs,)
 
         return _vjp(forward, (weights, inputs), output_gradients)

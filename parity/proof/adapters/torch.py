@@ -76,10 +76,10 @@ def function_vjp(function, static, constants, output_gradients, *inputs):
     return _vjp(lambda *x: function(NAME, static, fixed, *x), inputs, output_gradients)
 
 
-def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", compute_dtype="float32"):
+def layer_vjp(name, config, weights, inputs, masks, gradients, method="auto", compute_dtype="float32", side=None):
     """(outputs, gradients of the inputs, gradients of the weights by path) of one of LAYERS."""
     layer = LAYERS[name](config, compute_dtype, method)
-    more = [Masks(*_tensors(*masks))] if masks else []
+    more = [Masks(*_tensors(*masks)), _side(side, compute_dtype)] if masks else []
 
     def run(*values):
         given = dict(zip(weights, values[len(inputs) :], strict=True))

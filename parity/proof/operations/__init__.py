@@ -17,11 +17,12 @@ import numpy as np
 
 from parity.proof import adapters
 from parity.proof.bounds import assert_within
+from parity.proof.operations import mixers
 from parity.proof.operations.base import Arrays, Operation, SelfTest
 from parity.proof.operations.layers import AdamW, CrossEntropy, RMSNorm, Scan, SwiGLU
 from spec.mixers import families
 
-__all__ = ["OPERATIONS", "Operation", "SelfTest", "check", "expected", "self_tests"]
+__all__ = ["OPERATIONS", "Operation", "SelfTest", "check", "expected", "operations_of", "self_tests"]
 
 
 def of_families() -> dict[str, Any]:
@@ -30,9 +31,15 @@ def of_families() -> dict[str, Any]:
     return {name: importlib.import_module(f"{__name__}.{name}") for name in families() if name in found}
 
 
+def operations_of(name: str) -> tuple[Operation, ...]:
+    """What is proved of a family: what its own module here says, else its mixer and the model around it."""
+    own = of_families().get(name)
+    return mixers.operations_of(name) if own is None else tuple(kind() for kind in own.OPERATIONS)
+
+
 SHARED = (Scan, RMSNorm, SwiGLU, CrossEntropy, AdamW)
-KINDS = (*SHARED, *(kind for module in of_families().values() for kind in module.OPERATIONS))
-OPERATIONS: dict[str, Operation] = {kind.name: kind() for kind in KINDS}
+OPERATIONS: dict[str, Operation] = {kind.name: kind() for kind in SHARED}
+OPERATIONS |= {one.name: one for name in families() for one in operations_of(name)}
 
 
 def self_tests() -> dict[str, SelfTest]:

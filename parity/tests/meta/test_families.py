@@ -29,6 +29,7 @@ PACKAGES = ("spec", "torch_impl", "jax_impl", "parity/proof", "parity/suite", "t
 
 # `liquidnet` is the project's name as well: these say it of the project.
 OF_THE_PROJECT = {
+    "spec/mixers/__init__.py": "the group of entry points",
     "tools/data/hub.py": "the folder of its downloads",
     "tools/plot/figure.py": "what its SVG files are salted with",
     "tools/training/selftest.py": "the folder of its verdicts",
@@ -40,6 +41,7 @@ EXCEPTIONS = {
     "torch_impl/__init__.py": "public names",
     "jax_impl/__init__.py": "public names",
     "tools/bench/command.py": "the flag --liquid-ssm",
+    "tools/bench/peers.py": "a kernel of another project",
     "tools/bench/liquid_ssm_solvers.py": "the bench of one family's own methods",
     "parity/suite/mutants/catalogue.py": "the file of faults planted in one family",
     "parity/suite/compiled/triton/problem.py": "the truth of the fused kernels, which one family has",
@@ -130,7 +132,7 @@ def test_a_planted_name_is_found(source: str, count: int) -> None:
     assert named("spec/mixers/liquid_ssm/more.py", source) == named("jax_impl/mixers/liquidnet.py", source) == []
 
 
-UNKNOWN = "unknown model family 'liquid_nte'; this version knows liquidnet, liquid_ssm; did you mean 'liquidnet'"
+UNKNOWN = "unknown model family 'liquid_nte'; this version knows liquidnet, liquid_ssm.*; did you mean 'liquidnet'"
 
 
 @dataclass(frozen=True)

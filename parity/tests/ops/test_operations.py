@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from parity.proof import adapters, interpreted_kernels
 from parity.proof.bounds import WORST, in_units
 from parity.proof.operations import OPERATIONS, check, expected, liquid_ssm
+from parity.proof.operations.models import Model
 from parity.proof.problems.cases import NANO, NANO_BLOCK, AdamWCase, LayerCase, ScanCase
 from parity.proof.problems.strategies import CASES
 from parity.suite.report.sweep import IMPORTS
@@ -121,10 +122,11 @@ NANO_CASES = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ("model", "ssm_model")])
+@pytest.mark.parametrize("name", [name for name, one in OPERATIONS.items() if not isinstance(one, Model)])
 def test_each_bound_is_tight_at_the_shapes_of_nano(name):
     """A bound that nothing comes near would let mistakes through: more than 1/30 of it is used; the report has more."""
-    usual = [LayerCase((2, 31), values, 1, NANO) for values in ("normal", "small", "absorbed")]
+    nano = getattr(OPERATIONS[name], "nano", NANO)
+    usual = [LayerCase((2, 31), values, 1, nano) for values in ("normal", "small", "absorbed")]
     usual = [case for case in usual if case.values != "absorbed" or name in ("rms_norm", "swiglu", "cross_entropy")]
     here = [backend for backend in adapters.FRAMEWORKS if not adapters.missing(backend)]
     if not here:
