@@ -25,6 +25,7 @@ DIGESTS = {
     ("base", 0): "fb1009913cf1d999f10db4685da1d903c8d7352f677e3753814f2b43618035e3",
     ("ssm-nano", 0): "f3d3171afcd653180500b5bda710a74728b9639ff423445350b360decbfe6db9",
     ("ssm-small", 0): "4686391d310ba911c6a013c08f60927b61216f3ddb7a6b7dfaed607eddc11ba0",
+    ("mingru-nano", 0): "917e8f544fec309ed45cac4088bb7b2ec0c57aae747fbb40d7c3d411bc9fcba8",
 }
 PARAMETERS = {"tiny": 11_568_768, "small": 29_922_816, "base": 104_676_864, "ssm-small": 28_341_120}
 
