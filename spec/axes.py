@@ -1,6 +1,7 @@
 """One lower-case letter an axis, the same in einsum strings, array suffixes and shape annotations.
 
     b batch   t time   d model width   n state width   f MLP width   v vocabulary   c chunk   l layer
+    k taps of a convolution
 
 `decay_btd` is an array of shape (b, t, d); `Float[Array, BTD]` annotates it.
 """
@@ -13,6 +14,7 @@ BTV = "b t v"
 LBN = "l b n"
 D = "d"
 VD = "v d"
+KD = "k d"
 SCALAR = ""
 # Tokens of all rows in one line, and with any leading axes.
 N = "n"

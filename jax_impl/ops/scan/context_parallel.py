@@ -81,6 +81,22 @@ def _backward(scan, adjoint, group, saved, gradients):
 context_parallel_scan.defvjp(_forward, _backward)
 
 
+def context_parallel_shift(states_btd: Array, state_bd: Array, group: str) -> Array:
+    """What stands before each token of a stretch, [b, t, d]: h_{t-1}, the first from the stretch before it.
+
+    One exchange of b d numbers between neighbours in either direction.
+
+    Args:
+        states_btd: h_t of this stretch.
+        state_bd: h_{-1} of the whole sequence; that of the first device counts.
+        group: name of the axis of a mesh, inside `jax.shard_map`.
+    """
+    neighbours = [(i, i + 1) for i in range(jax.lax.axis_size(group) - 1)]
+    last_bd = jax.lax.ppermute(states_btd[:, -1], group, neighbours)
+    before_bd = jnp.where(jax.lax.axis_index(group) == 0, state_bd, last_bd)
+    return jnp.concatenate([before_bd[:, None], states_btd[:, :-1]], axis=1)
+
+
 def _fold(product_rbd: Array, end_rbd: Array, value_bd: Array, counts_r: Array) -> Array:
     """h -> product h + end, one stretch after another, of those that count."""
     for product_bd, end_bd, counts in zip(product_rbd, end_rbd, counts_r, strict=True):

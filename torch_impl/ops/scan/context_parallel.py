@@ -83,6 +83,38 @@ class _ContextParallelScan(torch.autograd.Function):
         return grad_decay, grad_drive, grad_state if rank == 0 else none_bd, None, None, None
 
 
+def context_parallel_shift(states_btd: Tensor, state_bd: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """What stands before each token of a stretch, [b, t, d]: h_{t-1}, the first from the stretch before it.
+
+    One all_gather of b d numbers in either direction.
+
+    Args:
+        states_btd: h_t of this stretch.
+        state_bd: h_{-1} of the whole sequence; that of the first process counts.
+        group: the processes that share the sequence.
+    """
+    return _ContextParallelShift.apply(states_btd, state_bd, group)
+
+
+class _ContextParallelShift(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, states_btd, state_bd, group):
+        ctx.group, rank = group, dist.get_rank(group)
+        last_rbd = _gather(states_btd[:, -1], group)
+        before_bd = state_bd if rank == 0 else last_rbd[rank - 1]
+        return torch.cat([before_bd[:, None], states_btd[:, :-1]], dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_btd):
+        rank, first_bd = dist.get_rank(ctx.group), grad_btd[:, 0]
+        first_rbd = _gather(first_bd, ctx.group)
+        none_bd = torch.zeros_like(first_bd)
+        after_bd = first_rbd[rank + 1] if rank + 1 < len(first_rbd) else none_bd
+        grad_states = torch.cat([grad_btd[:, 1:], after_bd[:, None]], dim=1)
+        return grad_states, first_bd if rank == 0 else none_bd, None
+
+
 def _fold(product_rbd: Tensor, end_rbd: Tensor, value_bd: Tensor) -> Tensor:
     """h -> product h + end, one stretch after another."""
     for product_bd, end_bd in zip(product_rbd, end_rbd, strict=True):
