@@ -27,6 +27,7 @@ DIGESTS = {
     ("ssm-small", 0): "4686391d310ba911c6a013c08f60927b61216f3ddb7a6b7dfaed607eddc11ba0",
     ("mingru-nano", 0): "917e8f544fec309ed45cac4088bb7b2ec0c57aae747fbb40d7c3d411bc9fcba8",
     ("hgrn-nano", 0): "431af8de795586ad8a611e8fd738337d4ca9d7dbdb9005bacff351bdcc8aff70",
+    ("rglru-nano", 0): "13fbf11f9372f2c8d2118b04c2dd8fe7b4d7f89b4cdadf6298e698bc3214f635",
 }
 PARAMETERS = {"tiny": 11_568_768, "small": 29_922_816, "base": 104_676_864, "ssm-small": 28_341_120}
 
