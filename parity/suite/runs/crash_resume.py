@@ -52,6 +52,8 @@ class Kills:
     """Backend that trains."""
     ranks: int = 1
     """Processes that train together (torch alone)."""
+    preset: str = "nano"
+    """Preset of the model, narrowed."""
     stream: bool = False
     """Train on contiguous text, states carried from step to step."""
     data: Path | None = None
@@ -171,7 +173,7 @@ def command(options: Kills, data: Path, out: Path, seed: int, steps: int, *more:
     if options.ranks > 1:
         launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(options.ranks), "-m"]
     flags = ("--data", str(data), "--out", str(out), "--seed", str(seed), "--steps", str(steps))
-    flags = (*flags, *MODEL, *CHECKPOINTS, *EVALUATIONS)
+    flags = (*flags, "--preset", options.preset, *MODEL, *CHECKPOINTS, *EVALUATIONS)
     return [*launcher, f"{options.backend}_impl.train", *flags, *(("--stream",) if options.stream else ()), *more]
 
 

@@ -26,7 +26,7 @@ from parity.proof.adapters import SCAN_RESULTS
 from parity.proof.operations.base import cast
 from parity.proof.problems.cases import ScanCase
 from parity.suite.runs.segment import SCAN_CASES, TRAINING, Results, Segment, evaluated, repeats_after_a_restart, save
-from parity.suite.runs.trajectory_drift import SMALL, SMALL_SSM
+from parity.suite.runs.trajectory_drift import OTHERS, SMALL, SMALL_SSM
 from spec.config import ModelConfig, TrainingConfig
 from tools.xla import hlo
 from tools.xla.count import count
@@ -64,6 +64,7 @@ ALONE = Layout()
 SHORT = (Layout(2, 2, 2), Layout(1, 4, 1, 2))
 LAYOUTS = (Layout(8), Layout(1, 8), Layout(2, 4), Layout(2, 2, 2), Layout(1, 1, 8), Layout(2, 1, 2), Layout(1, 4, 1, 2))
 TOGETHER = (Layout(8), Layout(2, 4), Layout(2, 2, 2), Layout(1, 1, 8))
+OTHER_LAYOUTS = (Layout(1, 1, 2), Layout(2, 2, 2))
 SSM_LAYOUTS = (Layout(8), Layout(2, 4, 1, 1))
 CHAIN = (Layout(2, 2, 2), ALONE, Layout(8), Layout(1, 4, 2), Layout(1, 2))
 
@@ -79,6 +80,13 @@ def with_noise(found: Results) -> None:
     """A few steps of a model that explores, with noise, in some layouts."""
     for layout in (ALONE, *SSM_LAYOUTS):
         found[f"ssm {layout.name}"] = {"losses": layout.segment(model=SMALL_SSM).train(SSM_STEPS)[0].tolist()}
+
+
+def others(found: Results) -> None:
+    """A few steps of every other family, time cut in two, alone and beside copies and parts of the parameters."""
+    for name, model in OTHERS.items():
+        for layout in (ALONE, *OTHER_LAYOUTS):
+            found[f"{name} {layout.name}"] = {"losses": layout.segment(model=model).train(SSM_STEPS)[0].tolist()}
 
 
 def chain(found: Results, stream: bool) -> None:
@@ -194,6 +202,7 @@ def main(out: Path, short: bool) -> None:
     else:
         curves(found, (ALONE, *LAYOUTS))
         with_noise(found)
+        others(found)
         for stream in (False, True):
             chain(found, stream)
         restart(found, Layout(2, 2, 2))

@@ -31,7 +31,7 @@ from parity.suite.runs.segment import (
     save,
 )
 from parity.suite.runs.trajectories import MODEL
-from parity.suite.runs.trajectory_drift import SMALL, SMALL_SSM
+from parity.suite.runs.trajectory_drift import OTHERS, SMALL, SMALL_SSM
 from spec.config import ModelConfig, TrainingConfig
 from torch_impl.mixers import capabilities
 from torch_impl.ops.scan import METHODS as SCANS
@@ -80,6 +80,7 @@ LAYOUTS = (
     Layout(2, "fsdp", 1, 4),
     Layout(1, "ddp", 1, 5),
 )
+OTHER_LAYOUTS = (Layout(2), Layout(2, "ddp", 2), Layout(2, "fsdp"))
 SSM_LAYOUTS, SSM_STEPS = (Layout(2), Layout(3, "fsdp"), Layout(2, "fsdp", 1, 4)), 6
 CHAIN = (Layout(4, "fsdp"), ALONE, Layout(3), Layout(2, "ddp", 2), Layout(2, "fsdp"))
 
@@ -114,6 +115,16 @@ def with_noise(found: Results) -> None:
     for layout, context in taking_part((ALONE, *SSM_LAYOUTS)):
         losses, _ = segment(layout, context, TRAINING, SMALL_SSM).train(SSM_STEPS)
         found[f"ssm {layout.name}"] = {"losses": losses.tolist()}
+
+
+def others(found: Results) -> None:
+    """A few steps of every other family, streams among them, in some layouts."""
+    for name, model in OTHERS.items():
+        for stream in (False, True):
+            training = replace(TRAINING, stream=stream)
+            for layout, context in taking_part((ALONE, *OTHER_LAYOUTS)):
+                losses, _ = segment(layout, context, training, model).train(SSM_STEPS)
+                found[f"{name} {'stream ' if stream else ''}{layout.name}"] = {"losses": losses.tolist()}
 
 
 def chain(found: Results, stream: bool) -> None:
@@ -251,6 +262,7 @@ def main(out: Path) -> None:
     found: Results = {}
     curves(found)
     with_noise(found)
+    others(found)
     for stream in (False, True):
         chain(found, stream)
     restarts(found)

@@ -13,10 +13,20 @@ pytest.importorskip("jax", reason="meshes are JAX's")
 
 from parity.proof.bounds import assert_within
 from parity.proof.operations import OPERATIONS
-from parity.suite.runs.distributed_jax import ALONE, CHAIN, DEVICES, LAYOUTS, SSM_LAYOUTS, SSM_STEPS, STEPS, TOGETHER
+from parity.suite.runs.distributed_jax import (
+    ALONE,
+    CHAIN,
+    DEVICES,
+    LAYOUTS,
+    OTHER_LAYOUTS,
+    SSM_LAYOUTS,
+    SSM_STEPS,
+    STEPS,
+    TOGETHER,
+)
 from parity.suite.runs.launch import finish, start
 from parity.suite.runs.segment import SCAN_CASES, TRAINING, digest
-from parity.suite.runs.trajectory_drift import SMALL, SMALL_SSM, bounded_run, story_data
+from parity.suite.runs.trajectory_drift import OTHERS, SMALL, SMALL_SSM, bounded_run, story_data
 from spec.data import next_batch
 from spec.runtime.parallel import ParallelContext
 
@@ -76,6 +86,14 @@ def test_a_liquid_ssm_stays_within_the_bound_of_one_device(found, layout):
     exact, bound = bounded_run(story_data(), SSM_STEPS, TRAINING, model=SMALL_SSM)
     for name in (ALONE.name, layout.name):
         assert (np.abs(np.array(found[f"ssm {name}"]["losses"])[:, 0] - exact) <= bound).all(), name
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_family_stays_within_the_bound_of_one_device(found, name):
+    exact, bound = bounded_run(story_data(), SSM_STEPS, TRAINING, model=OTHERS[name])
+    for layout in (ALONE, *OTHER_LAYOUTS):
+        losses = np.array(found[f"{name} {layout.name}"]["losses"])[:, 0]
+        assert (np.abs(losses - exact) <= bound).all(), layout.name
 
 
 def test_every_mesh_sees_the_same_tokens(found):

@@ -17,9 +17,18 @@ pytest.importorskip("torch", reason="torchrun is PyTorch's")
 from parity.proof.bounds import assert_within
 from parity.proof.operations import OPERATIONS
 from parity.suite.runs import distributed_torch
-from parity.suite.runs.distributed_torch import ALONE, CHAIN, LAYOUTS, PROCESSES, SSM_LAYOUTS, SSM_STEPS, STEPS
+from parity.suite.runs.distributed_torch import (
+    ALONE,
+    CHAIN,
+    LAYOUTS,
+    OTHER_LAYOUTS,
+    PROCESSES,
+    SSM_LAYOUTS,
+    SSM_STEPS,
+    STEPS,
+)
 from parity.suite.runs.segment import SCAN_CASES, TRAINING, digest
-from parity.suite.runs.trajectory_drift import SMALL_SSM, bounded_run, story_data
+from parity.suite.runs.trajectory_drift import OTHERS, SMALL_SSM, bounded_run, story_data
 from spec.checkpoint.sharded import join_shards
 from spec.data import next_batch
 from spec.runtime.parallel import ParallelContext
@@ -77,6 +86,20 @@ def test_a_liquid_ssm_stays_within_the_bound_of_one_process(found, layout, repor
         for name in (ALONE.name, layout.name)
     }
     report(f"Liquid SSM, {SSM_STEPS} steps: " + ", ".join(f"{name} at {u:.2f}" for name, u in units.items()))
+    assert max(units.values()) <= 1.0
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["windows", "stream"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_family_stays_within_the_bound_of_one_process(found, name, stream, report):
+    """Copies, parts of the parameters, and time cut in two."""
+    training = replace(TRAINING, stream=stream)
+    exact, bound = bounded_run(story_data(), SSM_STEPS, training, model=OTHERS[name])
+    units = {}
+    for layout in (ALONE, *OTHER_LAYOUTS):
+        losses = found[f"{name} {'stream ' if stream else ''}{layout.name}"]["losses"]
+        units[layout.name] = float((np.abs(np.array(losses)[:, 0] - exact) / bound).max())
+    report(f"{name}, {SSM_STEPS} steps: " + ", ".join(f"{layout} at {u:.2f}" for layout, u in units.items()))
     assert max(units.values()) <= 1.0
 
 

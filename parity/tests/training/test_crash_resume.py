@@ -21,22 +21,36 @@ from parity.suite.runs.crash_resume import (
     steps_of,
     summary,
 )
+from parity.suite.runs.trajectory_drift import OTHERS
 from spec.checkpoint.format import write_checkpoint
+from spec.mixers import families
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("backend, ranks, kills", [("torch", 1, 4), ("torch", 2, 2), ("jax", 1, 4)])
-def test_a_run_killed_again_and_again_comes_to_the_same_bits(backend, ranks, kills, small_data, tmp_path, report):
+@pytest.mark.parametrize(
+    "backend, ranks, kills, preset",
+    [
+        ("torch", 1, 4, "nano"),
+        ("torch", 2, 2, "nano"),
+        ("jax", 1, 4, "nano"),
+        *(("torch", 1, 2, next(iter(families()[name].presets))) for name in OTHERS),
+    ],
+)
+def test_a_run_killed_again_and_again_comes_to_the_same_bits(
+    backend, ranks, kills, preset, small_data, tmp_path, report
+):
     pytest.importorskip(backend, reason=f"{backend} is not installed")
-    asked = Kills(kills=kills, backend=backend, ranks=ranks, data=small_data, json=tmp_path / "kills.json")
+    asked = Kills(
+        kills=kills, backend=backend, ranks=ranks, preset=preset, data=small_data, json=tmp_path / "kills.json"
+    )
     assert main(asked) == 0
-    table = json.loads((tmp_path / "kills.json").read_text())
+    table = json.loads(kept.read_text())
     assert table["identical"] and not table["differences"] and table["backend"] == backend
     assert set(table["kills"]) == {*PLACES} and sum(table["kills"].values()) == kills
     assert table["restarts"] == kills and table["runs"] >= 1 and table["steps_done_again"] >= 0
     assert table["steps"] == table["runs"] * steps_of(kills)
     places, again = ", ".join(f"{count} {place}" for place, count in table["kills"].items()), table["steps_done_again"]
-    report(f"{backend}, {ranks} process(es): killed {places}; {again} steps done again, the same bits")
+    report(f"{backend}, {preset}, {ranks} process(es): killed {places}; {again} steps done again, the same bits")
 
 
 def test_a_failed_start_is_reported(tmp_path, capsys):
