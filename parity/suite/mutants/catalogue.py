@@ -25,6 +25,7 @@ SUBJECTS = (
     "sharded",
     "distributed",
     "liquid_ssm",
+    "mixers",
     "sessions",
     "user_facing",
 )

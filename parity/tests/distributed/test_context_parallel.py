@@ -9,15 +9,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-pytest.importorskip("torch", reason="only PyTorch cuts time between processes")
+torch = pytest.importorskip("torch", reason="only PyTorch cuts time between processes")
 
 from parity.proof.adapters import torch as torch_adapter
-from parity.proof.bounds import assert_within
+from parity.proof.bounds import assert_within, double_bound
 from parity.proof.operations import OPERATIONS
 from parity.proof.operations.base import cast
 from parity.proof.problems.cases import ScanCase
 from spec.data import BatchShard
+from spec.mixers.base import Masks
+from spec.reference.convolution import short_convolution, short_convolution_adjoint
 from torch_impl.ops.scan import context_parallel
+from torch_impl.ops.short_convolution import short_convolution as torch_short_convolution
 
 CASES = tuple(
     ScanCase((2, t, 3), decays, "normal", resets, padding, seed)
@@ -111,6 +114,38 @@ def test_each_direction_sends_two_numbers_a_channel_once():
     group = Threads(3)
     cut_scan(CASES[2], "sequential", "float32", group)
     assert group.sent == [[2 * 2 * 3, 2 * 2 * 3]] * 3
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_short_convolution_is_that_of_the_whole(size):
+    """Its registers cross the cuts, around resets and padding, forward and in every gradient; in float64."""
+    random, shape, taps = np.random.default_rng(size), (2, 11, 3), 4
+    x, grad_y = random.standard_normal((2, *shape))
+    weight, bias = random.standard_normal((taps, 3)), random.standard_normal(3)
+    history, grad_last = random.standard_normal((2, 2, (taps - 1) * 3))
+    masks = Masks(random.random(shape[:2]) < 0.2, random.random(shape[:2]) < 0.2)
+    y, last, saved = short_convolution(x, weight, bias, history, masks)
+    names = ("x", "weight", "bias", "history")
+    gradients = short_convolution_adjoint(saved, grad_y, grad_last)
+    truth = {"y": y, "last": last, **dict(zip(names, gradients, strict=True))}
+
+    def work(rank):
+        cut = BatchShard(column=rank, columns=size).of_columns(shape[1])
+        leaves = [torch.tensor(array, requires_grad=True) for array in (x[:, cut], weight, bias, history)]
+        own = Masks(*(torch.tensor(mask[:, cut]) for mask in masks))
+        found_y, found_last = torch_short_convolution(*leaves, own)
+        # Each has the whole last state: the objective counts it once.
+        of_last = torch.tensor(grad_last) if rank == 0 else torch.zeros_like(found_last)
+        of = torch.autograd.grad((found_y, found_last), leaves, (torch.tensor(grad_y[:, cut]), of_last))
+        return [array.detach().numpy() for array in (found_y, found_last, *of)]
+
+    group = Threads(size)
+    with context_parallel.time_sharded(group):
+        parts = group.run(work)
+    ys, lasts, grad_xs, *others = zip(*parts, strict=True)
+    found = {"y": np.concatenate(ys, axis=1), "last": lasts[0], "x": np.concatenate(grad_xs, axis=1)}
+    found |= {name: np.sum(arrays, axis=0) for name, arrays in zip(names[1:], others, strict=True)}
+    assert_within(found, truth, {name: double_bound(exact) for name, exact in truth.items()}, f"cut in {size}")
 
 
 def test_only_inside_is_time_shared():

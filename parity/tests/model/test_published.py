@@ -9,7 +9,7 @@ import numpy as np
 from spec.mixers import family
 from spec.mixers.base import NO_MASKS
 from spec.mixers.hgrn import forget_gates
-from spec.mixers.rg_lru import softplus
+from spec.mixers.rg_lru import gates_of, softplus
 from spec.presets import PRESETS
 from spec.reference.scan import scan, scan_adjoint
 
@@ -71,6 +71,9 @@ def test_nothing_is_lost_where_a_decay_is_almost_one():
     forget, one_minus_forget = forget_gates(np.array([40.0]), np.array([0.0]))
     assert forget == 1.0
     np.testing.assert_allclose(one_minus_forget, 0.5 * np.exp(-40.0), rtol=1e-15)
+    gates = gates_of(np.array([-30.0, 0.0]), np.array([7.0]))
+    np.testing.assert_allclose(gates.scale**2, -np.expm1(2.0 * gates.log_decay), rtol=1e-14)
+    assert 0.0 < gates.scale < 1e-6
     own, weights = family("rg_lru"), {"gates.bias": np.array([-30.0, 0.0]), "decay_logit": np.array([7.0])}
     rate = own.decay_rates(weights, PRESETS["rglru-nano"])
     np.testing.assert_allclose(rate, 8.0 * np.log1p(np.exp(-7.0)) * np.exp(-30.0), rtol=1e-12)

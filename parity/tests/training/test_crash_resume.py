@@ -44,7 +44,7 @@ def test_a_run_killed_again_and_again_comes_to_the_same_bits(
         kills=kills, backend=backend, ranks=ranks, preset=preset, data=small_data, json=tmp_path / "kills.json"
     )
     assert main(asked) == 0
-    table = json.loads(kept.read_text())
+    table = json.loads((tmp_path / "kills.json").read_text())
     assert table["identical"] and not table["differences"] and table["backend"] == backend
     assert set(table["kills"]) == {*PLACES} and sum(table["kills"].values()) == kills
     assert table["restarts"] == kills and table["runs"] >= 1 and table["steps_done_again"] >= 0
