@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from parity.proof import adapters
 from parity.proof.bounds import assert_within
 from parity.proof.operations import expected
 from parity.proof.problems.cases import ModelCase
+from parity.suite.runs.trajectory_drift import OTHERS
 from spec import LiquidNetConfig
 from spec.checkpoint.format import read_checkpoint
 from spec.config import TrainingConfig
 from spec.data import Batch, open_data
+from spec.mixers import families
 from tools.cli.main import main
 from tools.training import train as shell
 from tools.training.run_dir import RunDir
@@ -24,6 +27,7 @@ from tools.training.run_dir import RunDir
 torch = pytest.importorskip("torch", reason="JAX compiles everywhere")
 engines = adapters.load_module("torch", "training.engine")
 models = adapters.load_module("torch", "model")
+capabilities = adapters.load_module("torch", "mixers").capabilities
 DEVICE = adapters.load_module("torch", "ops.devices").default_device()
 
 # Dynamo's own way with an autograd.Function, in torch 2.13.
@@ -50,17 +54,26 @@ def without_a_compiler(monkeypatch):
 
 @pytest.mark.parametrize("method, loss_method, remat", CHOICES)
 def test_the_loss_is_one_graph(without_a_compiler, method, loss_method, remat):
+    one_graph("model", CONFIG, method, loss_method, remat)
+
+
+@pytest.mark.parametrize("name", [name for name, config in OTHERS.items() if capabilities(config).compile])
+def test_the_loss_of_every_family_that_says_so_is_one_graph(without_a_compiler, name):
+    one_graph(f"{name}_model", replace(families()[name].small_config(), n_layers=1))
+
+
+def one_graph(operation, config, method="auto", loss_method="auto", remat=False):
     """`fullgraph` raises at a graph break; loss, states and every gradient are within the bounds of the model."""
-    case = ModelCase(9, "some", "left", "some", False, 3, config=CONFIG)
-    truth, bound = expected("model", case, "float32")
-    net = models.build(CONFIG, method=method, remat=remat, loss_method=loss_method).to(DEVICE)
+    case = ModelCase(9, "some", "left", "some", False, 3, config=config)
+    truth, bound = expected(operation, case, "float32")
+    net = models.build(config, method=method, remat=remat, loss_method=loss_method).to(DEVICE)
     adapters.load_module("torch", "checkpoint.native").load_parameters(net, case.parameters)
     tokens, labels, states, resets, padding, of_last = (torch.tensor(x, device=DEVICE) for x in case.arrays())
     loss_of = torch.compile(net.loss, fullgraph=True, dynamic=False)
     rows = 5 if loss_method == "chunked" else None
     try:
         with adapters.chunk_logits(
-            adapters.load_module("torch", "ops.cross_entropy"), rows and rows * CONFIG.vocab_size
+            adapters.load_module("torch", "ops.cross_entropy"), rows and rows * config.vocab_size
         ):
             loss, last = loss_of(tokens, labels, states.requires_grad_(), resets, padding)
     except NotImplementedError as error:
@@ -70,7 +83,7 @@ def test_the_loss_is_one_graph(without_a_compiler, method, loss_method, remat):
     results = {"loss": loss.detach().cpu().numpy(), "last beside the loss": last.detach().cpu().numpy()}
     results |= {path: gradient.cpu().numpy() for path, gradient in gradients.items()}
     wanted = {name: truth[name] for name in results}
-    assert_within(results, wanted, bound, "model, float32, torch compiled")
+    assert_within(results, wanted, bound, f"{operation}, float32, torch compiled")
 
 
 def steps(compiled: bool, count: int = 3) -> tuple[list, dict]:
