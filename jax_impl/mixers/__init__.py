@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from spec.config import ModelConfig
-from spec.mixers import module_name
+from spec.mixers import backend_module
 from spec.mixers.base import Capabilities
 
 
@@ -18,9 +17,9 @@ def mixer_module(of: ModelConfig | str) -> Any:
     family's language model is called in a way of its own.
 
     Raises:
-        ValueError: an unknown family; names those that are known.
+        ValueError: an unknown family, names those that are known; or one from outside that is wrong, says how.
     """
-    return importlib.import_module(module_name("jax_impl", of))
+    return backend_module("jax_impl", of)
 
 
 def capabilities(config: ModelConfig, method: str = "auto") -> Capabilities:

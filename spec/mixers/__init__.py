@@ -15,6 +15,7 @@ import importlib
 import pkgutil
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from spec.config import ModelConfig, known_fields
@@ -24,6 +25,9 @@ from spec.validation import nearest
 GROUP = "liquidnet.mixers"
 NO_FAMILY = ("base", "linear_recurrence")
 """Modules of this package that are shared by families."""
+FAMILY_HAS = ("name", "title", "operation", "Config", "presets", "activations", "recurrence")
+BACKEND_HAS = ("Mixer", "METHODS", "choose_method", "capabilities")
+"""What a backend's module of a family has."""
 
 
 class Registry(NamedTuple):
@@ -53,8 +57,7 @@ def registry() -> Registry:
             found[point.name] = _from_outside(point, found)
             packages[point.name] = point.value
         except Exception as error:  # whatever a stranger's module raises on import: it must not stop anybody else
-            told = str(error).splitlines()[0] if str(error) else ""
-            broken[point.name] = told if isinstance(error, ValueError) else f"{type(error).__name__}: {told}"
+            broken[point.name] = told(error)
     return Registry(found, packages, broken)
 
 
@@ -86,6 +89,44 @@ def module_name(backend: str, of: ModelConfig | str) -> str:
     return f"{backend}.mixers.{name}" if package is None else f"{package}.{backend}"
 
 
+def backend_module(backend: str, of: ModelConfig | str) -> ModuleType:
+    """A backend's module of a family, of a configuration or by name, imported.
+
+    Raises:
+        ValueError: an unknown family; or one from outside whose module cannot be imported or lacks one of BACKEND_HAS.
+    """
+    name = module_name(backend, of)
+    if family(of).name not in registry().packages:
+        return importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:
+        raise ValueError(f"{name} cannot be imported: {told(error)}; mend it, or uninstall its package") from error
+    lacks = [one for one in BACKEND_HAS if not hasattr(module, one)]
+    if lacks:
+        raise ValueError(
+            f"{name} lacks {', '.join(lacks)}; a backend's module of a family has {', '.join(BACKEND_HAS)}"
+        )
+    return module
+
+
+def unusable(backend: str) -> dict[str, str]:
+    """Families from outside whose module of a backend cannot be used, and why, in one line."""
+    found: dict[str, str] = {}
+    for name in registry().packages:
+        try:
+            backend_module(backend, name)
+        except ValueError as error:
+            found[name] = str(error)
+    return found
+
+
+def told(error: Exception) -> str:
+    """The first line of an error, with its kind where it is none that was written for people."""
+    line = str(error).splitlines()[0] if str(error) else ""
+    return line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}"
+
+
 def state_shape(config: ModelConfig, batch_size: int) -> tuple[int, int, int]:
     """Shape of a model's states, [l, b, n]."""
     return config.n_layers, batch_size, family(config).state_size(config)
@@ -108,17 +149,23 @@ def _from_outside(point: EntryPoint, known: dict[str, MixerFamily[Any]]) -> Mixe
     where = f"{point.value}.spec.FAMILY"
     if isinstance(one, type) or not isinstance(one, MixerFamily):
         raise ValueError(f"{where} is {one!r}, and must be an instance of a class below spec.mixers.base.MixerFamily")
-    said = [*(name for name in ("name", "title", "operation", "Config", "presets") if not hasattr(one, name))]
-    if said:
-        raise ValueError(f"{type(one).__name__} of {where} lacks {', '.join(said)}; add what MixerFamily asks for")
+    lacks = [name for name in FAMILY_HAS if not hasattr(one, name)]
+    if lacks:
+        raise ValueError(f"{type(one).__name__} of {where} lacks {', '.join(lacks)}; add what MixerFamily asks for")
     if not point.name == one.name == one.Config.family:
         names = f"{point.name!r}, {one.name!r} and {one.Config.family!r}"
         raise ValueError(f"the entry point, FAMILY.name and Config.family of {point.value} must agree, got {names}")
+    if one.operation != one.name:
+        raise ValueError(f"FAMILY.operation of {point.value} must be {one.name!r}, got {one.operation!r}")
     owners = {preset: other.name for other in known.values() for preset in other.presets}
     taken = [preset for preset in one.presets if preset in owners]
     if taken or not one.presets:
         told = f"preset {taken[0]} is already {owners[taken[0]]}'s" if taken else "there is no preset"
         raise ValueError(f"{told}; give {point.name} presets of its own, such as {point.name}-nano")
+    try:
+        one.small_config()  # what the proof begins with
+    except Exception as error:
+        raise ValueError(f"small_config of {where} fails: {told(error)}; override it with widths that fit") from error
     return one
 
 

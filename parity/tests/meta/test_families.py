@@ -3,26 +3,20 @@
 import ast
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import pytest
 
-from parity.proof import adapters
-from parity.proof.problems.cases import perturbed_parameters
-from parity.proof.problems.complex_step import complex_step
+from parity.proof import adapters, family_checks
 from spec.checkpoint.checksums import checksums, sha256
 from spec.checkpoint.format import Checkpoint, read_checkpoint, write_checkpoint
 from spec.config import ModelConfig, config_to_json
-from spec.init import initial_parameters, stream
-from spec.mixers import config_from_json, families, family, state_shape
-from spec.mixers.base import NO_MASKS, Masks
+from spec.init import initial_parameters
+from spec.mixers import config_from_json, families, family
 from spec.parameters import parameter_table
-from spec.presets import PRESETS, RECIPES
-from spec.reference import activations, forward
-from spec.reference.blocks import within
+from spec.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("spec", "torch_impl", "jax_impl", "parity/proof", "parity/suite", "tools")
@@ -152,7 +146,7 @@ def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path) -> None:
     for ask in (parameter_table, initial_parameters, family, lambda config: config_from_json(config_to_json(config))):
         with pytest.raises(ValueError, match=UNKNOWN):
             ask(UnknownConfig())
-    config = small(next(iter(families())))
+    config = next(iter(families().values())).small_config()
     counters = {"step": 0, "samples_consumed": 0, "tokens": 0, "seed": 0}
     write_checkpoint(tmp_path / "run", Checkpoint(config, initial_parameters(config), {}, counters))
     assert read_checkpoint(tmp_path / "run").config == config
@@ -170,153 +164,28 @@ def test_no_backend_builds_an_unknown_family(adapter) -> None:
         build(UnknownConfig())
 
 
-def small(name: str) -> ModelConfig:
-    """A model of the family in which complex steps take no time."""
-    config = next(iter(families()[name].presets.values())).config
-    widths = {one.name: 4 for one in fields(config) if one.name.startswith("d_")}
-    return replace(config, **widths, vocab_size=11, n_layers=2, max_seq_len=8)
-
-
-def mixer_problem(name: str):
-    """Weights of the first mixer, input, state, masks and side inputs of two rows of five tokens."""
-    config, random = small(name), np.random.default_rng(7)
-    n = family(config).state_size(config)
-    weights = {k: x.astype(np.float64) for k, x in within(perturbed_parameters(config, 3), "blocks.0.mixer.").items()}
-    masks = Masks(random.random((2, 5)) < 0.3, np.arange(5) < np.array([[0], [2]]))
-    sizes = {"b": 2, "t": 5, "n": n}
-    side = {
-        one.name: random.random([sizes[a] for a in one.axes if a != "l"])
-        for one in families()[name].side_inputs(config)
-    }
-    return config, weights, random.standard_normal((2, 5, config.d_model)), random.standard_normal((2, n)), masks, side
+@OWN
+@pytest.mark.parametrize("check", list(family_checks.OF_REFERENCE))
+def test_the_reference_of_a_family(check, name) -> None:
+    """Its configuration, parameters, adjoint, activations, side inputs and state; what each asks stands with it."""
+    family_checks.OF_REFERENCE[check](name)
 
 
 @OWN
-def test_a_configuration_is_a_flat_object_with_its_family(name) -> None:
-    one, config = families()[name], small(name)
-    assert one.name == one.Config.family == name and family(config) is family(name) is one
-    shared = {"vocab_size", "d_model", "d_ff", "n_layers", "max_seq_len", "norm_eps"}
-    own = [field.name for field in fields(one.Config)]
-    assert shared <= set(own) and {*one.shape_fields, *one.constants} <= set(own) - shared
-    stored = json.loads(json.dumps(config_to_json(config)))
-    assert list(stored) == ["family", *own] and config_from_json(stored) == config
-    for bad in ({"d_model": 0}, {"norm_eps": 0.0}):
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            replace(config, **bad)
-
-
-@OWN
-def test_presets_are_those_of_the_families(name) -> None:
-    own = families()[name].presets
-    assert own and all(PRESETS[key] is one.config and RECIPES[key] is one.training for key, one in own.items())
-    assert list(PRESETS) == [key for one in families().values() for key in one.presets]
-
-
-@OWN
-def test_parameters_begin_as_a_function_of_their_stream(name) -> None:
-    """Of no global generator, in the shape of the table, in float32; a fused matrix has the rows of its parts."""
-    rows = families()[name].parameters(small(name))
-    assert len({row.path for row in rows}) == len(rows)
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
-    for row in rows:
-        first, again = (row.init(stream(3, row.path), row.shape) for _ in range(2))
-        assert first.dtype == np.float32 and first.shape == row.shape and np.array_equal(first, again)
-        assert sum(row.parts.values()) == row.shape[0] and " | ".join(row.parts) == row.axes[0]
-        assert len(row.axes) == len(row.shape) and row.weight_decay == (len(row.shape) == 2)
-    assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
-
-
-@OWN
-def test_the_adjoint_is_that_of_the_forward_pass(name) -> None:
-    """Each weight, the input and the initial state by complex steps, resets, padding and side inputs included."""
-    config, weights, z, state, masks, side = mixer_problem(name)
-    own, random = families()[name], np.random.default_rng(8)
-    mixed = own.forward(z, weights, config, state, masks, side)
-    to_y, to_last = random.standard_normal(mixed.y.shape), random.standard_normal(mixed.last.shape)
-
-    def total(z, weights, state):
-        z, state, *of = (x.astype(np.complex128) for x in (z, state, *weights.values()))
-        found = own.forward(z, dict(zip(weights, of, strict=True)), config, state, masks, side)
-        return (to_y * found.y).sum() + (to_last * found.last).sum()
-
-    grad_z, gradients, grad_state = own.adjoint(mixed.saved, to_y, to_last)
-    assert set(gradients) == set(weights)
-    found = {"z": grad_z, "state": grad_state, **gradients}
-    expected = {
-        "z": complex_step(lambda x: total(x, weights, state), z),
-        "state": complex_step(lambda x: total(z, weights, x), state),
-        **{k: complex_step(lambda x, k=k: total(z, {**weights, k: x}, state), w) for k, w in weights.items()},
-    }
-    for key, exact in expected.items():
-        np.testing.assert_allclose(found[key], exact, rtol=1e-11, atol=1e-12, err_msg=key)
-
-
-@OWN
-def test_activations_are_what_the_family_lists(name) -> None:
-    """In the forward pass and one step at a time, which from the right ones gives the right ones."""
-    config, weights, z, *_ = mixer_problem(name)
-    own = families()[name]
-    mixed = own.forward(z, weights, config, None, NO_MASKS, {})
-    assert tuple(mixed.activations) == own.activations and own.activations[-2:] == (own.recurrence, "output")
-    alone, last, y = own.each_alone(z, weights, config, mixed.activations)
-    for key, exact in {**mixed.activations, "last": mixed.last, "y": mixed.y}.items():
-        np.testing.assert_allclose({**alone, "last": last, "y": y}[key], exact, rtol=1e-12, atol=1e-14, err_msg=key)
-    inside = activations(initial_parameters(config), config, np.zeros((1, 2), int))
-    tensors = {key.removeprefix("blocks.0.") for key in inside}
-    assert {*own.formulas, *own.enters.values()} <= tensors
-    assert set(own.enters) <= {f"mixer.{path}" for path in weights}
-
-
-@OWN
-def test_side_inputs_are_read_by_name_and_checked(name) -> None:
-    """Each changes what the model gives, under its alias too; another name, a wrong shape or both names are refused."""
-    config, own = small(name), families()[name]
-    params, tokens = perturbed_parameters(config, 1), np.arange(6).reshape(2, 3)
-    plain = forward(params, config, tokens)[0]
-    sizes = {**dict(zip("lbn", state_shape(config, 2), strict=True)), "t": 3}
-    for one in own.side_inputs(replace(config, **EXPLORING.get(name, {}))):
-        array = np.random.default_rng(1).random([sizes[axis] for axis in one.axes])
-        for key in filter(None, (one.name, one.alias)):
-            exploring = replace(config, **EXPLORING.get(name, {}))
-            assert np.abs(forward(params, exploring, tokens, **{key: array})[0] - plain).max() > 1e-6
-            with pytest.raises(ValueError, match=rf"{key} \[.*must have shape"):
-                forward(params, config, tokens, **{key: array[:1, :1]})
-        if one.alias:
-            with pytest.raises(ValueError, match="one and the same"):
-                forward(params, config, tokens, **{one.name: array, one.alias: array})
-        of_batch = array.transpose(np.argsort(one.permutation))
-        assert of_batch.shape[:2] == (2, 3)
-        np.testing.assert_array_equal(own.in_order_of_call(config, {one.name: of_batch})[one.name], array)
-    with pytest.raises(ValueError, match=f"a {own.title} takes no side input 'weather'"):
-        forward(params, config, tokens, weather=np.ones((2, 3)))
-
-
-EXPLORING = {"liquid_ssm": {"exploration_rate": 0.5}}
-
-
-@OWN
-def test_training_side_inputs_are_a_function_of_seed_and_sample(name) -> None:
-    config, own = replace(small(name), **EXPLORING.get(name, {})), families()[name]
-    first, again, other = (own.training_side_inputs(config, 3, sample, 5) for sample in (8, 8, 9))
-    assert set(first) <= {one.name for one in own.side_inputs(config)}
-    for key, array in first.items():
-        assert len(array) == 5 and array.dtype == np.float32
-        assert np.array_equal(array, again[key]) and not np.array_equal(array, other[key])
-
-
-@OWN
-def test_a_backend_has_its_mixer(adapter, name) -> None:
+@pytest.mark.parametrize("check", ["backend_module", "backend_parameters"])
+def test_a_backend_has_its_mixer(adapter, check, name) -> None:
     """The parameters of the table by path and shape, methods, and a choice that is one of them."""
-    module = adapters.load_module(adapter.NAME, "mixers").mixer_module(name)
-    config = small(name)
-    built = adapters.load_module(adapter.NAME, "model").build(config, seed=2)
-    assert type(built) is getattr(module, "Model", adapters.load_module(adapter.NAME, "model").LanguageModel)
-    assert type(built.blocks[0].mixer) is module.Mixer
-    found = adapters.load_module(adapter.NAME, "checkpoint.native").dump_parameters(built)
-    for path, array in initial_parameters(config, 2).items():
-        np.testing.assert_array_equal(found.pop(path), array, err_msg=path)
-    assert not found
-    assert module.choose_method(config, 2, 8) in module.METHODS
-    for method in ("auto", *module.METHODS):
-        assert all(isinstance(one, bool) for one in module.capabilities(config, method))
-    assert families()[name].operation in adapter.METHODS
+    family_checks.OF_BACKEND[check](name, adapter.NAME)
+
+
+@OWN
+@pytest.mark.parametrize("backend", ["torch", pytest.param("jax", marks=pytest.mark.long)])
+def test_the_state_of_a_backend_is_that_of_the_reference(backend, name) -> None:
+    """In pieces, row by row and token by token; JAX compiles a program for each of the shapes."""
+    if reason := adapters.missing(backend):
+        pytest.skip(reason)
+    family_checks.backend_texts(name, backend)
+
+
+def test_presets_are_in_the_order_of_the_families() -> None:
+    assert list(PRESETS) == [key for one in families().values() for key in one.presets]

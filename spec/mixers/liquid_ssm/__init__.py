@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -109,6 +110,10 @@ class LiquidSSMFamily(MixerFamily[LiquidSSMConfig]):
 
     def state_size(self, config: LiquidSSMConfig) -> int:
         return config.d_state
+
+    def small_config(self) -> LiquidSSMConfig:
+        """One that explores: the noise counts."""
+        return replace(super().small_config(), exploration_rate=0.5)
 
     def side_inputs(self, config: LiquidSSMConfig) -> tuple[SideInput, ...]:
         """xi in training, and the time since the token before in units of its usual distance."""
