@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from parity.proof.environment import UNUSABLE, environment
-from spec.mixers import families
+from spec.mixers import families, registry, unusable
 from spec.presets import PRESETS, RECIPES
 from tools.cli import backends
 from tools.cli.errors import require_new_or_file
@@ -27,7 +27,8 @@ class Doctor:
 
     The verdicts on scans are kept for `liquidnet train`, which asks for them where --method is auto.
     Exit code 0: every method that runs here is within its bounds; 1: one is not, or none runs,
-    or a backend finds no device; 2: no backend is installed. `auto` is shown for nano's shapes.
+    or a backend finds no device; 2: no backend is installed. `auto` is shown for nano's shapes. Families of installed
+    packages are listed, and of one that cannot be used, why; `liquidnet parity --family NAME` proves one.
     """
 
     json: Path | None = None
@@ -35,7 +36,7 @@ class Doctor:
 
     def run(self) -> None:
         require_new_or_file(self.json, "--json")
-        found: Json = {"environment": environment(), "backends": {}, "passed": False}
+        found: Json = {"environment": environment(), "backends": {}, "families": outside(), "passed": False}
         for name in backends.BACKENDS:
             found["backends"][name] = self._backend(name, found["environment"]["devices"].get(name, []))
         checked = [row for one in found["backends"].values() for row in one.get("methods", ())]
@@ -56,6 +57,16 @@ class Doctor:
         if any(device.startswith(UNUSABLE) for device in devices):
             return {"unusable": devices[0]}
         return {**placement(name), "methods": examine(name)}
+
+
+def outside() -> list[Json]:
+    """Families from outside: the package that each is in, and why it, or its module of a backend, cannot be used."""
+    found, broken = registry(), {name: unusable(f"{name}_impl") for name in backends.installed()}
+    rows: list[Json] = [{"name": name, "package": "", "problems": [why]} for name, why in found.broken.items()]
+    for name, package in found.packages.items():
+        problems = [f"{backend}: {one[name]}" for backend, one in broken.items() if name in one]
+        rows.append({"name": name, "package": package, "problems": problems})
+    return sorted(rows, key=lambda row: row["name"])
 
 
 def examine(backend: str) -> list[Json]:
@@ -107,7 +118,8 @@ def placement(backend: str) -> Json:
 def automatic(backend: str) -> dict[str, str]:
     """What `auto` takes for the shapes of each family's first preset."""
     choose, found = backends.load(backend, "model").choose_method, {}
-    for one in families().values():
+    broken = unusable(f"{backend}_impl")
+    for one in (one for name, one in families().items() if name not in broken):
         config, training = next(iter(one.presets.values()))
         found[one.operation] = choose(config, training.batch_size, training.seq_len)
     nano, training = PRESETS["nano"], RECIPES["nano"]
@@ -150,6 +162,10 @@ def _show(found: Json) -> None:
     for name, version in e["versions"].items():
         here.add_row(name, version, style="dim" if version == "not installed" else None)
     console.print(here)
+    for row in found["families"]:
+        state = "; ".join(row["problems"]) or f"usable, from {row['package']}"
+        style = "red" if row["problems"] else None
+        console.print(f"family {row['name']}: {state}", style=style, markup=False, soft_wrap=True)
     for name, one in found["backends"].items():
         if "methods" not in one:
             console.print(f"{name}: {one.get('missing') or one.get('unusable')}", markup=False, soft_wrap=True)

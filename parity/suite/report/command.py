@@ -17,10 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from spec.config import require_integer
+from spec.mixers import families, registry
+from spec.mixers import family as require_family
 from tools.cli import backends
 from tools.cli.errors import require_writable
 
 if TYPE_CHECKING:
+    from parity.proof.family_checks import Outcome
     from parity.suite.report.tables import Report
     from parity.suite.runs.trajectory_drift import Drift, Estimate
 
@@ -29,8 +32,17 @@ if TYPE_CHECKING:
 class Parity:
     """Hold both backends against the float64 reference on some 1,500 problems, in units of rounding bounds.
 
-    Exit code 0: no bound was broken; 1: one was, and the report says how to see it again; 2: bad input.
+    With --family, prove one family of mixers instead, of this project or from an installed package: its configuration,
+    parameters, initial values, adjoint, activations and state are checked, each backend has the same parameters and
+    carries the same state, and its operations are swept in both. Training runs are left out. A check that fails says
+    in a line which tensor, method or value is wrong; then no problems are drawn.
+
+    Exit code 0: no bound was broken, and no check failed; 1: one was, and the report says how to see it again;
+    2: bad input, such as an unknown family.
     """
+
+    family: str | None = None
+    """Prove this family alone, in some two minutes; `liquidnet doctor` lists those from outside."""
 
     report: Path | None = None
     """Directory to write report.html, report.json and report.md into; by default the table is printed only."""
@@ -48,6 +60,8 @@ class Parity:
         backends.default()
         if self.report is not None:
             require_writable(self.report, "--report")
+        if self.family is not None and self.family not in registry().broken:
+            require_family(self.family)  # refuses one that is unknown
         result = self._measure()
         _show(result)
         if self.report is not None:
@@ -77,14 +91,30 @@ class Parity:
                         bar.console.print(name)
                     bar.update(task, description=name, completed=done, total=total)
 
-                rows = sweep.sweep_operations(self.draws, self.seed, progress)
+                outcomes = self._checks(progress)
+                rows = []
+                if not any(one.message for one in outcomes):
+                    rows = sweep.sweep_operations(self.draws, self.seed, progress, family=self.family)
                 runs = self._trajectories(progress)
         finally:
             stop_worker()
-        return assemble(rows, *runs, self.draws, self.seed, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return assemble(rows, *runs, self.draws, self.seed, seconds, self.family, outcomes)
+
+    def _checks(self, progress: Callable[[str], None]) -> list[Outcome]:
+        """What the checks of --family came to; one whose file cannot be used is asked nothing else."""
+        from parity.proof.family_checks import Outcome, run
+
+        if self.family is None:
+            return []
+        if self.family not in families():
+            return [Outcome("registry", "", registry().broken[self.family])]
+        return run(self.family, progress=progress)
 
     def _trajectories(self, progress: Callable[[str], None]) -> tuple[Drift | str, Estimate | str]:
         """Both runs of parity/suite/runs/trajectory_drift.py, or why they are absent."""
+        if self.family is not None:
+            return "left out for a family", "left out for a family"
         if self.no_trajectories:
             return "left out by --no-trajectories", "left out by --no-trajectories"
         from parity.suite.runs import trajectory_drift
@@ -117,9 +147,14 @@ def _show(result: Report) -> None:
     for cells in tables.tightness_rows(result):
         tight.add_row(*map(escape, cells[:4]))
     console = Console(soft_wrap=False)
-    console.print(shown)
-    console.print(tight)
-    for run, outcome in tables.trajectory_rows(result):
+    if result["rows"]:
+        console.print(shown)
+        console.print(tight)
+    for one, (name, of, outcome) in zip(result["family_checks"], tables.check_rows(result), strict=True):
+        if outcome != tables.RIGHT:
+            style = "red" if one["message"] else "dim"
+            console.print(f"{name} ({of}): {outcome}", style=style, markup=False, soft_wrap=True, highlight=False)
+    for run, outcome in tables.trajectory_rows(result) if result["family"] is None else ():
         console.print(f"{run}: {outcome}", markup=False, soft_wrap=True, highlight=False)
     for line in tables.warnings(result):
         console.print(line, style="yellow", markup=False, soft_wrap=True, highlight=False)

@@ -21,6 +21,7 @@ def page(result: Report) -> str:
             _figures(result),
             _warnings(result),
             _failures(result),
+            _checks(result),
             _plots(result),
             _errors(result),
             _tightness(result),
@@ -76,6 +77,12 @@ def _failures(result: Report) -> str:
     ]
     note = "The smallest problem that was found for each. The command repeats it."
     return _section("Failing problems", note, "\n".join(parts)) if parts else ""
+
+
+def _checks(result: Report) -> str:
+    note = "What a family must be besides numbers within bounds; parity/proof/family_checks.py says what each asks."
+    rows = tables.check_rows(result)
+    return _section(f"What {result['family']} is", note, _table(tables.CHECK_HEADER, rows)) if rows else ""
 
 
 def _plots(result: Report) -> str:

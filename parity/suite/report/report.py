@@ -14,6 +14,7 @@ import numpy as np
 
 from parity.proof import adapters
 from parity.proof.environment import environment
+from parity.proof.family_checks import Outcome
 from parity.suite import mutants
 from parity.suite.report.html import page
 from parity.suite.report.sweep import TIGHT, Row
@@ -23,7 +24,14 @@ from spec.checkpoint.files import new_file
 
 
 def assemble(
-    rows: Sequence[Row], drift: Drift | str, estimated: Estimate | str, draws: int, seed: int | None, seconds: float
+    rows: Sequence[Row],
+    drift: Drift | str,
+    estimated: Estimate | str,
+    draws: int,
+    seed: int | None,
+    seconds: float,
+    family: str | None = None,
+    outcomes: Sequence[Outcome] = (),
 ) -> Report:
     """Everything that the report says, as JSON holds it.
 
@@ -31,6 +39,7 @@ def assemble(
         rows: of the sweep.
         drift, estimated: runs of parity/suite/runs/trajectory_drift.py, or why there is none.
         draws, seed, seconds: how it was made.
+        family, outcomes: of which family alone, and what its checks came to.
     """
     result: Report = {
         "verdict": "",
@@ -38,13 +47,16 @@ def assemble(
         "seconds": round(seconds, 1),
         "draws": draws,
         "seed": seed,
+        "family": family,
+        "family_checks": [one._asdict() for one in outcomes],
         "environment": environment(),
         "problems": problems(rows),
         "checks": sum(row.cases for row in rows),
         "rows": [{**asdict(row), "implementation": row.implementation} for row in rows],
         "tightness": tightness(rows),
         "trajectories": {"race": drift_entry(drift), "estimated": estimate_entry(estimated)},
-        "mutants": mutant_score(),
+        # What is planted is planted in the families of this project.
+        "mutants": mutant_score() if family is None else None,
         "passed": False,
     }
     result["passed"] = passed(result)
@@ -105,17 +117,25 @@ def passed(result: Report) -> bool:
     wanted = {(row["operation"], row["backend"]) for row in result["rows"] if adapters.missing(row["backend"]) is None}
     whole = bool(tried) and tried >= wanted
     runs = result["trajectories"]["race"], result["trajectories"]["estimated"]
-    return whole and within and all("skipped" in run or run["passed"] for run in runs)
+    right = not any(one["message"] for one in result["family_checks"])
+    return right and whole and within and all("skipped" in run or run["passed"] for run in runs)
 
 
 def verdict(result: Report) -> str:
     """What the whole report says, as one sentence."""
+    asked = [one for one in result["family_checks"] if not one["skipped"]]
+    wrong = [one for one in asked if one["message"]]
+    if wrong:
+        first = f"{wrong[0]['check']} ({wrong[0]['backend'] or 'reference'})"
+        failed = f"{len(wrong)} of {len(asked)} checks failed, the first of them {first}"
+        return f"{result['family']} is not what a family must be: {failed}."
     both = list(dict.fromkeys(row["backend"] for row in result["rows"] if row["cases"]))
     who = "both implementations were" if len(both) == 2 else f"{both[0]} was" if both else "no implementation was"
     proved = {row["operation"] for row in result["rows"] if row["theorem"]}
-    what = f"within the rounding bound of the mathematics, proved for {len(proved)} operations"
     estimated = {row["operation"] for row in result["rows"]} - proved
-    what += f" and estimated for {', '.join(sorted(estimated))}" if estimated else ""
+    known = [f"proved for {len(proved)} operations"] if proved or not estimated else []
+    known += [f"estimated for {', '.join(sorted(estimated))}"] if estimated else []
+    what = f"within the rounding bound of the mathematics, {' and '.join(known)}"
     if result["passed"] and both:
         sentence = f"For every one of {result['problems']:,} problems drawn, {who} {what}"
     elif both:
@@ -126,6 +146,8 @@ def verdict(result: Report) -> str:
         sentence = f"On {result['problems']:,} problems drawn, {what}"
     else:
         sentence = "Nothing was measured: every implementation is missing or refuses to run here"
+    if result["family"]:
+        return f"{sentence}; it passed all {len(asked)} checks of a family."
     return f"{sentence}; {mutant_sentence(result['mutants'])}."
 
 

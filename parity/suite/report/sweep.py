@@ -18,7 +18,7 @@ from hypothesis.errors import NoSuchExample
 
 from parity.proof import adapters, interpreted_kernels
 from parity.proof.bounds import in_units
-from parity.proof.operations import OPERATIONS, Operation, check, expected
+from parity.proof.operations import OPERATIONS, Operation, check, expected, operations_of
 from parity.proof.problems.cases import NANO, AdamWCase, LayerCase, ModelCase, ScanCase
 from parity.proof.problems.strategies import CASES
 from spec.mixers import families
@@ -27,6 +27,7 @@ DRAWS = 150
 TIGHT = 1 / 30
 MOST_SHRUNK = 3
 QUIET = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
+SEE = "liquidnet doctor"
 IMPORTS = "from parity.proof.problems.cases import *; from parity.proof.operations import check"
 
 Case = ScanCase | LayerCase | AdamWCase | ModelCase
@@ -110,6 +111,7 @@ def sweep_operations(
     seed: int | None = None,
     progress: Progress | None = None,
     names: Iterable[str] = tuple(adapters.FRAMEWORKS),
+    family: str | None = None,
 ) -> list[Row]:
     """Draw problems for every operation and measure every implementation on them.
 
@@ -118,12 +120,13 @@ def sweep_operations(
         seed: of the draws; None draws the same every time.
         progress: called with operation, problems done, problems in all.
         names: the backends.
+        family: whose operations; by default those of all families, and those that they share.
     """
     rows: list[Row] = []
-    for operation in OPERATIONS.values():
+    for operation in OPERATIONS.values() if family is None else operations_of(family):
         found = rows_of(operation, names)
         rows += found
-        live = [row for row in found if row.skipped is None]
+        live = [row for row in found if row.skipped is None and row.failure is None]
         if live:
             limits = settings(max_examples=amount_of(operation, draws), derandomize=seed is None, **QUIET)
             _measure_all(operation, live, limits, seed, progress)
@@ -143,7 +146,11 @@ def rows_of(operation: Operation, names: Iterable[str]) -> list[Row]:
         if reason:
             rows.append(Row(operation.name, name, "", "", operation.theorem, skipped=reason))
             continue
-        methods = operation.methods(adapters.load(name))
+        try:
+            methods = operation.methods(adapters.load(name))
+        except ValueError as error:  # a family from outside that cannot be used: it must not stop the others
+            rows.append(Row(operation.name, name, "", "", operation.theorem, failure=Failure("", str(error), SEE)))
+            continue
         # Where there is a choice, `auto` is one of the others.
         for method in [method for method in methods if method != "auto"] or methods:
             reason = interpreted_kernels.WHY_NOT if interpreted_kernels.is_slow(name, method) else None

@@ -13,6 +13,8 @@ Units = float | str
 Table = list[tuple[str, ...]]
 
 ERROR_HEADER = ("operation", "implementation", "dtype", "bound", "cases", "worst error", "at")
+RIGHT = "right"
+CHECK_HEADER = ("check", "of", "result")
 TIGHT_HEADER = ("operation", "bound", "used at most", "verdict", "by tensor")
 BLOCK = re.compile(r"\bblocks\.\d+\.")
 
@@ -56,6 +58,11 @@ def error_rows(result: Report) -> Table:
             mark = " FAILS" if row["failure"] else ""
             rows.append((*head, f"{row['cases']:,}", number(row["worst"]) + mark, row["tensor"]))
     return rows
+
+
+def check_rows(result: Report) -> Table:
+    """What the checks of one family came to."""
+    return [(one["check"], one["backend"] or "reference", _outcome(one)) for one in result["family_checks"]]
 
 
 def tightness_rows(result: Report) -> Table:
@@ -122,6 +129,8 @@ def markdown(result: Report) -> str:
     parts = [f"# Parity\n\n**{'PASS' if result['passed'] else 'FAIL'}.** {result['verdict']}"]
     parts += ["\n".join(f"* {line}" for line in warnings(result))] if warnings(result) else []
     parts += ["## Failing problems\n\n" + "\n\n".join(map(_failure, failures(result)))] if failures(result) else []
+    if result["family"]:
+        parts.append(f"## What {result['family']} is\n\n" + _table(CHECK_HEADER, check_rows(result)))
     parts.append("## Errors, in units of the bound\n\n" + _table(ERROR_HEADER, error_rows(result)))
     parts.append(
         "## Tightness\n\nThe share of each float32 bound that was used at most; 1/30 or more is tight.\n\n"
@@ -144,6 +153,10 @@ def _failure(failure: dict[str, str]) -> str:
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _outcome(check: Report) -> str:
+    return check["message"] or (f"not asked: {check['skipped']}" if check["skipped"] else RIGHT)
 
 
 def _word(run: Report) -> str:

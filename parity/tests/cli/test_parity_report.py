@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from parity.proof import adapters, bounds, interpreted_kernels
+from parity.proof import adapters, bounds, family_checks, interpreted_kernels
 from parity.proof.environment import ROOT
 from parity.proof.operations import OPERATIONS
 from parity.proof.problems.cases import ScanCase
@@ -261,6 +261,41 @@ def test_trajectories_are_shown_and_judged():
     assert Page(page).open == [] and page.count("<svg") == 3 and "https://" not in page
 
 
+def test_a_family_is_proved_by_itself(parity):
+    """Its checks and its operations, in the backend that is here, without training runs."""
+    code, result, text, page, printed = parity("--family", "mingru")
+    assert (
+        code == 0 and result["family"] == "mingru" and result["verdict"].endswith("passed all 17 checks of a family.")
+    )
+    assert {row["operation"] for row in result["rows"]} == {"mingru_mixer", "mingru_model"}
+    assert {run["skipped"] for run in result["trajectories"].values()} == {"left out for a family"}
+    assert "| adjoint | reference | right |" in text and "What mingru is" in page
+    assert "backend_texts (jax): not asked: jax is not installed" in printed
+
+
+def test_a_check_that_fails_is_told_in_its_line(parity, monkeypatch):
+    line = "adjoint of mingru: the gradient of z[0, 1, 2]: got 1, expected 2"
+
+    def fail(name):
+        raise family_checks.Wrong(line)
+
+    monkeypatch.setattr(family_checks, "OF_REFERENCE", {"adjoint": fail})
+    code, result, text, page, printed = parity("--family", "mingru")
+    assert code == 1 and result["rows"] == [] and not result["passed"]
+    assert "1 of 1 checks failed, the first of them adjoint (reference)" in result["verdict"]
+    assert line in text and line in "".join(Page(page).shown) and line in printed
+
+
+def test_a_family_that_cannot_be_used_stops_no_other(parity, monkeypatch):
+    def refuse(*_):
+        raise ValueError("mine.torch_impl lacks Mixer")
+
+    monkeypatch.setattr(sweep.OPERATIONS["rms_norm"], "methods", refuse)
+    code, result, text, *_ = parity()
+    assert code == 1 and "mine.torch_impl lacks Mixer" in text
+    assert {row["operation"] for row in result["rows"] if row["cases"]} == {"scan"}
+
+
 def test_values_in_the_page_are_escaped(parity, monkeypatch):
     monkeypatch.setattr(adapters, "missing", lambda name: "<b>&" if name == "jax" else None)
     _, _, _, page, _ = parity()
@@ -269,6 +304,7 @@ def test_values_in_the_page_are_escaped(parity, monkeypatch):
 
 def test_bad_input_is_refused(refused, monkeypatch, tmp_path):
     assert "draws" in refused("--draws", 0)
+    assert "unknown model family 'mingruu'" in refused("--family", "mingruu")
     (tmp_path / "file").write_text("")
     assert "a directory that can be written" in refused("--report", tmp_path / "file")
     assert "a directory that can be written" in refused("--report", tmp_path / "file" / "below")
