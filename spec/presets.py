@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from operator import attrgetter
+from typing import TypeVar
+
 from spec.config import ModelConfig, TrainingConfig
 from spec.mixers import families
 from spec.validation import require_known
 
-_EVERY = {name: one for family in families().values() for name, one in family.presets.items()}
-PRESETS: dict[str, ModelConfig] = {name: one.config for name, one in _EVERY.items()}
-RECIPES: dict[str, TrainingConfig] = {name: one.training for name, one in _EVERY.items()}
+V = TypeVar("V")
+
+
+class OfPresets(Mapping[str, V]):
+    """One thing of every preset by its name, in the order of the families.
+
+    They are looked up when they are asked for: a family from outside imports this package before it is one.
+
+    Args:
+        what: `config` or `training` of spec.mixers.base.Preset.
+    """
+
+    def __init__(self, what: str):
+        self._of = attrgetter(what)
+
+    def __getitem__(self, name: str) -> V:
+        for one in families().values():
+            if name in one.presets:
+                return self._of(one.presets[name])
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for one in families().values() for name in one.presets)
+
+    def __len__(self) -> int:
+        return sum(len(one.presets) for one in families().values())
+
+
+PRESETS: Mapping[str, ModelConfig] = OfPresets("config")
+RECIPES: Mapping[str, TrainingConfig] = OfPresets("training")
 
 
 def preset(name: str) -> ModelConfig:

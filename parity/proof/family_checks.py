@@ -352,7 +352,7 @@ def padding(name: str) -> None:
     padded = np.zeros((ROWS, STEPS), bool)
     padded[:, [0, 2, STEPS - 1]] = True
     masks = Masks(problem.masks.resets & ~padded, padded)
-    kept = np.flatnonzero(~padded[0])
+    kept = np.flatnonzero(~padded[0]).tolist()
     whole = problem.run(masks=masks)
     z = np.where(padded[..., None], problem.z + 1.0, problem.z)
     changed = problem.run(z=z, masks=masks)

@@ -160,8 +160,8 @@ def _from_outside(point: EntryPoint, known: dict[str, MixerFamily[Any]]) -> Mixe
     owners = {preset: other.name for other in known.values() for preset in other.presets}
     taken = [preset for preset in one.presets if preset in owners]
     if taken or not one.presets:
-        told = f"preset {taken[0]} is already {owners[taken[0]]}'s" if taken else "there is no preset"
-        raise ValueError(f"{told}; give {point.name} presets of its own, such as {point.name}-nano")
+        what = f"preset {taken[0]} is already {owners[taken[0]]}'s" if taken else "there is no preset"
+        raise ValueError(f"{what}; give {point.name} presets of its own, such as {point.name}-nano")
     try:
         one.small_config()  # what the proof begins with
     except Exception as error:

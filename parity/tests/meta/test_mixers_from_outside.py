@@ -54,6 +54,8 @@ REFUSED = {  # by what is said when families are looked for
                             f"preset {next(iter(families()[FIRST].presets))} is already {FIRST}'s; give preset_taken"),
     "is_class": Variant("spec", "FAMILY = MyMixerFamily()", "FAMILY = MyMixerFamily",
                         "and must be an instance of a class below spec.mixers.base.MixerFamily"),
+    "narrow": Variant("spec", "open=True)\n", "open=True)\n        require_number('d_ff', self.d_ff, 64, 1e9)\n",
+                      "small_config of narrow.spec.FAMILY fails: d_ff must be a number in [64, 1e+09], got 12"),
     "other_name": Variant("spec", 'family: ClassVar[str] = "NAME"', 'family: ClassVar[str] = "mine"',
                           "must agree, got 'other_name', 'other_name' and 'mine'"),
     "no_title": Variant("spec", '"leaky integrator", "NAME"', '"leaky integrator", "scan"',
@@ -105,6 +107,7 @@ PRESETS = {"""
 
 ASK = """
 import json, sys
+import fine.spec  # before any of this project
 from parity.proof import adapters, family_checks
 from spec.mixers import registry, unusable
 from tools.doctor import outside
