@@ -170,7 +170,7 @@ def _from_outside(point: EntryPoint, known: dict[str, MixerFamily[Any]]) -> Mixe
 
 
 def _unknown(name: Any) -> ValueError:
-    if name in registry().broken:
+    if isinstance(name, str) and name in registry().broken:
         return ValueError(f"the installed model family {name!r} cannot be used: {registry().broken[name]}")
     known = ", ".join(families())
     return ValueError(f"unknown model family {name!r}; this version knows {known}{nearest(name, families())}")

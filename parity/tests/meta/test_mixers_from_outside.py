@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -228,5 +229,8 @@ def test_an_installed_mixer_is_trained_moved_and_proved(tmp_path) -> None:
     assert proof["passed"] and {row["backend"] for row in proof["rows"]} == set(adapters.FRAMEWORKS)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert "my_mixer" in json.dumps(config)
+    shutil.copy(EXAMPLE.parent / "test_my_mixer.py", tmp_path)
+    ended = run(sys.executable, "-m", "pytest", "-q", "test_my_mixer.py")
+    assert ended.returncode == 0 and "22 passed" in ended.stdout, ended.stdout[-4000:]
     ended = run(liquidnet, "train", "torch", "--preset", "my-mixer-nan", "--data", "data", "--out", "other")
     assert ended.returncode == 2 and "did you mean 'my-mixer-nano'" in ended.stderr
