@@ -16,11 +16,12 @@ from tools.cli.main import main, parse
 
 #: In the order in which a reader follows them; their commands run in one place, one after the other.
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
+PAGES += sorted((ROOT / "examples").rglob("*.md"))
 
 _BLOCK = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z_-]*")
-_FILE = re.compile(r"(?:parity|recipes|spec|tools|docs|torch_impl|jax_impl)/[\w./]*")
+_FILE = re.compile(r"(?<!\w/)(?:parity|recipes|spec|tools|docs|examples|torch_impl|jax_impl)/[\w./]*")
 #: A name that stands alone: `sequential.py`, `scan/__init__.py`, `ops/rowwise/`.
 _ALONE = re.compile(r"(?:[\w.-]+/)*[\w-]+(?:\.(?:py|sh|toml|svg)|/)")
 # What a run leaves.
@@ -134,7 +135,7 @@ def _of_span(span: str) -> Iterator[str]:
 @cache
 def _paths() -> tuple[str, ...]:
     """Every file and directory of the project, as `/spec/data.py` and `/spec/checkpoint/`."""
-    tops = ("docs", "jax_impl", "parity", "recipes", "spec", "tools", "torch_impl")
+    tops = ("docs", "examples", "jax_impl", "parity", "recipes", "spec", "tools", "torch_impl")
     deep = (path for top in tops for path in ((ROOT / top), *(ROOT / top).rglob("*")))
     return tuple(f"/{path.relative_to(ROOT)}{'/' * path.is_dir()}" for path in (*deep, *ROOT.glob("*.*")))
 
