@@ -57,7 +57,7 @@ def registry() -> Registry:
             found[point.name] = _from_outside(point, found)
             packages[point.name] = point.value
         except Exception as error:  # whatever a stranger's module raises on import: it must not stop anybody else
-            broken[point.name] = told(error)
+            broken[point.name] = error_line(error)
     return Registry(found, packages, broken)
 
 
@@ -101,7 +101,9 @@ def backend_module(backend: str, of: ModelConfig | str) -> ModuleType:
     try:
         module = importlib.import_module(name)
     except Exception as error:
-        raise ValueError(f"{name} cannot be imported: {told(error)}; mend it, or uninstall its package") from error
+        raise ValueError(
+            f"{name} cannot be imported: {error_line(error)}; mend it, or uninstall its package"
+        ) from error
     lacks = [one for one in BACKEND_HAS if not hasattr(module, one)]
     if lacks:
         raise ValueError(
@@ -121,7 +123,7 @@ def unusable(backend: str) -> dict[str, str]:
     return found
 
 
-def told(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """The first line of an error, with its kind where it is none that was written for people."""
     line = str(error).splitlines()[0] if str(error) else ""
     return line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}"
@@ -165,7 +167,9 @@ def _from_outside(point: EntryPoint, known: dict[str, MixerFamily[Any]]) -> Mixe
     try:
         one.small_config()  # what the proof begins with
     except Exception as error:
-        raise ValueError(f"small_config of {where} fails: {told(error)}; override it with widths that fit") from error
+        raise ValueError(
+            f"small_config of {where} fails: {error_line(error)}; override it with widths that fit"
+        ) from error
     return one
 
 

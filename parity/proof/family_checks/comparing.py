@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from parity.proof.bounds import double_bound, in_units
-from spec.mixers import told
+from spec.mixers import error_line
 from spec.mixers.base import Mixed
 
 
@@ -52,5 +52,5 @@ def require_refusal(call: Callable[[], Any], words: str, what: str) -> None:
     except ValueError as error:
         if words in str(error):
             return
-        raise Wrong(f"{what} is refused with {told(error)!r}; say {words!r}") from error
+        raise Wrong(f"{what} is refused with {error_line(error)!r}; say {words!r}") from error
     raise Wrong(f"{what} is accepted; refuse it with a ValueError that says {words!r}")

@@ -45,6 +45,11 @@ class Variant(NamedTuple):
 
 GATES_BODY = "value_btd, p_btd, _ = np.split(pre_btx, 3, axis=-1)\n"
 READ_OUT = "return sigmoid(gate_btd) * states_btn, (gate_btd, states_btn), {}"
+BEFORE = "    def parameters("
+FORWARD = """    def forward(self, z_btd, weights, config, state_bn, masks, side):
+        return super().forward(z_btd, weights, config, state_bn, masks._replace({}=None), side)
+
+"""
 FIRST = next(iter(families()))
 REFUSED = {  # by what is said when families are looked for
     "lacks_method": Variant("spec", "def gates_adjoint", "def gates_gradient", "abstract class MyMixerFamily"),
@@ -82,6 +87,12 @@ WRONG = {  # by what `parity.proof.family_checks` says
                                "sees_the_future: y before token 5, which was changed["),
     "no_memory": Variant("spec", READ_OUT, READ_OUT.replace("* states_btn,", "* (states_btn - states_btn[:, :1]),"),
                          "no_memory: the text in two pieces: y["),
+    "no_reset": Variant("spec", BEFORE, FORWARD.format("resets") + BEFORE,
+                        "no_reset: after a reset: y["),
+    "sees_padding": Variant("spec", BEFORE, FORWARD.format("padding") + BEFORE,
+                            "sees_padding: another padded token: y["),
+    "other_list": Variant("spec", "    moving_average", '    activations = ("input", "output")\n    moving_average',
+                          "forward of other_list gives the activations input, gated, output; give those listed"),
     "torch_lacks": Variant("torch_impl", "self.rate_bias = nn.Parameter(torch", "self.rate_bias = (torch",
                            "torch: torch_lacks.torch_impl.Mixer lacks rate_bias; give it those of torch_lacks's"),
     "jax_has": Variant("jax_impl", "        self.max_rate", "        self.spare = nnx.Param(jnp.zeros(2))\n"
