@@ -112,10 +112,10 @@ class Mixed(NamedTuple):
     activations: dict[str, np.ndarray]
 
 
-class Preset(NamedTuple):
+class Preset(NamedTuple, Generic[C]):
     """A named size, and the recipe that it is trained with by default."""
 
-    config: ModelConfig
+    config: C
     training: TrainingConfig
 
 
@@ -165,7 +165,7 @@ class MixerFamily(ABC, Generic[C]):
     title: str
     operation: str
     Config: type[C]
-    presets: Mapping[str, Preset]
+    presets: Mapping[str, Preset[C]]
     place: int = 100
     moving_average: bool = False
     half_lives_of: str = "parameters"

@@ -120,7 +120,8 @@ def block_diagonal_adjoint(
     x_btn: np.ndarray, weight_ob: np.ndarray, blocks: int, grad_y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Gradients of input and weight."""
-    parts, of_parts, of_rows = np.split(x_btn, blocks, axis=-1), [0.0] * blocks, []
+    parts = np.split(x_btn, blocks, axis=-1)
+    of_parts, of_rows = [np.zeros_like(part) for part in parts], []
     for rows, grads in zip(np.split(weight_ob, 2), np.split(grad_y, 2, axis=-1), strict=True):
         for i, (row, grad) in enumerate(zip(np.split(rows, blocks), np.split(grads, blocks, axis=-1), strict=True)):
             of_part, of_row = linear_adjoint(parts[i], row, grad)

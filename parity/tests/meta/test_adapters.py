@@ -38,7 +38,7 @@ def test_one_adapter_says_what_each_function_does():
     "right, wrong",
     [
         ("def vjp(operation, inputs, constants,", "def vjp(operation, constants, inputs,"),
-        ('method="auto", compute_dtype="float32"):', 'compute_dtype="float32", method="auto"):'),
+        ('method="auto", compute_dtype="float32", side=None):', 'compute_dtype="float32", method="auto", side=None):'),
         ('"rsqrt": ', '"sqrt": '),
         ("def initialize(", "def fresh("),
     ],
