@@ -30,6 +30,10 @@ class _Shared:
         return 1.0 / math.sqrt(2 * self.n_layers)
 
 
+SHARED_FIELDS = ("vocab_size", "d_model", "d_ff", "n_layers", "max_seq_len", "norm_eps")
+"""Fields that every configuration has; the others are its mixer's."""
+
+
 @dataclass(frozen=True)
 class ModelConfig(_Shared):
     """A model of any family. A family's own Config is a frozen dataclass below this class.

@@ -7,9 +7,10 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from spec.checkpoint.files import TEMPORARY_PREFIX
 from spec.config import nearest
@@ -63,11 +64,17 @@ def short(message: str, program: str, given: Sequence[str], command: type) -> st
         command: its class.
     """
     line = " ".join(_BOX.sub(" ", message).split())
-    known = [f"--{field.name.replace('_', '-')}" for field in fields(command)]
+    known = [_flag(field) for field in fields(command)]
     for explain in (_unknown, _missing, _wrong_type, _no_choice, _no_value):
         if reason := explain(line, given, known):
             return f"{reason}; see {program} --help"
     return line
+
+
+def _flag(of: Field[Any]) -> str:
+    """How a field of a command is typed; one whose plain name the command has already says so."""
+    own = of.metadata.get("mixer")
+    return f"--{of.name.replace('_', '-')}" if own is None else own.flag
 
 
 def _unknown(line: str, given: Sequence[str], known: Sequence[str]) -> str | None:

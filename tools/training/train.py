@@ -17,7 +17,6 @@ from rich.console import Console
 from spec.checkpoint.format import Checkpoint, list_checkpoints
 from spec.config import ModelConfig, TrainingConfig, require_integer
 from spec.data import Dataset, next_batch, open_data, validation_batches
-from spec.mixers import families
 from spec.parameters import num_parameters
 from spec.presets import PRESETS, RECIPES, preset
 from spec.runtime.engine import Engine
@@ -26,6 +25,7 @@ from tools import convert
 from tools.cli import backends
 from tools.training.checkpoint_manager import CheckpointFormat, require_format
 from tools.training.evaluate import require_same_tokenizer
+from tools.training.mixer_flags import mixer_sizes, with_mixer_flags
 from tools.training.run_dir import ExecutionConfig, RunDir, Settings, data_identity
 from tools.training.selftest import trusted_method
 from tools.training.tensorboard import require_tensorboard
@@ -33,11 +33,13 @@ from tools.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
+@with_mixer_flags
 class Train:
     """Train a model, or carry a run on, on either backend.
 
     SIGTERM saves a checkpoint and exits 75, Ctrl-C saves and exits 130; `--resume` goes on from either,
-    and from a kill. A flag that is not given is the preset's or, on --resume, what the run was started with;
+    and from a kill. A flag that is not given is the preset's or, on --resume, what the run was started with; the last
+    flags below are of mixers, each with the kinds of model that have it;
     --stop-at, --profile, --tensorboard and what says who computes what (from --micro-batch-size to
     --checkpoint-format) are of this call alone. Under torchrun (`torchrun --nproc-per-node 4 -m torch_impl.train ...`)
     several processes train; JAX takes all devices of each host, and several hosts as JAX_COORDINATOR_ADDRESS tells
@@ -57,12 +59,6 @@ class Train:
     """Width of the MLP, over the preset's."""
     n_layers: int | None = None
     """Number of blocks, over the preset's."""
-    d_state: int | None = None
-    """Numbers of a layer's state, over the preset's; a Liquid SSM's alone, as the next two are."""
-    state: Literal["dense", "diagonal"] | None = None
-    """Whether the numbers of a state are coupled, over the preset's."""
-    exploration_rate: float | None = None
-    """Size of the noise in training, over the preset's."""
     steps: int | None = None
     """Length of the learning-rate schedule in steps."""
     total_tokens: float | None = None
@@ -222,14 +218,7 @@ class Train:
         return settings
 
     def _resized(self, model: ModelConfig) -> ModelConfig:
-        owners = {field.name: one for one in families().values() for field in fields(one.Config)}
-        sizes = _given(self, tuple(name for name in owners if hasattr(self, name)))
-        for name in sizes:
-            if name not in {field.name for field in fields(model)}:
-                flag, owner = f"--{name.replace('_', '-')}", owners[name]
-                other = next(iter(owner.presets))
-                raise ValueError(f"{flag} is a {owner.title}'s; leave it out, or choose --preset {other}")
-        return replace(model, **sizes)
+        return replace(model, **_given(self, ("d_model", "d_ff", "n_layers")), **mixer_sizes(self, model))
 
     def _asked_to_compile(self, stored: bool | None) -> bool | None:
         if self.compile and self.no_compile:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 from spec.config import ModelConfig
 from spec.validation import require_integer, require_known, require_number
 
-STATES = ("dense", "diagonal")
-HIPPOS = ("legs", "as_printed")
+State = Literal["dense", "diagonal"]
+Hippo = Literal["legs", "as_printed"]
 MOST_AS_PRINTED = 16
 
 
@@ -39,8 +39,8 @@ class LiquidSSMConfig(ModelConfig):
     max_seq_len: int = 2048
     d_state: int = 256
     d_tau: int = 32
-    state: str = "dense"
-    hippo: str = "legs"
+    state: State = "dense"
+    hippo: Hippo = "legs"
     eta: float = 0.5
     target_dt: float = 0.1
     tau_min: float = 1.0
@@ -54,8 +54,8 @@ class LiquidSSMConfig(ModelConfig):
         super().__post_init__()
         for name in ("d_state", "d_tau"):
             require_integer(name, getattr(self, name), 1)
-        require_known("state", self.state, STATES)
-        require_known("hippo", self.hippo, HIPPOS)
+        require_known("state", self.state, get_args(State))
+        require_known("hippo", self.hippo, get_args(Hippo))
         if self.state == "diagonal" and (self.d_state % 2 or self.hippo != "legs"):
             raise ValueError(
                 f"a diagonal state is made of pairs and of 'legs', got d_state {self.d_state} and {self.hippo!r}; "
