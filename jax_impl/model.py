@@ -76,7 +76,9 @@ class LanguageModel(nnx.Module):
         self.remat = remat
         self.loss_method = loss_method
         self.embedding = Embedding(config.vocab_size, config.d_model, compute_dtype)
-        self.blocks = nnx.List([Block(config, compute_dtype, method) for _ in range(config.n_layers)])
+        own = [self.family.of_block(config, i) for i in range(config.n_layers)]
+        self.state_sizes = tuple(one.state_size(own_config) for one, own_config in own)
+        self.blocks = nnx.List([Block(own_config, compute_dtype, method) for _, own_config in own])
         self.final_norm = RMSNorm(config.d_model, config.norm_eps, compute_dtype)
         load_parameters(self, initial_parameters(config, seed))
 
@@ -139,9 +141,9 @@ class LanguageModel(nnx.Module):
         for i, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
             run = partial(nnx.remat(Block.__call__), block) if self.remat else block
             of_layer = self.family.of_layer(self.config, given, i)
-            x_btd, last = run(x_btd, state, Masks(resets, padding), of_layer)
+            x_btd, last = run(x_btd, narrowed(state, self.state_sizes[i]), Masks(resets, padding), of_layer)
             last_states.append(last)
-        return self.final_norm(x_btd), jnp.stack(last_states)
+        return self.final_norm(x_btd), jnp.stack([widened(last, shape[-1]) for last in last_states])
 
     def loss(
         self,
@@ -189,6 +191,17 @@ class LanguageModel(nnx.Module):
         sampling = Sampling(temperature, top_k, top_p, seed)
         text_bt = generate(self, np.asarray(tokens), max_length, sampling)
         return jnp.asarray(text_bt, jnp.int32)
+
+
+def narrowed(state_bn: Array, size: int) -> Array:
+    """What a block of this state size has of a model's states, which are as wide as the largest: the first numbers."""
+    return state_bn if state_bn.shape[-1] == size else state_bn[:, :size]
+
+
+def widened(state_bn: Array, size: int) -> Array:
+    """The state of a block among those of a model, which are as wide as the largest; what it has not is zero."""
+    rest = size - state_bn.shape[-1]
+    return jnp.pad(state_bn, ((0, 0), (0, rest))) if rest else state_bn
 
 
 def choose_method(config: ModelConfig, batch_size: int, seq_len: int) -> str:

@@ -77,7 +77,9 @@ class LanguageModel(nn.Module):
         self.remat = remat
         self.loss_method = loss_method
         self.embedding = Embedding(config.vocab_size, config.d_model, compute_dtype)
-        self.blocks = nn.ModuleList([Block(config, compute_dtype, method) for _ in range(config.n_layers)])
+        own = [self.family.of_block(config, i) for i in range(config.n_layers)]
+        self.state_sizes = tuple(one.state_size(own_config) for one, own_config in own)
+        self.blocks = nn.ModuleList([Block(own_config, compute_dtype, method) for _, own_config in own])
         self.final_norm = RMSNorm(config.d_model, config.norm_eps, compute_dtype)
         load_parameters(self, initial_parameters(config, seed))
 
@@ -138,10 +140,11 @@ class LanguageModel(nn.Module):
         x_btd = self.embedding(tokens)
         last_states = []
         for i, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
-            inputs = x_btd, state, Masks(resets, padding), self.family.of_layer(self.config, given, i)
+            state_bn, of_layer = narrowed(state, self.state_sizes[i]), self.family.of_layer(self.config, given, i)
+            inputs = x_btd, state_bn, Masks(resets, padding), of_layer
             x_btd, last = checkpoint(block, *inputs, use_reentrant=False) if self.remat else block(*inputs)
             last_states.append(last)
-        return self.final_norm(x_btd), torch.stack(last_states)
+        return self.final_norm(x_btd), torch.stack([widened(last, shape[-1]) for last in last_states])
 
     def loss(
         self,
@@ -189,6 +192,17 @@ class LanguageModel(nn.Module):
         sampling = Sampling(temperature, top_k, top_p, seed)
         text_bt = generate(self, tokens.cpu().numpy(), max_length, sampling)
         return torch.from_numpy(text_bt.astype(np.int64)).to(tokens.device)
+
+
+def narrowed(state_bn: Tensor, size: int) -> Tensor:
+    """What a block of this state size has of a model's states, which are as wide as the largest: the first numbers."""
+    return state_bn if state_bn.shape[-1] == size else state_bn[:, :size]
+
+
+def widened(state_bn: Tensor, size: int) -> Tensor:
+    """The state of a block among those of a model, which are as wide as the largest; what it has not is zero."""
+    rest = size - state_bn.shape[-1]
+    return nn.functional.pad(state_bn, (0, rest)) if rest else state_bn
 
 
 def choose_method(config: ModelConfig, batch_size: int, seq_len: int) -> str:

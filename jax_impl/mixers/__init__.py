@@ -14,7 +14,7 @@ def mixer_module(of: ModelConfig | str) -> Any:
 
     It has `Mixer(config, compute_dtype, method)`, called (x, state, masks, side) -> (y, state), the METHODS that it
     takes, `choose_method(config, batch_size, seq_len)` and `capabilities(config, method)`; and `Model`, where the
-    family's language model is called in a way of its own.
+    family's language model is called in a way of its own. One whose blocks are of other families has no `Mixer`.
 
     Raises:
         ValueError: an unknown family, names those that are known; or one from outside that is wrong, says how.

@@ -47,8 +47,7 @@ class Registry(NamedTuple):
 @cache
 def registry() -> Registry:
     """Every family that is installed; one from outside that is wrong takes nothing else with it."""
-    modules = [found.name for found in pkgutil.iter_modules(__path__) if found.name not in NO_FAMILY]
-    own = [importlib.import_module(f"{__name__}.{name}").FAMILY for name in modules]
+    own = [_own(name) for name in _own_names()]
     found = {one.name: one for one in sorted(own, key=lambda one: (one.place, one.name))}
     packages: dict[str, str] = {}
     broken: dict[str, str] = {}
@@ -59,6 +58,15 @@ def registry() -> Registry:
         except Exception as error:  # whatever a stranger's module raises on import: it must not stop anybody else
             broken[point.name] = error_line(error)
     return Registry(found, packages, broken)
+
+
+@cache
+def _own_names() -> tuple[str, ...]:
+    return tuple(found.name for found in pkgutil.iter_modules(__path__) if found.name not in NO_FAMILY)
+
+
+def _own(name: str) -> MixerFamily[Any]:
+    return importlib.import_module(f"{__name__}.{name}").FAMILY
 
 
 def families() -> dict[str, MixerFamily[Any]]:
@@ -73,6 +81,9 @@ def family(of: ModelConfig | str) -> MixerFamily[Any]:
         ValueError: no family has this name; names those that are known, or says what is wrong with it.
     """
     name = of if isinstance(of, str) else of.family
+    # One of this package needs no other: presets of one that is made of others ask for them while all are gathered.
+    if name in _own_names():
+        return _own(name)
     if name not in families():
         raise _unknown(name)
     return families()[name]

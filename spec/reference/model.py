@@ -4,7 +4,8 @@
     x     += s Mixer(RMSNorm(x));  x += s SwiGLU(RMSNorm(x))        s = 1 / sqrt(2 l), l blocks, a mixer of any family
     logits = RMSNorm(x) E^T
 
-Read this file first: both backends compute exactly this.
+The states are [l, b, n], n the largest state of a block: a block that has fewer numbers reads and writes the first
+ones, and the rest stays zero. Read this file first: both backends compute exactly this.
 """
 
 from __future__ import annotations
@@ -159,18 +160,19 @@ def _through_blocks(
     **side: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], Any]:
     own = family(config)
-    given = own.checked_side(config, side, tokens.shape)
+    given, n = own.checked_side(config, side, tokens.shape), own.state_size(config)
     x_btd = params["embedding.weight"][tokens]
     outputs, last_states, saved = {"embedding": x_btd}, [], []
     for i in range(config.n_layers):
-        weights = within(params, f"blocks.{i}.")
-        state_bd = None if states is None else np.asanyarray(states[i], x_btd.dtype)
+        weights, (own_of_block, own_config) = within(params, f"blocks.{i}."), own.of_block(config, i)
+        size = own_of_block.state_size(own_config)
+        state_bn = None if states is None else np.asanyarray(states[i][:, :size], x_btd.dtype)
         of_layer = own.of_layer(config, given, i)
-        x_btd, last_bd, of_block, saved_block = block(
-            x_btd, weights, config, state_bd, Masks(resets, padding), of_layer
+        x_btd, last_bn, of_block, saved_block = block(
+            x_btd, weights, own_config, state_bn, Masks(resets, padding), of_layer
         )
         outputs |= {f"blocks.{i}.{name}": array for name, array in of_block.items()} | {f"blocks.{i}": x_btd}
-        last_states.append(last_bd)
+        last_states.append(_widened(last_bn, n))
         saved.append(saved_block)
     return x_btd, np.stack(last_states), outputs, saved
 
@@ -216,10 +218,18 @@ def _blocks_adjoint(
     blocks: Any, config: ModelConfig, x_gradient: np.ndarray, final_state_gradient: np.ndarray | None = None
 ) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
     gradients: dict[str, np.ndarray] = {}
-    state_gradients = []
+    own, state_gradients = family(config), []
     for i in reversed(range(config.n_layers)):
-        of_last = None if final_state_gradient is None else final_state_gradient[i]
-        x_gradient, of_block, of_state = block_adjoint(blocks[i], config, x_gradient, of_last)
-        state_gradients.append(of_state)
+        own_of_block, own_config = own.of_block(config, i)
+        size = own_of_block.state_size(own_config)
+        of_last = None if final_state_gradient is None else final_state_gradient[i][:, :size]
+        x_gradient, of_block, of_state = block_adjoint(blocks[i], own_config, x_gradient, of_last)
+        state_gradients.append(_widened(of_state, own.state_size(config)))
         gradients |= {f"blocks.{i}.{name}": array for name, array in of_block.items()}
     return x_gradient, gradients, np.stack(state_gradients[::-1])
+
+
+def _widened(state_bn: np.ndarray, n: int) -> np.ndarray:
+    """The state of a block among those of a model, whose largest has n numbers; what it has not is zero."""
+    rest = n - state_bn.shape[-1]
+    return np.pad(state_bn, ((0, 0), (0, rest))) if rest else state_bn

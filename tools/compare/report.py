@@ -11,11 +11,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from parity.proof.layer_diff.activations import family_at
 from parity.proof.layer_diff.diff import Error, Row, first_outside
 from parity.proof.layer_diff.weights import tensor_of
 from spec.checkpoint.format import Checkpoint
 from spec.config import ModelConfig
-from spec.mixers import family
 from tools.cli.backends import Backend
 from tools.cli.json_file import Json
 from tools.tokenizer import Tokenizer
@@ -199,7 +199,7 @@ def _piece(found: Comparison, token: int) -> str:
 
 
 def _formula(found: Comparison, tensor: str) -> str:
-    formulas = {**FORMULAS, **family(found.config).formulas}
+    formulas = {**FORMULAS, **family_at(found.config, tensor).formulas}
     return formulas[tensor] if tensor in formulas else formulas[".".join(tensor.split(".")[2:])]
 
 
@@ -211,7 +211,7 @@ def _cause(found: Comparison, first: Row) -> str:
         return f"{weights[0]} of B {found.weights[weights[0]]}"
     if all(error.units <= 1.0 for error in first.alone):
         return "no layer up to it is off on its own inputs: small errors add up to more than the estimate allows"
-    own = family(found.config)
+    own = family_at(found.config, first.tensor)
     recurrent = f"mixer.{own.recurrence}", "mixer.state"
     for name, parts in {"norm_eps": ("norm",), **dict.fromkeys(own.constants, recurrent)}.items():
         if name in found.constants and 1 in first.outside and first.tensor.endswith(parts):

@@ -25,13 +25,13 @@ def half_lives(parameters: Mapping[str, np.ndarray], config: ModelConfig) -> np.
 
     Returns:
         float64 [l, n], n channels of each layer's state; the real and the imaginary part of a mode have the same.
-        Infinite where a channel never forgets.
+        Infinite where a channel never forgets; NaN where a layer has fewer channels than another.
 
     Raises:
         NotImplementedError: the family has no half-lives.
     """
-    own = family(config)
-    return _halved([own.decay_rates(_mixer(parameters, i), config) for i in range(config.n_layers)])
+    blocks = [(_mixer(parameters, i), *family(config).of_block(config, i)) for i in range(config.n_layers)]
+    return _halved([own.decay_rates(weights, own_config) for weights, own, own_config in blocks])
 
 
 def half_lives_on_text(
@@ -50,14 +50,19 @@ def half_lives_on_text(
     Returns:
         float64 [l, n].
     """
-    own, inside = family(config), activations(parameters, config, tokens_bt, resets=resets_bt)
-    layers = [(_mixer(parameters, i), within(inside, f"blocks.{i}.mixer.")) for i in range(config.n_layers)]
-    return _halved([own.decay_rates(weights, config, of_layer, resets_bt) for weights, of_layer in layers])
+    inside, rates = activations(parameters, config, tokens_bt, resets=resets_bt), []
+    for i in range(config.n_layers):
+        own, own_config = family(config).of_block(config, i)
+        of_layer = within(inside, f"blocks.{i}.mixer.")
+        rates.append(own.decay_rates(_mixer(parameters, i), own_config, of_layer, resets_bt))
+    return _halved(rates)
 
 
 def _halved(rates: list[np.ndarray]) -> np.ndarray:
+    n = max(rate_btn.shape[-1] for rate_btn in rates)
+    means = [rate_btn.mean(axis=(0, 1)) for rate_btn in rates]
     with np.errstate(divide="ignore"):
-        return math.log(2.0) / np.stack([rate_btn.mean(axis=(0, 1)) for rate_btn in rates])
+        return math.log(2.0) / np.stack([np.pad(x, (0, n - len(x)), constant_values=np.nan) for x in means])
 
 
 def _mixer(parameters: Mapping[str, np.ndarray], layer: int) -> dict[str, np.ndarray]:

@@ -75,7 +75,7 @@ def _split_histograms(axes: Axes, edges: np.ndarray, start_ln: np.ndarray, after
         for layer, (values_n, count) in enumerate(zip(values_ln, counted, strict=True)):
             outline = layer + direction * scale * np.repeat(count, 2)
             axes.fill_betweenx(np.repeat(edges, 2)[1:-1], layer, outline, color=colour, linewidth=0)
-            middle = [np.median(values_n)] * 2
+            middle = [np.nanmedian(values_n)] * 2
             axes.plot([layer, layer + direction * HALF_WIDTH], middle, color="black", linewidth=1.6)
 
 

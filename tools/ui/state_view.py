@@ -21,10 +21,11 @@ def heat_map(recent_states: Sequence[tuple[str, np.ndarray]], half_lives_ln: np.
 
     Args:
         recent_states: tokens, and the states [l, n] after each.
-        half_lives_ln: of each channel, in tokens, [l, n].
+        half_lives_ln: of each channel, in tokens, [l, n]; NaN where a layer has fewer.
         layer: from 0.
     """
-    order = np.argsort(half_lives_ln[layer], kind="stable")[::-1]
+    order = np.argsort(half_lives_ln[layer], kind="stable")  # NaN comes last
+    order = order[: np.count_nonzero(~np.isnan(half_lives_ln[layer]))][::-1]
     if len(order) > ROWS:
         order = order[np.linspace(0, len(order) - 1, ROWS).round().astype(int)]
     states_nt = np.stack([states_ln[layer, order] for _, states_ln in recent_states], axis=1)

@@ -7,14 +7,15 @@ from typing import Any
 
 from spec.config import ModelConfig
 from spec.mixers import family
+from spec.mixers.base import MixerFamily
 
 
 def names(config: ModelConfig) -> list[str]:
     """Every tensor of a trace, in the order of the forward pass."""
-    mixer = tuple(f"mixer.{name}" for name in (*family(config).activations, "state"))
-    inside = ("mixer_norm", *mixer, "mlp_norm", "mlp.input", "mlp.product", "mlp.output")
     found = ["embedding"]
     for i in range(config.n_layers):
+        mixer = tuple(f"mixer.{name}" for name in (*family_at(config, f"blocks.{i}").activations, "state"))
+        inside = ("mixer_norm", *mixer, "mlp_norm", "mlp.input", "mlp.product", "mlp.output")
         found += [*(f"blocks.{i}.{inner}" for inner in inside), f"blocks.{i}"]
     return [*found, "final_norm", "logits"]
 
@@ -23,7 +24,7 @@ def keep(config: ModelConfig, found: dict[str, Any], path: str, first_input: Any
     """Put what a trace shows of one call of the module at `path` into `found`; the model's own path is empty."""
     block, inner = split(path)
     # No module gives these: they are what one takes.
-    inputs = {"mixer.output": f"mixer.{family(config).recurrence}", "mlp.output": "mlp.product"}
+    inputs = {"mixer.output": f"mixer.{family_at(config, path).recurrence}", "mlp.output": "mlp.product"}
     if inner in inputs:
         found[f"{block}.{inputs[inner]}"] = first_input
     if inner == "mixer":
@@ -38,6 +39,12 @@ def in_order(found: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
     expected = names(config)
     assert set(found) == set(expected), set(found) ^ set(expected)
     return {name: found[name] for name in expected}
+
+
+def family_at(config: ModelConfig, path: str) -> MixerFamily[Any]:
+    """Whose mixer the block has that a path leads into; the model's family where it leads into none."""
+    own, parts = family(config), path.split(".")
+    return own.of_block(config, int(parts[1]))[0] if parts[0] == "blocks" else own
 
 
 def split(path: str) -> tuple[str, str]:

@@ -110,7 +110,7 @@ def layers_alone(params: Arrays, config: ModelConfig, tokens: np.ndarray, given:
     x_btd, found = given["embedding"], {"embedding": params["embedding.weight"][tokens]}
     for i in range(config.n_layers):
         weights, inside = (within(arrays, f"blocks.{i}.") for arrays in (params, given))
-        of_block = _block_alone(x_btd, weights, config, inside)
+        of_block = _block_alone(x_btd, weights, family(config).of_block(config, i)[1], inside)
         found |= {f"blocks.{i}{name}": array for name, array in of_block.items()}
         x_btd = given[f"blocks.{i}"]
     found["final_norm"] = rms_norm(x_btd, params["final_norm.weight"], config.norm_eps)[0]

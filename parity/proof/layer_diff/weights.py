@@ -7,9 +7,8 @@ from itertools import permutations
 
 import numpy as np
 
-from parity.proof.layer_diff.activations import split
+from parity.proof.layer_diff.activations import family_at, split
 from spec.config import ModelConfig
-from spec.mixers import family
 from spec.parameters import parameter_table
 
 Arrays = Mapping[str, np.ndarray]
@@ -28,7 +27,7 @@ def differences(config: ModelConfig, a: Arrays, b: Arrays) -> dict[str, str]:
 
 def tensor_of(config: ModelConfig, path: str) -> str:
     """The first tensor of a forward pass that a parameter enters."""
-    (block, inner), enters = split(path), family(config).enters
+    (block, inner), enters = split(path), family_at(config, path).enters
     return f"{block}.{enters[inner]}" if inner in enters else path.removesuffix(".weight")
 
 

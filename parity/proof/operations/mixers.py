@@ -47,11 +47,12 @@ class _OfFamily(Estimated):
 
 
 class Mixer(_OfFamily):
-    """The mixer with its matrices: output, last state, and the gradients of input, initial state and every weight."""
+    """The mixer of block 0 with its matrices: output, last state, and the gradients of inputs and every weight."""
 
     def __init__(self, family_name: str):
         super().__init__(family_name)
         self.name = f"{family_name}_mixer"
+        self.config, self.nano = (self.family.of_block(one, 0)[1] for one in (self.config, self.nano))
 
     def arrays(self, case: LayerCase) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, ...]]:
         """Weights by path; input, initial state, and the gradients of both outputs."""
@@ -62,14 +63,14 @@ class Mixer(_OfFamily):
         return weights, float32(z, state, random.standard_normal(z.shape), grad_last)
 
     def compute(self, case: LayerCase) -> Compute:
-        own, config = family(case.config).of_block(case.config, 0)
+        own = family(case.config)
 
         def run(lift):
             weights, arrays = self.arrays(case)
             z, state, grad_y, grad_last = (lift(x) for x in arrays)
             lifted = {path: lift(x) for path, x in weights.items()}
             side = {name: lift(x) for name, x in self.side(case, case.shape, layers=False).items()}
-            mixed = own.forward(z, lifted, config, state, Masks(*case.masks()), side)
+            mixed = own.forward(z, lifted, case.config, state, Masks(*case.masks()), side)
             grad_z, gradients, grad_state = own.adjoint(mixed.saved, grad_y, grad_last)
             results = {"y": mixed.y, "last": mixed.last, "z gradient": grad_z, "state gradient": grad_state}
             return results | {path: gradients[path] for path in weights}

@@ -28,6 +28,7 @@ DIGESTS = {
     ("mingru-nano", 0): "917e8f544fec309ed45cac4088bb7b2ec0c57aae747fbb40d7c3d411bc9fcba8",
     ("hgrn-nano", 0): "431af8de795586ad8a611e8fd738337d4ca9d7dbdb9005bacff351bdcc8aff70",
     ("rglru-nano", 0): "13fbf11f9372f2c8d2118b04c2dd8fe7b4d7f89b4cdadf6298e698bc3214f635",
+    ("hybrid-nano", 0): "f816330714310c04acb960d2c9e3ac70e02b9ea4754ead3d0849cf506281aa41",
 }
 PARAMETERS = {"tiny": 11_568_768, "small": 29_922_816, "base": 104_676_864, "ssm-small": 28_341_120}
 
