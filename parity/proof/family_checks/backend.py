@@ -26,8 +26,11 @@ def backend_module(name: str, backend: str) -> None:
     except ValueError as error:
         raise Wrong(f"{backend}: {error}") from error
     config, where = families()[name].small_config(), f"{backend}: {module.__name__}"
-    if lacks := [key for key in BACKEND_HAS if not hasattr(module, key)]:
-        raise Wrong(f"{where} lacks {', '.join(lacks)}; a backend's module has {', '.join(BACKEND_HAS)}")
+    own = families()[name]
+    # What is made of others has its blocks' mixers from them.
+    asked = [key for key in BACKEND_HAS if key != "Mixer" or own.of_block(config, 0)[0] is own]
+    if lacks := [key for key in asked if not hasattr(module, key)]:
+        raise Wrong(f"{where} lacks {', '.join(lacks)}; a backend's module has {', '.join(asked)}")
     choice = module.choose_method(config, 2, 8)
     if choice not in module.METHODS:
         raise Wrong(f"{where}.choose_method gives {choice!r}; give one of METHODS, {', '.join(module.METHODS)}")
@@ -35,7 +38,6 @@ def backend_module(name: str, backend: str) -> None:
         able = module.capabilities(config, method)
         if not all(isinstance(one, bool) for one in able):
             raise Wrong(f"{where}.capabilities gives {able} for {method}; give Capabilities of True and False")
-    own = families()[name]
     if own.operation not in adapters.load(backend).METHODS:
         raise Wrong(f"{backend} lists no methods under {own.operation}; set operation of {name} to its name")
 

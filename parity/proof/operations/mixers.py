@@ -105,5 +105,8 @@ class Model(_OfFamily, models.Model):
 
 
 def operations_of(family_name: str) -> tuple[Operation, ...]:
-    """The operations of a family that says nothing of its own."""
-    return Mixer(family_name), Model(family_name)
+    """The operations of a family that says nothing of its own; what is made of others has no mixer to prove."""
+    own = family(family_name)
+    if own.of_block(own.small_config(), 0)[0] is own:
+        return Mixer(family_name), Model(family_name)
+    return (Model(family_name),)
