@@ -80,7 +80,7 @@ def _failures(result: Report) -> str:
 
 
 def _checks(result: Report) -> str:
-    note = "What a family must be besides numbers within bounds; parity/proof/family_checks.py says what each asks."
+    note = "What a family must be besides numbers within bounds; parity/proof/family_checks/ says what each asks."
     rows = tables.check_rows(result)
     return _section(f"What {result['family']} is", note, _table(tables.CHECK_HEADER, rows)) if rows else ""
 
