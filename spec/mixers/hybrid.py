@@ -114,8 +114,8 @@ def _configuration(own: MixerFamily[Any], shared: dict[str, Any], values: dict[s
     config = own.Config(**shared, **values)
     inputs = own.training_side_inputs(config, 0, 0, 1)
     if inputs:
-        told = f"with these values a {own.title} reads {', '.join(inputs)} of its own layers in training"
-        raise ValueError(f"{told}, which a hybrid has not; leave out of mixers what asks for it")
+        told = f"with these values a {own.title} reads {', '.join(inputs)} in training, an array for each of its layers"
+        raise ValueError(f"{told}, which a hybrid does not have; leave out of mixers what asks for it")
     return config
 
 
@@ -141,7 +141,7 @@ class HybridFamily(MixerFamily[HybridConfig]):
         return config.members[config.layers[block % len(config.layers)]]
 
     def _of_blocks(self, config: HybridConfig) -> list[tuple[MixerFamily[Any], ModelConfig]]:
-        """Each family that a block has, once."""
+        """The families of the pattern's blocks, as far as the model has them."""
         return [self.of_block(config, i) for i in range(min(config.n_layers, len(config.layers)))]
 
     def parameters(self, config: HybridConfig) -> tuple[Parameter, ...]:

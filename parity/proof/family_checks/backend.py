@@ -25,8 +25,8 @@ def backend_module(name: str, backend: str) -> None:
         module = adapters.load_module(backend, "mixers").mixer_module(name)
     except ValueError as error:
         raise Wrong(f"{backend}: {error}") from error
-    config, where = families()[name].small_config(), f"{backend}: {module.__name__}"
-    own = families()[name]
+    own, where = families()[name], f"{backend}: {module.__name__}"
+    config = own.small_config()
     # What is made of others has its blocks' mixers from them.
     asked = [key for key in BACKEND_HAS if key != "Mixer" or own.of_block(config, 0)[0] is own]
     if lacks := [key for key in asked if not hasattr(module, key)]:

@@ -28,12 +28,13 @@ def require_same(what: str, found: np.ndarray, expected: np.ndarray, bound: np.n
 
 
 def require_same_mixed(what: str, mixed: Mixed, y: np.ndarray, last: np.ndarray, remedy: str) -> None:
-    """`_same` of output and last state, within 1e-12 of the largest entry."""
+    """`require_same` of output and last state, within 1e-12 of the largest entry."""
     for key, found, exact in (("y", mixed.y, y), ("state", mixed.last, last)):
         require_same(f"{what}: {key}", found, exact, double_bound(exact), remedy)
 
 
 def require_shape(what: str, found: Any, expected: tuple[int, ...], where: str) -> None:
+    """Raises ValueError naming both shapes where they differ, and where to mend it."""
     if np.shape(found) != tuple(expected):
         raise Wrong(f"{what} has shape {np.shape(found)}, expected {tuple(expected)}; mend {where}")
 

@@ -13,14 +13,12 @@ import numpy as np
 from parity.proof.family_checks.comparing import Wrong, lacks_and_besides, require_refusal, require_shape
 from parity.proof.family_checks.problem import ROWS, STEPS, mixer_problem
 from parity.proof.problems.cases import perturbed_parameters
-from spec.config import config_to_json
+from spec.config import SHARED_FIELDS, config_to_json
 from spec.init import stream
 from spec.mixers import config_from_json, families, state_shape
 from spec.mixers.base import MixerFamily
 from spec.presets import PRESETS, RECIPES
 from spec.reference import forward
-
-SHARED = {"vocab_size", "d_model", "d_ff", "n_layers", "max_seq_len", "norm_eps"}
 
 
 def methods(name: str) -> None:
@@ -45,9 +43,9 @@ def configuration(name: str) -> None:
     config = own.small_config()
     names = [field.name for field in fields(own.Config)]
     where = own.Config.__name__
-    if missing := SHARED - set(names):
+    if missing := set(SHARED_FIELDS) - set(names):
         raise Wrong(f"{where} lacks {', '.join(sorted(missing))}; list the fields of ModelConfig among its own")
-    if strange := {*own.shape_fields, *own.constants} - (set(names) - SHARED):
+    if strange := {*own.shape_fields, *own.constants} - (set(names) - set(SHARED_FIELDS)):
         raise Wrong(
             f"shape_fields and constants of {name} name {', '.join(sorted(strange))}; name own fields of {where}"
         )
