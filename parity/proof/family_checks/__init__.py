@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from parity.proof import adapters
-from parity.proof.family_checks.backend import backend_module, backend_parameters, backend_texts
-from parity.proof.family_checks.comparing import Wrong
-from parity.proof.family_checks.form import (
+from parity.proof.family_checks.assertions import Wrong
+from parity.proof.family_checks.backend import backend_module, backend_parameters
+from parity.proof.family_checks.interface import (
     configuration,
     initial_values,
     methods,
@@ -22,6 +22,7 @@ from parity.proof.family_checks.form import (
     training_side_inputs,
 )
 from parity.proof.family_checks.mathematics import activations, adjoint, causality, padding, pieces, resets, rows_apart
+from parity.proof.family_checks.texts import backend_texts
 from spec.mixers import family
 
 __all__ = ["OF_BACKEND", "OF_REFERENCE", "Outcome", "Wrong", "run"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from parity.proof.bounds import double_bound, in_units
-from parity.proof.family_checks.comparing import Wrong, require_same, require_same_mixed
+from parity.proof.family_checks.assertions import Wrong, require_same, require_same_mixed
 from parity.proof.family_checks.problem import ROWS, STEPS, mixer_problem
 from parity.proof.problems.complex_step import complex_step
 from spec.init import initial_parameters

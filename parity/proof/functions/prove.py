@@ -26,8 +26,8 @@ def prove(
 
     Args:
         operation: what is proved.
-        draws: how many problems; each costs 8 runs of the reference, a run for each number of its float inputs, and 64 at
-            most for the bound of each gradient.
+        draws: how many problems; each costs 8 runs of the reference, a run for each number of its float inputs, and
+            at most 64 for the bound of each gradient.
         dtypes: of `float32` and `float64`, what the backends compute in.
         seed: of the first problem; the next has the next.
         device: where PyTorch computes, `cuda` for one; JAX takes its default device.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.proof.family_checks.comparing import Wrong, lacks_and_besides, require_refusal, require_shape
+from parity.proof.family_checks.assertions import Wrong, lacks_and_besides, require_refusal, require_shape
 from parity.proof.family_checks.problem import ROWS, STEPS, mixer_problem
 from parity.proof.problems.cases import perturbed_parameters
 from spec.config import SHARED_FIELDS, config_to_json
