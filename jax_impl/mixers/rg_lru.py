@@ -8,16 +8,26 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jax_impl.layers import COMPUTE, Linear, accumulate_dtype
+from jax_impl.mixers.linear_recurrence import METHODS, capabilities
 from jax_impl.ops import scan as scans
 from jax_impl.ops.gated_scan.unfused import decay_gates
 from jax_impl.ops.scan import scan
 from jax_impl.ops.short_convolution import short_convolution
 from spec.axes import BN, BTD, BTI, BTN, BTO, N
-from spec.mixers.base import NO_MASKS, Capabilities, Masks, Side
+from spec.mixers.base import NO_MASKS, Masks, Side
 from spec.mixers.rg_lru import EXPONENT, RGLRUConfig
 from spec.validation import require_known
 
-METHODS = ("auto", *scans.METHODS)
+__all__ = [
+    "METHODS",
+    "RGLRU",
+    "BlockDiagonalLinear",
+    "Convolution",
+    "Mixer",
+    "capabilities",
+    "choose_method",
+    "recurrence_gates",
+]
 
 
 class Convolution(nnx.Module):
@@ -73,8 +83,8 @@ class RGLRU(nnx.Module):
     ) -> tuple[Float[Array, BTD], Float[Array, BN]]:
         n = len(self.decay_logit[...])
         h, history = (None, None) if state is None else (state[:, :n], state[:, n:])
-        gate, branch = jnp.split(self.input(x), 2, axis=-1)
-        u, history = self.convolution(branch, history, masks)
+        gate, u = jnp.split(self.input(x), 2, axis=-1)
+        u, history = self.convolution(u, history, masks)
         decay, scale, input_gate = recurrence_gates(self.gates(u), self.decay_logit[...])
         states, h = scan(decay, scale * input_gate * u, h, self.method, *masks)
         return self.output(jax.nn.gelu(gate, approximate=True) * states), jnp.concatenate([h, history], axis=-1)
@@ -101,8 +111,3 @@ def recurrence_gates(
 def choose_method(config: RGLRUConfig, batch_size: int, seq_len: int) -> str:
     """The method that `auto` takes where training would run by default."""
     return scans.choose_method((batch_size, seq_len, config.d_rnn))
-
-
-def capabilities(config: RGLRUConfig, method: str = "auto") -> Capabilities:
-    """What this backend can do with the mixer beyond what every mixer must."""
-    return Capabilities(compile=True, context_parallel=True, graph_capture=True, scan_methods=True)

@@ -76,14 +76,14 @@ class LinearRecurrence(MixerFamily[C]):
         self, saved: Saved, grad_y_btd: np.ndarray, grad_last_bn: np.ndarray | None = None
     ) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
         grad_gated, grad_output = linear_adjoint(saved.gated, saved.weights["output.weight"], grad_y_btd)
-        grad_states, grad_pre, of_read_out = self.read_out_adjoint(saved.read_out, grad_gated)
+        grad_states, grad_pre, read_out_gradients = self.read_out_adjoint(saved.read_out, grad_gated)
         grad_decay, grad_drive, grad_state = scan_adjoint(
             saved.masked_decay, saved.states, saved.state, grad_states, grad_last_bn
         )
         grad_decay, grad_drive = masked_gradients(grad_decay, grad_drive, saved.masks)
-        of_pre, of_gates = self.gates_adjoint(saved.gates, grad_decay, grad_drive)
-        grad_z, grad_input = linear_adjoint(saved.z, saved.weights["input.weight"], grad_pre + of_pre)
-        gradients = {"input.weight": grad_input, **of_gates, **of_read_out, "output.weight": grad_output}
+        grad_pre_gates, gate_gradients = self.gates_adjoint(saved.gates, grad_decay, grad_drive)
+        grad_z, grad_input = linear_adjoint(saved.z, saved.weights["input.weight"], grad_pre + grad_pre_gates)
+        gradients = {"input.weight": grad_input, **gate_gradients, **read_out_gradients, "output.weight": grad_output}
         return grad_z, gradients, grad_state
 
     def each_alone(

@@ -121,13 +121,13 @@ def block_diagonal_adjoint(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Gradients of input and weight."""
     parts = np.split(x_btn, blocks, axis=-1)
-    of_parts, of_rows = [np.zeros_like(part) for part in parts], []
+    grad_parts, grad_rows = [np.zeros_like(part) for part in parts], []
     for rows, grads in zip(np.split(weight_ob, 2), np.split(grad_y, 2, axis=-1), strict=True):
         for i, (row, grad) in enumerate(zip(np.split(rows, blocks), np.split(grads, blocks, axis=-1), strict=True)):
-            of_part, of_row = linear_adjoint(parts[i], row, grad)
-            of_parts[i] = of_parts[i] + of_part
-            of_rows.append(of_row)
-    return np.concatenate(of_parts, axis=-1), np.concatenate(of_rows)
+            grad_part, grad_row = linear_adjoint(parts[i], row, grad)
+            grad_parts[i] = grad_parts[i] + grad_part
+            grad_rows.append(grad_row)
+    return np.concatenate(grad_parts, axis=-1), np.concatenate(grad_rows)
 
 
 class Gates(NamedTuple):
@@ -243,37 +243,39 @@ class RGLRUFamily(MixerFamily[RGLRUConfig]):
     ) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
         """With g the gradient of log a: dL/d pre_r = g log a sigmoid(-pre_r), dL/d Lambda = g c r sigmoid(-Lambda)."""
         n, weights, gates = saved.config.d_rnn, saved.weights, saved.gates
-        of_h, of_history = (None, None) if grad_last_bn is None else (grad_last_bn[:, :n], grad_last_bn[:, n:])
+        grad_last_h, grad_last_history = (None, None) if grad_last_bn is None else np.split(grad_last_bn, [n], axis=-1)
         grad_gated, grad_output = linear_adjoint(saved.gated, weights["output.weight"], grad_y_btd)
         branch, slope = gelu(saved.pre[..., :n])
         grad_decay, grad_drive, grad_h = scan_adjoint(
-            saved.masked_decay, saved.states, saved.state, grad_gated * branch, of_h
+            saved.masked_decay, saved.states, saved.state, grad_gated * branch, grad_last_h
         )
         grad_decay, grad_drive = masked_gradients(grad_decay, grad_drive, saved.masks)
         grad_scale = grad_drive * gates.input * saved.convolved
         # d sqrt(1 - a^2) / d log a = -a^2 / sqrt(1 - a^2); where a is 1 the gate is shut and nothing passes.
         shut = gates.scale == 0.0
-        of_scale = np.where(shut, 0.0, gates.decay * gates.decay / np.where(shut, 1.0, gates.scale))
-        g_btn = grad_decay * gates.decay - grad_scale * of_scale
+        scale_slope = np.where(shut, 0.0, gates.decay * gates.decay / np.where(shut, 1.0, gates.scale))
+        g_btn = grad_decay * gates.decay - grad_scale * scale_slope
         grad_input_gate = grad_drive * gates.scale * saved.convolved
-        closed_r, closed_i = np.split(sigmoid(-saved.pre_gates), 2, axis=-1)
-        of_r, of_i = g_btn * gates.log_decay * closed_r, grad_input_gate * gates.input * closed_i
-        grad_pre_gates = np.concatenate([of_r, of_i], axis=-1)
-        of_u, grad_gates = block_diagonal_adjoint(
+        one_minus_r, one_minus_i = np.split(sigmoid(-saved.pre_gates), 2, axis=-1)
+        grad_r, grad_i = g_btn * gates.log_decay * one_minus_r, grad_input_gate * gates.input * one_minus_i
+        grad_pre_gates = np.concatenate([grad_r, grad_i], axis=-1)
+        grad_u, grad_gates = block_diagonal_adjoint(
             saved.convolved, weights["gates.weight"], saved.config.gate_blocks, grad_pre_gates
         )
-        of_u = of_u + grad_drive * gates.scale * gates.input
-        grad_x, grad_taps, grad_bias, grad_history = short_convolution_adjoint(saved.convolution, of_u, of_history)
+        grad_u = grad_u + grad_drive * gates.scale * gates.input
+        grad_x, grad_taps, grad_bias, grad_history = short_convolution_adjoint(
+            saved.convolution, grad_u, grad_last_history
+        )
         grad_pre = np.concatenate([grad_gated * saved.states * slope, grad_x], axis=-1)
         grad_z, grad_input = linear_adjoint(saved.z, weights["input.weight"], grad_pre)
-        of_logit = EXPONENT * sigmoid(-weights["decay_logit"]) * (g_btn * gates.recurrence).sum(axis=(0, 1))
+        grad_logit = EXPONENT * sigmoid(-weights["decay_logit"]) * (g_btn * gates.recurrence).sum(axis=(0, 1))
         gradients = {
             "input.weight": grad_input,
             "convolution.weight": grad_taps,
             "convolution.bias": grad_bias,
             "gates.weight": grad_gates,
             "gates.bias": grad_pre_gates.sum(axis=(0, 1)),
-            "decay_logit": of_logit,
+            "decay_logit": grad_logit,
             "output.weight": grad_output,
         }
         return grad_z, gradients, np.concatenate([grad_h, grad_history], axis=-1)

@@ -67,10 +67,10 @@ def short_convolution_adjoint(
         kept, moved = [zero_bd, *carry], [*carry, zero_bd]
         if masks.padding is not None:
             moved = [np.where(masks.padding[:, t, None], a, b) for a, b in zip(kept, moved, strict=True)]
-        of_window = [weight * grad_bd + later for weight, later in zip(weight_kd, moved, strict=True)]
+        grad_window = [weight * grad_bd + later for weight, later in zip(weight_kd, moved, strict=True)]
         grad_weight = grad_weight + np.stack([(tap * grad_bd).sum(axis=0) for tap in windows[t]])
-        grad_x.append(of_window[0])
-        carry = of_window[1:]
+        grad_x.append(grad_window[0])
+        carry = grad_window[1:]
         if forget_bt is not None:
             carry = [np.where(forget_bt[:, t, None], 0.0, one) for one in carry]
     return np.stack(grad_x[::-1], axis=1), grad_weight, grad_y_btd.sum(axis=(0, 1)), np.concatenate(carry, axis=-1)

@@ -7,16 +7,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spec.axes import BN, BTD, BTI, BTN, BTO, N
-from spec.mixers.base import NO_MASKS, Capabilities, Masks, Side
+from spec.mixers.base import NO_MASKS, Masks, Side
 from spec.mixers.rg_lru import EXPONENT, RGLRUConfig
 from spec.validation import require_known
 from torch_impl.layers import COMPUTE, Linear, accumulate_dtype
+from torch_impl.mixers.linear_recurrence import METHODS, capabilities
 from torch_impl.ops import scan as scans
 from torch_impl.ops.gated_scan.unfused import decay_gates
 from torch_impl.ops.scan import scan
 from torch_impl.ops.short_convolution import short_convolution
 
-METHODS = ("auto", *scans.METHODS)
+__all__ = [
+    "METHODS",
+    "RGLRU",
+    "BlockDiagonalLinear",
+    "Convolution",
+    "Mixer",
+    "capabilities",
+    "choose_method",
+    "recurrence_gates",
+]
 
 
 class Convolution(nn.Module):
@@ -74,8 +84,8 @@ class RGLRU(nn.Module):
     ) -> tuple[Float[Tensor, BTD], Float[Tensor, BN]]:
         n = len(self.decay_logit)
         h, history = (None, None) if state is None else (state[:, :n], state[:, n:])
-        gate, branch = self.input(x).chunk(2, dim=-1)
-        u, history = self.convolution(branch, history, masks)
+        gate, u = self.input(x).chunk(2, dim=-1)
+        u, history = self.convolution(u, history, masks)
         decay, scale, input_gate = recurrence_gates(self.gates(u), self.decay_logit)
         states, h = scan(decay, scale * input_gate * u, h, self.method, *masks)
         return self.output(nn.functional.gelu(gate, approximate="tanh") * states), torch.cat([h, history], dim=-1)
@@ -102,8 +112,3 @@ def recurrence_gates(
 def choose_method(config: RGLRUConfig, batch_size: int, seq_len: int) -> str:
     """The method that `auto` takes where training would run by default."""
     return scans.choose_method((batch_size, seq_len, config.d_rnn))
-
-
-def capabilities(config: RGLRUConfig, method: str = "auto") -> Capabilities:
-    """What this backend can do with the mixer beyond what every mixer must."""
-    return Capabilities(compile=True, context_parallel=True, graph_capture=True, scan_methods=True)
