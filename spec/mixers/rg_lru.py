@@ -20,13 +20,14 @@ import numpy as np
 from spec.config import ModelConfig, TrainingConfig
 from spec.mixers.base import Arrays, Masks, Mixed, MixerFamily, Parameter, Preset, Side, normal, zeros
 from spec.mixers.linear_recurrence import masked_gradients
+from spec.reference.block_diagonal import block_diagonal, block_diagonal_adjoint
 from spec.reference.blocks import linear_adjoint
 from spec.reference.convolution import short_convolution, short_convolution_adjoint
 from spec.reference.scan import mask, scan, scan_adjoint, sigmoid
 from spec.validation import require_integer
 
 EXPONENT = 8.0
-"""c: how many times the decay of Lambda a fully open recurrence gate applies."""
+"""c: the power of sigmoid(Lambda) that a is where the recurrence gate is 1."""
 
 SLOWEST, FASTEST = 0.999, 0.9
 """sigmoid(Lambda) begins between these."""
@@ -94,40 +95,6 @@ def gelu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     twice_u = slope * (x + cubic * x * x * x)
     s = sigmoid(twice_u)
     return x * s, s * (1.0 + x * sigmoid(-twice_u) * slope * (1.0 + 3.0 * cubic * x * x))
-
-
-def block_diagonal(x_btn: np.ndarray, weight_ob: np.ndarray, blocks: int) -> np.ndarray:
-    """y = x W^T in which rows of each matrix read a block of x alone.
-
-    Args:
-        x_btn: input.
-        weight_ob: two matrices one above the other, (2 n, n / blocks): row j of a matrix reads block j blocks // n.
-        blocks: how many.
-
-    Returns:
-        both products, [b, t, 2 n].
-    """
-    parts = np.split(x_btn, blocks, axis=-1)
-    products = [
-        parts[i] @ rows.T
-        for matrix in np.split(weight_ob, 2)
-        for i, rows in enumerate(np.split(matrix, blocks))
-    ]  # fmt: skip
-    return np.concatenate(products, axis=-1)
-
-
-def block_diagonal_adjoint(
-    x_btn: np.ndarray, weight_ob: np.ndarray, blocks: int, grad_y: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Gradients of input and weight."""
-    parts = np.split(x_btn, blocks, axis=-1)
-    grad_parts, grad_rows = [np.zeros_like(part) for part in parts], []
-    for rows, grads in zip(np.split(weight_ob, 2), np.split(grad_y, 2, axis=-1), strict=True):
-        for i, (row, grad) in enumerate(zip(np.split(rows, blocks), np.split(grads, blocks, axis=-1), strict=True)):
-            grad_part, grad_row = linear_adjoint(parts[i], row, grad)
-            grad_parts[i] = grad_parts[i] + grad_part
-            grad_rows.append(grad_row)
-    return np.concatenate(grad_parts, axis=-1), np.concatenate(grad_rows)
 
 
 class Gates(NamedTuple):
