@@ -16,6 +16,8 @@ from spec.reference.scan import mask, scan, scan_adjoint
 
 Arrays = Mapping[str, np.ndarray]
 
+TIGHT = 1 / 30
+"""A bound of which right code uses less than this would let mistakes through."""
 WORST: dict[str, float] = {}
 """Label -> largest error seen, in units of its bound; conftest.py prints it after the run."""
 

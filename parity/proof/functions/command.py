@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from parity.proof.functions.operation import FunctionOperation, told
+from parity.proof.functions.operation import FunctionOperation, as_input_error
 from parity.proof.functions.prove import DTYPES, prove
 
 
@@ -56,7 +56,7 @@ def load(place: str) -> FunctionOperation:
     sys.path.insert(0, str(path.parent.resolve()))
     # jax.jit and dataclasses look the module of a function up by its name.
     sys.modules[module_name] = module
-    with told(f"{path}", "mend it, or install what it needs"):
+    with as_input_error(f"{path}", "mend it, or install what it needs"):
         spec.loader.exec_module(module)
     found = getattr(module, attribute, None)
     if not isinstance(found, FunctionOperation):

@@ -19,11 +19,11 @@ class InputError(ValueError):
 
 
 @contextmanager
-def told(who: str, remedy: str) -> Iterator[None]:
+def as_input_error(who: str, remedy: str) -> Iterator[None]:
     """Whatever a function that was given raises, as an InputError.
 
     Raises:
-        InputError: naming `who` raised what.
+        InputError: who raises what, and the remedy.
     """
     try:
         yield
@@ -98,7 +98,7 @@ class FunctionOperation:
         return Problem(self, seed, inputs)
 
     def _draw(self, seed: int) -> Named:
-        with told(f"{self.name}: draw", "mend it"):
+        with as_input_error(f"{self.name}: draw", "mend it"):
             drawn = self.draw(np.random.default_rng(seed))
         if isinstance(drawn, np.ndarray):
             drawn = (drawn,)
@@ -149,7 +149,7 @@ class Problem:
         """
         wide = [self.cast(x, "float64") for x in self.inputs.values()]
         who = f"{self.operation.name}: the reference"
-        with told(who, "mend it, or what draw draws"):
+        with as_input_error(who, "mend it, or what draw draws"):
             found, again = (named(self.operation.reference(*(x.copy() for x in wide))) for _ in range(2))
         for name, array in found.items():
             if array.dtype != np.float64:

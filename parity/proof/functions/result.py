@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from parity.proof.bounds import TIGHT
 from spec.checkpoint.files import new_file
 
-TIGHT = 1 / 30
 HEADER = ("backend", "dtype", "tensor", "worst error", "seed")
 
 

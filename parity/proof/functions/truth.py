@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.exceptions import ComplexWarning
 
+from parity.proof.bounds import unit
 from parity.proof.bounds.monte_carlo_arithmetic import FACTOR, RUNS, Perturbed, estimate, plain
-from parity.proof.functions.arrays import RoundingComplex
-from parity.proof.functions.operation import InputError, Named, Problem, named, told
+from parity.proof.functions.operation import InputError, Named, Problem, as_input_error, named
+from parity.proof.functions.rounded_complex import RoundingComplex
 from parity.proof.problems.complex_step import STEP
 
-UNIT = 2.0**-24
+UNIT = unit()
 ENTRIES = 8
 """Of how many entries of an input a perturbed run computes the gradient."""
 
@@ -104,7 +105,7 @@ def _output_bounds(problem: Problem) -> Named:
         return found
 
     remedy = "use functions of NumPy on what it is given, a subclass of ndarray"
-    with _no_noise(), told(f"{problem.operation.name}: the reference, on arrays that round,", remedy):
+    with _no_noise(), as_input_error(f"{problem.operation.name}: the reference, on arrays that round,", remedy):
         return estimate(compute, problem.outputs, UNIT, rounding=RoundingComplex)
 
 
@@ -112,7 +113,9 @@ def _adjoint(problem: Problem, inputs: Named | None = None) -> Named:
     """The gradients by hand, in float64."""
     wide = inputs or {name: problem.cast(x, "float64") for name, x in problem.inputs.items()}
     gradients = (x.astype(np.float64) for x in problem.output_gradients.values())
-    with told(f"{problem.operation.name}: adjoint", "it is called with the inputs, then a gradient for each output"):
+    with as_input_error(
+        f"{problem.operation.name}: adjoint", "it is called with the inputs, then a gradient for each output"
+    ):
         return _by_input(problem, problem.operation.adjoint(*wide.values(), *gradients))
 
 
@@ -136,7 +139,10 @@ def _adjoint_bounds(problem: Problem, gradients: Named) -> Named:
         arrays = map(lift, (*problem.inputs.values(), *problem.output_gradients.values()))
         return _by_input(problem, problem.operation.adjoint(*arrays))
 
-    with _no_noise(), told(f"{problem.operation.name}: adjoint, on arrays that round,", "use functions of NumPy"):
+    with (
+        _no_noise(),
+        as_input_error(f"{problem.operation.name}: adjoint, on arrays that round,", "use functions of NumPy"),
+    ):
         return estimate(compute, gradients, UNIT, rounding=RoundingComplex)
 
 
@@ -208,7 +214,10 @@ def _require_derivative(problem: Problem, gradients_at: Any) -> None:
 def _complex_numbers(problem: Problem) -> Iterator[None]:
     """What a reference that takes no complex numbers is told."""
     remedy = "make arrays with np.zeros_like(x, shape=...), or give adjoint="
-    with _no_noise(), told(f"{problem.operation.name}: the reference, on complex numbers for its gradients,", remedy):
+    with (
+        _no_noise(),
+        as_input_error(f"{problem.operation.name}: the reference, on complex numbers for its gradients,", remedy),
+    ):
         warnings.simplefilter("error", ComplexWarning)
         yield
 

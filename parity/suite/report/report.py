@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from parity.proof import adapters
+from parity.proof.bounds import TIGHT
 from parity.proof.environment import environment
 from parity.proof.family_checks import Outcome
 from parity.suite import mutants
 from parity.suite.report.html import page
-from parity.suite.report.sweep import TIGHT, Row
+from parity.suite.report.sweep import Row
 from parity.suite.report.tables import Report, markdown
 from parity.suite.runs.trajectory_drift import Drift, Estimate
 from spec.checkpoint.files import new_file

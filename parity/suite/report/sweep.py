@@ -24,7 +24,6 @@ from parity.proof.problems.strategies import CASES
 from spec.mixers import families
 
 DRAWS = 150
-TIGHT = 1 / 30
 MOST_SHRUNK = 3
 QUIET = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
 SEE = "liquidnet doctor"

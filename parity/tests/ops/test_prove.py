@@ -12,8 +12,8 @@ import pytest
 import parity
 from parity.proof import adapters
 from parity.proof.environment import ROOT
-from parity.proof.functions.arrays import RoundingComplex
 from parity.proof.functions.command import main
+from parity.proof.functions.rounded_complex import RoundingComplex
 from parity.proof.functions.truth import complex_step_gradients, expected
 from parity.proof.problems.cases import NANO
 from spec.reference import blocks
