@@ -114,7 +114,10 @@ def _no_choice(line: str, given: Sequence[str], known: Sequence[str]) -> str | N
     found = re.search(r"invalid choice (.+) for argument '(.+?)'. Expected one of \((.+?),?\)\.", line)
     if not found:
         return None
-    choices = [choice for each in found[3].split(",") if (choice := each.strip().strip("'")) != "None"]
+    choices = [each.strip().strip("'") for each in found[3].split(",")]
+    if "None" in choices:
+        # Those of a union tyro has as a set, whose order is another one in each process.
+        choices = sorted({*choices} - {"None"})
     value = found[1].strip("'")
     return f"{found[2]} takes one of {', '.join(choices)}, got {value!r}{nearest(value, choices)}"
 
