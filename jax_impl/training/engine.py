@@ -211,8 +211,9 @@ def _host() -> Any:
 def _require_work(config: ModelConfig, training: TrainingConfig, context: ParallelContext, method: str) -> None:
     columns = context.shape()[2]
     if columns > 1 and not capabilities(config).context_parallel:
-        title = family(config).title
-        raise ValueError(f"a {title} is not cut in time; leave out --context-parallel, or sequence in --mesh")
+        own = family(config)
+        named = f"{own.article} {own.title}"
+        raise ValueError(f"{named} is not cut in time; leave out --context-parallel, or sequence in --mesh")
     if method == "pallas" and columns > 1:
         raise ValueError("--method pallas has each row whole; leave it out, or leave out sequence in --mesh")
     if training.seq_len % columns:

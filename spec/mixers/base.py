@@ -146,7 +146,8 @@ class MixerFamily(ABC, Generic[C]):
 
     Args:
         name: of the files and of `family` in JSON.
-        title: in messages, after "a".
+        title: in messages, after its article.
+        article: "a" or "an".
         operation: what the methods of its mixer are listed under, by the self-test, `liquidnet doctor` and the proof.
         Config: its configuration.
         presets: named sizes, each with its recipe.
@@ -163,6 +164,7 @@ class MixerFamily(ABC, Generic[C]):
 
     name: str
     title: str
+    article: str = "a"
     operation: str
     Config: type[C]
     presets: Mapping[str, Preset[C]]
@@ -257,7 +259,7 @@ class MixerFamily(ABC, Generic[C]):
         Raises:
             NotImplementedError: the family has no half-lives.
         """
-        raise NotImplementedError(f"a {self.title} has no half-lives")
+        raise NotImplementedError(f"{self.article} {self.title} has no half-lives")
 
     def checked_side(self, config: C, given: Side, shape_bt: tuple[int, ...]) -> dict[str, Any]:
         """Side inputs of a model's call by their names, without those that are None.
@@ -273,7 +275,7 @@ class MixerFamily(ABC, Generic[C]):
                 continue
             if name not in known:
                 takes = f"its own are {', '.join(known)}" if known else "it has none"
-                raise ValueError(f"a {self.title} takes no side input {name!r}, {takes}; leave it out")
+                raise ValueError(f"{self.article} {self.title} takes no side input {name!r}, {takes}; leave it out")
             one = known[name]
             if one.name in found:
                 raise ValueError(f"{one.name} and {one.alias} are one and the same; give one of them")

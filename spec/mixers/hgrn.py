@@ -73,7 +73,7 @@ def forget_gates(p_btd: np.ndarray, bound_d: np.ndarray) -> tuple[np.ndarray, np
 class HGRNFamily(LinearRecurrence[HGRNConfig]):
     """y = W_y (silu(gate) * RMSNorm(h)), the rows of `input` = value | forget | gate."""
 
-    name, title, operation = "hgrn", "HGRN", "hgrn"
+    name, title, article, operation = "hgrn", "HGRN", "an", "hgrn"
     Config, presets = HGRNConfig, PRESETS
     moving_average = True
     activations = ("input", "norm", "gated", "output")

@@ -88,7 +88,7 @@ def _values(mixers: Iterable[str], layers: tuple[str, ...]) -> dict[str, dict[st
             raise ValueError(f"mixers takes words like rg_lru.d_rnn=128, FAMILY.FIELD=VALUE, got {word!r}")
         if name not in layers:
             near = nearest(name, layers)
-            raise ValueError(f"mixers has {word}, and no layer is a {name}{near}; give mixers without it")
+            raise ValueError(f"mixers has {word}, and no layer is {name}{near}; give mixers without it")
         if key in found.setdefault(name, {}):
             raise ValueError(f"mixers gives {path} twice; leave one of them out")
         try:
@@ -110,12 +110,13 @@ def _configuration(own: MixerFamily[Any], shared: dict[str, Any], values: dict[s
     known = [entry.name for entry in fields(own.Config) if entry.name not in SHARED_FIELDS]
     for key in values:
         if key not in known:
-            raise ValueError(f"the mixer of a {own.title} has no field {key!r} of its own{nearest(key, known)}")
+            near = nearest(key, known)
+            raise ValueError(f"the mixer of {own.article} {own.title} has no field {key!r} of its own{near}")
     config = own.Config(**shared, **values)
     inputs = own.training_side_inputs(config, 0, 0, 1)
     if inputs:
-        told = f"with these values a {own.title} reads {', '.join(inputs)} in training, an array for each of its layers"
-        raise ValueError(f"{told}, which a hybrid does not have; leave out of mixers what asks for it")
+        told = f"with these values {own.article} {own.title} reads {', '.join(inputs)} in training"
+        raise ValueError(f"{told}, an array a layer, which a hybrid has not; leave out of mixers what asks for it")
     return config
 
 

@@ -136,7 +136,7 @@ class Saved(NamedTuple):
 class RGLRUFamily(MixerFamily[RGLRUConfig]):
     """y = W_y (gelu(gate) * h), the rows of `input` = gate | x."""
 
-    name, title, operation = "rg_lru", "RG-LRU", "rg_lru"
+    name, title, article, operation = "rg_lru", "RG-LRU", "an", "rg_lru"
     Config, presets = RGLRUConfig, PRESETS
     activations, recurrence = ("input", "convolution", "gates", "gated", "output"), "gated"
     formulas = {  # noqa: RUF012

@@ -121,7 +121,8 @@ class Bench:
         measured, own = family(PRESETS["small"]), family(config)
         if own is not measured:
             told = f", of which --{own.name.replace('_', '-')} tells" if hasattr(self, own.name) else ""
-            raise ValueError(f"preset {name} is a {own.title}{told}; choose one of a {measured.title}")
+            instead = f"choose one of {measured.article} {measured.title}"
+            raise ValueError(f"preset {name} is {own.article} {own.title}{told}; {instead}")
         for flag, value in given.items():
             require_integer(flag, value, 1)
         return name, config, replace(RECIPES[name], **given)

@@ -92,7 +92,7 @@ def mixer_sizes(command: Any, model: ModelConfig) -> dict[str, Any]:
         if flag is None or value is None:
             continue
         if flag.field not in known:
-            whose = " or ".join(f"a {one.title}'s" for one in flag.owners)
+            whose = " or ".join(f"{one.article} {one.title}'s" for one in flag.owners)
             presets = " or ".join(next(iter(one.presets)) for one in flag.owners)
             raise ValueError(f"{flag.flag} is {whose}; leave it out, or choose --preset {presets}")
         found[flag.field] = value

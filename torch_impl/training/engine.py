@@ -267,8 +267,9 @@ def _require_work(
 ) -> None:
     able = capabilities(config)
     if (compile and not able.compile) or (context.shard.columns > 1 and not able.context_parallel):
-        title = family(config).title
-        raise ValueError(f"a {title} is neither compiled nor cut in time; leave out --compile and --context-parallel")
+        own = family(config)
+        named = f"{own.article} {own.title}"
+        raise ValueError(f"{named} is neither compiled nor cut in time; leave out --compile and --context-parallel")
     if micro_batch is not None:
         require_integer("micro_batch", micro_batch, 1)
     for name, count in (("batch_size", context.shard.rows), ("seq_len", context.shard.columns)):

@@ -151,7 +151,7 @@ def side_inputs(name: str) -> None:
         back = own.in_order_of_call(config, {one.name: of_batch})[one.name]
         if of_batch.shape[:2] != (2, 3) or not np.array_equal(back, array):
             raise Wrong(f"in_order_of_call of {name} does not undo the order of {one.name}; name its axes b and t")
-    call = f"a {own.title} takes no side input 'weather'"
+    call = f"{own.article} {own.title} takes no side input 'weather'"
     require_refusal(lambda: forward(params, config, tokens, weather=np.ones((2, 3))), call, "an unknown side input")
 
 

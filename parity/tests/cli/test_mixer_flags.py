@@ -53,7 +53,7 @@ def test_a_flag_of_another_family_is_refused_with_all_that_have_it(small_data, r
     message = refused(*command, "--d-state", "3")
     owners = [one for one in families().values() if "d_state" in OWN[one.name]]
     assert len(owners) > 1 and message.count("\n") == 1 and not (tmp_path / "run").exists()
-    whose = " or ".join(f"a {one.title}'s" for one in owners)
+    whose = " or ".join(f"{one.article} {one.title}'s" for one in owners)
     presets = " or ".join(next(iter(one.presets)) for one in owners)
     assert f"--d-state is {whose}; leave it out, or choose --preset {presets}" in message
 
@@ -90,7 +90,7 @@ class OtherConfig(ModelConfig):
 
 
 class OtherFamily(MixerFamily[OtherConfig]):
-    name, title, Config = "other", "Other", OtherConfig
+    name, title, article, Config = "other", "Other", "an", OtherConfig
     presets: ClassVar = {"other-nano": None}
     parameters = state_size = forward = adjoint = each_alone = lambda *_: None
 
@@ -117,5 +117,5 @@ def test_a_family_from_outside_has_flags_of_any_plain_type(monkeypatch) -> None:
     assert found["gated"].help == "Other: whether it reads both ways." and "kernel" not in found
     assert found["eta"].help.count(": ") == 2 and set(get_args(found["eta"].hint)) == {float, str}
     command = tyro.cli(Command, args=["--mixer.method", "slow"])
-    with pytest.raises(ValueError, match=r"^--mixer\.method is a Other's; .* --preset other-nano$"):
+    with pytest.raises(ValueError, match=r"^--mixer\.method is an Other's; .* --preset other-nano$"):
         mixer_sizes(command, preset("nano"))

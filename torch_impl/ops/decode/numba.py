@@ -38,7 +38,8 @@ def refusal(model: LanguageModel) -> str | None:
     """Why the compiled step cannot compute a model where it is now; None where it can."""
     weight: Any = model.embedding.weight
     if not capabilities(model.config).fused_decode:
-        return f"steps a LiquidNet, the model is a {family(model.config).title}"
+        own = family(model.config)
+        return f"steps a LiquidNet, the model is {own.article} {own.title}"
     if model.compute_dtype != "float32":
         return f"computes in float32, the model in {model.compute_dtype}"
     if any(parameter.dtype != torch.float32 or not parameter.is_contiguous() for parameter in model.parameters()):
