@@ -27,7 +27,7 @@ NO_FAMILY = ("base", "linear_recurrence")
 """Modules of this package that are shared by families."""
 FAMILY_HAS = ("name", "title", "operation", "Config", "presets", "activations", "recurrence")
 BACKEND_HAS = ("Mixer", "METHODS", "choose_method", "capabilities")
-"""What a backend's module of a family has."""
+"""What a backend's module of a family has; see `backend_has`."""
 
 
 class Registry(NamedTuple):
@@ -115,12 +115,17 @@ def backend_module(backend: str, of: ModelConfig | str) -> ModuleType:
         raise ValueError(
             f"{name} cannot be imported: {error_line(error)}; mend it, or uninstall its package"
         ) from error
-    lacks = [one for one in BACKEND_HAS if not hasattr(module, one)]
-    if lacks:
-        raise ValueError(
-            f"{name} lacks {', '.join(lacks)}; a backend's module of a family has {', '.join(BACKEND_HAS)}"
-        )
+    asked = backend_has(family(of))
+    if lacks := [one for one in asked if not hasattr(module, one)]:
+        raise ValueError(f"{name} lacks {', '.join(lacks)}; a backend's module of a family has {', '.join(asked)}")
     return module
+
+
+def backend_has(one: MixerFamily[Any]) -> tuple[str, ...]:
+    """What a backend's module of a family has; what is made of others has its blocks' mixers from them."""
+    whole = one.small_config()
+    own = one.of_block(whole, 0)[0] is one
+    return BACKEND_HAS if own else tuple(name for name in BACKEND_HAS if name != "Mixer")
 
 
 def unusable(backend: str) -> dict[str, str]:

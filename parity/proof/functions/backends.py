@@ -19,6 +19,17 @@ def missing(backend: str) -> bool:
     return importlib.util.find_spec(backend) is None
 
 
+def require_device(device: str) -> None:
+    """Raises ValueError where PyTorch has no such device here."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"PyTorch has no device {device!r} here ({reason}); leave it out for cpu") from error
+
+
 def run(backend: str, problem: Problem, dtype: str, device: str) -> Named:
     """Outputs and gradients of the operation's function, computed in `dtype`.
 

@@ -34,7 +34,8 @@ def prove(
 
     Raises:
         ValueError: what is given cannot be proved, right or wrong: no such dtype, a backend that is not installed, a
-            reference that gives float32 or has no derivative, shapes that differ, draws that are not reproducible.
+            device that is not here, a reference that gives float32 or has no derivative, shapes that differ, draws that
+            are not reproducible.
 
     Source: Parker 1997, "Monte Carlo arithmetic"; Squire & Trapp 1998 for gradients by complex steps.
     """
@@ -47,6 +48,8 @@ def prove(
         raise ValueError(
             f"{operation.name}: {', '.join(absent)} is not installed; install it, or leave its function out"
         )
+    if "torch" in operation.backends:
+        backends.require_device(device)
     result = Result(operation.name, draws, seed, operation.adjoint is not None)
     shown: dict[tuple[str, str], tuple[int, float]] = {}
     for number in range(seed, seed + draws):

@@ -335,3 +335,9 @@ def test_importing_it_loads_no_framework():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_device_that_is_not_here_is_bad_input(capsys) -> None:
+    """And no finding about the function."""
+    assert main([f"{ROOT / 'examples/prove/rotary.py'}:rotary", "--device", "moon"]) == 2
+    assert "PyTorch has no device 'moon' here" in capsys.readouterr().err
