@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import TypeVar
 
 from spec.config import ModelConfig, TrainingConfig
-from spec.mixers import families
+from spec.mixers import families, registry
 from spec.validation import require_known
 
 V = TypeVar("V")
@@ -44,5 +44,10 @@ RECIPES: Mapping[str, TrainingConfig] = OfPresets("training")
 
 def preset(name: str) -> ModelConfig:
     """The configuration of a preset; raises ValueError with the nearest name for an unknown one."""
-    require_known("preset", name, PRESETS)
+    try:
+        require_known("preset", name, PRESETS)
+    except ValueError as error:
+        # It may be one of theirs.
+        told = [f"the installed model family {key!r} cannot be used: {why}" for key, why in registry().broken.items()]
+        raise ValueError("; ".join([str(error), *told])) from None
     return PRESETS[name]

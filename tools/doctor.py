@@ -116,10 +116,9 @@ def placement(backend: str) -> Json:
 
 
 def automatic(backend: str) -> dict[str, str]:
-    """What `auto` takes for the shapes of each family's first preset."""
+    """What `auto` takes for the shapes of the first preset of each family of this project."""
     choose, found = backends.load(backend, "model").choose_method, {}
-    broken = unusable(f"{backend}_impl")
-    for one in (one for name, one in families().items() if name not in broken):
+    for one in (one for name, one in families().items() if name not in registry().packages):
         config, training = next(iter(one.presets.values()))
         found[one.operation] = choose(config, training.batch_size, training.seq_len)
     nano, training = PRESETS["nano"], RECIPES["nano"]

@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from spec.config import ModelConfig, known_fields
-from spec.mixers.base import MixerFamily
+from spec.config import ModelConfig, TrainingConfig, known_fields
+from spec.mixers.base import MixerFamily, Preset
 from spec.validation import nearest
 
 GROUP = "liquidnet.mixers"
 NO_FAMILY = ("base", "linear_recurrence")
 """Modules of this package that are shared by families."""
+TAKEN = (*NO_FAMILY, "decode", "layers", "loss", "mixer", "mixers", "models", "rowwise", "scan")
+"""Names under which methods and proofs of something else stand; no family has one of them."""
 FAMILY_HAS = ("name", "title", "operation", "Config", "presets", "activations", "recurrence")
 BACKEND_HAS = ("Mixer", "METHODS", "choose_method", "capabilities")
 """What a backend's module of a family has; see `backend_has`."""
@@ -55,7 +58,8 @@ def registry() -> Registry:
         try:
             found[point.name] = _from_outside(point, found)
             packages[point.name] = point.value
-        except Exception as error:  # whatever a stranger's module raises on import: it must not stop anybody else
+        # Whatever a stranger's module raises on import, sys.exit too: it must not stop anybody else.
+        except (Exception, SystemExit) as error:
             broken[point.name] = error_line(error)
     return Registry(found, packages, broken)
 
@@ -111,7 +115,7 @@ def backend_module(backend: str, of: ModelConfig | str) -> ModuleType:
         return importlib.import_module(name)
     try:
         module = importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"{name} cannot be imported: {error_line(error)}; mend it, or uninstall its package"
         ) from error
@@ -139,7 +143,7 @@ def unusable(backend: str) -> dict[str, str]:
     return found
 
 
-def error_line(error: Exception) -> str:
+def error_line(error: BaseException) -> str:
     """The first line of an error, with its kind where it is none that was written for people."""
     line = str(error).splitlines()[0] if str(error) else ""
     return line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}"
@@ -161,7 +165,7 @@ def config_from_json(value: Any) -> ModelConfig:
 
 def _from_outside(point: EntryPoint, known: dict[str, MixerFamily[Any]]) -> MixerFamily[Any]:
     """The family of an entry point; ValueError in one line where it is none, or takes a name that is taken."""
-    if point.name in known:
+    if point.name in known or point.name in TAKEN:
         raise ValueError(f"the name {point.name} is taken; rename the entry point and its family")
     one = importlib.import_module(f"{point.value}.spec").FAMILY
     where = f"{point.value}.spec.FAMILY"
@@ -175,18 +179,31 @@ def _from_outside(point: EntryPoint, known: dict[str, MixerFamily[Any]]) -> Mixe
         raise ValueError(f"the entry point, FAMILY.name and Config.family of {point.value} must agree, got {names}")
     if one.operation != one.name:
         raise ValueError(f"FAMILY.operation of {point.value} must be {one.name!r}, got {one.operation!r}")
+    _require_presets(one.presets, one.Config, where)
     owners = {preset: other.name for other in known.values() for preset in other.presets}
     taken = [preset for preset in one.presets if preset in owners]
     if taken or not one.presets:
         what = f"preset {taken[0]} is already {owners[taken[0]]}'s" if taken else "there is no preset"
         raise ValueError(f"{what}; give {point.name} presets of its own, such as {point.name}-nano")
     try:
-        one.small_config()  # what the proof begins with
+        small = one.small_config()  # what the proof begins with
     except Exception as error:
         raise ValueError(
             f"small_config of {where} fails: {error_line(error)}; override it with widths that fit"
         ) from error
+    if not isinstance(small, one.Config):
+        raise ValueError(f"small_config of {where} gives {small!r}; give a {one.Config.__name__}")
     return one
+
+
+def _require_presets(presets: Any, config: type[ModelConfig], where: str) -> None:
+    """ValueError in one line where presets are not what their names are looked up in."""
+    if not isinstance(presets, Mapping):
+        raise ValueError(f"presets of {where} is a {type(presets).__name__}; give a dict of a Preset by its name")
+    for name, one in presets.items():
+        if not (isinstance(one, Preset) and isinstance(one[0], config) and isinstance(one[1], TrainingConfig)):
+            asked = f"Preset({config.__name__}(...), TrainingConfig(...))"
+            raise ValueError(f"preset {name} of {where} is {one!r}; give {asked}")
 
 
 def _unknown(name: Any) -> ValueError:

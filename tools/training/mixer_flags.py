@@ -50,7 +50,7 @@ def mixer_flags(of: Mapping[str, MixerFamily[Any]], taken: Iterable[str]) -> dic
 
     Args:
         of: families by name.
-        taken: fields of the command itself.
+        taken: fields and methods of the command itself.
     """
     taken = {*taken, *SPELT_OTHERWISE}
     owners: dict[str, dict[MixerFamily[Any], Any]] = {}
@@ -66,13 +66,16 @@ def mixer_flags(of: Mapping[str, MixerFamily[Any]], taken: Iterable[str]) -> dic
         prefix = "mixer." if name in taken else ""
         flag = f"--{prefix}{name.replace('_', '-')}"
         hint = Union[tuple(by_owner.values())]  # noqa: UP007  its members are known only now
-        found[prefix.replace(".", "_") + name] = MixerFlag(name, flag, tuple(by_owner), hint, text)
+        key = prefix.replace(".", "_") + name
+        while prefix and (key in owners or key in taken):
+            key += "_"
+        found[key] = MixerFlag(name, flag, tuple(by_owner), hint, text)
     return found
 
 
 def with_mixer_flags(command: type[T]) -> type[T]:
     """A class decorator, below @dataclass: the flags of the installed families as fields, None where not given."""
-    for name, one in mixer_flags(families(), command.__annotations__).items():
+    for name, one in mixer_flags(families(), {**vars(command), **command.__annotations__}).items():
         spelling: dict[str, Any] = {"name": one.flag.removeprefix("--")} if one.flag.startswith("--mixer.") else {}
         command.__annotations__[name] = Annotated[one.hint | None, tyro.conf.arg(help=one.help, **spelling)]
         setattr(command, name, field(default=None, metadata={"mixer": one}))

@@ -13,7 +13,7 @@ from parity.proof.problems.cases import perturbed_parameters
 from parity.suite.runs.trajectories import REORDERINGS, TRAINING, Order, Segment
 from spec.config import ModelConfig, TrainingConfig
 from spec.data import Dataset, next_batch, with_side_inputs
-from spec.mixers import families, family
+from spec.mixers import families, family, registry
 from spec.optimizer import decayed_paths
 from spec.presets import PRESETS
 from spec.reference import adamw_step, clip_by_global_norm, forward, loss_and_gradients
@@ -31,7 +31,7 @@ SMALL_SSM = replace(PRESETS["ssm-nano"], **SIZES, d_state=6, d_tau=3, exploratio
 OTHERS: dict[str, ModelConfig] = {
     name: replace(one.small_config(), vocab_size=257, max_seq_len=16)
     for name, one in families().items()
-    if name not in (SMALL.family, SMALL_SSM.family)
+    if name not in (SMALL.family, SMALL_SSM.family, *registry().packages)
 }
 SMALL_TRAINING = replace(TRAINING, batch_size=4, seq_len=16)
 

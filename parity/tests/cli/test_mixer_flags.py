@@ -84,6 +84,8 @@ class OtherConfig(ModelConfig):
     widths: tuple[int, ...] = (1, 2)
     method: Literal["fast", "slow"] = "fast"
     eta: str = ""
+    run: int = 0
+    mixer_run: int = 0
     kernel: object = field(default_factory=object)
 
     family: ClassVar[str] = "other"
@@ -105,6 +107,9 @@ def test_a_family_from_outside_has_flags_of_any_plain_type(monkeypatch) -> None:
         method: str = "auto"
         """How."""
 
+        def run(self) -> str:
+            return "ran"
+
     import tyro
 
     line = "--bidirectional True --widths 3 4 5 --mixer.method slow --eta high --method parallel"
@@ -114,6 +119,8 @@ def test_a_family_from_outside_has_flags_of_any_plain_type(monkeypatch) -> None:
     assert tyro.cli(Command, args=["--eta", "0.25"]).eta == 0.25
     assert not mixer_sizes(tyro.cli(Command, args=[]), OtherConfig())
     found = {entry.metadata["mixer"].field: entry.metadata["mixer"] for entry in fields(Command) if entry.metadata}
+    command = tyro.cli(Command, args=["--mixer.run", "3", "--mixer-run", "4"])
+    assert command.run() == "ran" and mixer_sizes(command, OtherConfig()) == {"run": 3, "mixer_run": 4}
     assert found["gated"].help == "Other: whether it reads both ways." and "kernel" not in found
     assert found["eta"].help.count(": ") == 2 and set(get_args(found["eta"].hint)) == {float, str}
     command = tyro.cli(Command, args=["--mixer.method", "slow"])

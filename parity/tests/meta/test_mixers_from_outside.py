@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import shlex
 import shutil
 import subprocess
@@ -17,8 +18,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from parity.proof import adapters
-from spec.mixers import families
+from parity.proof import adapters, operations
+from spec.mixers import TAKEN, families, registry
+from spec.presets import preset
 from tools.data.stories import stories
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -55,6 +57,15 @@ REFUSED = {  # by what is said when families are looked for
     "lacks_method": Variant("spec", "def gates_adjoint", "def gates_gradient", "abstract class MyMixerFamily"),
     "raises": Variant("spec", "import numpy as np\n", "import numpy as np\n\nraise OSError('no weather here')\n",
                       "OSError: no weather here"),
+    "exits": Variant("spec", "import numpy as np\n", "import numpy as np\n\nraise SystemExit('no licence')\n",
+                     "SystemExit: no licence"),
+    "method_table": Variant("spec", "", "", "the name scan is taken; rename the entry point", "scan"),
+    "presets_listed": Variant("spec", "Config, presets = MyMixerConfig, PRESETS", "Config, presets = MyMixerConfig, [1]",
+                              "presets of presets_listed.spec.FAMILY is a list; give a dict of a Preset by its name"),
+    "no_recipe": Variant("spec", '"NAME-nano": Preset(', '"NAME-nano": Preset(None, None) and (',
+                         "give Preset(MyMixerConfig(...), TrainingConfig(...))"),
+    "no_small_config": Variant("spec", "    moving_average", "    small_config = lambda self: None\n    moving_average",
+                               "small_config of no_small_config.spec.FAMILY gives None; give a MyMixerConfig"),
     "name_taken": Variant("spec", "", "", f"the name {FIRST} is taken; rename the entry point", FIRST),
     "preset_taken": Variant("spec", '"NAME-nano": Preset', f'"{next(iter(families()[FIRST].presets))}": Preset',
                             f"preset {next(iter(families()[FIRST].presets))} is already {FIRST}'s; give preset_taken"),
@@ -103,6 +114,8 @@ WRONG = {  # by what `parity.proof.family_checks` says
                            "torch: the text: logits["),
     "torch_no_choice": Variant("torch_impl", "Mixer = MyMixer\n", "Mixer = MyMixer\ndel choose_method\n",
                                "torch_no_choice.torch_impl lacks choose_method; a backend's module of a family has"),
+    "torch_exits": Variant("torch_impl", "import torch\n", "import torch\n\nraise SystemExit('no licence')\n",
+                           "torch_exits.torch_impl cannot be imported: SystemExit: no licence; mend it"),
     "jax_raises": Variant("jax_impl", "import jax\n", "import jax\nimport no_such_package\n",
                           "jax_raises.jax_impl cannot be imported: ModuleNotFoundError: No module named"),
 }  # fmt: skip
@@ -187,6 +200,23 @@ def test_a_family_that_is_wrong_is_told_where(found, name) -> None:
 
 def test_one_that_is_wrong_takes_nothing_else_with_it(found) -> None:
     assert found["messages"]["fine"] == [] and {*families(), "fine", *WRONG} == {*found["known"]}
+
+
+def test_names_of_other_tables_are_not_free() -> None:
+    """A family of such a name would stand in the place of methods or proofs that are not its own."""
+    modules = {name for _, name, _ in pkgutil.iter_modules(operations.__path__)}
+    methods = {name for backend in adapters.FRAMEWORKS if not adapters.missing(backend)
+               for name in adapters.load(backend).METHODS}  # fmt: skip
+    assert (modules | methods) - {*families()} <= {*TAKEN}
+
+
+def test_a_preset_that_is_unknown_may_be_of_a_family_that_cannot_be_used(monkeypatch) -> None:
+    broken = registry()._replace(broken={"mine": "OSError: no weather here"})
+    monkeypatch.setattr("spec.presets.registry", lambda: broken)
+    with pytest.raises(
+        ValueError, match="'mine-nano'; choose one of nano.* 'mine' cannot be used: OSError: no weather"
+    ):
+        preset("mine-nano")
 
 
 def test_doctor_lists_families_from_outside(found) -> None:
