@@ -84,7 +84,7 @@ def _values(mixers: Iterable[str], layers: tuple[str, ...]) -> dict[str, dict[st
     for word in mixers:
         path, equals, text = word.partition("=")
         name, dot, key = path.partition(".")
-        if not (equals and dot and key and text):
+        if not (equals and name and dot and key and text):
             raise ValueError(f"mixers takes words like rg_lru.d_rnn=128, FAMILY.FIELD=VALUE, got {word!r}")
         if name not in layers:
             near = nearest(name, layers)

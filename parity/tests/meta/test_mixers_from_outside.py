@@ -61,7 +61,7 @@ REFUSED = {  # by what is said when families are looked for
                      "SystemExit: no licence"),
     "method_table": Variant("spec", "", "", "the name scan is taken; rename the entry point", "scan"),
     "presets_listed": Variant("spec", "Config, presets = MyMixerConfig, PRESETS", "Config, presets = MyMixerConfig, [1]",
-                              "presets of presets_listed.spec.FAMILY is a list; give a dict of a Preset by its name"),
+                              "presets of presets_listed.spec.FAMILY is a list; give a dict of a Preset"),
     "no_recipe": Variant("spec", '"NAME-nano": Preset(', '"NAME-nano": Preset(None, None) and (',
                          "give Preset(MyMixerConfig(...), TrainingConfig(...))"),
     "no_small_config": Variant("spec", "    moving_average", "    small_config = lambda self: None\n    moving_average",
@@ -214,7 +214,7 @@ def test_a_preset_that_is_unknown_may_be_of_a_family_that_cannot_be_used(monkeyp
     broken = registry()._replace(broken={"mine": "OSError: no weather here"})
     monkeypatch.setattr("spec.presets.registry", lambda: broken)
     with pytest.raises(
-        ValueError, match="'mine-nano'; choose one of nano.* 'mine' cannot be used: OSError: no weather"
+        ValueError, match=r"'mine-nano'; choose one of nano.* 'mine' cannot be used: OSError: no weather"
     ):
         preset("mine-nano")
 

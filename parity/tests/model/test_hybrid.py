@@ -54,6 +54,7 @@ def test_the_pattern_repeats_over_the_blocks_with_each_familys_own_parameters() 
         ({"layers": ("hybrid",)}, "not of hybrids; choose of liquidnet, liquid_ssm"),
         ({"layers": ("mingru",)}, "mixers has rg_lru.d_rnn=6, and no layer is rg_lru; give mixers without it"),
         ({"mixers": ("d_rnn=6",)}, "words like rg_lru.d_rnn=128, FAMILY.FIELD=VALUE, got 'd_rnn=6'"),
+        ({"mixers": (".d_rnn=6",)}, "FAMILY.FIELD=VALUE, got '.d_rnn=6'"),
         ({"mixers": ("rg_lru.d_rn=6",)}, "RG-LRU has no field 'd_rn' of its own; did you mean 'd_rnn'"),
         ({"mixers": ("rg_lru.n_layers=6",)}, "no field 'n_layers' of its own"),
         ({"mixers": ("rg_lru.d_rnn=6", "rg_lru.d_rnn=8")}, "gives rg_lru.d_rnn twice"),
