@@ -112,12 +112,15 @@ class FunctionOperation:
         return {name: self._input(name, value) for name, value in drawn.items()}
 
     def _input(self, name: str, value: Any) -> np.ndarray:
-        array = np.asarray(value)
+        with told(f"{self.name}: draw gives {name}, and NumPy", "give an array"):
+            array = np.array(value)
         if array.dtype.kind not in "fiub":
             raise InputError(f"{self.name}: draw gives {name} as {array.dtype}; give floats, integers or booleans")
         array = array.astype(np.float32) if array.dtype.kind == "f" else array
         if not np.isfinite(array).all():
             raise InputError(f"{self.name}: draw gives {name} with numbers that float32 has not: draw finite ones")
+        # All runs share the constants: a reference that writes into one would change the problem of the next.
+        array.setflags(write=False)
         return array
 
 
@@ -147,11 +150,16 @@ class Problem:
         Raises:
             ValueError: not float64, not finite, or something else the second time.
         """
-        wide = [self.cast(x, "float64") for x in self.inputs.values()]
         who = f"{self.operation.name}: the reference"
         with as_input_error(who, "mend it, or what draw draws"):
-            found, again = (named(self.operation.reference(*(x.copy() for x in wide))) for _ in range(2))
+            found, again = (
+                named(self.operation.reference(*(self.cast(x, "float64") for x in self.inputs.values())))
+                for _ in range(2)
+            )
         for name, array in found.items():
+            kind = array.dtype if isinstance(array, np.ndarray | np.generic) else type(array).__name__
+            if getattr(kind, "kind", "") not in ("f", "c"):
+                raise InputError(f"{who} gives {name} as {kind}; give arrays of floats, and leave out what is none")
             if array.dtype != np.float64:
                 raise InputError(f"{who} gives {name} as {array.dtype} for float64 inputs; compute in their dtype")
             if not np.isfinite(array).all():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from parity.proof.bounds import double_bound, in_units
+from parity.proof.bounds import double_bound, in_units, tiny
 from parity.proof.functions import backends
 from parity.proof.functions.operation import FunctionOperation, InputError, Named, Problem
 from parity.proof.functions.result import Failure, Result, TensorErrors
@@ -23,6 +23,7 @@ def prove(
         units = |found - truth| / bound <= 1       truth: the reference and its gradients in float64
         float32:  bound = 4 max over 8 runs and all entries |reference that rounds at random - truth|     (an estimate)
         float64:  bound = 1e-12 max |truth|, or, where it cancels, twice the float32 bound times 2^-29
+        either: at least the smallest normal number, which is lost where subnormal ones are
 
     Args:
         operation: what is proved.
@@ -78,6 +79,9 @@ def _measure(
         message = f"{label}: {type(error).__name__}: {' '.join(str(error).split())}"
         return {}, Failure(backend, dtype, "", float("inf"), problem.seed, str(problem), message)
     limits = bounds if dtype == "float32" else {name: _float64_bound(truth[name], bounds[name]) for name in truth}
+    # Numbers below the smallest normal one have fewer digits, or are zero: XLA on CPU flushes them.
+    least = tiny(np.dtype(dtype).type)
+    limits = {name: np.maximum(limit, least) for name, limit in limits.items()}
     units = {name: in_units(found[name], exact, limits[name]) for name, exact in truth.items()}
     worst = {name: float(x.max(initial=0.0)) for name, x in units.items()}
     strange = [name for name in truth if found[name].dtype != dtype]

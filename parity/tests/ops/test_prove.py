@@ -108,6 +108,14 @@ def test_a_right_function_is_within_bounds_that_it_uses(name):
         assert 1 / 30 < max(row.worst for row in rows) < 1.0
 
 
+def test_numbers_below_the_smallest_normal_one_may_be_lost():
+    def function(x):
+        return x * 1e-30 * 1e-10
+
+    jax = None if adapters.missing("jax") else function
+    parity.prove(operation(function, function, normal((3,)), jax=jax), draws=1).require()
+
+
 WRONG = {
     "a scale": (attention, lambda q, k, v: attention_in_torch(q * (1 + 1e-5), k, v), RIGHT["attention"][2], "gradient"),
     "a gradient that is cut": (
@@ -262,6 +270,16 @@ REFUSED = {
         "not finite on the problem of seed 0",
     ),
     "constants": (lambda: operation(SQUARE, SQUARE, THREE, constants=("w",)), r"constants name \['w'\]"),
+    "counts": (lambda: operation(lambda x: (x, x.argmax()), SQUARE, THREE), "output 1 as int64; give arrays of floats"),
+    "nothing": (lambda: operation(lambda x: None, SQUARE, THREE), "output as NoneType; give arrays of floats"),
+    "ragged": (
+        lambda: operation(SQUARE, SQUARE, lambda _: {"x": [[1.0], [1.0, 2.0]]}),
+        "draw gives x, and NumPy raises",
+    ),
+    "writes into a constant": (
+        lambda: operation(lambda x, n: x * n.__iadd__(1), SQUARE, lambda _: (np.ones(3), np.arange(3))),
+        "the reference raises ValueError: .*read-only",
+    ),
     "no arrays": (lambda: operation(lambda a0: np.asarray(a0) * 2.0, SQUARE, THREE), "rounds cannot be seen"),
     "real part": (lambda: operation(lambda x: x * x.real, SQUARE, THREE), "drops imaginary parts: .* give adjoint="),
     "no complex": (lambda: operation(lambda x: np.cbrt(x), SQUARE, THREE), "on complex numbers .* raises TypeError"),
