@@ -112,7 +112,7 @@ class FunctionOperation:
         return {name: self._input(name, value) for name, value in drawn.items()}
 
     def _input(self, name: str, value: Any) -> np.ndarray:
-        with told(f"{self.name}: draw gives {name}, and NumPy", "give an array"):
+        with as_input_error(f"{self.name}: draw gives {name}, and NumPy", "give an array"):
             array = np.array(value)
         if array.dtype.kind not in "fiub":
             raise InputError(f"{self.name}: draw gives {name} as {array.dtype}; give floats, integers or booleans")
