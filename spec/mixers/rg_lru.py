@@ -72,7 +72,7 @@ class RGLRUConfig(ModelConfig):
 PRESETS = {
     "rglru-nano": Preset(
         RGLRUConfig(d_model=128, d_ff=344, n_layers=4, max_seq_len=64, d_rnn=128),
-        TrainingConfig(steps=2000, batch_size=12, seq_len=64, peak_lr=3e-3, warmup_steps=100),
+        TrainingConfig(steps=2000, batch_size=12, seq_len=64, peak_lr=6e-3, warmup_steps=100),
     )
 }
 
