@@ -96,6 +96,9 @@ class Model(_OfFamily, models.Model):
     def __init__(self, family_name: str):
         super().__init__(family_name)
         self.name = f"{family_name}_model"
+        if self.family.of_block(self.config, 0)[0] is not self.family:
+            # Products in bfloat16 are proved where they are, in the families that it is made of.
+            self.dtypes = ("float32", "float64")
 
     def side(self, case: Any, shape_bt: Any = None, layers: bool = True) -> dict[str, np.ndarray]:
         return super().side(case, (case.batch, case.length), layers)

@@ -169,7 +169,8 @@ def test_a_state_of_other_weights_is_refused(trained, tmp_path):
 
 
 def test_what_cannot_be_rounded_is_told_in_one_line(tmp_path, refused):
-    parameters = perturbed_parameters(CONFIG, 3)
+    # Copies: what is drawn is kept for every other test.
+    parameters = {path: x.copy() for path, x in perturbed_parameters(CONFIG, 3).items()}
     parameters["embedding.weight"][0, 0] = np.finfo(np.float32).max
     path = tmp_path / "broken"
     write_checkpoint(path, Checkpoint(CONFIG, parameters, tokenizer=build_tokenizer("byte").to_json()))
