@@ -141,9 +141,9 @@ class LanguageModel(nnx.Module):
         for i, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
             run = partial(nnx.remat(Block.__call__), block) if self.remat else block
             of_layer = self.family.of_layer(self.config, given, i)
-            x_btd, last = run(x_btd, narrowed(state, self.state_sizes[i]), Masks(resets, padding), of_layer)
+            x_btd, last = run(x_btd, slice_state(state, self.state_sizes[i]), Masks(resets, padding), of_layer)
             last_states.append(last)
-        return self.final_norm(x_btd), jnp.stack([widened(last, shape[-1]) for last in last_states])
+        return self.final_norm(x_btd), jnp.stack([pad_state(last, shape[-1]) for last in last_states])
 
     def loss(
         self,
@@ -193,12 +193,12 @@ class LanguageModel(nnx.Module):
         return jnp.asarray(text_bt, jnp.int32)
 
 
-def narrowed(state_bn: Array, size: int) -> Array:
+def slice_state(state_bn: Array, size: int) -> Array:
     """What a block of this state size has of a model's states, which are as wide as the largest: the first numbers."""
     return state_bn if state_bn.shape[-1] == size else state_bn[:, :size]
 
 
-def widened(state_bn: Array, size: int) -> Array:
+def pad_state(state_bn: Array, size: int) -> Array:
     """The state of a block among those of a model, which are as wide as the largest; what it has not is zero."""
     rest = size - state_bn.shape[-1]
     return jnp.pad(state_bn, ((0, 0), (0, rest))) if rest else state_bn

@@ -13,7 +13,7 @@ from spec.validation import require_known
 V = TypeVar("V")
 
 
-class OfPresets(Mapping[str, V]):
+class PresetMapping(Mapping[str, V]):
     """One thing of every preset by its name, in the order of the families.
 
     They are looked up when they are asked for: a family from outside imports this package before it is one.
@@ -38,8 +38,8 @@ class OfPresets(Mapping[str, V]):
         return sum(len(one.presets) for one in families().values())
 
 
-PRESETS: Mapping[str, ModelConfig] = OfPresets("config")
-RECIPES: Mapping[str, TrainingConfig] = OfPresets("training")
+PRESETS: Mapping[str, ModelConfig] = PresetMapping("config")
+RECIPES: Mapping[str, TrainingConfig] = PresetMapping("training")
 
 
 def preset(name: str) -> ModelConfig:

@@ -140,11 +140,11 @@ class LanguageModel(nn.Module):
         x_btd = self.embedding(tokens)
         last_states = []
         for i, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
-            state_bn, of_layer = narrowed(state, self.state_sizes[i]), self.family.of_layer(self.config, given, i)
+            state_bn, of_layer = slice_state(state, self.state_sizes[i]), self.family.of_layer(self.config, given, i)
             inputs = x_btd, state_bn, Masks(resets, padding), of_layer
             x_btd, last = checkpoint(block, *inputs, use_reentrant=False) if self.remat else block(*inputs)
             last_states.append(last)
-        return self.final_norm(x_btd), torch.stack([widened(last, shape[-1]) for last in last_states])
+        return self.final_norm(x_btd), torch.stack([pad_state(last, shape[-1]) for last in last_states])
 
     def loss(
         self,
@@ -194,12 +194,12 @@ class LanguageModel(nn.Module):
         return torch.from_numpy(text_bt.astype(np.int64)).to(tokens.device)
 
 
-def narrowed(state_bn: Tensor, size: int) -> Tensor:
+def slice_state(state_bn: Tensor, size: int) -> Tensor:
     """What a block of this state size has of a model's states, which are as wide as the largest: the first numbers."""
     return state_bn if state_bn.shape[-1] == size else state_bn[:, :size]
 
 
-def widened(state_bn: Tensor, size: int) -> Tensor:
+def pad_state(state_bn: Tensor, size: int) -> Tensor:
     """The state of a block among those of a model, which are as wide as the largest; what it has not is zero."""
     rest = size - state_bn.shape[-1]
     return nn.functional.pad(state_bn, (0, rest)) if rest else state_bn

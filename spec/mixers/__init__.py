@@ -24,13 +24,13 @@ from spec.mixers.base import MixerFamily, Preset
 from spec.validation import nearest
 
 GROUP = "liquidnet.mixers"
-NO_FAMILY = ("base", "linear_recurrence")
+SHARED_MODULES = ("base", "linear_recurrence")
 """Modules of this package that are shared by families."""
-TAKEN = (*NO_FAMILY, "decode", "layers", "loss", "mixer", "mixers", "models", "rowwise", "scan")
+RESERVED_NAMES = (*SHARED_MODULES, "decode", "layers", "loss", "mixer", "mixers", "models", "rowwise", "scan")
 """Names under which methods and proofs of something else stand; no family has one of them."""
-FAMILY_HAS = ("name", "title", "operation", "Config", "presets", "activations", "recurrence")
-BACKEND_HAS = ("Mixer", "METHODS", "choose_method", "capabilities")
-"""What a backend's module of a family has; see `backend_has`."""
+FAMILY_ATTRIBUTES = ("name", "title", "operation", "Config", "presets", "activations", "recurrence")
+BACKEND_ATTRIBUTES = ("Mixer", "METHODS", "choose_method", "capabilities")
+"""What a backend's module of a family has; see `backend_attributes`."""
 
 
 class Registry(NamedTuple):
@@ -66,7 +66,7 @@ def registry() -> Registry:
 
 @cache
 def _own_names() -> tuple[str, ...]:
-    return tuple(found.name for found in pkgutil.iter_modules(__path__) if found.name not in NO_FAMILY)
+    return tuple(found.name for found in pkgutil.iter_modules(__path__) if found.name not in SHARED_MODULES)
 
 
 def _own(name: str) -> MixerFamily[Any]:
@@ -108,28 +108,29 @@ def backend_module(backend: str, of: ModelConfig | str) -> ModuleType:
     """A backend's module of a family, of a configuration or by name, imported.
 
     Raises:
-        ValueError: an unknown family; or one from outside whose module cannot be imported or lacks one of BACKEND_HAS.
+        ValueError: an unknown family; or one from outside whose module cannot be imported or lacks one of
+            BACKEND_ATTRIBUTES.
     """
     name = module_name(backend, of)
     if family(of).name not in registry().packages:
         return importlib.import_module(name)
     try:
         module = importlib.import_module(name)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # as in `registry`
         raise ValueError(
             f"{name} cannot be imported: {error_line(error)}; mend it, or uninstall its package"
         ) from error
-    asked = backend_has(family(of))
+    asked = backend_attributes(family(of))
     if lacks := [one for one in asked if not hasattr(module, one)]:
         raise ValueError(f"{name} lacks {', '.join(lacks)}; a backend's module of a family has {', '.join(asked)}")
     return module
 
 
-def backend_has(one: MixerFamily[Any]) -> tuple[str, ...]:
+def backend_attributes(one: MixerFamily[Any]) -> tuple[str, ...]:
     """What a backend's module of a family has; what is made of others has its blocks' mixers from them."""
     whole = one.small_config()
     own = one.of_block(whole, 0)[0] is one
-    return BACKEND_HAS if own else tuple(name for name in BACKEND_HAS if name != "Mixer")
+    return BACKEND_ATTRIBUTES if own else tuple(name for name in BACKEND_ATTRIBUTES if name != "Mixer")
 
 
 def unusable(backend: str) -> dict[str, str]:
@@ -165,13 +166,13 @@ def config_from_json(value: Any) -> ModelConfig:
 
 def _from_outside(point: EntryPoint, known: dict[str, MixerFamily[Any]]) -> MixerFamily[Any]:
     """The family of an entry point; ValueError in one line where it is none, or takes a name that is taken."""
-    if point.name in known or point.name in TAKEN:
+    if point.name in known or point.name in RESERVED_NAMES:
         raise ValueError(f"the name {point.name} is taken; rename the entry point and its family")
     one = importlib.import_module(f"{point.value}.spec").FAMILY
     where = f"{point.value}.spec.FAMILY"
     if isinstance(one, type) or not isinstance(one, MixerFamily):
         raise ValueError(f"{where} is {one!r}, and must be an instance of a class below spec.mixers.base.MixerFamily")
-    lacks = [name for name in FAMILY_HAS if not hasattr(one, name)]
+    lacks = [name for name in FAMILY_ATTRIBUTES if not hasattr(one, name)]
     if lacks:
         raise ValueError(f"{type(one).__name__} of {where} lacks {', '.join(lacks)}; add what MixerFamily asks for")
     if not point.name == one.name == one.Config.family:
@@ -187,7 +188,7 @@ def _from_outside(point: EntryPoint, known: dict[str, MixerFamily[Any]]) -> Mixe
         raise ValueError(f"{what}; give {point.name} presets of its own, such as {point.name}-nano")
     try:
         small = one.small_config()  # what the proof begins with
-    except Exception as error:
+    except Exception as error:  # it is a stranger's code: whatever it raises, its family alone is refused
         raise ValueError(
             f"small_config of {where} fails: {error_line(error)}; override it with widths that fit"
         ) from error

@@ -268,7 +268,7 @@ class MixerFamily(ABC, Generic[C]):
             ValueError: one that the family does not read, one given twice, or a shape that does not fit.
         """
         known = {name: one for one in self.side_inputs(config) for name in (one.name, one.alias) if name}
-        sizes = {"l": config.n_layers, "b": shape_bt[0], "t": shape_bt[1], "n": self.state_size(config)}
+        shapes = self.side_shapes(config, shape_bt)
         found: dict[str, Any] = {}
         for name, array in given.items():
             if array is None:
@@ -279,11 +279,21 @@ class MixerFamily(ABC, Generic[C]):
             one = known[name]
             if one.name in found:
                 raise ValueError(f"{one.name} and {one.alias} are one and the same; give one of them")
-            shape = tuple(sizes[axis] for axis in one.axes)
+            shape = shapes[one.name]
             if tuple(array.shape) != shape:
                 raise ValueError(f"{name} [{', '.join(one.axes)}] must have shape {shape}, got {tuple(array.shape)}")
             found[one.name] = array
         return found
+
+    def side_shapes(
+        self, config: C, shape_bt: tuple[int, ...], *, one_layer: bool = False
+    ) -> dict[str, tuple[int, ...]]:
+        """Shape of each side input, of the whole model or of one layer, which has no axis `l`."""
+        sizes = {"l": config.n_layers, "b": shape_bt[0], "t": shape_bt[1], "n": self.state_size(config)}
+        left_out = "l" if one_layer else ""
+        return {
+            one.name: tuple(sizes[axis] for axis in one.axes if axis != left_out) for one in self.side_inputs(config)
+        }
 
     def of_layer(self, config: C, side: Side, layer: int) -> dict[str, Any]:
         """What one layer has of a model's side inputs."""

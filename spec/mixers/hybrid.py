@@ -20,7 +20,6 @@ import numpy as np
 from spec.config import SHARED_FIELDS, ModelConfig, TrainingConfig
 from spec.mixers import families, family
 from spec.mixers.base import Arrays, Masks, Mixed, MixerFamily, Parameter, Preset, Side, SideInput
-from spec.mixers.liquidnet import FAMILY as LIQUIDNET
 from spec.validation import nearest
 
 
@@ -128,14 +127,15 @@ PRESETS = {
 }
 
 
+NO_MIXER = "a hybrid has no mixer of its own; ask the family that of_block gives"
+
+
 class HybridFamily(MixerFamily[HybridConfig]):
-    """Blocks of other families: each is asked of its own by `of_block`; what is asked of a mixer is told of block 0."""
+    """Blocks of other families: what concerns a mixer is asked of the block's own, by `of_block`."""
 
     name, title, operation, place = "hybrid", "hybrid", "hybrid", 200
     Config, presets = HybridConfig, PRESETS
-    # Block 0's, in the presets.
-    activations, recurrence = LIQUIDNET.activations, LIQUIDNET.recurrence
-    formulas, enters = LIQUIDNET.formulas, LIQUIDNET.enters
+    activations, recurrence = (), ""
     shape_fields = ("layers", "mixers")
 
     def of_block(self, config: HybridConfig, block: int) -> tuple[MixerFamily[Any], ModelConfig]:
@@ -180,27 +180,17 @@ class HybridFamily(MixerFamily[HybridConfig]):
         masks: Masks,
         side: Side,
     ) -> Mixed:
-        own, own_config = self.of_block(config, 0)
-        mixed = own.forward(z_btd, weights, own_config, state_bn, masks, side)
-        return mixed._replace(saved=(own, mixed.saved))
+        raise NotImplementedError(NO_MIXER)
 
     def adjoint(
         self, saved: Any, grad_y_btd: np.ndarray, grad_last_bn: np.ndarray | None = None
     ) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
-        own, of_own = saved
-        return own.adjoint(of_own, grad_y_btd, grad_last_bn)
+        raise NotImplementedError(NO_MIXER)
 
     def each_alone(
         self, z_btd: np.ndarray, weights: Arrays, config: HybridConfig, given: Arrays
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        own, own_config = self.of_block(config, 0)
-        return own.each_alone(z_btd, weights, own_config, given)
-
-    def decay_rates(
-        self, weights: Arrays, config: HybridConfig, inside: Arrays | None = None, resets_bt: np.ndarray | None = None
-    ) -> np.ndarray:
-        own, own_config = self.of_block(config, 0)
-        return own.decay_rates(weights, own_config, inside, resets_bt)
+        raise NotImplementedError(NO_MIXER)
 
 
 FAMILY = HybridFamily()

@@ -172,7 +172,7 @@ def _through_blocks(
             x_btd, weights, own_config, state_bn, Masks(resets, padding), of_layer
         )
         outputs |= {f"blocks.{i}.{name}": array for name, array in of_block.items()} | {f"blocks.{i}": x_btd}
-        last_states.append(_widened(last_bn, n))
+        last_states.append(_pad_state(last_bn, n))
         saved.append(saved_block)
     return x_btd, np.stack(last_states), outputs, saved
 
@@ -224,12 +224,12 @@ def _blocks_adjoint(
         size = own_of_block.state_size(own_config)
         of_last = None if final_state_gradient is None else final_state_gradient[i][:, :size]
         x_gradient, of_block, of_state = block_adjoint(blocks[i], own_config, x_gradient, of_last)
-        state_gradients.append(_widened(of_state, own.state_size(config)))
+        state_gradients.append(_pad_state(of_state, own.state_size(config)))
         gradients |= {f"blocks.{i}.{name}": array for name, array in of_block.items()}
     return x_gradient, gradients, np.stack(state_gradients[::-1])
 
 
-def _widened(state_bn: np.ndarray, n: int) -> np.ndarray:
+def _pad_state(state_bn: np.ndarray, n: int) -> np.ndarray:
     """The state of a block among those of a model, whose largest has n numbers; what it has not is zero."""
     rest = n - state_bn.shape[-1]
     return np.pad(state_bn, ((0, 0), (0, rest))) if rest else state_bn

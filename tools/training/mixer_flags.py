@@ -15,7 +15,7 @@ from spec.config import SHARED_FIELDS, ModelConfig
 from spec.mixers import families
 from spec.mixers.base import MixerFamily
 
-SPELT_OTHERWISE = ("help", "peak_lr")
+RESERVED_FLAGS = ("help", "peak_lr")
 """Flags of the command that no field of it is named after."""
 
 _PLAIN = (int, float, bool, str, NoneType, ...)
@@ -52,7 +52,7 @@ def mixer_flags(of: Mapping[str, MixerFamily[Any]], taken: Iterable[str]) -> dic
         of: families by name.
         taken: fields and methods of the command itself.
     """
-    taken = {*taken, *SPELT_OTHERWISE}
+    taken = {*taken, *RESERVED_FLAGS}
     owners: dict[str, dict[MixerFamily[Any], Any]] = {}
     for one in of.values():
         hints = _hints(one.Config)

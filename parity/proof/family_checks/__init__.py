@@ -21,7 +21,15 @@ from parity.proof.family_checks.interface import (
     side_inputs,
     training_side_inputs,
 )
-from parity.proof.family_checks.mathematics import activations, adjoint, causality, padding, pieces, resets, rows_apart
+from parity.proof.family_checks.mathematics import (
+    activations,
+    adjoint,
+    batch_independence,
+    causality,
+    padding,
+    resets,
+    split_sequence,
+)
 from parity.proof.family_checks.texts import backend_texts
 from spec.mixers import family
 
@@ -31,7 +39,7 @@ __all__ = ["OF_BACKEND", "OF_REFERENCE", "Outcome", "Wrong", "run"]
 OF_REFERENCE: Mapping[str, Callable[[str], None]] = {
     check.__name__: check
     for check in (methods, configuration, presets, initial_values, shapes, adjoint, activations, side_inputs,
-                  training_side_inputs, rows_apart, causality, resets, padding, pieces)
+                  training_side_inputs, batch_independence, causality, resets, padding, split_sequence)
 }  # fmt: skip
 OF_BACKEND: Mapping[str, Callable[[str, str], None]] = {
     check.__name__: check for check in (backend_module, backend_parameters, backend_texts)

@@ -8,7 +8,7 @@ from parity.proof import adapters
 from parity.proof.family_checks.assertions import Wrong, lacks_and_besides, require_same, require_shape
 from parity.proof.family_checks.problem import mixer_problem
 from spec.init import initial_parameters
-from spec.mixers import backend_has, families
+from spec.mixers import backend_attributes, families
 
 
 def backend_module(name: str, backend: str) -> None:
@@ -19,7 +19,7 @@ def backend_module(name: str, backend: str) -> None:
         raise Wrong(f"{backend}: {error}") from error
     own, where = families()[name], f"{backend}: {module.__name__}"
     config = own.small_config()
-    asked = backend_has(own)
+    asked = backend_attributes(own)
     if lacks := [key for key in asked if not hasattr(module, key)]:
         raise Wrong(f"{where} lacks {', '.join(lacks)}; a backend's module has {', '.join(asked)}")
     choice = module.choose_method(config, 2, 8)

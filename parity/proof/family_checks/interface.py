@@ -15,7 +15,7 @@ from parity.proof.family_checks.problem import ROWS, STEPS, mixer_problem
 from parity.proof.problems.cases import perturbed_parameters
 from spec.config import SHARED_FIELDS, config_to_json
 from spec.init import stream
-from spec.mixers import config_from_json, families, state_shape
+from spec.mixers import config_from_json, families
 from spec.mixers.base import MixerFamily
 from spec.presets import PRESETS, RECIPES
 from spec.reference import forward
@@ -133,9 +133,9 @@ def side_inputs(name: str) -> None:
     config = own.small_config()
     params, tokens = perturbed_parameters(config, 1), np.arange(6).reshape(2, 3)
     plain = forward(params, config, tokens)[0]
-    sizes = {**dict(zip("lbn", state_shape(config, 2), strict=True)), "t": 3}
+    shapes = own.side_shapes(config, tokens.shape)
     for one in own.side_inputs(config):
-        array = np.random.default_rng(1).random([sizes[axis] for axis in one.axes])
+        array = np.random.default_rng(1).random(shapes[one.name])
         for key in filter(None, (one.name, one.alias)):
             if not np.abs(forward(params, config, tokens, **{key: array})[0] - plain).max() > 1e-6:
                 raise Wrong(f"the side input {key} of {name} changes nothing; read it in forward, or do not list it")

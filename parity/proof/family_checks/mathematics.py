@@ -81,7 +81,7 @@ def activations(name: str) -> None:
         raise Wrong(f"enters of {name} names {', '.join(sorted(strange))}; name parameters, as mixer.PATH")
 
 
-def rows_apart(name: str) -> None:
+def batch_independence(name: str) -> None:
     """A row alone gives what it gives in a batch, and rows in another order give the same in that order."""
     problem = mixer_problem(name)
     whole, remedy = problem.run(), "as in the batch; let no row see another"
@@ -140,7 +140,7 @@ def padding(name: str) -> None:
     require_same_mixed(f"{name}: with padding", whole._replace(y=whole.y[:, kept]), alone.y, alone.last, remedy)
 
 
-def pieces(name: str) -> None:
+def split_sequence(name: str) -> None:
     """A text in two pieces, and token by token, gives what it gives in one piece: the state holds all that counts."""
     problem = mixer_problem(name)
     whole, remedy = problem.run(), "as in one piece; carry everything that counts in the state"

@@ -70,8 +70,8 @@ def mixer_problem(name: str) -> MixerProblem:
     found = within(perturbed_parameters(whole, 3), "blocks.0.mixer.")
     weights = {path: x.astype(np.float64) for path, x in found.items()}
     masks = Masks(draw.random((ROWS, STEPS)) < 0.3, np.arange(STEPS) < np.array([[0], [2], [0]]))
-    sizes = {"b": ROWS, "t": STEPS, "n": n}
     axes = {one.name: [a for a in one.axes if a != "l"] for one in own.side_inputs(config)}
-    side = {key: draw.random([sizes[a] for a in letters]) for key, letters in axes.items()}
+    shapes = own.side_shapes(config, (ROWS, STEPS), one_layer=True)
+    side = {key: draw.random(shape) for key, shape in shapes.items()}
     z, state = draw.standard_normal((ROWS, STEPS, config.d_model)), draw.standard_normal((ROWS, n))
     return MixerProblem(own, config, weights, z, state, masks, side, axes)

@@ -41,9 +41,8 @@ class _OfFamily(Estimated):
     def side(self, case: LayerCase | ModelCase, shape_bt: tuple[int, int], layers: bool) -> dict[str, np.ndarray]:
         """Side inputs between 0 and 1; of all layers, or of one."""
         random, c = np.random.default_rng((case.seed, 2)), case.config
-        sizes = {**dict(zip("bt", shape_bt, strict=True)), "l": c.n_layers, "n": family(c).state_size(c)}
-        axes = {one.name: [a for a in one.axes if layers or a != "l"] for one in family(c).side_inputs(c)}
-        return {name: float32(random.random([sizes[a] for a in letters]))[0] for name, letters in axes.items()}
+        shapes = family(c).side_shapes(c, shape_bt, one_layer=not layers)
+        return {name: float32(random.random(shape))[0] for name, shape in shapes.items()}
 
 
 class Mixer(_OfFamily):

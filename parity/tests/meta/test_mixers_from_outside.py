@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from parity.proof import adapters, operations
-from spec.mixers import TAKEN, families, registry
+from spec.mixers import RESERVED_NAMES, families, registry
 from spec.presets import preset
 from tools.data.stories import stories
 
@@ -207,7 +207,7 @@ def test_names_of_other_tables_are_not_free() -> None:
     modules = {name for _, name, _ in pkgutil.iter_modules(operations.__path__)}
     methods = {name for backend in adapters.FRAMEWORKS if not adapters.missing(backend)
                for name in adapters.load(backend).METHODS}  # fmt: skip
-    assert (modules | methods) - {*families()} <= {*TAKEN}
+    assert (modules | methods) - {*families()} <= {*RESERVED_NAMES}
 
 
 def test_a_preset_that_is_unknown_may_be_of_a_family_that_cannot_be_used(monkeypatch) -> None:
