@@ -9,10 +9,12 @@ import numpy as np
 from parity.proof.bounds import double_bound, in_units
 from parity.proof.family_checks.assertions import Wrong, require_same, require_same_mixed
 from parity.proof.family_checks.problem import ROWS, STEPS, mixer_problem
+from parity.proof.layer_diff.weights import tensor_of
 from parity.proof.problems.complex_step import complex_step
 from spec.init import initial_parameters
 from spec.mixers import families
 from spec.mixers.base import NO_MASKS, Masks
+from spec.parameters import parameter_table
 from spec.reference import activations as model_activations
 
 
@@ -79,6 +81,9 @@ def activations(name: str) -> None:
         raise Wrong(f"formulas or enters of {name} name {', '.join(sorted(strange))}; a block has {known}")
     if strange := set(whole.enters) - {f"mixer.{path}" for path in problem.weights}:
         raise Wrong(f"enters of {name} names {', '.join(sorted(strange))}; name parameters, as mixer.PATH")
+    # Else a comparison that finds such a parameter changed could not say where it shows.
+    if lost := [row.path for row in parameter_table(config) if tensor_of(config, row.path) not in inside]:
+        raise Wrong(f"no activation of {name} is known to take {', '.join(lost)}; add it to enters")
 
 
 def batch_independence(name: str) -> None:

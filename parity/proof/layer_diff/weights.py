@@ -28,7 +28,7 @@ def differences(config: ModelConfig, a: Arrays, b: Arrays) -> dict[str, str]:
 def tensor_of(config: ModelConfig, path: str) -> str:
     """The first tensor of a forward pass that a parameter enters."""
     (block, inner), enters = split(path), family_at(config, path).enters
-    return f"{block}.{enters[inner]}" if inner in enters else path.removesuffix(".weight")
+    return f"{block}.{enters[inner]}" if inner in enters else path.removesuffix(".weight").removesuffix(".bias")
 
 
 def _relation(path: str, parts: Parts, stored_a: Arrays, stored_b: Arrays, all_a: Arrays, all_b: Arrays) -> str:

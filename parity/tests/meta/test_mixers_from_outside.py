@@ -102,6 +102,8 @@ WRONG = {  # by what `parity.proof.family_checks` says
                         "no_reset: after a reset: y["),
     "sees_padding": Variant("spec", BEFORE, FORWARD.format("padding") + BEFORE,
                             "sees_padding: another padded token: y["),
+    "enters_nowhere": Variant("spec", 'enters = {"mixer.rate_bias": "mixer.gated"}', "enters = {}",
+                              "no activation of enters_nowhere is known to take blocks.0.mixer.rate_bias"),
     "other_list": Variant("spec", "    moving_average", '    activations = ("input", "output")\n    moving_average',
                           "forward of other_list gives the activations input, gated, output; give those listed"),
     "torch_lacks": Variant("torch_impl", "self.rate_bias = nn.Parameter(torch", "self.rate_bias = (torch",
