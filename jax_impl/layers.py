@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from jax_impl.ops.token_ids import as_ids
 from jax_impl.training.distributed import cut_axis, product_of_parts
 from spec.axes import BT, BTD, BTI, BTO
 from spec.config import ModelConfig, require_known
@@ -56,7 +57,7 @@ class Embedding(nnx.Module):
         self.weight = nnx.Param(jnp.zeros((vocab_size, d_model), accumulate_dtype(compute_dtype)))
 
     def __call__(self, tokens: Int[Array, BT]) -> Float[Array, BTD]:
-        return self.weight[...].at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return self.weight[...].at[as_ids(tokens)].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 class RMSNorm(nnx.Module):

@@ -19,6 +19,7 @@ from jax_impl.ops.cross_entropy import cross_entropy, lm_head
 from spec.axes import BN, BT, BTD, BTV, LBN, SCALAR
 from spec.config import ModelConfig
 from spec.init import initial_parameters
+from spec.inputs import check_call, require_types
 from spec.mixers import family
 from spec.mixers.base import NO_MASKS, Masks, Side
 from spec.sampling import Sampling
@@ -105,8 +106,8 @@ class LanguageModel(nnx.Module):
         """Logits of the next token at every position, and the final states.
 
         Args:
-            tokens: token ids, [b, t].
-            states: initial states, [l, b, n]; None is zero.
+            tokens: token ids, [b, t], integers; what becomes of others than the vocabulary's: spec/inputs.py.
+            states: initial states, [l, b, n], in any floating dtype; None is zero.
             resets: true clears the state before token t is absorbed, [b, t].
             padding: true at positions that change nothing, [b, t].
             side: what the family's mixer reads besides, by name, see its `side_inputs`; what is not there is left out.
@@ -114,6 +115,9 @@ class LanguageModel(nnx.Module):
 
         Returns:
             logits float32 [b, t, v], states float32 [l, b, n]; float64 where the compute dtype is.
+
+        Raises:
+            ValueError: a shape or dtype that does not fit.
         """
         hidden_btd, states = self.hidden(tokens, states, resets, padding, side, **named)
         return lm_head(hidden_btd, self.embedding.weight[...], COMPUTE[self.compute_dtype]), states
@@ -128,14 +132,15 @@ class LanguageModel(nnx.Module):
         **named: Array | None,
     ) -> tuple[Float[Array, BTD], Float[Array, LBN]]:
         """The normalised hidden states that the embedding reads out, and the final states."""
-        if tokens.ndim != 2 or 0 in tokens.shape:
-            raise ValueError(f"tokens must have shape [b, t] with b, t >= 1, got {tuple(tokens.shape)}")
-        shape = self.config.n_layers, tokens.shape[0], self.family.state_size(self.config)
-        if states is not None and tuple(states.shape) != shape:
-            raise ValueError(f"states [l, b, n] must have shape {shape}, got {tuple(states.shape)}")
-        given = self.family.checked_side(self.config, {**(side or {}), **named}, tokens.shape)
+        n = self.family.state_size(self.config)
+        given = {**(side or {}), **named}
+        require_types((np.ndarray, Array), tokens=tokens, states=states, resets=resets, padding=padding, **given)
+        check_call(tokens, self.config.n_layers, n, states, resets, padding)
+        shape, wide = (self.config.n_layers, tokens.shape[0], n), accumulate_dtype(self.compute_dtype)
+        given = self.family.checked_side(self.config, given, tokens.shape)
         if states is None:
-            states = jnp.zeros(shape, accumulate_dtype(self.compute_dtype))
+            states = jnp.zeros(shape, wide)
+        states = jnp.asarray(states, wide)
         x_btd = self.embedding(tokens)
         last_states = []
         for i, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
@@ -159,7 +164,8 @@ class LanguageModel(nnx.Module):
 
         Args:
             tokens, states, resets, padding, side: as in `logits`.
-            labels: target of each position, [b, t]; -100 is ignored; all ignored gives loss 0.
+            labels: target of each position, [b, t]; -100 is ignored, all ignored gives loss 0; another one outside the
+                vocabulary is no label: the loss and its gradients are NaN, see spec/inputs.py.
         """
         hidden_btd, states = self.hidden(tokens, states, resets, padding, side, **named)
         return self.mean_loss(hidden_btd, labels), states

@@ -21,6 +21,7 @@ N = "n"
 ND = "n d"
 ANY_D = "*any d"
 ANY_V = "*any v"
+ANY = "*any"
 # The inputs and outputs of a linear layer.
 BTI = "b t i"
 BTO = "b t o"

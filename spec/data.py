@@ -32,11 +32,10 @@ import numpy as np
 from spec.checkpoint.files import read_file, require_file
 from spec.config import ModelConfig, TrainingConfig
 from spec.init import stream
+from spec.inputs import IGNORED_LABEL, check_call, check_label_values, check_labels, check_token_values
 from spec.mixers import family
 from spec.validation import require_integer, require_known
 
-#: A label that does not count: the default `ignore_index` of torch.nn.functional.cross_entropy.
-IGNORED_LABEL = -100
 DATA_FORMAT_VERSION = 1
 _ROUNDS = 6
 
@@ -233,6 +232,19 @@ def with_side_inputs(
     columns = shard.of_columns(training.seq_len)
     names = of_rows[0] if of_rows else {}
     return replace(batch, side={name: np.stack([of_row[name][columns] for of_row in of_rows]) for name in names})
+
+
+def check_batch(batch: Batch, config: ModelConfig) -> None:
+    """What both trainers ask of a batch before a device sees it: there the host would not be told of another token.
+
+    Raises:
+        ValueError: a shape or dtype that does not fit, or the first token or label outside the vocabulary, its row and
+            its position.
+    """
+    check_call(batch.tokens, config.n_layers, 0, resets=batch.resets)
+    check_labels(batch.labels, batch.tokens.shape)
+    check_token_values(batch.tokens, config.vocab_size)
+    check_label_values(batch.labels, config.vocab_size)
 
 
 def training_batch(

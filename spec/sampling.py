@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from spec.init import stream
+from spec.inputs import INTEGER, check_token_values, require_dtype
 
 Step = Callable[[np.ndarray, Any], tuple[np.ndarray, Any]]
 #: Tokens of a prompt that are absorbed at a time: what a prompt needs of memory does not grow with it.
@@ -37,6 +39,11 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("top_k", "seed"):
+            value = getattr(self, name)
+            # Integers of NumPy too, which `require_integer` leaves out: it checks what JSON has.
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ValueError(f"{name} must be an integer, got {value!r}")
         if not 0.0 <= self.temperature <= 1e3:
             raise ValueError(f"temperature must be in [0, 1000], got {self.temperature}")
         if self.top_k < 0:
@@ -105,8 +112,8 @@ def generate(
     Raises:
         ValueError: the prompt is empty.
     """
-    if prompt_bt.ndim != 2 or prompt_bt.shape[1] == 0:
-        raise ValueError(f"the prompt needs at least one token, got shape {prompt_bt.shape}")
+    if prompt_bt.ndim != 2 or 0 in prompt_bt.shape:
+        raise ValueError(f"the prompt [b, t] needs at least one token, got shape {prompt_bt.shape}")
     for start in range(0, prompt_bt.shape[1], PROMPT_PIECE):
         logits_bv, states = step(prompt_bt[:, start : start + PROMPT_PIECE], states)
     position += prompt_bt.shape[1]
@@ -119,14 +126,19 @@ def generate(
 
 def complete(step: Step, prompt_bt: np.ndarray, max_length: int, sampling: Sampling) -> np.ndarray:
     """The prompt and what follows it, [b, max_length]; raises ValueError where the prompt is already longer."""
-    missing = max_length - prompt_bt.shape[-1]
+    if isinstance(max_length, bool) or not isinstance(max_length, Integral):
+        raise ValueError(f"max_length must be an integer, got {max_length!r}")
+    require_dtype("tokens", prompt_bt, INTEGER)
+    if prompt_bt.ndim != 2 or 0 in prompt_bt.shape:
+        raise ValueError(f"the prompt [b, t] needs at least one token, got shape {prompt_bt.shape}")
+    missing = max_length - prompt_bt.shape[1]
     if missing < 0:
-        raise ValueError(f"max_length {max_length} counts the prompt, which alone has {prompt_bt.shape[-1]} tokens")
+        raise ValueError(f"max_length {max_length} counts the prompt, which alone has {prompt_bt.shape[1]} tokens")
     following = [tokens_b[:, None] for tokens_b in itertools.islice(generate(step, prompt_bt, sampling), missing)]
     return np.concatenate([prompt_bt, *following], axis=1)
 
 
 def check_tokens(tokens_bt: np.ndarray, vocab_size: int) -> None:
-    """Raises ValueError for a token id outside [0, vocab_size)."""
-    if tokens_bt.size and not 0 <= tokens_bt.min() <= tokens_bt.max() < vocab_size:
-        raise ValueError(f"token ids must be in [0, {vocab_size}), got {tokens_bt.min()} to {tokens_bt.max()}")
+    """Raises ValueError for what is no integer, and for a token id outside [0, vocab_size)."""
+    require_dtype("tokens", tokens_bt, INTEGER)
+    check_token_values(tokens_bt, vocab_size)

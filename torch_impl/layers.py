@@ -10,6 +10,7 @@ from spec.axes import BT, BTD, BTI, BTO
 from spec.config import ModelConfig, require_known
 from torch_impl.ops import rowwise
 from torch_impl.ops.matmul import matmul
+from torch_impl.ops.token_ids import as_ids
 
 COMPUTE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -47,7 +48,7 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.zeros(vocab_size, d_model, dtype=accumulate_dtype(compute_dtype)))
 
     def forward(self, tokens: Int[Tensor, BT]) -> Float[Tensor, BTD]:
-        return nn.functional.embedding(tokens, self.weight)
+        return nn.functional.embedding(as_ids(tokens), self.weight)
 
 
 class RMSNorm(nn.Module):

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from spec.axes import BN, BT, BTD, BTV, LBN, SCALAR
 from spec.config import ModelConfig
 from spec.init import initial_parameters
+from spec.inputs import check_call, check_least, check_token_values, require_types
 from spec.mixers import family
 from spec.mixers.base import NO_MASKS, Masks, Side
 from spec.sampling import Sampling
@@ -21,6 +22,7 @@ from torch_impl.generation import generate
 from torch_impl.layers import COMPUTE, Embedding, RMSNorm, SwiGLU, accumulate_dtype
 from torch_impl.mixers import mixer_module
 from torch_impl.ops.cross_entropy import cross_entropy, lm_head
+from torch_impl.ops.devices import host_values
 
 
 class Block(nn.Module):
@@ -106,8 +108,8 @@ class LanguageModel(nn.Module):
         """Logits of the next token at every position, and the final states.
 
         Args:
-            tokens: token ids, [b, t].
-            states: initial states, [l, b, n]; None is zero.
+            tokens: token ids, [b, t], integers; what becomes of others than the vocabulary's: spec/inputs.py.
+            states: initial states, [l, b, n], in any floating dtype; None is zero.
             resets: true clears the state before token t is absorbed, [b, t].
             padding: true at positions that change nothing, [b, t].
             side: what the family's mixer reads besides, by name, see its `side_inputs`; what is not there is left out.
@@ -115,6 +117,9 @@ class LanguageModel(nn.Module):
 
         Returns:
             logits float32 [b, t, v], states float32 [l, b, n]; float64 where the compute dtype is.
+
+        Raises:
+            ValueError: a shape or dtype that does not fit, or a value that the host can see.
         """
         hidden_btd, states = self.hidden(tokens, states, resets, padding, side, **named)
         return lm_head(hidden_btd, self.embedding.weight, COMPUTE[self.compute_dtype]), states
@@ -129,14 +134,16 @@ class LanguageModel(nn.Module):
         **named: Tensor | None,
     ) -> tuple[Float[Tensor, BTD], Float[Tensor, LBN]]:
         """The normalised hidden states that the embedding reads out, and the final states."""
-        if tokens.ndim != 2 or 0 in tokens.shape:
-            raise ValueError(f"tokens must have shape [b, t] with b, t >= 1, got {tuple(tokens.shape)}")
-        shape = self.config.n_layers, tokens.shape[0], self.family.state_size(self.config)
-        if states is not None and tuple(states.shape) != shape:
-            raise ValueError(f"states [l, b, n] must have shape {shape}, got {tuple(states.shape)}")
-        given = self.family.checked_side(self.config, {**(side or {}), **named}, tokens.shape)
+        n = self.family.state_size(self.config)
+        given = {**(side or {}), **named}
+        require_types((Tensor,), tokens=tokens, states=states, resets=resets, padding=padding, **given)
+        check_call(tokens, self.config.n_layers, n, states, resets, padding)
+        shape, wide = (self.config.n_layers, tokens.shape[0], n), accumulate_dtype(self.compute_dtype)
+        given = self.family.checked_side(self.config, given, tokens.shape)
         if states is None:
-            states = torch.zeros(shape, dtype=accumulate_dtype(self.compute_dtype), device=tokens.device)
+            states = torch.zeros(shape, dtype=wide, device=tokens.device)
+        self._check_values(tokens, given)
+        states = states.to(wide)
         x_btd = self.embedding(tokens)
         last_states = []
         for i, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
@@ -145,6 +152,15 @@ class LanguageModel(nn.Module):
             x_btd, last = checkpoint(block, *inputs, use_reentrant=False) if self.remat else block(*inputs)
             last_states.append(last)
         return self.final_norm(x_btd), torch.stack([pad_state(last, shape[-1]) for last in last_states])
+
+    def _check_values(self, tokens: Tensor, given: Side) -> None:
+        ids = host_values(tokens)
+        if ids is not None:
+            check_token_values(ids, self.config.vocab_size)
+        for name, least in self.family.least_values(self.config).items():
+            numbers = host_values(given[name]) if name in given else None
+            if numbers is not None:
+                check_least(name, numbers, least)
 
     def loss(
         self,
@@ -160,7 +176,8 @@ class LanguageModel(nn.Module):
 
         Args:
             tokens, states, resets, padding, side: as in `logits`.
-            labels: target of each position, [b, t]; -100 is ignored; all ignored gives loss 0.
+            labels: target of each position, [b, t]; -100 is ignored, all ignored gives loss 0; another one outside the
+                vocabulary is refused on a CPU, and a NaN loss or an assertion elsewhere: spec/inputs.py.
         """
         hidden_btd, states = self.hidden(tokens, states, resets, padding, side, **named)
         return self.mean_loss(hidden_btd, labels), states

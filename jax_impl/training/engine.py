@@ -25,7 +25,7 @@ from jax_impl.training.step import make_programs, with_parameters
 from spec.checkpoint.sharded import PARAMETERS, by_kind, named_arrays
 from spec.checkpoint.tensors import Arrays
 from spec.config import ModelConfig, TrainingConfig, require_integer
-from spec.data import Batch, BatchShard
+from spec.data import Batch, BatchShard, check_batch
 from spec.init import initial_parameters
 from spec.mixers import family, state_shape
 from spec.parameters import check_parameters
@@ -87,6 +87,7 @@ class Engine:
         Where either is not finite, parameters, moments and states stay as they were. Where the run streams each row
         goes on from the state in which the step before left it; no gradient goes back there.
         """
+        check_batch(batch, self.config)
         if self.training.stream and self.states is None:
             self.load_states(np.zeros(state_shape(self.config, self.training.batch_size)))
         states = self.states if self.training.stream else None
@@ -96,6 +97,7 @@ class Engine:
         return float(loss), float(norm)
 
     def evaluate(self, batch: Batch, states: Array | None = None) -> tuple[float, Array]:
+        check_batch(batch, self.config)
         rows = max(self.context.all_gather(len(batch.tokens)))
         loss, last = self._programs.loss(self.parameters, to_device(batch, self.context, rows), states)
         return float(loss), last

@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from spec.config import ModelConfig, TrainingConfig
+from spec.inputs import REAL, require_array
 
 Arrays = Mapping[str, np.ndarray]
 Side = Mapping[str, Any]
@@ -83,11 +84,13 @@ class SideInput(NamedTuple):
         axes: letters of spec/axes.py in the order of the model's call, `b` and `t` among them; `l` first where each
             layer has its own. In a Batch `b` and `t` come first and the others follow.
         alias: an older name that callers may use.
+        least: its least value, where it has one: what is below is refused where the host has the numbers, else NaN.
     """
 
     name: str
     axes: tuple[str, ...]
     alias: str = ""
+    least: float | None = None
 
     @property
     def permutation(self) -> tuple[int, ...]:
@@ -265,7 +268,7 @@ class MixerFamily(ABC, Generic[C]):
         """Side inputs of a model's call by their names, without those that are None.
 
         Raises:
-            ValueError: one that the family does not read, one given twice, or a shape that does not fit.
+            ValueError: one that the family does not read, one given twice, or a shape or dtype that does not fit.
         """
         known = {name: one for one in self.side_inputs(config) for name in (one.name, one.alias) if name}
         shapes = self.side_shapes(config, shape_bt)
@@ -279,11 +282,13 @@ class MixerFamily(ABC, Generic[C]):
             one = known[name]
             if one.name in found:
                 raise ValueError(f"{one.name} and {one.alias} are one and the same; give one of them")
-            shape = shapes[one.name]
-            if tuple(array.shape) != shape:
-                raise ValueError(f"{name} [{', '.join(one.axes)}] must have shape {shape}, got {tuple(array.shape)}")
+            require_array(name, array, "".join(one.axes), shapes[one.name], REAL)
             found[one.name] = array
         return found
+
+    def least_values(self, config: C) -> dict[str, float]:
+        """The least value of each side input that has one, by name."""
+        return {one.name: one.least for one in self.side_inputs(config) if one.least is not None}
 
     def side_shapes(
         self, config: C, shape_bt: tuple[int, ...], *, one_layer: bool = False

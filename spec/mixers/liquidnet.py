@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from spec.config import ModelConfig, TrainingConfig
+from spec.inputs import INEXACT, check_gated_scan
 from spec.mixers.base import Arrays, Masks, Mixed, MixerFamily, Parameter, Preset, Side, normal, zeros
 from spec.reference.blocks import linear_adjoint
 from spec.reference.scan import decay_gates, mask, scan, scan_adjoint, sigmoid
@@ -83,7 +84,11 @@ def gated_states(
 
     Returns:
         o * h, the last state, and what the adjoint needs.
+
+    Raises:
+        ValueError: shapes or dtypes that do not agree.
     """
+    check_gated_scan(pre_btx, decay_bias_d, state_bd, resets_bt, padding_bt, INEXACT)
     d = decay_bias_d.shape[0]
     value_btd = np.tanh(pre_btx[..., :d])
     p_btd = pre_btx[..., d : 2 * d] + decay_bias_d

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from spec.inputs import INEXACT, check_convolution
 from spec.mixers.base import Masks
 
 
@@ -29,7 +30,11 @@ def short_convolution(
 
     Returns:
         y [b, t, d], the last inputs [b, (k - 1) d] in the order of `history_bd`, saved.
+
+    Raises:
+        ValueError: shapes or dtypes that do not agree.
     """
+    check_convolution(x_btd, weight_kd, bias_d, history_bd, *masks, kind=INEXACT)
     k = len(weight_kd)
     taps = [np.zeros_like(x_btd[:, 0])] * (k - 1) if history_bd is None else np.split(history_bd, k - 1, axis=-1)
     outputs, windows = [], []

@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 
 from spec.config import ModelConfig
-from spec.data import IGNORED_LABEL
+from spec.inputs import (
+    IGNORED_LABEL,
+    INEXACT,
+    check_call,
+    check_label_values,
+    check_labels,
+    check_least,
+    check_token_values,
+    require_types,
+)
 from spec.mixers import family
 from spec.mixers.base import Arrays, Masks
 from spec.parameters import check_parameters
@@ -48,7 +57,7 @@ def forward(
         logits [b, t, v], states [l, b, n].
 
     Raises:
-        ValueError: a parameter, token or side input that does not fit the configuration.
+        ValueError: a parameter, token, state, mask or side input that does not fit the configuration (spec/inputs.py).
     """
     logits_btv, states_lbd, *_ = _forward(params, config, tokens, states, resets, padding, dtype, **side)
     return logits_btv, states_lbd
@@ -90,7 +99,7 @@ def loss_and_gradients(
     """Mean cross-entropy in nats and its gradient to every parameter and to the initial states.
 
     Args:
-        labels: target of each position, [b, t]; -100 is ignored; all ignored gives loss 0.
+        labels: target of each position, [b, t]; -100 is ignored, all ignored gives loss 0; others are refused.
         final_state_gradient: [l, b, n], added at the final states, for a loss that also depends on them.
         params, config, tokens, states, resets, padding, dtype, side: as in `forward`.
 
@@ -116,7 +125,7 @@ def input_gradients(
     Returns:
         loss, gradient [b, t, d].
     """
-    params = _checked(params, config, tokens, np.float64)
+    params = _checked(params, config, tokens, np.float64, resets=resets)
     x_btd, _, _, blocks = _through_blocks(params, config, tokens, None, resets)
     hidden_b1d, final = rms_norm(x_btd[:, -1:], params["final_norm.weight"], config.norm_eps)
     loss, logits_gradient = cross_entropy(hidden_b1d @ params["embedding.weight"].T, labels_b[:, None])
@@ -126,7 +135,14 @@ def input_gradients(
 
 
 def cross_entropy(logits_btv: np.ndarray, labels_bt: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean of -log softmax(logits)[label] over the labels that are not -100, and its gradient to the logits."""
+    """Mean of -log softmax(logits)[label] over the labels that are not -100, and its gradient to the logits.
+
+    Raises:
+        ValueError: labels that are not integers [b, t], or one that is neither -100 nor in [0, v).
+    """
+    require_types((np.ndarray,), labels=labels_bt)
+    check_labels(labels_bt, logits_btv.shape[:-1])
+    check_label_values(labels_bt, logits_btv.shape[-1])
     counted_bt = labels_bt != IGNORED_LABEL
     count = max(int(counted_bt.sum()), 1)
     target_bt1 = np.where(counted_bt, labels_bt, 0)[..., None]
@@ -141,12 +157,19 @@ def cross_entropy(logits_btv: np.ndarray, labels_bt: np.ndarray) -> tuple[float,
     return np.where(counted_bt, nats_bt, 0.0).sum() / count, gradient_btv
 
 
-def _checked(params: Arrays, config: ModelConfig, tokens: np.ndarray, dtype: Any) -> dict[str, np.ndarray]:
+def _checked(
+    params: Arrays,
+    config: ModelConfig,
+    tokens: np.ndarray,
+    dtype: Any,
+    states: Any = None,
+    resets: Any = None,
+    padding: Any = None,
+) -> dict[str, np.ndarray]:
     check_parameters(config, params)
-    if tokens.ndim != 2 or 0 in tokens.shape:
-        raise ValueError(f"tokens must have shape [b, t] with b, t >= 1, got {tokens.shape}")
-    if tokens.min() < 0 or tokens.max() >= config.vocab_size:
-        raise ValueError(f"token ids must be in [0, {config.vocab_size}), got {tokens.min()} to {tokens.max()}")
+    require_types((np.ndarray,), tokens=tokens, states=states, resets=resets, padding=padding)
+    check_call(tokens, config.n_layers, family(config).state_size(config), states, resets, padding, INEXACT)
+    check_token_values(tokens, config.vocab_size)
     return {path: np.asanyarray(array, dtype) for path, array in params.items()}
 
 
@@ -161,6 +184,9 @@ def _through_blocks(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], Any]:
     own = family(config)
     given, n = own.checked_side(config, side, tokens.shape), own.state_size(config)
+    for name, least in own.least_values(config).items():
+        if name in given:
+            check_least(name, given[name], least)
     x_btd = params["embedding.weight"][tokens]
     outputs, last_states, saved = {"embedding": x_btd}, [], []
     for i in range(config.n_layers):
@@ -187,7 +213,7 @@ def _forward(
     dtype: Any,
     **side: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], Any]:
-    params = _checked(params, config, tokens, dtype)
+    params = _checked(params, config, tokens, dtype, states, resets, padding)
     x_btd, states_lbd, outputs, saved = _through_blocks(params, config, tokens, states, resets, padding, **side)
     hidden_btd, final = rms_norm(x_btd, params["final_norm.weight"], config.norm_eps)
     logits_btv = hidden_btd @ params["embedding.weight"].T

@@ -19,6 +19,8 @@ import math
 
 import numpy as np
 
+from spec.inputs import INEXACT, check_scan
+
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x))."""
@@ -45,7 +47,11 @@ def mask(
     """Decay and drive under the masks: a reset forgets (decay 0), padding is the identity (decay 1, drive 0).
 
     Padding wins where both are set: a padded position changes nothing.
+
+    Raises:
+        ValueError: shapes that do not agree, or a mask that is not bool.
     """
+    check_scan(decay_btd, drive_btd, None, resets_bt, padding_bt, INEXACT)
     if resets_bt is not None:
         decay_btd = np.where(resets_bt[..., None], 0.0, decay_btd)
     if padding_bt is not None:
@@ -66,7 +72,11 @@ def scan(
 
     Returns:
         states_btd, state_bd.
+
+    Raises:
+        ValueError: shapes that do not agree, or integers.
     """
+    check_scan(decay_btd, drive_btd, state_bd, kind=INEXACT)
     state_bd = np.zeros_like(drive_btd[:, 0]) if state_bd is None else state_bd
     states_btd = np.empty_like(drive_btd)
     for t in range(drive_btd.shape[1]):

@@ -90,10 +90,13 @@ def total_nats(engine: Engine[States], batches: Iterable[Batch], carry: bool = F
     nats, count = 0.0, 0
     states: States | None = None
     shard = engine.context.shard
-    for whole in batches:
+    for i, whole in enumerate(batches):
         # One row cannot be cut between rows: every process reads all of a stream, or its stretch of each piece.
         batch = _part(whole, shard.of_all_rows() if carry else shard)
-        mean, last = engine.evaluate(batch, states)
+        try:
+            mean, last = engine.evaluate(batch, states)
+        except ValueError as error:
+            raise ValueError(f"validation batch {i + 1}: {error}") from error
         states = last if carry else None
         counted = int((batch.labels != IGNORED_LABEL).sum())
         nats += mean * counted

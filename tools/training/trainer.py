@@ -148,8 +148,12 @@ class Trainer:
         batch = next_batch(self.data, self.samples_consumed, training, self.context.shard)
         batch = with_side_inputs(batch, self.settings.model, training, self.samples_consumed, self.context.shard)
         lr = learning_rate(self.step, training)
-        with self._profiler():
-            loss, norm = self.engine.train_step(batch, lr)
+        try:
+            with self._profiler():
+                loss, norm = self.engine.train_step(batch, lr)
+        except ValueError as error:
+            first, count = self.samples_consumed, training.batch_size
+            raise ValueError(f"step {self.step + 1}, samples {first} to {first + count - 1}: {error}") from error
         if not (np.isfinite(loss) and np.isfinite(norm)):
             self.checkpoint_manager.finish()
             # All processes have the same numbers; one message will do.

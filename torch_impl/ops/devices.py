@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import torch
 
 try:
@@ -24,6 +25,20 @@ WIDE = (torch.float32, torch.float64)
 """What the Numba kernels compute in."""
 OLDEST = (8, 0)
 """Least compute capability of the kernels: below it bfloat16 is missing."""
+
+
+def host_values(x: torch.Tensor) -> np.ndarray | None:
+    """What a tensor holds where the host has it: on a CPU, in no program that is compiled, traced or mapped; else None.
+
+    Nothing is copied, and no device is waited for.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    try:
+        return x.detach().numpy()
+    except (RuntimeError, TypeError):
+        # Inside torch.func.vmap and among fake tensors there are no numbers, and NumPy has no bfloat16.
+        return None
 
 
 def default_device() -> torch.device:

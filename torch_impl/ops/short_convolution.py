@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spec.axes import BD, BTD, KD, D
+from spec.inputs import check_convolution
 from spec.mixers.base import NO_MASKS, Masks
 from torch_impl.ops.scan import scan
 from torch_impl.ops.scan.context_parallel import context_parallel_shift, sharing
@@ -30,7 +31,11 @@ def short_convolution(
         bias_d: added everywhere.
         history_bd: the k - 1 inputs before the first token, the latest first, [b, (k - 1) d]; None is zero.
         masks: a reset forgets the inputs before it; padding is no input.
+
+    Raises:
+        ValueError: shapes or dtypes that do not agree, see spec/inputs.py.
     """
+    check_convolution(x_btd, weight_kd, bias_d, history_bd, *masks)
     k, d = weight_kd.shape
     history_bd = x_btd.new_zeros(x_btd.shape[0], (k - 1) * d) if history_bd is None else history_bd
     y_btd, tap_btd, last = bias_d + weight_kd[0] * x_btd, x_btd, []

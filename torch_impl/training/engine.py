@@ -14,7 +14,7 @@ from torch import Tensor
 from spec.checkpoint.sharded import named_arrays
 from spec.checkpoint.tensors import Arrays
 from spec.config import ModelConfig, TrainingConfig, require_integer
-from spec.data import IGNORED_LABEL, Batch, BatchShard
+from spec.data import IGNORED_LABEL, Batch, BatchShard, check_batch
 from spec.mixers import family
 from spec.runtime.engine import ExtraState, Moments
 from spec.runtime.memory import keep_freed_memory
@@ -112,6 +112,7 @@ class Engine:
         overflow is made again at half the scale: what it does depends on weights, batch and scale alone, and every step
         counts.
         """
+        check_batch(batch, self.model.config)
         while True:
             loss, norm, states = self._gradients(batch)
             if np.isfinite(loss) and np.isfinite(norm):
@@ -155,6 +156,7 @@ class Engine:
     # Not inference_mode: FSDP gathers parameters for the next step too.
     @torch.no_grad()
     def evaluate(self, batch: Batch, states: Tensor | None = None) -> tuple[float, Tensor]:
+        check_batch(batch, self.model.config)
         with time_sharded(self.context.sequence_group):
             loss, states = self.model.loss(**to_device(batch, self.device, self.model.config), states=states)
         reshard(self.model)

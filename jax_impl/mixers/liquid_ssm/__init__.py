@@ -17,6 +17,7 @@ from jax_impl.mixers.liquid_ssm.solvers import METHODS, Solved, Trajectory, requ
 from spec.axes import BN, BT, BTD, BTN, BTX
 from spec.mixers.base import NO_MASKS, Capabilities, Masks, Side
 from spec.mixers.liquid_ssm import LiquidSSMConfig
+from spec.mixers.liquid_ssm.reference import check_liquid_states
 
 
 def choose_method(config: LiquidSSMConfig, batch_size: int, seq_len: int) -> str:
@@ -96,10 +97,11 @@ def liquid_states(
         method: a key of METHODS, or `auto`.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: shapes or dtypes that do not agree, or an unknown method.
         NotImplementedError: the method does not take this kind of state.
     """
     require_takes(method, config)
+    check_liquid_states(config, pre_btx, state_bn, resets_bt, padding_bt, noise_btn, dt_scale_bt)
     dtype = of.log_tau.dtype
     drive, pre = jnp.split(pre_btx.astype(dtype), [config.d_state], axis=-1)
     if noise_btn is not None:

@@ -15,13 +15,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
 from jax_impl.ops.cross_entropy.fused_linear import CHUNK_FACTOR, TPU_ROWS, TPU_WORDS, fused_linear_cross_entropy
+from jax_impl.ops.token_ids import as_ids
 from spec.axes import ANY_D, ANY_V, BT, BTD, ND, SCALAR, VD, N
 from spec.config import require_known
-from spec.data import IGNORED_LABEL
+from spec.inputs import IGNORED_LABEL, check_cross_entropy, require_types
 
 CHUNK_LOGITS = 2**24
 
@@ -111,17 +113,22 @@ def cross_entropy(
     Args:
         hidden_btd: normalised hidden states, [b, t, d].
         embedding_vd: tied embedding, [v, d].
-        labels_bt: target of each position, [b, t]; -100 is ignored.
+        labels_bt: target of each position, [b, t]; -100 is ignored, others outside the vocabulary: spec/inputs.py.
         compute: dtype that the operands of the product are rounded to.
         method: a key of METHODS or of ALIASES, or `auto`.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: shapes or dtypes that do not agree, or an unknown method.
     """
     method = ALIASES.get(method, method)
     if method != "auto":
         require_known("loss method", method, METHODS)
-    labels_n = labels_bt.reshape(-1)
+    require_types((np.ndarray, Array), labels=labels_bt)
+    check_cross_entropy(hidden_btd, embedding_vd, labels_bt)
+    labels_n = jnp.asarray(as_ids(labels_bt)).reshape(-1)
     run = _auto if method == "auto" else METHODS[method]
     nats = run(hidden_btd.reshape(-1, hidden_btd.shape[-1]), embedding_vd, labels_n, compute)
-    return nats, (labels_n != IGNORED_LABEL).sum()
+    # In each method: where a label is no word, the sum is no number, nor is any gradient. All else is multiplied by 1.
+    counted_n = labels_n != IGNORED_LABEL
+    unknown = (counted_n & ((labels_n < 0) | (labels_n >= embedding_vd.shape[0]))).any()
+    return nats * jnp.where(unknown, jnp.nan, 1.0).astype(nats.dtype), counted_n.sum()

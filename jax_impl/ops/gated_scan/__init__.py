@@ -21,6 +21,7 @@ from jax_impl.ops.gated_scan.unfused import GatedScanInputs, unfused_gated_scan
 from jax_impl.ops.scan.context_parallel import sharing
 from spec.axes import BD, BT, BT3D, BTD, D
 from spec.config import require_known
+from spec.inputs import check_gated_scan
 
 METHODS: dict[str, Callable[[GatedScanInputs], tuple[Array, Array]]] = {
     **{name: partial(unfused_gated_scan, scan_method=name) for name in scans.METHODS},
@@ -52,9 +53,10 @@ def gated_scan(
         method: a key of METHODS, or `auto`.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: shapes or dtypes that do not agree, see spec/inputs.py, or an unknown method.
         NotImplementedError: a method that was named does not run on these arrays.
     """
+    check_gated_scan(pre_btx, decay_bias_d, state_bd, resets_bt, padding_bt)
     inputs = GatedScanInputs(pre_btx, decay_bias_d, state_bd, resets_bt, padding_bt, delta_min)
     require_known("mixer method", method, ("auto", *METHODS))
     return _auto(inputs) if method == "auto" else METHODS[method](inputs)

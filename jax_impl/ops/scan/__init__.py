@@ -26,6 +26,7 @@ from jax_impl.ops.scan.pallas import pallas_adjoint, pallas_scan
 from jax_impl.ops.scan.sequential import sequential_adjoint, sequential_scan
 from spec.axes import BD, BT, BTD
 from spec.config import require_known
+from spec.inputs import check_scan
 
 FEW = 16
 """So few tokens are taken one after another everywhere."""
@@ -70,7 +71,7 @@ def scan(
     Args:
         decay_btd: in [0, 1], [b, t, d].
         drive_btd: [b, t, d].
-        state_bd: h_{-1}, [b, d]; None is zero.
+        state_bd: h_{-1}, [b, d], taken in the dtype of the drive; None is zero.
         method: a key of METHODS, or `auto`.
         resets_bt: true clears the state before token t is absorbed.
         padding_bt: true at positions that change nothing.
@@ -79,16 +80,12 @@ def scan(
         states [b, t, d], the last state [b, d].
 
     Raises:
-        ValueError: shapes that do not agree, or an unknown method.
+        ValueError: shapes or dtypes that do not agree, see spec/inputs.py, or an unknown method.
         NotImplementedError: a method that was named does not run where the program is lowered.
     """
-    shapes = tuple(decay_btd.shape), tuple(drive_btd.shape)
-    if decay_btd.ndim != 3 or shapes[0] != shapes[1] or shapes[0][1] == 0:
-        raise ValueError(f"decay and drive need one shape [b, t, d] with t >= 1, got {shapes[0]} and {shapes[1]}")
-    b, _, d = shapes[0]
-    state_bd = jnp.zeros((b, d), drive_btd.dtype) if state_bd is None else state_bd
-    if tuple(state_bd.shape) != (b, d):
-        raise ValueError(f"the state needs shape {(b, d)}, got {tuple(state_bd.shape)}")
+    check_scan(decay_btd, drive_btd, state_bd, resets_bt, padding_bt)
+    b, _, d = decay_btd.shape
+    state_bd = jnp.zeros((b, d), drive_btd.dtype) if state_bd is None else state_bd.astype(drive_btd.dtype)
     if method != "auto":
         require_known("scan method", method, METHODS)
     if resets_bt is not None:

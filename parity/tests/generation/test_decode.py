@@ -186,7 +186,7 @@ def test_another_number_of_rows_is_recorded_anew(pair):
         states = eager(draw(count, 5), None)[1]
         assert_same(buffered(draw(count, seed=1), states), eager(draw(count, seed=1), states))
     assert rows == [2, 3, 1, 3]
-    with pytest.raises(ValueError, match=r"the states need shape \(2, 2, [48]\), got \(2, 3, [48]\)"):
+    with pytest.raises(ValueError, match=r"states \[l, b, n\] must have shape \(2, 2, [48]\), got \(2, 3, [48]\)"):
         buffered(draw(2), states)
     with pytest.raises(ValueError, match=r"token ids must be in \[0, 13\)"):
         buffered(draw(3) + 13, states)

@@ -227,7 +227,7 @@ def test_a_saturated_gate_keeps_or_forgets():
 
 def test_what_cannot_be_is_refused():
     step = decoding.make_step(net(), "numba")
-    with pytest.raises(ValueError, match=r"the states need shape \(2, 2, 8\), got \(2, 3, 8\)"):
+    with pytest.raises(ValueError, match=r"states \[l, b, n\] must have shape \(2, 2, 8\), got \(2, 3, 8\)"):
         step(draw(2), states_of(3))
     with pytest.raises(ValueError, match=r"token ids must be in \[0, 13\)"):
         step(draw(2) + 13, states_of(2))

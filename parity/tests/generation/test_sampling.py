@@ -130,8 +130,14 @@ def test_generation_refuses_bad_input(adapter):
     for prompt, length, message in [
         (np.zeros((1, 0), int), 5, "at least one token"),
         (np.array([[1, 2, 3]]), 2, "max_length 2 counts the prompt, which alone has 3"),
-        (np.array([[1, 13]]), 5, r"\[0, 13\), got 1 to 13"),
-        (np.array([[-1, 2]]), 5, r"\[0, 13\), got -1 to 2"),
+        (np.array([[1, 13]]), 5, r"\[0, 13\), got 13 in row 0, position 1"),
+        (np.array([[1.5]], np.float32), 5, "tokens must have an integer dtype, got float32"),
+        (np.array([[True]]), 5, "tokens must have an integer dtype, got bool"),
+        (np.array([1, 2]), 5, r"at least one token, got shape \(2,\)"),
+        (np.zeros((0, 2), int), 5, r"at least one token, got shape \(0, 2\)"),
+        (np.array([[1, 2]]), -1, "max_length -1 counts the prompt"),
+        (np.array([[1, 2]]), 5.5, "max_length must be an integer, got 5.5"),
+        (np.array([[-1, 2]]), 5, r"\[0, 13\), got -1 in row 0, position 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             adapter.generate(params, CONFIG, prompt, length)
@@ -141,7 +147,8 @@ def test_generation_refuses_bad_input(adapter):
 @pytest.mark.parametrize(
     "name, value",
     [("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_k", -1), ("top_p", 0.0),
-     ("top_p", 1.1), ("top_p", math.nan), ("seed", -1), ("seed", 2**64)],
+     ("top_p", 1.1), ("top_p", math.nan), ("seed", -1), ("seed", 2**64),
+     ("seed", 1.5), ("top_k", 2.5), ("top_k", True)],
 )  # fmt: skip
 def test_bad_values_are_named(name, value):
     with pytest.raises(ValueError, match=name):

@@ -142,8 +142,8 @@ def test_clipping():
     [
         (np.zeros((2, 0), int), r"shape \[b, t\].*\(2, 0\)"),
         (np.zeros(3, int), r"shape \[b, t\].*\(3,\)"),
-        (np.array([[0, 5]]), r"\[0, 5\), got 0 to 5"),
-        (np.array([[-1, 2]]), r"\[0, 5\), got -1 to 2"),
+        (np.array([[0, 5]]), r"\[0, 5\), got 5 in row 0, position 1"),
+        (np.array([[-1, 2]]), r"\[0, 5\), got -1 in row 0, position 0"),
     ],
 )
 def test_bad_tokens_raise(tokens, message):

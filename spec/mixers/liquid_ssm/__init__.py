@@ -117,7 +117,7 @@ class LiquidSSMFamily(MixerFamily[LiquidSSMConfig]):
 
     def side_inputs(self, config: LiquidSSMConfig) -> tuple[SideInput, ...]:
         """xi in training, and the time since the token before in units of its usual distance."""
-        return SideInput("noise", ("l", "b", "t", "n")), SideInput("dt_scale", ("b", "t"), alias="gaps")
+        return SideInput("noise", ("l", "b", "t", "n")), SideInput("dt_scale", ("b", "t"), alias="gaps", least=0.0)
 
     def training_side_inputs(
         self, config: LiquidSSMConfig, seed: int, sample: int, seq_len: int

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from spec.inputs import FLOATING, INEXACT, REAL, check_masks, require_array, require_dtype
 from spec.mixers.base import Arrays
 from spec.mixers.liquid_ssm.config import LiquidSSMConfig
 from spec.mixers.liquid_ssm.hippo import NORMAL_RATE, coupling, legs_factor, legs_rates
@@ -135,6 +136,32 @@ class Evolved(NamedTuple):
     padding: np.ndarray | None
 
 
+def check_liquid_states(
+    config: LiquidSSMConfig,
+    pre: Any,
+    state: Any = None,
+    resets: Any = None,
+    padding: Any = None,
+    noise: Any = None,
+    dt_scale: Any = None,
+    kind: str = FLOATING,
+) -> None:
+    """Raises ValueError where the arguments of `liquid_states` do not fit: nothing is spread over other rows."""
+    require_dtype("pre-activations", pre, kind)
+    n, found = config.d_state, tuple(pre.shape)
+    if len(found) != 3 or found[1] == 0 or found[2] != n + config.d_tau:
+        width = n + config.d_tau
+        raise ValueError(f"pre-activations must have shape [b, t, n + h] with t >= 1, n + h = {width}, got {found}")
+    b, t, _ = found
+    if state is not None:
+        require_array("the state", state, "bn", (b, n), kind)
+    check_masks((b, t), resets, padding)
+    if noise is not None:
+        require_array("noise", noise, "btn", (b, t, n), REAL)
+    if dt_scale is not None:
+        require_array("dt_scale", dt_scale, "bt", (b, t), REAL)
+
+
 def liquid_states(
     pre_btx: np.ndarray,
     weights: Arrays,
@@ -156,7 +183,11 @@ def liquid_states(
         padding_bt: true changes nothing.
         noise_btn: xi; None is zero.
         dt_scale_bt: time since the token before, in units of its usual distance; None is 1.
+
+    Raises:
+        ValueError: shapes or dtypes that do not agree.
     """
+    check_liquid_states(config, pre_btx, state_bn, resets_bt, padding_bt, noise_btn, dt_scale_bt, INEXACT)
     n = config.d_state
     drive_btn, pre_bth = pre_btx[..., :n], pre_btx[..., n:]
     if noise_btn is not None:

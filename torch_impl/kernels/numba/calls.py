@@ -43,18 +43,6 @@ def apart(parameter: Tensor) -> np.ndarray:
     return parameter.detach().clone().numpy()
 
 
-def masks_of(mask_bt: Tensor | None, b: int, t: int) -> Tensor | None:
-    """A mask of every position, as PyTorch would broadcast it: kernels look at no shapes.
-
-    Raises:
-        ValueError: it is not bool.
-        RuntimeError: a shape that [b, t] cannot be made of.
-    """
-    if mask_bt is not None and mask_bt.dtype != torch.bool:
-        raise ValueError(f"a mask needs dtype bool, got {mask_bt.dtype}")
-    return None if mask_bt is None else mask_bt.expand(b, t)
-
-
 def mask(mask_bt: Tensor | None) -> np.ndarray:
     """A mask, or NONE."""
     return NONE if mask_bt is None else arrays(mask_bt)[0]

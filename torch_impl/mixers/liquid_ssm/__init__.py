@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from spec.axes import BN, BT, BTD, BTN, BTX
 from spec.mixers.base import NO_MASKS, Capabilities, Masks, Side
 from spec.mixers.liquid_ssm import LiquidSSMConfig
+from spec.mixers.liquid_ssm.reference import check_liquid_states
 from torch_impl.layers import Linear, accumulate_dtype
 from torch_impl.mixers.liquid_ssm.dynamics import Dynamics, Inputs, clock, clock_adjoint, matrix_of
 from torch_impl.mixers.liquid_ssm.model import LiquidSSMLanguageModel
@@ -99,11 +100,12 @@ def liquid_states(
         method: a key of METHODS, or `auto`.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: shapes or dtypes that do not agree, or an unknown method.
         NotImplementedError: the method does not take this kind of state.
         FloatingPointError: the method was named and found no solution.
     """
     require_takes(method, config)
+    check_liquid_states(config, pre_btx, state_bn, resets_bt, padding_bt, noise_btn, dt_scale_bt)
     dtype = of.log_tau.dtype
     drive, pre = pre_btx.to(dtype).split([config.d_state, config.d_tau], dim=-1)
     if noise_btn is not None:

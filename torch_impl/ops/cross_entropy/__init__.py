@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spec.axes import ANY_D, ANY_V, BT, BTD, ND, SCALAR, VD, N
 from spec.config import require_known
-from spec.data import IGNORED_LABEL
+from spec.inputs import IGNORED_LABEL, check_cross_entropy, check_label_values, require_types
 from torch_impl.ops.cross_entropy.fused_linear import (
     CHUNK_FACTOR,
     by_numba,
@@ -26,7 +26,9 @@ from torch_impl.ops.cross_entropy.fused_linear import (
     has_wide_matmul,
     wide_lm_head,
 )
+from torch_impl.ops.devices import host_values
 from torch_impl.ops.matmul import matmul
+from torch_impl.ops.token_ids import as_ids
 
 CHUNK_LOGITS = 2**24
 
@@ -91,15 +93,20 @@ def cross_entropy(
     Args:
         hidden_btd: normalised hidden states, [b, t, d].
         embedding_vd: tied embedding, [v, d].
-        labels_bt: target of each position, [b, t]; -100 is ignored.
+        labels_bt: target of each position, [b, t]; -100 is ignored, others outside the vocabulary: spec/inputs.py.
         compute: dtype that the operands of the product are rounded to.
         method: a key of METHODS or of ALIASES, or `auto`.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: shapes or dtypes that do not agree, a label that neither is, or an unknown method.
     """
     method = choose_method(hidden_btd.device) if method == "auto" else ALIASES.get(method, method)
     require_known("loss method", method, METHODS)
-    labels_n = labels_bt.reshape(-1).long()
+    require_types((Tensor,), labels=labels_bt)
+    check_cross_entropy(hidden_btd, embedding_vd, labels_bt)
+    values = host_values(labels_bt)
+    if values is not None:
+        check_label_values(values, embedding_vd.shape[0])
+    labels_n = as_ids(labels_bt).reshape(-1).long()
     nats = METHODS[method](hidden_btd.reshape(-1, hidden_btd.shape[-1]), embedding_vd, labels_n, compute)
     return nats, (labels_n != IGNORED_LABEL).sum()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spec.data import IGNORED_LABEL
+from spec.inputs import IGNORED_LABEL, check_label_values
 from torch_impl.kernels.numba import cross_entropy as kernels
 from torch_impl.kernels.numba.calls import arrays
 from torch_impl.ops.matmul import IMAGES, matmul, matmul_gradients
@@ -31,9 +31,8 @@ def numba_fused_linear(
         ValueError: a label that is neither -100 nor a word.
     """
     (n, d), v = hidden.shape, len(embedding)
-    unknown = labels[((labels < 0) & (labels != IGNORED_LABEL)) | (labels >= v)]
-    if len(unknown):
-        raise ValueError(f"labels must be {IGNORED_LABEL} or in [0, {v}), got {unknown[0].item()}")
+    # Here too: in a compiled program the numbers are seen by this operation alone.
+    check_label_values(labels.numpy(), v)
     nats = hidden.new_empty(n)
     grad_hidden = hidden.new_empty(n, d) if wanted else hidden.new_empty(0)
     grad_embedding = embedding.new_empty(v, d) if wanted else embedding.new_empty(0)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from spec.inputs import FLOATING, require_array
 from spec.mixers import state_shape
 from spec.sampling import Step, check_tokens
 from torch_impl.layers import accumulate_dtype
@@ -74,9 +75,7 @@ def buffered_step(model: LanguageModel, record: Callable[[_OneToken], Callable[[
             recorded[key], newest = (buffers, record(buffers)), None
         buffers, run = recorded[key]
         if states is not newest:
-            if tuple(states.shape) != tuple(buffers.states_lbd.shape):
-                shapes = tuple(buffers.states_lbd.shape), tuple(states.shape)
-                raise ValueError(f"the states need shape {shapes[0]}, got {shapes[1]}")
+            require_array("states", states, "lbn", tuple(buffers.states_lbd.shape), FLOATING)
             buffers.states_lbd.copy_(torch.as_tensor(states))
         buffers.tokens_bt.copy_(torch.as_tensor(tokens_bt, dtype=torch.long))
         newest = None  # where this step fails the buffer holds no one's states

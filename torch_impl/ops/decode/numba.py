@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spec.checkpoint.quantization import quantize, rounded
+from spec.inputs import FLOATING, require_array
 from spec.mixers import family, state_shape
 from spec.sampling import Step, check_tokens
 from torch_impl.checkpoint.native import dump_parameters, load_parameters
@@ -111,9 +112,8 @@ class _Compiled:
         shape = state_shape(c, b)
         if states is None:
             states = torch.zeros(shape)
+        require_array("states", states, "lbn", shape, FLOATING)
         states = torch.as_tensor(states, dtype=torch.float32)
-        if tuple(states.shape) != shape:
-            raise ValueError(f"the states need shape {shape}, got {tuple(states.shape)}")
         last, logits_bv = torch.empty(shape), np.empty((b, c.vocab_size), np.float32)
         count = threads()
         with one_at_a_time:  # the memory to work in is one step's, and of Numba's pools one bears one kernel alone

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spec.axes import BD, BT, BT3D, BTD, D
 from spec.config import require_known
+from spec.inputs import check_gated_scan
 from torch_impl.ops import scan as scans
 from torch_impl.ops.gated_scan.unfused import GatedScanInputs, unfused_gated_scan
 from torch_impl.ops.scan.context_parallel import sharing
@@ -63,9 +64,10 @@ def gated_scan(
         method: a key of METHODS, or `auto`.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: shapes or dtypes that do not agree, see spec/inputs.py, or an unknown method.
         NotImplementedError: a method that was named does not run on these tensors.
     """
+    check_gated_scan(pre_btx, decay_bias_d, state_bd, resets_bt, padding_bt)
     inputs = GatedScanInputs(pre_btx, decay_bias_d, state_bd, resets_bt, padding_bt, delta_min)
     require_known("mixer method", method, ("auto", *METHODS))
     return _auto(inputs) if method == "auto" else METHODS[method](inputs)

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from spec.axes import BD, BTD
 from torch_impl.kernels.numba import gated_scan as kernels
-from torch_impl.kernels.numba.calls import apart, arrays, cuts, mask, masks_of, operator
+from torch_impl.kernels.numba.calls import apart, arrays, cuts, mask, operator
 from torch_impl.ops.devices import require_numba
 from torch_impl.ops.gated_scan.unfused import GatedScanInputs
 from torch_impl.ops.scan.context_parallel import sharing
@@ -25,21 +25,17 @@ def numba_gated_scan(inputs: GatedScanInputs) -> tuple[Float[Tensor, BTD], Float
 
     Raises:
         NotImplementedError: the tensors are not on a CPU, or several processes share the sequence.
-        ValueError: a state of another shape, or a mask that is not bool.
     """
     pre_btx, decay_bias_d, state_bd, resets_bt, padding_bt, delta_min = inputs
     require_numba("numba", decay_bias_d)
     if sharing() is not None:
         raise NotImplementedError("mixer method 'numba' has each row whole; between processes use auto or chunked")
-    b, t, x = pre_btx.shape
+    b, _, x = pre_btx.shape
     wide = decay_bias_d.dtype
-    if state_bd is not None and tuple(state_bd.shape) != (b, x // 3):
-        raise ValueError(f"the state needs shape {(b, x // 3)}, got {tuple(state_bd.shape)}")
-    masks = masks_of(resets_bt, b, t), masks_of(padding_bt, b, t)
     state_bd = torch.zeros(b, x // 3, dtype=wide) if state_bd is None else state_bd.to(wide)
     leaves = pre_btx.to(wide), decay_bias_d, state_bd
     save = torch.is_grad_enabled() and any(x.requires_grad for x in leaves)
-    gated_btd, last_bd = _GatedScan.apply(*leaves, *masks, delta_min, save)
+    gated_btd, last_bd = _GatedScan.apply(*leaves, resets_bt, padding_bt, delta_min, save)
     return gated_btd.to(pre_btx.dtype), last_bd
 
 
