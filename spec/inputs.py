@@ -218,5 +218,6 @@ def check_least(name: str, array: np.ndarray, least: float) -> None:
 def _first(array: np.ndarray, outside: np.ndarray) -> str:
     """`7 in row 0, position 3`: the first number that is outside."""
     where = tuple(int(i[0]) for i in np.nonzero(outside))
-    names = ("row", "position")[-len(where) :] if len(where) <= 2 else ("index",) * len(where)
-    return f"{array[where]} in " + ", ".join(f"{name} {i}" for name, i in zip(names, where, strict=True))
+    if len(where) == 2:
+        return f"{array[where]} in row {where[0]}, position {where[1]}"
+    return f"{array[where]} at position {', '.join(map(str, where))}"

@@ -135,6 +135,24 @@ def test_a_call_that_does_not_fit(name, backend):
         call(name, backend, {which: make(sizes["L"], sizes["N"])})
 
 
+@pytest.mark.skipif(bool(adapters.missing("torch")), reason="torch")
+@pytest.mark.parametrize("loss_method", ["auto", "full", "chunked", "fused_linear"])
+def test_torch_says_it_by_every_method(loss_method):
+    """A label outside is one message whichever method of the loss meets it; a state is taken in the model's dtype."""
+    import torch
+
+    net = model("liquidnet", "torch", loss_method)
+    labels = torch.tensor([[0, 1, 2], [3, -1, 5]])
+    message = "labels must be -100 or in [0, 13), got -1 in row 1, position 1; write -100 where a label does not count"
+    assert refusal(net.loss, torch.zeros_like(labels), labels) == message
+    states = 0.5 * torch.ones(net.config.n_layers, B, net.config.d_model)
+    wanted = net.loss(labels.clamp(min=0), labels.clamp(min=0), states)
+    for dtype in (torch.float64, torch.float16):
+        found = net.loss(labels.clamp(min=0), labels.clamp(min=0), states.to(dtype))
+        assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+    assert found[1].dtype == torch.float32
+
+
 @pytest.mark.parametrize("backend", EVERY)
 def test_what_is_no_array(backend):
     known = {"reference": "numpy.ndarray", "torch": "torch.Tensor", "jax": "numpy.ndarray or jax.Array"}[backend]
