@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,10 @@ class Sampling:
             # Integers of NumPy too, which `require_integer` leaves out: it checks what JSON has.
             if isinstance(value, bool) or not isinstance(value, Integral):
                 raise ValueError(f"{name} must be an integer, got {value!r}")
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise ValueError(f"{name} must be a number, got {value!r}")
         if not 0.0 <= self.temperature <= 1e3:
             raise ValueError(f"temperature must be in [0, 1000], got {self.temperature}")
         if self.top_k < 0:

@@ -148,7 +148,7 @@ def test_generation_refuses_bad_input(adapter):
     "name, value",
     [("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_k", -1), ("top_p", 0.0),
      ("top_p", 1.1), ("top_p", math.nan), ("seed", -1), ("seed", 2**64),
-     ("seed", 1.5), ("top_k", 2.5), ("top_k", True)],
+     ("seed", 1.5), ("temperature", "hot"), ("top_p", None), ("top_k", 2.5), ("top_k", True)],
 )  # fmt: skip
 def test_bad_values_are_named(name, value):
     with pytest.raises(ValueError, match=name):

@@ -14,7 +14,7 @@ from spec import LiquidNetConfig
 from spec.checkpoint.format import Checkpoint, from_files, list_checkpoints, read_checkpoint, to_files
 from spec.checkpoint.tensors import unpack
 from spec.config import TrainingConfig
-from spec.data import IGNORED_LABEL, WHOLE, Batch, BatchShard, open_data, training_batch
+from spec.data import IGNORED_LABEL, WHOLE, Batch, BatchShard, check_batch, open_data, training_batch
 from spec.init import initial_parameters
 from spec.optimizer import MOMENTS
 from spec.schedule import learning_rate
@@ -178,6 +178,24 @@ def test_the_trainer_keeps_the_best_checkpoint_over_a_resume(segment):
     assert not engine.losses
     assert [path.name for path in list_checkpoints(segment.run.path)] == ["step_00000002", "step_00000008"]
     assert read_checkpoint(segment.run.path).state["best"] == {"step": 2, "val_loss": 1.0}
+
+
+def test_the_trainer_says_in_which_step_and_batch_a_token_is_none(segment, monkeypatch):
+    """The engine names row and position; where that was is the trainer's to say."""
+
+    def train_step(engine, batch, lr):
+        engine.batches.append(batch)
+        batch.labels[2, 1] = 70000 if len(engine.batches) == 2 else batch.labels[2, 1]
+        check_batch(batch, replace(CONFIG, vocab_size=257))
+        return 1.0, 2.0
+
+    monkeypatch.setattr(Loss, "train_step", train_step)
+    with pytest.raises(ValueError, match=r"^step 2, samples 3 to 5: labels must be .*got 70000 in row 2, position 1;"):
+        segment()
+    batch = Batch(np.zeros((1, 4), int), np.full((1, 4), -1), np.zeros((1, 4), bool))
+    monkeypatch.setattr(Loss, "evaluate", lambda engine, batch, states=None: check_batch(batch, CONFIG))
+    with pytest.raises(ValueError, match=r"^validation batch 1: labels must be .*got -1 in row 0, position 0;"):
+        mean_loss(Loss(), [batch])
 
 
 def test_the_trainer_weighs_a_validation_batch_by_its_labels():
