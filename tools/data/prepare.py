@@ -24,6 +24,10 @@ from tools.tokenizer import Tokenizer, build_tokenizer, check_tokenizer_name
 
 PartMeta: TypeAlias = dict[str, int | str]
 _BATCH_CHARACTERS = 1 << 20
+#: A million empty lines are a million pieces.
+_BATCH_PIECES = 1 << 14
+#: The library's trainer takes a time that grows with the square of a word's length, and keeps every word.
+_WORD_CHARACTERS, _LONG_WORDS = 1 << 16, 64
 _VAL_FRACTION = 0.1
 
 
@@ -179,7 +183,7 @@ def _batches(pieces: Iterator[Routed]) -> Iterator[list[Routed]]:
     for piece in pieces:
         batch.append(piece)
         characters += len(piece[1])
-        if characters >= _BATCH_CHARACTERS:
+        if characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_PIECES:
             yield batch
             batch, characters = [], 0
     if batch:
@@ -216,10 +220,18 @@ def _document_lengths(source: Source, advance: Advance) -> array:
 
 
 def _train_texts(parts: Parts, advance: Advance) -> Iterator[str]:
+    """The training text; of words that are longer than a piece, which no text for people has, the first few parts."""
+    long_words = 0
     for part, text, _ in parts.pieces(advance):
         if part == "val":
             return
-        yield text
+        if len(text) <= 2 * _WORD_CHARACTERS:
+            yield text
+            continue
+        for start in range(0, len(text), _WORD_CHARACTERS):
+            long_words += 1
+            if long_words <= _LONG_WORDS:
+                yield text[start : start + _WORD_CHARACTERS]
 
 
 def _summary(out: Path, parts: dict[str, PartMeta], tokenizer: Tokenizer, name: str, limit: float) -> str:

@@ -1,5 +1,6 @@
 """Documents come out of files whole, the split loses nothing, and cutting long documents changes no token."""
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -51,6 +52,72 @@ def test_pieces_are_encoded_as_the_whole_is(bpe: Tokenizer, data: st.DataObject)
         pieces = [piece for piece, _ in split_documents(text)]
     assert bpe.cuts_before_spaces
     np.testing.assert_array_equal(np.concatenate(bpe.encode_documents(pieces)), bpe.encode(text))
+
+
+UNBROKEN = {
+    "DNA": "ACGTTGCA",
+    "tabs": "abc\tde\t",
+    "old line ends": "one line\rand\ranother\r".replace(" ", "_"),
+    "Chinese": "\u4e2d\u6587\u5b57\u3002",
+    "no punctuation": "\u4e2d\u6587\u5b57",
+    "spaces": "        ",
+    "spaces around a word": " " * 5000 + "word" + " " * 5000,
+    "line breaks": "\r\n",
+    "tab and space": "a\t ",
+    "markers": END_OF_TEXT,
+    "empty documents": f"{END_OF_TEXT}\n",
+    "cut markers": "<|endoftext<|endoftext",
+    "letters as documents": f"a{END_OF_TEXT}",
+    "words": "some words ",
+}
+
+
+class _Counting:
+    """A pattern, and how many characters it was given."""
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        self.pattern, self.characters = pattern, 0
+
+    def match(self, text: str) -> re.Match[str] | None:
+        self.characters += len(text)
+        return self.pattern.match(text)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("block", [8, 256])
+@pytest.mark.parametrize("name", UNBROKEN)
+def test_any_text_is_read_in_linear_time_and_constant_memory(
+    name: str, block: int, whole: bool, monkeypatch: pytest.MonkeyPatch
+):
+    longest, copied = 1 << 11, 0
+    for constant, value in (("LONGEST", longest), ("_BLOCK_BYTES", 1 << 8), ("_PIECE_CHARACTERS", 1 << 8)):
+        monkeypatch.setattr(documents, constant, value)
+    patterns = [_Counting(documents._LAST_WORD), _Counting(documents._LAST_BORDER)]
+    monkeypatch.setattr(documents, "_LAST_WORD", patterns[0])
+    monkeypatch.setattr(documents, "_LAST_BORDER", patterns[1])
+    add, front = documents._OpenDocument._add_block, documents._OpenDocument._front
+
+    def add_and_look(document: documents._OpenDocument, text: str) -> Iterator[Piece]:
+        yield from add(document, text)
+        held = {id(each): len(each) for each in document._blocks}
+        assert sum(held.values()) <= longest + 2 * block
+
+    def count(document: documents._OpenDocument, size: int) -> list[str]:
+        nonlocal copied
+        copied += size
+        return front(document, size)
+
+    monkeypatch.setattr(documents._OpenDocument, "_add_block", add_and_look)
+    monkeypatch.setattr(documents._OpenDocument, "_front", count)
+    unit = UNBROKEN[name]
+    text = unit * ((1 << 14) // len(unit) + 1)
+    pieces = [*split_documents((text[at : at + block] for at in range(0, len(text), block)), whole)]
+    assert max((len(piece) for piece, _ in pieces), default=0) <= longest
+    # A character is looked at once, and once more beside the next block.
+    assert max(pattern.characters for pattern in patterns) <= len(text) * (1 + 2 / block) + 1
+    assert copied <= 3 * len(text)
+    visible = text.replace(END_OF_TEXT, "") if name != "empty documents" and text.strip() else ""
+    assert "".join(piece for piece, _ in pieces) == visible
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
 
 TEXTS = [*stories(60, 3), "  ", "caf\u00e9\n", f"two{END_OF_TEXT}three"]
-DOCUMENTS = [*TEXTS[:60], "caf\u00e9\n", "two", "three"]
+DOCUMENTS = [*TEXTS[:60], "caf\u00e9\n", f"two{END_OF_TEXT}three"]
 
 
 def write(path: Path, texts: object, type: object = None, name: str = "text", **options: object) -> Path:
@@ -42,7 +42,9 @@ def test_prepare_takes_it_beside_others(tmp_path: Path):
     (tmp_path / "val.txt").write_text("some text")
     Prepare(out=tmp_path / "data", text=(path,), val_text=(tmp_path / "val.txt",)).run()
     data = open_data(tmp_path / "data")
-    assert load_tokenizer(tmp_path / "data/tokenizer.json").decode(data.train).split(END_OF_TEXT) == [*DOCUMENTS, ""]
+    written = load_tokenizer(tmp_path / "data/tokenizer.json").decode(data.train)
+    assert written == "".join(document + END_OF_TEXT for document in DOCUMENTS)
+    assert (data.train == data.end_of_text_id).sum() == data.meta["train"]["documents"] == len(DOCUMENTS)
     assert data.meta["source"] == ["some.parquet"]
 
 

@@ -112,15 +112,30 @@ def test_stories(out: Path):
 
 def test_jsonl_and_text_together(out: Path, tmp_path: Path):
     lines = tmp_path / "some.jsonl"
-    rows = [{"text": "first \u00e9\nline", "id": 1}, {"text": "  "}, {"text": f"two{END_OF_TEXT}three"}]
+    rows = [{"text": "first \u00e9\nline", "id": 1}, {"text": "  "}, {"text": "\ntwo\n"}]
     lines.write_text("\n\n".join(map(json.dumps, rows)))
     plain = tmp_path / "plain.txt"
     plain.write_bytes(b"\xef\xbb\xbffour\r\n" + END_OF_TEXT.encode() + b"\r\n\r\n" + END_OF_TEXT.encode() + b"five\n")
     prepare(text=(lines, plain), out=out, val_fraction=0.01)
     check_meta(out)
-    assert texts_of(out, "train") == ["first \u00e9\nline", "two", "three", "four", "five"]
+    assert texts_of(out, "train") == ["first \u00e9\nline", "\ntwo\n", "four", "five"]
     assert texts_of(out, "val") == ["\n", ""]
     assert read_meta(out)["source"] == ["some.jsonl", "plain.txt"]
+
+
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe:300"])
+def test_a_row_is_one_document_whatever_it_holds(out: Path, tmp_path: Path, tokenizer: str):
+    rows = [f"{END_OF_TEXT}one\n{END_OF_TEXT}\ntwo{END_OF_TEXT}", " ", f"three{END_OF_TEXT}", f"\n{END_OF_TEXT}\r\n"]
+    lines, plain = tmp_path / "rows.NDJSON", tmp_path / "plain.txt"
+    lines.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    plain.write_text(f"{END_OF_TEXT}one\n{END_OF_TEXT}\ntwo")
+    (tmp_path / "val.txt").write_bytes(plain.read_bytes())
+    prepare(text=(lines, plain), val_text=(tmp_path / "val.txt",), out=out, tokenizer=tokenizer)
+    found, end = tokens(out, "train"), read_meta(out)["end_of_text_id"]
+    documents_found = np.split(found, np.flatnonzero(found == end) + 1)
+    decode = load_tokenizer(out / "tokenizer.json").decode
+    assert [decode(ids[:-1]) for ids in documents_found[:-1]] == [rows[0], rows[2], rows[3], "one", "two"]
+    assert read_meta(out)["train"]["documents"] == 5 and read_meta(out)["val"]["documents"] == 2
 
 
 def test_bpe_learns_from_the_training_part_alone(out: Path, tmp_path: Path):
