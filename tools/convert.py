@@ -27,10 +27,14 @@ from spec.checkpoint.format import (
 )
 from spec.checkpoint.sharded import PARAMETERS, by_kind, named_arrays
 from tools.cli import backends
+from tools.cli.destination import require_room, require_writable
+from tools.cli.file_lock import sole_writer
 from tools.cli.progress import working
 
 Format = Literal["neutral", "pt", "msgpack", "dcp", "orbax"]
 SUFFIXES: dict[str, Format] = {".pt": "pt", ".pth": "pt", ".msgpack": "msgpack"}
+#: Of the numbers' bytes, so much is written at least: Orbax compresses.
+_SURE = 0.8
 _NATIVE = {"pt": "torch", "msgpack": "jax"}
 
 
@@ -62,12 +66,21 @@ class Convert:
             raise ValueError(
                 f"{self.target} does not look like format {target_format}; give it the suffix of its format"
             )
-        with working(f"reading {self.source}") as show:
+        if not directory and self.target.is_dir():
+            raise ValueError(f"{self.target} is a directory, and format {target_format} is a file; name another place")
+        require_writable(self.target if directory else self.target.parent, "the target")
+        with sole_writer(self.target, "target"), working(f"reading {self.source}") as show:
             checkpoint = read(self.source)
+            require_room(self.target, _SURE * _bytes_of(checkpoint), "the target")
             show(f"writing {self.target}")
             write(self.target, checkpoint, target_format)
         step = checkpoint.state["step"]
         print(f"{self.source} -> {self.target} ({target_format}, step {step}, {len(checkpoint.parameters)} tensors)")
+
+
+def _bytes_of(checkpoint: Checkpoint) -> int:
+    groups = (checkpoint.parameters, *checkpoint.moments.values())
+    return sum(array.nbytes for group in groups for array in group.values())
 
 
 def read(path: Path) -> Checkpoint:

@@ -15,7 +15,7 @@ from parity.proof.environment import UNUSABLE, environment
 from spec.mixers import families, registry, unusable
 from spec.presets import PRESETS, RECIPES
 from tools.cli import backends
-from tools.cli.errors import require_new_or_file
+from tools.cli.destination import require_new_or_file
 from tools.cli.json_file import Json, write_json
 from tools.cli.progress import track
 from tools.training.selftest import Verdict, known_verdict, probe, remember, self_test, tested_operations

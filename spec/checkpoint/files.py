@@ -7,45 +7,84 @@ promises after fsync(2) of the file and of its directory: Pillai et al. 2014, "A
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import stat
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY_PREFIX = ".unfinished-"
+#: In a temporary directory inside its target: what is being moved out of it.
+_MOVED = ".moved"
+#: What systems put into directories by themselves: an empty one that holds them is empty.
+_SYSTEM = ("lost+found", ".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 @contextmanager
-def new_directory(target: Path) -> Iterator[Path]:
-    """A temporary directory beside `target` that takes its name once the block has ended well.
+def new_directory(target: Path, last: str = "SHA256SUMS") -> Iterator[Path]:
+    """A temporary directory that takes the place of `target` once the block has ended well.
 
-    Every file is fsynced before the rename and the parent after it; on any failure nothing is left behind.
+    It lies beside `target` and is renamed; where `target` is there already, empty (the current directory, a link, a
+    mounted volume), it lies inside, and its files are moved, `last` after all others: without that one nothing counts.
+    Modes are what the umask and the parent's set-group-ID bit make of them. Every file is fsynced before and the parent
+    after; on any failure nothing is left behind.
+
+    Args:
+        target: where the files are to be.
+        last: name of the file whose presence makes the directory valid.
 
     Raises:
         ValueError: `target` already exists and is not an empty directory.
     """
     target = Path(target)
     require_new(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=target.parent))
+    inside = target.is_dir()
+    parent = target if inside else target.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    temporary = _make_temporary(parent)
     try:
-        temporary.chmod(0o755)
         yield temporary
         for path in sorted(temporary.rglob("*")):
             fsync(path)
         fsync(temporary)
-        os.rename(temporary, target)
-        fsync(target.parent)
+        if inside:
+            _move_out(temporary, target, last)
+        else:
+            os.rename(temporary, target)
+        fsync(parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_temporary(parent: Path) -> Path:
+    # Not by tempfile, whose directories are their owner's alone whatever the umask is.
+    temporary = parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    temporary.mkdir()
+    return temporary
+
+
+def _move_out(temporary: Path, target: Path, last: str) -> None:
+    names = sorted((path.name for path in temporary.iterdir()), key=lambda name: (name == last, name))
+    (temporary / _MOVED).write_text("".join(f"{name}\n" for name in names))
+    moved = []
+    try:
+        for name in names:
+            if name == last:
+                fsync(target)
+            os.rename(temporary / name, target / name)
+            moved.append(target / name)
+    except BaseException:
+        for path in moved:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
     """A temporary path beside `target` that replaces it once the block has ended well."""
-    target = Path(target)
+    # Of a link what it points to is replaced.
+    target = Path(os.path.realpath(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{target.name}"
     try:
@@ -58,10 +97,31 @@ def new_file(target: Path) -> Iterator[Path]:
 
 
 def require_new(target: Path) -> None:
-    """Raises ValueError where `target` exists and is not an empty directory."""
+    """Raises ValueError where `target` exists and is no empty directory; what a killed writer left does not count."""
     target = Path(target)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    if target.is_symlink() and not target.exists():
+        raise ValueError(f"{target} is a link to {os.readlink(target)}, which is not there; make that or name another")
+    if target.exists() and not (target.is_dir() and not _entries(target)):
         raise ValueError(f"{target} already exists; name another place or remove it first")
+
+
+def _entries(directory: Path) -> set[str]:
+    """The names in a directory, without what systems put there, and without what a killed writer left."""
+    names = {path.name for path in directory.iterdir()} - {*_SYSTEM}
+    unfinished = {name for name in names if name.startswith(TEMPORARY_PREFIX)}
+    return names - unfinished - _half_moved(directory, unfinished)
+
+
+def _half_moved(directory: Path, unfinished: Iterable[str]) -> set[str]:
+    """What a writer had moved that was killed while it moved its files into the directory, the last of them not yet."""
+    moved: set[str] = set()
+    for name in unfinished:
+        listed = directory / name / _MOVED
+        if listed.is_file() and not listed.is_symlink():
+            names = listed.read_text(errors="replace").splitlines() or [""]
+            if names[-1] and (directory / name / names[-1]).exists():
+                moved |= {each for each in names if Path(each).name == each and (directory / each).exists()}
+    return moved
 
 
 def require_file(path: Path) -> None:
@@ -93,10 +153,12 @@ def read_utf8(path: Path) -> str:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from error
 
 
-def remove_unfinished(directory: Path) -> None:
-    """Delete what a killed writer left in `directory`."""
-    for path in Path(directory).glob(f"{TEMPORARY_PREFIX}*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+def remove_unfinished(directory: Path, kept: Path | None = None) -> None:
+    """Delete what a killed writer left in `directory`, but for `kept`, a lock that is held."""
+    found = [path for path in Path(directory).glob(f"{TEMPORARY_PREFIX}*") if path != kept]
+    moved = _half_moved(directory, [path.name for path in found])
+    for path in [*(Path(directory) / name for name in sorted(moved)), *found]:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def fsync(path: Path) -> None:

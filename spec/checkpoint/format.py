@@ -36,6 +36,9 @@ TEXTS = ("config.json", "state.json", "tokenizer.json", "SHA256SUMS")
 FILES = (*TEXTS, "model.safetensors", "optimizer.safetensors", "states.safetensors")
 COUNTERS = ("step", "samples_consumed", "tokens", "seed")
 _STEP = re.compile(r"step_(\d+)")
+#: What systems, people and hubs put beside the weights, which is no damage.
+_SYSTEM = re.compile(r"\.ds_store|\._.*|\.nfs.*|thumbs\.db|desktop\.ini|lost\+found", re.IGNORECASE)
+_BESIDE = re.compile(r"\..*|.*\.md|(readme|licen[cs]e|notice|citation|changelog)(\..*)?|.*~", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -260,10 +263,24 @@ def _files(directory: Path) -> dict[str, Path]:
     paths = {path.name: path for path in sorted(directory.iterdir())}
     if parts_of(directory) == ORBAX:
         paths |= {f"{ORBAX}/{name}": path for name, path in files_below(paths.pop(ORBAX)).items()}
+    listed = _listed(paths.get("SHA256SUMS"))
+    paths = {name: path for name, path in paths.items() if name in listed or not _is_beside(name)}
     for name in paths:
         if name not in FILES and not is_part(name):
-            raise ValueError(f"checkpoint {directory}: {name} is no part of a checkpoint; name another")
+            raise ValueError(f"checkpoint {directory}: {name} is no part of a checkpoint; take it out of there")
     return paths
+
+
+def _is_beside(name: str) -> bool:
+    """Whether a file, by its path in the checkpoint, is none of its own; among Orbax's hidden ones may count."""
+    return bool(_SYSTEM.fullmatch(name.rpartition("/")[2]) or ("/" not in name and _BESIDE.fullmatch(name)))
+
+
+def _listed(path: Path | None) -> set[str]:
+    """What SHA256SUMS names; whether all of it is right is not asked here."""
+    if path is None or not path.is_file():
+        return set()
+    return {row.partition("  ")[2] for row in read_file(path).decode(errors="replace").split("\n")}
 
 
 def parts_of(directory: Path) -> Literal["dcp", "orbax"] | None:
@@ -274,18 +291,24 @@ def parts_of(directory: Path) -> Literal["dcp", "orbax"] | None:
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a RUN directory, oldest first."""
-    found = [path for path in (Path(run) / "checkpoints").glob("step_*") if _STEP.fullmatch(path.name)]
+    """The checkpoints of a RUN directory, or of its directory `checkpoints` itself, oldest first."""
+    place = Path(run) / "checkpoints"
+    found = [path for path in (place if place.is_dir() else Path(run)).glob("step_*") if _is_checkpoint(path)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
+def _is_checkpoint(path: Path) -> bool:
+    return _STEP.fullmatch(path.name) is not None and path.is_dir()
+
+
 def find_checkpoint(path: Path) -> Path:
-    """`path` itself where it is a checkpoint directory, else the newest checkpoint of the run it names."""
-    if (path / "checkpoints").is_dir():
-        checkpoints = list_checkpoints(path)
-        if not checkpoints:
-            raise ValueError(f"{path} holds no checkpoint yet; train further or name another run")
+    """`path` itself where it is a checkpoint directory, else the newest checkpoint of the run that it names, or that it
+    is the directory `checkpoints` of."""
+    path = Path(path)
+    if checkpoints := list_checkpoints(path):
         return checkpoints[-1]
+    if (path / "checkpoints").is_dir() or (path.resolve().name == "checkpoints" and path.is_dir()):
+        raise ValueError(f"{path} holds no checkpoint yet; train further or name another run")
     if (path / "meta.json").is_file():
         raise ValueError(f"{path} is prepared text, not a run; name what --out of `liquidnet train` was")
     if not path.is_dir():

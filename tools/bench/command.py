@@ -13,7 +13,7 @@ from spec.config import ModelConfig, TrainingConfig, require_integer
 from spec.mixers import family
 from spec.presets import PRESETS, RECIPES, preset
 from tools.bench import liquid_ssm_solvers, measure, results, roofline, sizes
-from tools.cli.errors import require_new_or_file, require_writable
+from tools.cli.destination import require_new_or_file, require_writable
 from tools.cli.json_file import write_json
 
 LIQUID_SSM = liquid_ssm_solvers.Sizes()

@@ -12,6 +12,7 @@ from pathlib import Path
 import tyro
 
 from tools.bench import measure, results, sizes
+from tools.cli.destination import require_new_or_file
 from tools.cli.json_file import Json, write_json
 from tools.cli.main import fail
 
@@ -38,6 +39,7 @@ class GpuCheck:
 
     def run(self) -> int:
         measure.require_device("cuda")
+        require_new_or_file(self.json, "--json")
         result: Json = {**measure.identity("cuda")}
         if self.tests:
             result["tests"] = run_tests(files())

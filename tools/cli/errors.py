@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import Field, fields
 from itertools import pairwise
@@ -138,26 +137,6 @@ def os_error_message(error: OSError) -> str:
         path = path.parent
     where = "" if path is None else f"{path}: "
     return f"{where}{error.strerror}{f'; {remedy}' if (remedy := _REMEDIES.get(error.errno)) else ''}"
-
-
-def require_writable(directory: Path, flag: str) -> None:
-    """Raises ValueError where nothing could be written into a directory: before minutes are spent on it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        reason = OSError(error.errno, error.strerror, str(directory))
-        raise ValueError(f"{flag} needs a directory that can be written, {os_error_message(reason)}") from error
-
-
-def require_new_or_file(path: Path | None, flag: str) -> None:
-    """Raises ValueError where a file could not be written, or replaced; None is nothing to write."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise ValueError(f"{flag} {path} is a directory; name a file in it")
-    require_writable(path.parent, flag)
 
 
 def missing_package_message(error: ModuleNotFoundError) -> str | None:

@@ -1,21 +1,34 @@
-"""A lock file that one process holds at a time, on any operating system."""
+"""A lock file that one process holds at a time, on any operating system, and who that is."""
 
 from __future__ import annotations
 
+import os
+import re
+import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from spec.checkpoint.files import TEMPORARY_PREFIX, remove_unfinished, require_new
+
+_READ_AND_WRITE = 0o666
+_SIGNATURE = re.compile(r"(process \d{1,10} on [\w.-]{1,255})?\n")
+_LONGEST_SIGNATURE = 300
+
 
 @contextmanager
-def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
-    """Hold the lock file, which stays where it is; the operating system frees what a dead process held.
+def exclusive_lock(path: Path, busy: str, remove: bool = False) -> Iterator[None]:
+    """Hold the lock file; the operating system frees what a dead process held.
+
+    Whoever may write into its directory may hold it: it has the permissions of the directory, whatever its maker's
+    umask is, so that a colleague can take it after them.
 
     Args:
         path: of the lock file, in a directory that exists.
-        busy: what to say where another process holds it.
+        busy: what to say where another process holds it; {} becomes "process 12 on a-host", or "another process".
+        remove: take the file away in the end; by default it stays where it is.
 
     Raises:
         ValueError: another process holds it.
@@ -23,7 +36,72 @@ def exclusive_lock(path: Path, busy: str) -> Iterator[None]:
     """
     with ExitStack() as held:
         try:
-            held.enter_context(FileLock(path).acquire(blocking=False))
-        except Timeout as error:
-            raise ValueError(busy) from error
+            mode = path.parent.stat().st_mode & _READ_AND_WRITE | 0o600
+            held.enter_context(FileLock(path, mode=mode).acquire(blocking=False))
+        except (Timeout, BlockingIOError) as error:
+            raise ValueError(busy.replace("{}", _holder(path))) from error
+        except PermissionError:
+            # Earlier versions let the maker's umask decide. Who may write in the directory could replace the file, too.
+            if not os.access(path.parent, os.W_OK) or not path.is_file():
+                raise
+            held.enter_context(_lock_to_read(path, busy))
+        _sign(path)
+        try:
+            yield
+        finally:
+            if remove:
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def sole_writer(target: Path, flag: str) -> Iterator[None]:
+    """Be the only process that makes `target`, from before the work until it is there; what a killed one left goes.
+
+    Raises:
+        ValueError: another process is making it, or it is there and is not empty.
+        OSError: its place cannot be written.
+    """
+    require_new(target)
+    inside = target.is_dir()
+    place = target if inside else target.parent
+    place.mkdir(parents=True, exist_ok=True)
+    lock = place / f"{TEMPORARY_PREFIX}{'' if inside else target.name + '.'}lock"
+    busy = f"{target} is being written by {{}}; wait for it or name another {flag}"
+    with exclusive_lock(lock, busy, remove=True):
+        require_new(target)
+        if inside:
+            remove_unfinished(target, kept=lock)
         yield
+
+
+@contextmanager
+def _lock_to_read(path: Path, busy: str) -> Iterator[None]:
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise ValueError(busy.replace("{}", _holder(path))) from error
+    finally:
+        os.close(descriptor)
+
+
+def _sign(path: Path) -> None:
+    """Say in the lock file who holds it; nothing but a message depends on that."""
+    with suppress(OSError):
+        # Not through a link that has taken its place meanwhile, and not over what the library has written itself.
+        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+        with os.fdopen(descriptor, "r+", errors="replace") as file:
+            if _SIGNATURE.fullmatch(file.read(_LONGEST_SIGNATURE) or "\n"):
+                file.seek(0)
+                file.truncate()
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+
+
+def _holder(path: Path) -> str:
+    with suppress(OSError), path.open(errors="replace") as file:
+        if found := _SIGNATURE.fullmatch(file.read(_LONGEST_SIGNATURE)):
+            return found[1] or "another process"
+    return "another process"

@@ -20,7 +20,7 @@ from spec.config import require_known
 from spec.mixers import family
 from tools import convert
 from tools.cli import backends
-from tools.cli.errors import require_new_or_file
+from tools.cli.destination import require_new_or_file
 from tools.cli.json_file import write_json
 from tools.cli.progress import working
 from tools.compare.report import ComparedModel, Comparison, as_json, show

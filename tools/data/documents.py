@@ -20,13 +20,13 @@ Advance = Callable[[int], None]
 
 _BLOCK_BYTES = 1 << 16
 _PIECE_CHARACTERS = 1 << 16
-#: Characters that can wait for a place to cut at: a word of more is cut, and so is a longer document that should not be.
+#: Characters that wait for a place to cut at: a longer word is cut, and so is a longer document that should not be.
 LONGEST = 1 << 22
 #: The bytes that a line of .jsonl has at most.
 _LINE_BYTES = 1 << 26
 # Where GPT-2's pattern ends a token whatever comes before and after, so that both sides are encoded as the whole is.
 _LAST_WORD = re.compile(r".*\S(?=[ \n])", re.DOTALL)
-# Of letters only those of scripts that go without spaces, and the most common: no version of Unicode sees them otherwise.
+# Letters of scripts that go without spaces, and the most common: no version of Unicode sees them otherwise.
 _LAST_BORDER = re.compile(
     r".*(?:\S(?=[\t\v\f\r])|[0-9A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3]"
     r"(?=[.,;:!?()\u3001\u3002\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f]))",
@@ -60,8 +60,8 @@ class StorySource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Files of UTF-8 text, documents separated by <|endoftext|>, or .jsonl (.ndjson) with a text field, or .parquet with
-    such a column, whose rows are documents each, those left out that nothing is visible of; titles are their names where
+    """Files of UTF-8 text, documents separated by <|endoftext|>, or .jsonl (.ndjson) with a text field or .parquet with
+    such a column: each row is a document, or is left out where nothing of it is visible; titles are their names where
     the paths' own say too little."""
 
     paths: tuple[Path, ...]
@@ -121,8 +121,7 @@ def open_files(paths: Sequence[Path], flag: str) -> FileSource:
 def split_documents(blocks: Iterable[str], whole: bool = False) -> Iterator[Piece]:
     """Cut a stream of text at the <|endoftext|> markers; line breaks around a marker belong to it.
 
-    Time is linear in the text, and memory does not grow with it. A stretch of LONGEST characters that has no such place
-    is cut nevertheless.
+    Time is linear in the text, and memory does not grow with it: whatever waits for LONGEST characters is cut.
 
     Args:
         blocks: the text, in any pieces.
@@ -270,8 +269,8 @@ def _jsonl_texts(path: Path, advance: Advance) -> Iterator[str]:
         for number, line in enumerate(iter(lambda: file.readline(_LINE_BYTES + 1), b""), start=1):
             if len(line) > _LINE_BYTES:
                 raise ValueError(
-                    f"{path}: line {number} has more than {_LINE_BYTES:,} bytes; cut this document into several, or give "
-                    "it as plain text"
+                    f"{path}: line {number} has more than {_LINE_BYTES:,} bytes; "
+                    "cut this document into several, or give it as plain text"
                 )
             try:
                 decoded = line.decode()

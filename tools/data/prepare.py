@@ -15,9 +15,12 @@ import numpy as np
 
 from spec.checkpoint.files import new_directory, require_new
 from spec.data import DATA_FORMAT_VERSION
+from tools.cli.destination import require_writable
+from tools.cli.file_lock import sole_writer
 from tools.cli.progress import Bar, progress
 from tools.data.datasets import open_dataset
 from tools.data.documents import Advance, Source, StorySource, open_files
+from tools.data.room import Room
 from tools.data.split import DividedSource, Parts, Routed, SeparateSources, choose_split
 from tools.data.stories import stories
 from tools.tokenizer import Tokenizer, build_tokenizer, check_tokenizer_name
@@ -66,17 +69,24 @@ class Prepare:
         check_tokenizer_name(self.tokenizer, self.tokenizer_files)
         # What is here is looked at before anything is downloaded, and the small downloads come before the large.
         local = None if self.dataset else self._local()
+        require_writable(self.out, "--out")
+        with sole_writer(self.out, "--out"), _space_for(self.out):
+            self._write(local)
+
+    def _write(self, local: tuple[Source, Source | None] | None) -> None:
         # Only bpe:SIZE reads the text; the others fail early, before a long reading.
         trained = self.tokenizer.startswith("bpe:")
         built = None if trained else build_tokenizer(self.tokenizer, files=self.tokenizer_files)
         train, val = local or open_dataset(self.dataset or "")
-        parts = SeparateSources(train, val) if val is not None else self._divided(train)
+        room = Room(self.out, self._limit)
+        room.require_for_files(train, val, built)
+        parts = SeparateSources(train, val) if val is not None else self._divided(train, room)
         if built is None:
             with progress(f"training {self.tokenizer}", parts.size) as bar:
                 built = build_tokenizer(self.tokenizer, _train_texts(parts, bar.advance))
-        with _space_for(self.out), new_directory(self.out) as directory:
+        with new_directory(self.out, last="meta.json") as directory:
             with progress("encoding", parts.size) as bar:
-                written = _write_tokens(directory, parts, built, self._limit, bar)
+                written = _write_tokens(directory, parts, built, self._limit, bar, room)
             _write_meta(directory, written, built, self.tokenizer, self._origin(parts))
         print(_summary(self.out, written, built, self.tokenizer, self._limit))
 
@@ -108,9 +118,10 @@ class Prepare:
                 raise ValueError(f"{path} is in --text and in --val-text; a model would be tested on what it learnt")
         return train, val
 
-    def _divided(self, source: Source) -> DividedSource:
+    def _divided(self, source: Source, room: Room) -> DividedSource:
         with progress("reading", source.size) as bar:
             lengths = _document_lengths(source, bar.advance)
+        room.characters = sum(lengths)
         return DividedSource(source, choose_split(lengths, self.val_fraction or _VAL_FRACTION))
 
     def _origin(self, parts: Parts) -> dict[str, list[str] | int]:
@@ -161,7 +172,9 @@ class _TokenFile:
         return {**counts, "sha256": self._digest.hexdigest()}
 
 
-def _write_tokens(directory: Path, parts: Parts, tokenizer: Tokenizer, limit: float, bar: Bar) -> dict[str, PartMeta]:
+def _write_tokens(
+    directory: Path, parts: Parts, tokenizer: Tokenizer, limit: float, bar: Bar, room: Room
+) -> dict[str, PartMeta]:
     with ExitStack() as stack:
         files = {}
         for part, most in (("train", limit), ("val", math.inf)):
@@ -172,6 +185,7 @@ def _write_tokens(directory: Path, parts: Parts, tokenizer: Tokenizer, limit: fl
             encoded = tokenizer.encode_documents([text for _, text, _ in batch])
             for (part, text, ends), ids in zip(batch, encoded, strict=True):
                 files[part].write(text, ids, ends)
+            room.require_after(sum(len(text) for _, text, _ in batch), sum(file.size for file in files.values()))
             if limit < math.inf and train.tokens:
                 bar.expect(min(parts.size, parts.least_size + train.bytes * limit / train.tokens))
     return {part: file.meta() for part, file in files.items()}

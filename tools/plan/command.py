@@ -13,7 +13,7 @@ from rich.console import Console
 from spec.config import TrainingConfig, require_integer
 from spec.parameters import num_parameters
 from spec.presets import RECIPES, preset
-from tools.cli.errors import require_new_or_file
+from tools.cli.destination import require_new_or_file
 from tools.cli.json_file import Json, write_json
 from tools.cli.progress import working
 from tools.plan import topology

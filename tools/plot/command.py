@@ -12,6 +12,7 @@ import tyro
 from spec.checkpoint.format import Checkpoint
 from spec.data import Dataset, open_data
 from tools import convert
+from tools.cli.destination import require_new_or_file
 from tools.plot.bench import plot_history, plot_scaling
 from tools.plot.figure import require_picture
 from tools.plot.half_lives import plot_half_lives
@@ -60,6 +61,7 @@ class Plot:
                 raise ValueError(f"--{name.replace('_', '-')} does nothing for --what {self.what}; leave it out")
         target = self.out or self._default_target()
         require_picture(target)
+        require_new_or_file(target, "--out")
         if self.what == "loss":
             curves = [_metrics(path) for path in (self.source, self.reference) if path is not None]
             plot_loss(curves[0], target, *curves[1:])
@@ -81,7 +83,6 @@ class Plot:
     def _default_target(self) -> Path:
         name = f"{self.what}.png"
         is_run = self.what in ("loss", "bench") or (self.source / "checkpoints").is_dir()
-        # A checkpoint directory holds what its checksums name, and nothing else.
         return self.source / name if is_run else self.source.with_name(f"{self.source.stem}-{name}")
 
     def _opened(self) -> tuple[Checkpoint, Dataset | None]:

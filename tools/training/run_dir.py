@@ -111,12 +111,19 @@ class RunDir:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the directory; a dead process's lock vanishes with it. Raises ValueError where another run is live."""
+        lock, made = self.path / ".lock", not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
-        busy = f"{self.path} is in use by another live run; wait for it or name another --out"
-        with exclusive_lock(self.path / ".lock", busy):
-            remove_unfinished(self.path)
-            remove_unfinished(self.path / "checkpoints")
-            yield
+        busy = f"{self.path} is in use by another live run, {{}}; wait for it or name another --out"
+        try:
+            with exclusive_lock(lock, busy):
+                remove_unfinished(self.path)
+                remove_unfinished(self.path / "checkpoints")
+                yield
+        except BaseException:
+            # A run that was refused leaves nothing.
+            if made and {*self.path.iterdir()} <= {lock}:
+                shutil.rmtree(self.path)
+            raise
 
     def exists(self) -> bool:
         """Whether a run has started here, or what is left of one lies here."""

@@ -23,6 +23,7 @@ from spec.runtime.engine import Engine
 from spec.runtime.parallel import ParallelContext
 from tools import convert
 from tools.cli import backends
+from tools.cli.destination import require_room, require_writable
 from tools.training.checkpoint_manager import CheckpointFormat, require_format
 from tools.training.evaluate import require_same_tokenizer
 from tools.training.mixer_flags import mixer_sizes, with_mixer_flags
@@ -150,14 +151,17 @@ class Train:
                 raise ValueError(f"{self.out} already holds a run; add --resume to carry it on, or name another --out")
             settings = self.resolve(data, run.settings() if existed else None)
             _require_memory(settings, self.micro_batch_size, context)
+            if context.rank == 0:
+                _require_place(self.out, settings.model)
             initial = self._initial(data, settings, run)
         with ExitStack() as held:
-            engine = self._engine(settings, context)
+            # Before methods are tried out and compiled.
             with context.raise_together():
                 if context.rank == 0:
                     held.enter_context(run.locked())
                     if run.exists() != existed:
                         raise ValueError(f"{self.out} was taken by another run just now; name another --out")
+            engine = self._engine(settings, context)
             return Trainer(self, data, run, settings, engine).train(initial)
 
     def _initial(self, data: Dataset, settings: Settings, run: RunDir) -> Checkpoint | None:
@@ -263,6 +267,14 @@ def _warn(text: str) -> None:
 
 def _given(flags: Train, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
+
+
+def _require_place(out: Path, model: ModelConfig) -> None:
+    """Raises ValueError or OSError where no checkpoint could be written: weights and two moments."""
+    if out.is_symlink() and not out.exists():
+        raise ValueError(f"--out {out} is a link to {os.readlink(out)}, which is not there; make that or name another")
+    require_writable(out, "--out")
+    require_room(out, 12 * num_parameters(model), "--out")
 
 
 def _require_memory(settings: Settings, micro_batch: int | None, context: ParallelContext) -> None:

@@ -49,11 +49,12 @@ class Catalogue:
 
     def labels(self) -> dict[str, Path]:
         """Every checkpoint by its label, as of now: a run's newest first, the best marked."""
-        names = [root.resolve().name for root in self._roots]
+        names = [_run_of(root).name for root in self._roots]
         found = {}
         for root, name in zip(self._roots, names, strict=True):
             short = name if names.count(name) == 1 else str(root)
-            found |= _checkpoints_of_run(root, short) if (root / "checkpoints").is_dir() else {short: root}
+            is_run = (root / "checkpoints").is_dir() or bool(list_checkpoints(root))
+            found |= _checkpoints_of_run(root, short) if is_run else {short: root}
         return found
 
     def find(self, label: object) -> Path:
@@ -62,6 +63,12 @@ class Catalogue:
         if not isinstance(label, str) or label not in found:
             raise ValueError("this checkpoint is not there any more; reload the page and choose another one")
         return found[label]
+
+
+def _run_of(root: Path) -> Path:
+    """The run, where its directory `checkpoints` was named."""
+    place = root.resolve()
+    return place.parent if place.name == "checkpoints" and list_checkpoints(place) else place
 
 
 def _checkpoints_of_run(run: Path, name: str) -> dict[str, Path]:

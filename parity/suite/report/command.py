@@ -20,7 +20,7 @@ from spec.config import require_integer
 from spec.mixers import families, registry
 from spec.mixers import family as require_family
 from tools.cli import backends
-from tools.cli.errors import require_writable
+from tools.cli.destination import require_writable
 
 if TYPE_CHECKING:
     from parity.proof.family_checks import Outcome
