@@ -33,7 +33,7 @@ from tools.cli.progress import working
 
 Format = Literal["neutral", "pt", "msgpack", "dcp", "orbax"]
 SUFFIXES: dict[str, Format] = {".pt": "pt", ".pth": "pt", ".msgpack": "msgpack"}
-#: Of the numbers' bytes, so much is written at least: Orbax compresses.
+#: Of the bytes that are read, so much is written at least: Orbax compresses.
 _SURE = 0.8
 _NATIVE = {"pt": "torch", "msgpack": "jax"}
 
@@ -69,18 +69,20 @@ class Convert:
         if not directory and self.target.is_dir():
             raise ValueError(f"{self.target} is a directory, and format {target_format} is a file; name another place")
         require_writable(self.target if directory else self.target.parent, "the target")
+        require_room(self.target, _SURE * _size(self.source), "the target")
         with sole_writer(self.target, "target"), working(f"reading {self.source}") as show:
             checkpoint = read(self.source)
-            require_room(self.target, _SURE * _bytes_of(checkpoint), "the target")
             show(f"writing {self.target}")
             write(self.target, checkpoint, target_format)
         step = checkpoint.state["step"]
         print(f"{self.source} -> {self.target} ({target_format}, step {step}, {len(checkpoint.parameters)} tensors)")
 
 
-def _bytes_of(checkpoint: Checkpoint) -> int:
-    groups = (checkpoint.parameters, *checkpoint.moments.values())
-    return sum(array.nbytes for group in groups for array in group.values())
+def _size(source: Path) -> int:
+    """The bytes of what is to be read; of what is not there, none."""
+    if not source.is_dir():
+        return source.stat().st_size if source.is_file() else 0
+    return sum(path.stat().st_size for path in files_below(find_checkpoint(source)).values() if path.is_file())
 
 
 def read(path: Path) -> Checkpoint:

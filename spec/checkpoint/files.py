@@ -7,6 +7,7 @@ promises after fsync(2) of the file and of its directory: Pillai et al. 2014, "A
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -42,7 +43,9 @@ def new_directory(target: Path, last: str = "SHA256SUMS") -> Iterator[Path]:
     inside = target.is_dir()
     parent = target if inside else target.parent
     parent.mkdir(parents=True, exist_ok=True)
-    temporary = _make_temporary(parent)
+    # Not by tempfile, whose directories are their owner's alone whatever the umask is.
+    temporary = parent / f"{TEMPORARY_PREFIX}{'' if inside else target.name}.{secrets.token_hex(4)}"
+    temporary.mkdir()
     try:
         yield temporary
         for path in sorted(temporary.rglob("*")):
@@ -55,13 +58,6 @@ def new_directory(target: Path, last: str = "SHA256SUMS") -> Iterator[Path]:
         fsync(parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _make_temporary(parent: Path) -> Path:
-    # Not by tempfile, whose directories are their owner's alone whatever the umask is.
-    temporary = parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-    temporary.mkdir()
-    return temporary
 
 
 def _move_out(temporary: Path, target: Path, last: str) -> None:
@@ -120,7 +116,8 @@ def _half_moved(directory: Path, unfinished: Iterable[str]) -> set[str]:
         if listed.is_file() and not listed.is_symlink():
             names = listed.read_text(errors="replace").splitlines() or [""]
             if names[-1] and (directory / name / names[-1]).exists():
-                moved |= {each for each in names if Path(each).name == each and (directory / each).exists()}
+                # Whatever the list says, of what lies elsewhere nothing was moved.
+                moved |= {*names} & {path.name for path in directory.iterdir()}
     return moved
 
 
@@ -153,12 +150,29 @@ def read_utf8(path: Path) -> str:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from error
 
 
-def remove_unfinished(directory: Path, kept: Path | None = None) -> None:
-    """Delete what a killed writer left in `directory`, but for `kept`, a lock that is held."""
-    found = [path for path in Path(directory).glob(f"{TEMPORARY_PREFIX}*") if path != kept]
+def remove_unfinished(directory: Path, kept: Path | None = None, of: str = "") -> None:
+    """Delete what a killed writer left in `directory`.
+
+    Args:
+        directory: where to look.
+        kept: what is to stay, a lock that is held.
+        of: only what was to become this name in `directory`.
+    """
+    names = re.compile(re.escape(TEMPORARY_PREFIX) + (re.escape(of) + r"\.[0-9a-f]{8}" if of else r".*"), re.DOTALL)
+    here = Path(directory).iterdir() if Path(directory).is_dir() else ()
+    found = [path for path in here if path != kept and names.fullmatch(path.name)]
     moved = _half_moved(directory, [path.name for path in found])
     for path in [*(Path(directory) / name for name in sorted(moved)), *found]:
+        remove(path)
+
+
+def remove(path: Path) -> bool:
+    """Delete a file, or a directory with all in it; False where part of it is another's, who alone may."""
+    try:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    except PermissionError:
+        return False
+    return True
 
 
 def fsync(path: Path) -> None:

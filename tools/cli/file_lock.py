@@ -69,8 +69,7 @@ def sole_writer(target: Path, flag: str) -> Iterator[None]:
     busy = f"{target} is being written by {{}}; wait for it or name another {flag}"
     with exclusive_lock(lock, busy, remove=True):
         require_new(target)
-        if inside:
-            remove_unfinished(target, kept=lock)
+        remove_unfinished(place, kept=lock, of="" if inside else target.name)
         yield
 
 

@@ -39,10 +39,8 @@ _BEGINNINGS = {
     b"SQLite format 3\0": ("a database", _ARRAYS), b"\x93NUMPY": ("an array of NumPy", _ARRAYS),
     b"ARROW1": ("an Arrow file", _ARRAYS), b"PAR1": ("a parquet file", "give it the suffix .parquet"),
 }  # fmt: skip
-#: Longest first: UTF-32 begins as UTF-16 does.
-_ENCODINGS = {
-    b"\xff\xfe\0\0": "UTF-32LE", b"\0\0\xfe\xff": "UTF-32BE", b"\xff\xfe": "UTF-16LE", b"\xfe\xff": "UTF-16BE",
-}  # fmt: skip
+#: By the mark at the beginning, longest first: UTF-32 begins as UTF-16 does.
+_ENCODINGS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 def require_text(path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spec.checkpoint.files import TEMPORARY_PREFIX, new_file, remove_unfinished
+from spec.checkpoint.files import TEMPORARY_PREFIX, new_file, remove, remove_unfinished
 from spec.checkpoint.format import Checkpoint, list_checkpoints, parts_of, read_beside, write_checkpoint
 from spec.config import ModelConfig, TrainingConfig, config_to_json, known_fields, require_integer, training_from_json
 from spec.data import Dataset
@@ -187,7 +188,8 @@ class RunDir:
                 # A kill between the two leaves no half of a checkpoint under a valid name.
                 doomed = old.with_name(TEMPORARY_PREFIX + old.name)
                 old.rename(doomed)
-                shutil.rmtree(doomed)
+                if not remove(doomed):
+                    print(f"{doomed} is another's, and was not removed; let its owner do that", file=sys.stderr)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every whole line of metrics.jsonl; a kill can leave the last one torn."""

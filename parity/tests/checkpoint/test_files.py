@@ -1,0 +1,201 @@
+"""Directories and files appear whole or not at all, wherever they are asked for, with the modes of their place."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from parity.suite.robustness import corruption
+from spec.checkpoint.files import TEMPORARY_PREFIX, new_directory, new_file, remove_unfinished, require_new
+from spec.checkpoint.format import find_checkpoint, read_checkpoint
+from tools import convert
+
+CONTENT = {"a.bin": b"1", "meta.json": b"{}", "z.bin": b"22"}
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def write(target: Path) -> None:
+    with new_directory(target, last="meta.json") as temporary:
+        for name, content in CONTENT.items():
+            (temporary / name).write_bytes(content)
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "file").write_bytes(b"")
+
+
+def names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["new", "below new ones", "empty", "a link", "here", "of a system"])
+def test_a_directory_may_be_there_already(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    target, real = tmp_path / "target", tmp_path / "real"
+    if kind == "below new ones":
+        target = tmp_path / "a" / "b"
+    elif kind in ("empty", "of a system"):
+        target.mkdir()
+    elif kind == "a link":
+        real.mkdir()
+        target.symlink_to("real")
+    elif kind == "here":
+        real.mkdir()
+        monkeypatch.chdir(real)
+        target = Path()
+    if kind == "of a system":
+        (target / "lost+found").mkdir()
+        (target / ".DS_Store").touch()
+    number = target.stat().st_ino if target.exists() else None
+    write(target)
+    assert {*CONTENT, "deep"} == names(target) - {"lost+found", ".DS_Store"}
+    assert number in (None, target.stat().st_ino) and target.is_symlink() == (kind == "a link")
+    assert all((target / name).read_bytes() == content for name, content in CONTENT.items())
+    with pytest.raises(ValueError, match="already exists"):
+        require_new(target)
+
+
+def test_a_link_to_nothing_is_refused(tmp_path: Path):
+    (tmp_path / "target").symlink_to("nowhere")
+    with pytest.raises(ValueError, match="target is a link to nowhere, which is not there"):
+        write(tmp_path / "target")
+    assert names(tmp_path) == {"target"}
+
+
+class Killed(BaseException):
+    """In the place of a kill: nothing is tidied up after it."""
+
+
+@pytest.mark.parametrize("renames", range(4))
+@pytest.mark.parametrize("tidy", [True, False], ids=["error", "kill"])
+def test_what_is_half_moved_is_never_finished(
+    renames: int, tidy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rename, moved = os.rename, []
+
+    def failing(source: Path, target: Path) -> None:
+        if len(moved) == renames:
+            raise Killed
+        rename(source, target)
+        moved.append(Path(target).name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", failing)
+        if not tidy:
+            patch.setattr("spec.checkpoint.files.shutil.rmtree", lambda *_, **__: None)
+            patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            write(tmp_path)
+    assert "meta.json" not in moved and len(names(tmp_path)) == (0 if tidy else 1 + renames)
+    require_new(tmp_path)
+    (tmp_path / "precious").touch()
+    with pytest.raises(ValueError, match="already exists"):
+        require_new(tmp_path)
+    (tmp_path / "precious").unlink()
+    remove_unfinished(tmp_path)
+    assert not names(tmp_path)
+    write(tmp_path)
+    assert names(tmp_path) == {*CONTENT, "deep"}
+
+
+def test_a_finished_directory_is_not_taken_for_a_half_moved_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("spec.checkpoint.files.shutil.rmtree", lambda *_, **__: None)
+    write(tmp_path)
+    monkeypatch.undo()
+    (left,) = tmp_path.glob(f"{TEMPORARY_PREFIX}*")
+    with pytest.raises(ValueError, match="already exists"):
+        require_new(tmp_path)
+    # Nor does a list of names lead out of the directory.
+    (left / "last").touch()
+    (left / ".moved").write_text("../outside\n..\n/\nlast\n")
+    (tmp_path.parent / "outside").touch()
+    remove_unfinished(tmp_path)
+    assert names(tmp_path) == {*CONTENT, "deep"} and (tmp_path.parent / "outside").exists()
+
+
+@pytest.mark.parametrize("mask, mode", [(0o002, 0o2770), (0o077, 0o700), (0o027, 0o755)])
+@pytest.mark.parametrize("there", [True, False])
+def test_modes_are_those_of_mkdir(mask: int, mode: int, there: bool, tmp_path: Path, umask: None):
+    os.umask(mask)
+    os.chmod(tmp_path, mode)
+    (tmp_path / "usual").mkdir()
+    (tmp_path / "usual file").touch()
+    if there:
+        (tmp_path / "target").mkdir()
+    write(tmp_path / "target")
+    with new_file(tmp_path / "file") as temporary:
+        temporary.write_text("")
+    wanted = {kind: (tmp_path / name).stat().st_mode for kind, name in ((True, "usual"), (False, "usual file"))}
+    for path in (tmp_path / "target", *(tmp_path / "target").rglob("*"), tmp_path / "file"):
+        assert stat.filemode(path.stat().st_mode) == stat.filemode(wanted[path.is_dir()]), path
+
+
+def test_a_file_behind_a_link_is_replaced_where_it_lies(tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere/file")
+    for text in ("one", "two"):
+        with new_file(tmp_path / "link") as temporary:
+            temporary.write_text(text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "elsewhere/file").read_text() == text
+
+
+BESIDE = ["README.md", "readme", ".gitattributes", ".gitignore", ".DS_Store", "Thumbs.db", "._config.json", "LICENSE"]
+
+
+@pytest.mark.parametrize("form", ["neutral", "dcp", "orbax"])
+def test_what_lies_beside_the_weights_is_no_damage(form: str, tmp_path: Path):
+    if form == "orbax":
+        pytest.importorskip("orbax.checkpoint", reason="orbax is not installed")
+    path = tmp_path / "c"
+    convert.write(path, corruption.sample(), form)
+    for name in BESIDE:
+        (path / name).write_text("anything")
+    (path / ".git").mkdir()
+    (path / ".git" / "config").touch()
+    (path / "lost+found").mkdir()
+    for below in [path / "orbax"] * (form == "orbax"):
+        (below / ".DS_Store").write_text("anything")
+    assert convert.read(path).state["step"] == 7
+    (path / "config.json.bak").write_text("anything")
+    with pytest.raises(ValueError, match=re.escape("config.json.bak is no part of a checkpoint; take it out")):
+        convert.read(path)
+
+
+def test_hidden_files_among_orbax_own_ones_count(tmp_path: Path):
+    pytest.importorskip("orbax.checkpoint", reason="orbax is not installed")
+    convert.write(tmp_path / "c", corruption.sample(), "orbax")
+    (tmp_path / "c" / "orbax" / ".zarray").write_text("{}")
+    with pytest.raises(ValueError, match="zarray is not listed in SHA256SUMS"):
+        convert.read(tmp_path / "c")
+
+
+def test_a_hidden_file_that_is_listed_is_not_overlooked(tmp_path: Path):
+    corruption.write_sample("neutral", tmp_path / "c")
+    (tmp_path / "c" / ".part").write_bytes(b"1")
+    corruption.rewrite(tmp_path / "c")
+    with pytest.raises(ValueError, match=r"\.part is no part of a checkpoint"):
+        read_checkpoint(tmp_path / "c")
+
+
+def test_the_directory_of_checkpoints_stands_for_its_newest(tmp_path: Path):
+    place = tmp_path / "run" / "checkpoints"
+    for step in (9, 10, 100):
+        (place / f"step_{step}").mkdir(parents=True)
+    (place / "step_200").touch()
+    (place / "step_300.bak").mkdir()
+    (place / "README.md").touch()
+    (tmp_path / "link").symlink_to(place)
+    for path in (tmp_path / "run", place, tmp_path / "link"):
+        assert find_checkpoint(path).name == "step_100"
+    (tmp_path / "other" / "checkpoints").mkdir(parents=True)
+    for path in (tmp_path / "other", tmp_path / "other" / "checkpoints"):
+        with pytest.raises(ValueError, match="holds no checkpoint yet"):
+            find_checkpoint(path)

@@ -1,0 +1,194 @@
+"""Where a command may write is known before its work: rights, room, and whether somebody else is writing there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from parity.suite.robustness import corruption
+from tools.cli import destination, file_lock
+from tools.cli.backends import installed
+from tools.data import prepare as module
+from tools.data.prepare import Prepare
+from tools.training.run_dir import RunDir
+
+HOLD = """import sys
+from pathlib import Path
+from tools.cli.file_lock import sole_writer
+with sole_writer(Path(sys.argv[1]), "--out"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_second_is_told_who_the_first_is(there: bool, tmp_path: Path, refused: Callable[..., str]):
+    corruption.write_sample("neutral", tmp_path / "whole")
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+    line = [sys.executable, "-c", HOLD, str(out)]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdin is not None and first.stdout.readline() == "held\n"
+        for command in (["prepare", "--stories", "9", "--out"], ["convert", str(tmp_path / "whole")]):
+            assert f"is being written by process {first.pid} on " in refused(*command, str(out))
+        first.kill()
+        first.wait()
+    assert out.exists() == there
+    # Of one that was killed nothing has to be removed by hand.
+    Prepare(stories=9, out=out).run()
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
+    assert {path.suffix for path in out.iterdir()} == {".bin", ".json"}
+
+
+def test_a_run_names_its_process_and_a_refused_one_leaves_nothing(tmp_path: Path):
+    with (
+        RunDir(tmp_path).locked(),
+        pytest.raises(ValueError, match=f"another live run, process {os.getpid()} on .*; wait for it or name"),
+        RunDir(tmp_path).locked(),
+    ):
+        pass
+    (tmp_path / ".lock").write_text("what is this?")
+    with (
+        file_lock.exclusive_lock(tmp_path / ".lock", ""),
+        pytest.raises(ValueError, match="run, another process;"),
+        RunDir(tmp_path).locked(),
+    ):
+        pass
+    assert (tmp_path / ".lock").read_text() == "what is this?"
+
+    def fail(run: Path, *files: str) -> None:
+        with RunDir(run).locked():
+            for name in files:
+                (run / name).touch()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail(tmp_path / "a")
+    with pytest.raises(KeyError):
+        fail(tmp_path / "b", "file")
+    assert not (tmp_path / "a").exists() and (tmp_path / "b" / "file").exists()
+
+
+@pytest.mark.parametrize("mode, lock_mode", [(0o2775, 0o664), (0o700, 0o600), (0o755, 0o644)])
+def test_who_may_write_in_a_directory_may_hold_its_lock(mode: int, lock_mode: int, tmp_path: Path):
+    tmp_path.chmod(mode)
+    before = os.umask(0o022)
+    try:
+        with file_lock.exclusive_lock(tmp_path / "lock", ""):
+            assert stat.S_IMODE((tmp_path / "lock").stat().st_mode) == lock_mode
+    finally:
+        os.umask(before)
+
+
+def test_a_lock_that_can_only_be_read_is_a_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Earlier versions made it by the umask of whoever came first."""
+
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    path = tmp_path / "lock"
+    path.touch()
+    monkeypatch.setattr(file_lock, "FileLock", denied)
+    with (
+        file_lock.exclusive_lock(path, "busy: {}"),
+        pytest.raises(ValueError, match="busy: process"),
+        file_lock.exclusive_lock(path, "busy: {}"),
+    ):
+        pass
+    path.unlink()
+    with pytest.raises(PermissionError), file_lock.exclusive_lock(path, ""):
+        pass
+
+
+def commands(tmp_path: Path, place: Path) -> dict[str, list[str]]:
+    corruption.write_sample("neutral", tmp_path / "whole")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "lr": 1.0, "backend": "torch"}\n')
+    corruption.write_data(tmp_path / "data")
+    return {
+        "prepare": ["--stories", "9", "--out", str(place / "x")],
+        "train": [installed()[0], "--data", str(tmp_path / "data"), "--out", str(place / "x")],
+        "convert": [str(tmp_path / "whole"), str(place / "x")],
+        "plot": [str(tmp_path / "run"), "--out", str(place / "x.png")],
+        "compare": [str(tmp_path / "whole"), "--json", str(place / "x.json")],
+        "doctor": ["--json", str(place / "x.json")],
+        "bench": ["--roofline", "--json", str(place / "x.json")],
+        "plan": ["--json", str(place / "x.json")],
+        "parity": ["--report", str(place / "x")],
+    }
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOSPC])
+def test_every_command_asks_before_its_work(
+    number: int, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    place = tmp_path / "place"
+    place.mkdir()
+    lines = commands(tmp_path, place)
+
+    def denied(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(destination.tempfile, "TemporaryFile", denied)
+    for name, flags in lines.items():
+        message = refused(name, *flags)
+        assert f"needs a directory that can be written, {place}: {os.strerror(number)}; " in message, name
+    assert not [*place.iterdir()]
+
+
+def test_a_file_in_the_way_is_told(tmp_path: Path, refused: Callable[..., str]):
+    (tmp_path / "file").touch()
+    for name, flags in commands(tmp_path, tmp_path / "file").items():
+        assert "Not a directory; name a directory" in refused(name, *flags), name
+    os.mkfifo(tmp_path / "pipe.json")
+    assert "is no regular file" in refused("bench", "--roofline", "--json", str(tmp_path / "pipe.json"))
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """How many bytes are free, as far as anybody asks."""
+    disk = SimpleNamespace(free=10**12)
+    monkeypatch.setattr(destination.shutil, "disk_usage", lambda _: disk)
+    return disk
+
+
+def test_a_disk_without_room_is_told_before_the_work(
+    tmp_path: Path, refused: Callable[..., str], room: SimpleNamespace
+):
+    place = tmp_path / "place"
+    place.mkdir()
+    lines = commands(tmp_path, place)
+    room.free = 1000
+    for name in ("train", "convert"):
+        assert "bytes, and its disk has 1,000; free some space" in refused(name, *lines[name])
+    assert not [*place.iterdir()]
+
+
+def test_a_text_larger_than_the_room(tmp_path: Path, room: SimpleNamespace, monkeypatch: pytest.MonkeyPatch):
+    text = tmp_path / "text.txt"
+    text.write_text("Some words in a line.\n" * 500)
+    room.free = text.stat().st_size
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_document_lengths", None)  # what is read first
+        with pytest.raises(OSError, match=r"needs some 17,600 bytes"):
+            Prepare(text=(text,), out=tmp_path / "out").run()
+    # What other tokenizers make of it the first batch shows.
+    monkeypatch.setattr(module, "_BATCH_CHARACTERS", 1000)
+    room.free, flags = 3000, {"text": (text,), "out": tmp_path / "out", "tokenizer": "bpe:300"}
+    monkeypatch.setattr(module, "_BATCH_PIECES", 1)
+    monkeypatch.setattr("tools.data.documents._PIECE_CHARACTERS", 500)
+    monkeypatch.setattr("tools.data.documents._BLOCK_BYTES", 500)
+    with pytest.raises(OSError, match=r"needs some .* bytes, and its disk has 3,000"):
+        Prepare(**flags).run()
+    assert not (tmp_path / "out").exists()
+    room.free = 10**5
+    Prepare(**flags).run()
