@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from tools.cli import signals
 from tools.cli.commands import COMMANDS, show_overview
@@ -33,9 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run_interruptibly(given, arguments is None)
     except SystemExit as stop:
         _exit_if_distributed(int(stop.code or 0))
-        if stop.code == signals.EXIT_SIGINT and arguments is None:
-            # Neither a thread of a library that is still at work, nor what it says on being ended, is of use any more.
-            os._exit(signals.EXIT_SIGINT)
+        if stop.code in (signals.EXIT_SIGINT, signals.EXIT_SIGTERM) and arguments is None:
+            # Neither a thread of a library that is still at work, nor what it says on being ended, is of use any more;
+            # nor would a second signal, which finds no handler now, be told from the first.
+            os._exit(int(stop.code))
         raise
     except BaseException:
         # Nobody expected it. The others must not wait for this process, whose interpreter may not come to its end.
@@ -59,11 +60,28 @@ def _exit_if_distributed(code: int) -> None:
         distributed.exit_if_initialized(code)
 
 
+class _Dropping(io.FileIO):
+    """A file that takes all it is given at once, and drops what cannot be written."""
+
+    def write(self, data: Any, /) -> int:
+        left = memoryview(data).cast("B")
+        with contextlib.suppress(OSError):
+            while left:
+                left = left[super().write(left) or 0 :]
+        return memoryview(data).nbytes
+
+
 def _prepare_streams() -> None:
-    """A stream that was closed takes what is written and drops it; a character that a stream cannot show is escaped."""
+    """A stream that was closed takes what is written and drops it; a character that a stream cannot show is escaped.
+
+    stderr may come to that at any time, with its terminal or its reader gone or its disk full; no result depends on it.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  it lives as long as the process
+    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr.fileno() == 2:
+        lenient: Any = _Dropping(2, "w", closefd=False)
+        sys.stderr = io.TextIOWrapper(lenient, sys.stderr.encoding, write_through=True)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""Ctrl-C: a command unwinds, cleans up and says how to go on, whatever it is busy with."""
+"""Ctrl-C: a command unwinds, cleans up and says how to go on, whatever it is busy with. SIGTERM and SIGHUP of a run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-EXIT_SIGINT = 130
+EXIT_SIGINT, EXIT_SIGTERM = 130, 75
+TERMINATING = (signal.SIGTERM, signal.SIGHUP)
+"""A scheduler's, and that of a terminal which has gone: a run that they end is to be carried on, with exit code 75."""
 DEBOUNCE_SECONDS = 0.3
 """A key that is held down counts once, and does not cut short the cleaning that its first signal began."""
 UNRESPONSIVE_SECONDS = 3.0
 """Seconds after which a compiler, or another call into C++, has not let Python run the signal's handler."""
 _last = _raised = -math.inf
+_early: list[signal.Signals] = []
 # A forked child would send its own signals to its parent's watcher.
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
@@ -42,13 +45,62 @@ def _is_new_press() -> bool:
     return _last - before >= DEBOUNCE_SECONDS
 
 
-def defer(number: int) -> None:
-    """For a handler that lets the work come to a good end: says so, and has the next Ctrl-C interrupt at once."""
-    _is_new_press()
-    signal.signal(signal.SIGINT, interrupt)
-    if number == signal.SIGINT:
-        text = "stopping after this step, with a checkpoint; Ctrl-C again stops at once, at the checkpoint before"
-        os.write(2, f"\nliquidnet: {text}\n".encode())
+@contextmanager
+def collected() -> Iterator[list[signal.Signals]]:
+    """Collect what is to end the work of the block at the next good place; a SIGINT after it interrupts at once."""
+    # What was raised where Python drops it, in a destructor or a callback, has ended nothing yet.
+    caught = [*_early]
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        caught.append(signal.Signals(number))
+        _is_new_press()
+        signal.signal(signal.SIGINT, interrupt)
+        if number == signal.SIGINT:
+            text = "stopping after this step, with a checkpoint; Ctrl-C again stops at once, at the checkpoint before"
+            with suppress(OSError):  # of a terminal that has gone
+                os.write(2, f"\nliquidnet: {text}\n".encode())
+
+    with _handled((*_heeded(), signal.SIGINT), remember):
+        yield caught
+
+
+@contextmanager
+def exit_if_terminated(command: str) -> Iterator[None]:
+    """End the block with EXIT_SIGTERM where it is to end before there is anything to save.
+
+    Args:
+        command: what is to be run again.
+    """
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        _early.append(signal.Signals(number))
+        with suppress(OSError):
+            text = f"liquidnet: stopped by {_early[-1].name} before the first step; {command}\n"
+            os.write(2, text.encode())
+        raise SystemExit(EXIT_SIGTERM)
+
+    _early.clear()
+    with _handled(_heeded(), end):
+        yield
+
+
+def _heeded() -> tuple[signal.Signals, ...]:
+    """TERMINATING, without a SIGHUP that nohup has had ignored."""
+    return tuple(
+        number
+        for number in TERMINATING
+        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
+    )
+
+
+@contextmanager
+def _handled(numbers: tuple[signal.Signals, ...], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, was)
 
 
 @contextmanager
@@ -95,7 +147,8 @@ def _watch(near: socket.socket, resume_hint: Callable[[], str]) -> None:
             if _last < unhandled_since < math.inf:
                 # A bar, whose work goes no further, has hidden the cursor.
                 shown = "\x1b[?25h" if os.isatty(2) else ""
-                os.write(2, f"{shown}\nliquidnet: interrupted; {resume_hint()}\n".encode())
+                with suppress(OSError):
+                    os.write(2, f"{shown}\nliquidnet: interrupted; {resume_hint()}\n".encode())
                 os._exit(EXIT_SIGINT)
             # Signals in quick succession may be handled as one, and before this thread learns of them.
             while (

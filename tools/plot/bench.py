@@ -10,7 +10,7 @@ from tools.bench import results
 from tools.bench.limits import Target
 from tools.bench.results import Result
 from tools.bench.timer import Row, ran
-from tools.plot.figure import BLUE, GREY, ORANGE, new_figure, write_picture
+from tools.plot.figure import BLUE, GREY, ORANGE, matplotlib_defaults, new_figure, write_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,7 @@ COLOURS = (ORANGE, BLUE, "#009e73", "#cc79a7", GREY)
 BACKENDS = {"torch": ORANGE, "jax": BLUE}
 
 
+@matplotlib_defaults()
 def plot_history(directory: Path, target: Path) -> None:
     """Each ratio of every run against its time, a colour a machine, its limit dashed.
 
@@ -57,6 +58,7 @@ def _ratio(panel: Axes, target: Target, machines: dict[str, list[Result]]) -> No
     panel.tick_params(axis="x", rotation=30, labelsize=7)
 
 
+@matplotlib_defaults()
 def plot_scaling(file: Path, target: Path) -> None:
     """One run's time and memory of training against the length of a row, and of decoding against context.
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from spec.checkpoint.files import new_file
@@ -19,6 +26,46 @@ DOTS_AN_INCH = 130
 # Distinct to the colour-blind too: Okabe and Ito (2008), Color Universal Design.
 GREY, BLUE, ORANGE = "#8c8c8c", "#0072b2", "#d55e00"
 BACKEND_COLOURS = {"torch": "#ee4c2c", "jax": "#1a73e8"}
+
+
+@contextmanager
+def matplotlib_defaults() -> Iterator[None]:
+    """Draw as matplotlib itself would: without the backend of a notebook, a style or a file of settings of the user's.
+
+    What it says by the way (where it keeps its list of fonts, which line of a file it does not know) is left unsaid.
+
+    Raises:
+        ValueError: matplotlib cannot be imported here.
+    """
+    log = logging.getLogger("matplotlib")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        matplotlib = _imported()
+        # The backend stays what it is: a figure of ours has a canvas of its own.
+        with matplotlib.rc_context({k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}):
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _imported() -> ModuleType:
+    """matplotlib, which on import takes the backend that MPLBACKEND names, or none, and reads a file of settings."""
+    own = {"MPLBACKEND": "agg"}
+    if (found := importlib.util.find_spec("matplotlib")) and found.origin:
+        own["MATPLOTLIBRC"] = str(Path(found.origin).parent / "mpl-data" / "matplotlibrc")
+    before = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        return importlib.import_module("matplotlib")
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # whatever it makes of a file, of no place for one, of no home
+        raise ValueError(f"matplotlib cannot be imported here ({type(error).__name__}: {error})") from error
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ.update({} if value is None else {name: value})
 
 
 def require_picture(target: Path) -> None:

@@ -12,7 +12,7 @@ from spec.data import Dataset, document_resets
 from spec.init import initial_parameters
 from spec.mixers import family
 from tools.plot.compute_half_lives import half_lives, half_lives_on_text
-from tools.plot.figure import BLUE, GREY, in_tokens, new_figure, write_picture
+from tools.plot.figure import BLUE, GREY, in_tokens, matplotlib_defaults, new_figure, write_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +24,7 @@ BINS_AN_OCTAVE = 2
 HALF_WIDTH = 0.42
 
 
+@matplotlib_defaults()
 def plot_half_lives(checkpoint: Checkpoint, target: Path, data: Dataset | None = None) -> None:
     """Draw a histogram of half-lives a layer, initial weights to the left and those of the checkpoint to the right.
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from tools.plot.figure import BACKEND_COLOURS, new_figure, write_picture
+from tools.plot.figure import BACKEND_COLOURS, matplotlib_defaults, new_figure, write_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MetricsLine: TypeAlias = Mapping[str, float | str]
 
 
+@matplotlib_defaults()
 def plot_loss(metrics: Sequence[MetricsLine], target: Path, reference: Sequence[MetricsLine] = ()) -> None:
     """Draw training loss (one colour a backend), validation loss, learning rate and hand-overs against the step.
 

@@ -18,7 +18,7 @@ from spec.mixers.base import STANDARD_DEVIATION
 from spec.reference.model import input_gradients
 from tools.cli.progress import track
 from tools.plot.compute_half_lives import half_lives
-from tools.plot.figure import BLUE, GREY, ORANGE, in_tokens, new_figure, write_picture
+from tools.plot.figure import BLUE, GREY, ORANGE, in_tokens, matplotlib_defaults, new_figure, write_picture
 from tools.plot.half_lives import spread
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ DEEPEST = 1e8
 """Range of the axis at most: a model that forgets exponentially goes on falling without end."""
 
 
+@matplotlib_defaults()
 def plot_reach(checkpoint: Checkpoint, target: Path, data: Dataset, windows: int, seq_len: int | None = None) -> None:
     """Draw |dL/dx| against distance, median and quartiles, for initial weights and for those of the checkpoint.
 

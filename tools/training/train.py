@@ -22,7 +22,7 @@ from spec.presets import PRESETS, RECIPES, preset
 from spec.runtime.engine import Engine
 from spec.runtime.parallel import ParallelContext
 from tools import convert
-from tools.cli import backends
+from tools.cli import backends, signals
 from tools.cli.destination import require_room, require_writable
 from tools.training.checkpoint_manager import CheckpointFormat, require_format
 from tools.training.evaluate import require_same_tokenizer
@@ -38,7 +38,7 @@ from tools.training.trainer import Trainer
 class Train:
     """Train a model, or carry a run on, on either backend.
 
-    SIGTERM saves a checkpoint and exits 75, Ctrl-C saves and exits 130; `--resume` goes on from either,
+    SIGTERM and SIGHUP save a checkpoint and exit 75, Ctrl-C saves and exits 130; `--resume` goes on from each,
     and from a kill. A flag that is not given is the preset's or, on --resume, what the run was started with; the last
     flags below are of mixers, each with the kinds of model that have it;
     --stop-at, --profile, --tensorboard and what says who computes what (from --micro-batch-size to
@@ -131,7 +131,8 @@ class Train:
         context = parallel.initialize(self.parallel, self.context_parallel, self.rank_timeout, self.mesh)
         run = RunDir(self.out, self.tensorboard)
         try:
-            sys.exit(self._train(run, context))
+            with signals.exit_if_terminated("run it again with --resume"):
+                sys.exit(self._train(run, context))
         except (RuntimeError, ValueError) as error:
             if not context.is_peer_loss(error):
                 raise

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +20,7 @@ from spec.runtime.engine import Engine
 from spec.sampling import Sampling, Step
 from spec.schedule import learning_rate
 from tools.cli import signals
+from tools.cli.errors import first_line
 from tools.generation.session import Session
 from tools.plot.loss import plot_loss
 from tools.tokenizer import parse_tokenizer
@@ -29,8 +29,7 @@ from tools.training.evaluate import mean_loss
 from tools.training.records import BestCheckpoint, MetricsLine, TrainerState
 from tools.training.run_dir import RunDir, Settings
 
-EXIT_SIGTERM = 75
-EXIT_SIGINT = 130
+EXIT_SIGTERM, EXIT_SIGINT = signals.EXIT_SIGTERM, signals.EXIT_SIGINT
 SAMPLE_PROMPT_TOKENS = 32
 SAMPLE_TOKENS = 96
 PROFILED_STEPS = range(10, 13)
@@ -87,7 +86,7 @@ class Trainer:
             f"{training.compute_dtype}, {self.engine.layout()}"
         )
         metrics = self.run.metrics_writer(self.step) if self.first_process else nullcontext(lambda line: None)
-        with metrics as self.write, _caught_signals() as caught, self._bar(last) as self.advance:
+        with metrics as self.write, signals.collected() as caught, self._bar(last) as self.advance:
             while self.step < last and not self.context.any(bool(caught)):
                 self._train_step()
                 is_best = self.best is not None and self.best["step"] == self.step
@@ -97,21 +96,31 @@ class Trainer:
             if self.step != self.saved:
                 self._save()
             self.checkpoint_manager.finish()
-            code = self._finish(self.context.any(bool(caught)), self.context.any(signal.SIGTERM in caught))
+            # Each process may have got another one; the first of these that any has got is the reason for all.
+            order = (*signals.TERMINATING, signal.SIGINT)
+            code = self._finish(next((number for number in order if self.context.any(number in caught)), None))
             # torchrun ends whoever is left once one has gone: nobody goes before all of this is done.
             self.context.any(False)
         return code
 
-    def _finish(self, stopped: bool, terminated: bool) -> int:
-        picture = self.run.path / "loss.png"
-        if self.first_process:
-            plot_loss(self.run.metrics(), picture)
-        if stopped:
-            name = signal.Signals.SIGTERM.name if terminated else signal.Signals.SIGINT.name
-            self._say(f"liquidnet: stopped by {name} at step {self.step}; add --resume to carry on")
-            return EXIT_SIGTERM if terminated else EXIT_SIGINT
-        self._say(f"reached step {self.step} of {self.settings.training.steps}; the loss curve is in {picture}")
+    def _finish(self, stopped_by: signal.Signals | None) -> int:
+        curve = self._draw() if self.first_process else ""
+        if stopped_by is not None:
+            self._say(f"liquidnet: stopped by {stopped_by.name} at step {self.step}; add --resume to carry on")
+            return EXIT_SIGINT if stopped_by == signal.SIGINT else EXIT_SIGTERM
+        self._say(f"reached step {self.step} of {self.settings.training.steps}{curve}")
         return 0
+
+    def _draw(self) -> str:
+        """Draw loss.png; where it is. The run is complete without it, whatever keeps it from being drawn."""
+        picture = self.run.path / "loss.png"
+        try:
+            plot_loss(self.run.metrics(), picture)
+        except Exception as error:  # of matplotlib, of its fonts and files, of the disk
+            why = f"{type(error).__name__}: {first_line(error)}"
+            self._say(f"the loss curve could not be drawn ({why}); `liquidnet plot {self.run.path}` draws it")
+            return ""
+        return f"; the loss curve is in {picture}"
 
     def _restore(self, initial: Checkpoint | None) -> None:
         with self.context.raise_together():
@@ -312,20 +321,3 @@ class Trainer:
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False)
-
-
-@contextmanager
-def _caught_signals() -> Iterator[list[signal.Signals]]:
-    """Collect SIGTERM and the first SIGINT, to be acted on between steps; a second SIGINT interrupts at once."""
-    caught: list[signal.Signals] = []
-
-    def remember(number: int, _frame: FrameType | None) -> None:
-        caught.append(signal.Signals(number))
-        signals.defer(number)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

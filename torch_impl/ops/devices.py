@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import numpy as np
@@ -15,11 +16,13 @@ except ImportError:
     HAS_TRITON = INTERPRETED = False
 
 try:
-    import numba  # noqa: F401
+    from torch_impl.kernels import numba  # noqa: F401
 
     HAS_NUMBA = True
-except ImportError:
+except ImportError as error:
     HAS_NUMBA = False
+    if error.name != "numba":
+        logging.getLogger(__name__).warning("without kernels for a CPU, slower: %s", error)
 
 WIDE = (torch.float32, torch.float64)
 """What the Numba kernels compute in."""
@@ -89,7 +92,7 @@ def require_triton(method: str, device: torch.device) -> None:
 
 
 def takes_numba(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether `auto` takes the Numba kernels: on every CPU where they are installed, at every size; not in autocast."""
+    """Whether `auto` takes the Numba kernels: on every CPU where they can be, at every size; not in autocast."""
     here = HAS_NUMBA and device.type == "cpu" and dtype in WIDE
     return here and not torch.is_autocast_enabled("cpu")
 

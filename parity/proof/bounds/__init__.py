@@ -126,7 +126,9 @@ def assert_within(actual: Arrays, truth: Arrays, bound: Arrays, label: str) -> f
     largest = 0.0
     for name, expected in truth.items():
         found, limit = np.asarray(actual[name]), np.asarray(bound[name])
-        assert found.shape == np.shape(expected), f"{label}, {name}: shape {found.shape}, expected {np.shape(expected)}"
+        # No `assert`: what is proved is proved under `python -O` too.
+        if found.shape != np.shape(expected):
+            raise AssertionError(f"{label}, {name}: shape {found.shape}, expected {np.shape(expected)}")
         units = in_units(found, expected, limit)
         worst = float(units.max(initial=0.0))
         WORST[label] = max(worst, WORST.get(label, 0.0))

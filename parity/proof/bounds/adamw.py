@@ -48,7 +48,8 @@ def adamw_truth_and_bounds(before, errors, gradients, step, lr, training: Traini
     most = max(x.size for x in gradients.values())
     # Within rounding of the threshold either backend may clip by a factor that rounds to 1.
     active = 0.0 < training.grad_clip < norm * (1.0 + (most + len(gradients)) * u)
-    assert step <= 2**10, f"the bound is derived for the first 1024 steps, not for step {step}"
+    if step > 2**10:
+        raise AssertionError(f"the bound is derived for the first 1024 steps, not for step {step}")
     count = ((most + len(gradients)) / 2 + 6) * u
     r = count / (1.0 - count) if active else 0.0
     params, *moments = before

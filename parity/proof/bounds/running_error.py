@@ -66,7 +66,8 @@ class Running:
 
     def __truediv__(self, other: Running) -> Running:
         """By a positive number: 1 / b is monotonic, then a product; one rounding for both."""
-        assert (other.value > other.error).all(), "a divisor that may be zero has no bound"
+        if not (other.value > other.error).all():
+            raise AssertionError("a divisor that may be zero has no bound")
         inverse = other.monotonic(np.reciprocal, 0.0)
         error = np.abs(self.value) * inverse.error + np.abs(inverse.value) * self.error + self.error * inverse.error
         return self.rounded(self.value * inverse.value, error)

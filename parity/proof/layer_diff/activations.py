@@ -37,7 +37,8 @@ def keep(config: ModelConfig, found: dict[str, Any], path: str, first_input: Any
 def in_order(found: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
     """The tensors of a whole forward pass in their order; each must have been met, and no other."""
     expected = names(config)
-    assert set(found) == set(expected), set(found) ^ set(expected)
+    if set(found) != set(expected):
+        raise AssertionError(f"met once too often, or never: {sorted(set(found) ^ set(expected))}")
     return {name: found[name] for name in expected}
 
 

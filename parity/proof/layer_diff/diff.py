@@ -141,7 +141,8 @@ def _errors(trace: Arrays, truth: Arrays, bounds: Arrays, given: Arrays | None =
     found = {}
     for name, expected in truth.items():
         got, bound = np.asarray(trace[name], np.float64), bounds[name]
-        assert got.shape == expected.shape, (name, got.shape, expected.shape)
+        if got.shape != expected.shape:
+            raise AssertionError(f"{name}: shape {got.shape}, expected {expected.shape}")
         units = in_units(got, expected, bound)
         if given is not None and not np.isfinite(expected).all():
             units = np.zeros_like(units)

@@ -71,5 +71,6 @@ def check(name: str, backend: str, method: str, dtype: str, case: Any, **options
     # A float32 method that computes wider keeps every bound, and is another method. A loss is told as a plain number.
     wide = np.float64 if dtype == "float64" else np.float32
     strange = {tensor: found[tensor].dtype for tensor, x in truth.items() if x.ndim and found[tensor].dtype != wide}
-    assert not strange, f"{label}: {strange}, expected {np.dtype(wide)}"
+    if strange:
+        raise AssertionError(f"{label}: {strange}, expected {np.dtype(wide)}")
     return assert_within(found, truth, bounds, label)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from parity.proof.problems.cases import DECAYS
 from parity.suite.report.tables import Report, Units
-from tools.plot.figure import BACKEND_COLOURS
+from tools.plot.figure import BACKEND_COLOURS, matplotlib_defaults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +23,7 @@ MARKS = "osD^v"
 _HEAD = re.compile(r"^.*?(?=<svg)|<metadata>.*?</metadata>|\s+xmlns(:\w+)?=\"[^\"]*\"", re.DOTALL)
 
 
+@matplotlib_defaults()
 def errors_against_length(rows: list[Report]) -> str | None:
     """Worst float32 error of each scan at each length."""
     lengths = sorted({int(t) for row in rows for t in row["groups"].get("T", {})})
@@ -35,6 +36,7 @@ def errors_against_length(rows: list[Report]) -> str | None:
     return _finish(figure, axes, "T") if lengths else None
 
 
+@matplotlib_defaults()
 def errors_against_decay(rows: list[Report]) -> str | None:
     """Worst float32 error of each scan in each regime of decays."""
     kinds = [kind for kind in DECAYS if any(kind in row["groups"].get("decay", {}) for row in rows)]
@@ -47,6 +49,7 @@ def errors_against_decay(rows: list[Report]) -> str | None:
     return _finish(figure, axes, "decay") if kinds else None
 
 
+@matplotlib_defaults()
 def drift(found: Report) -> str:
     """How far torch and JAX drift apart, and how far reorderings of torch do."""
     figure, axes = _axes()
@@ -63,6 +66,7 @@ def drift(found: Report) -> str:
     return _finish(figure, axes, "race", limit=False)
 
 
+@matplotlib_defaults()
 def losses(found: Report) -> str:
     """The losses themselves."""
     figure, axes = _axes()
@@ -75,6 +79,7 @@ def losses(found: Report) -> str:
     return _finish(figure, axes, "losses", limit=False)
 
 
+@matplotlib_defaults()
 def estimated(found: Report) -> str:
     """The error of each backend's loss, and the estimate of how large it may be."""
     figure, axes = _axes()

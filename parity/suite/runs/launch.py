@@ -38,5 +38,6 @@ def finish(processes: list[subprocess.Popen[str]], code: int = 0, seconds: float
     finally:
         for one in processes:
             one.kill()
-    assert [one.returncode for one in processes] == [code] * len(processes), "\n\n".join(errors)[-6000:]
+    if any(one.returncode != code for one in processes):
+        raise AssertionError("\n\n".join(errors)[-6000:])
     return errors

@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import numba
 import torch
 
-_config: Any = numba.config
+_log = logging.getLogger(__name__)
+
+
+def _imported() -> ModuleType:
+    """Numba; raises ImportError where it is not installed, or cannot be used as its variables have it."""
+    with warnings.catch_warnings(record=True) as ignored:
+        warnings.simplefilter("always")
+        try:
+            import numba
+        except ImportError:
+            raise
+        except Exception as error:  # of a variable: it has no class of its own for them
+            raise ImportError(f"Numba cannot be imported: {error}; look at the variables NUMBA_*") from error
+    for warning in ignored:
+        # Its second line is a traceback.
+        _log.warning("Numba: %s", str(warning.message).splitlines()[0])
+    if numba.config.DISABLE_JIT:
+        raise ImportError("NUMBA_DISABLE_JIT is set, and Numba compiles nothing; unset it")
+    return numba
+
+
+numba: Any = _imported()
+_config = numba.config
 # GNU's OpenMP does not outlive a fork.
 _process = os.getpid()
 # Of Numba's pools of threads, one bears no second kernel beside the first.
@@ -41,7 +65,7 @@ def _cache_directory() -> str | None:
 def kept(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compile a function that Python calls, with options of `numba.njit`, when it is first called; keep its code."""
     found = _compiled(function, **options)
-    if _CACHE is not None and not _config.DISABLE_JIT:
+    if _CACHE is not None:
         before, _config.CACHE_DIR = _config.CACHE_DIR, _CACHE
         found.enable_caching()
         _config.CACHE_DIR = before
@@ -69,9 +93,18 @@ def threads() -> int:
 
 @cache
 def _start() -> None:
-    """Numba starts a pool of as many threads as there are processors; OpenMP takes that for an order to PyTorch too."""
+    """Numba starts a pool of as many threads as there are processors; OpenMP takes that for an order to PyTorch too.
+
+    Where a layer for them is asked for that is not here, it takes its own choice.
+    """
     before = torch.get_num_threads()
-    numba.get_num_threads()
+    try:
+        numba.get_num_threads()
+    except ValueError as error:
+        asked, _config.THREADING_LAYER = _config.THREADING_LAYER, "default"
+        _config.THREADING_LAYER_PRIORITY = ["tbb", "omp", "workqueue"]
+        _log.warning("NUMBA_THREADING_LAYER %s is not taken: %s", asked, str(error).splitlines()[0])
+        numba.get_num_threads()
     torch.set_num_threads(before)
 
 

@@ -7,7 +7,6 @@ import math
 from typing import Any
 
 import ml_dtypes
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from spec.inputs import FLOATING, require_array
 from spec.mixers import family, state_shape
 from spec.sampling import Step, check_tokens
 from torch_impl.checkpoint.native import dump_parameters, load_parameters
-from torch_impl.kernels.numba import decode, one_at_a_time, threads
+from torch_impl.kernels.numba import decode, numba, one_at_a_time, threads
 from torch_impl.mixers import capabilities
 from torch_impl.ops.decode.eager import eager_step
 from torch_impl.protocols import LanguageModel

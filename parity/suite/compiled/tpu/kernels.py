@@ -115,7 +115,8 @@ def _row(kind: str, problem: Problem, sharding: jax.sharding.Sharding, dump: Pat
     kernel = "gated_scan" if kind.startswith("mixer") else "scan"
     used = [schedule(path) for name in ("forward", "backward")
             for path in dump.glob(SCHEDULE.format(f"{kernel}_{name}"))]  # fmt: skip
-    assert len(used) == 2, f"libtpu wrote {len(used)} schedules of {kind}, not one of each kernel"
+    if len(used) != 2:
+        raise AssertionError(f"libtpu wrote {len(used)} schedules of {kind}, not one of each kernel")
     spilled, bundles = (sum(column) for column in zip(*used, strict=True))
     return {**row, "spilled": spilled, "bundles": bundles, "compile_seconds": round(seconds, 1)}
 
@@ -165,7 +166,8 @@ def counted(text: str) -> tuple[float, float]:
     """HBM bytes of a compiled program by its arrays alone, and by the blocks of its kernels."""
     program = hlo.parse(text)
     entry = program.computations[program.entry]
-    assert not any(one.opcode in ("while", "conditional") for one in entry.instructions.values())
+    if any(one.opcode in ("while", "conditional") for one in entry.instructions.values()):
+        raise AssertionError("a loop or a branch, whose bytes this does not count")
     compiled = blocks = 0.0
     for one, moved in _moved(program, entry):
         compiled += moved
@@ -193,7 +195,8 @@ def schedule(path: Path) -> tuple[int, int]:
     names = [name.strip() for name in next(line for line in lines if "VSTORE:SPILL" in line).split(",")]
     spills = [i for i, name in enumerate(names) if name.endswith((":SPILL", ":FILL"))]
     bundles = [[int(x) for x in line.split()] for line in lines[at + 1 :] if line.strip()]
-    assert spills and all(len(bundle) == len(names) for bundle in bundles), f"{path.name} is not as it was"
+    if not spills or any(len(bundle) != len(names) for bundle in bundles):
+        raise AssertionError(f"{path.name} is not as it was")
     return sum(bundle[i] for bundle in bundles for i in spills), len(bundles)
 
 

@@ -54,7 +54,8 @@ def measure(progress: Callable[[str], None] = lambda name: None) -> dict[str, Ro
 def trained(name: str) -> Row:
     """The row of a train step."""
     found = summary(step_spec(name), compiled_step(step_spec(name)))
-    assert not found["uncertain"], found["uncertain"]
+    if found["uncertain"]:
+        raise AssertionError(found["uncertain"])
     return {
         "peak": found["memory"]["peak"],
         "hbm_bytes": round(found["hbm_bytes"]),

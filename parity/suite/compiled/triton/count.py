@@ -69,7 +69,8 @@ def _scan() -> dict[str, float]:
 
 
 def _each(traffic: Traffic) -> float:
-    assert traffic.launches, "no kernel was interpreted; TRITON_INTERPRET=1 has to be set before Triton is imported"
+    if not traffic.launches:
+        raise AssertionError("no kernel was interpreted; TRITON_INTERPRET=1 has to be set before Triton is imported")
     return round(traffic.bytes / (BATCH * LENGTH * WIDTH), 4)
 
 
