@@ -50,8 +50,8 @@ def devices(backend: str) -> list[str]:
 
         try:
             return [f"{device.platform}: {device.device_kind}" for device in jax.devices()]
-        except RuntimeError as error:
-            return [f"{UNUSABLE} {error}"]
+        except Exception as error:  # for some platforms an AssertionError without a word
+            return [f"{UNUSABLE} {error}" if str(error) else f"{UNUSABLE} it has no such platform"]
     import torch
 
     return [f"cuda: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())] or ["cpu: cpu"]

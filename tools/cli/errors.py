@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import Field, fields
 from itertools import pairwise
@@ -50,7 +52,22 @@ def message_and_exit_code(error: Exception) -> tuple[object, int] | None:
         return error, 1
     if isinstance(error, (ValueError, OSError, NotImplementedError)) and "LIQUIDNET_DEBUG" not in os.environ:
         return (os_error_message(error) if isinstance(error, OSError) else error), 2
+    if "jax" in sys.modules and "LIQUIDNET_DEBUG" not in os.environ and (reason := _lack_of_jax_devices()):
+        return reason, 2
     return None
+
+
+def _lack_of_jax_devices() -> str | None:
+    """That JAX finds no device, where whatever was asked of it ends in an error of many kinds; None where it does."""
+    from parity.proof.environment import UNUSABLE, devices
+
+    first = devices("jax")[0]
+    if not first.startswith(UNUSABLE):
+        return None
+    variable = next((name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if name in os.environ), None)
+    if variable is None:
+        return f"JAX {first}; set JAX_PLATFORMS=cpu"
+    return f"JAX {first}; {variable} is {os.environ[variable]!r}: unset it, or install a JAX for that"
 
 
 def short(message: str, program: str, given: Sequence[str], command: type) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import inspect
 import io
 import os
 import shutil
@@ -180,6 +179,7 @@ def _parsed(name: str, flags: list[str]) -> Runnable:
     """An instance of a command's class from its flags; tyro's boxed message becomes one line."""
     import tyro
 
+    from tools.cli.docstrings import docstring
     from tools.cli.errors import short
 
     module, _, kind = COMMANDS[name].target.partition(":")
@@ -191,7 +191,7 @@ def _parsed(name: str, flags: list[str]) -> Runnable:
             return tyro.cli(
                 command,
                 prog=program,
-                description=f"{inspect.getdoc(command)}\n\nExample: {COMMANDS[name].example}",
+                description=f"{docstring(command)}\n\nExample: {COMMANDS[name].example}",
                 args=flags,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
             )

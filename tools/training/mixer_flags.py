@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import field, fields
@@ -14,6 +13,7 @@ import tyro
 from spec.config import SHARED_FIELDS, ModelConfig
 from spec.mixers import families
 from spec.mixers.base import MixerFamily
+from tools.cli.docstrings import docstring
 
 RESERVED_FLAGS = ("help", "peak_lr")
 """Flags of the command that no field of it is named after."""
@@ -104,7 +104,7 @@ def mixer_sizes(command: Any, model: ModelConfig) -> dict[str, Any]:
 
 def arguments(config: type) -> dict[str, str]:
     """What the section Args of a docstring says of each argument, as a sentence, in one line."""
-    section = (inspect.getdoc(config) or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
+    section = docstring(config).partition("\nArgs:\n")[2].partition("\n\n")[0]
     told = {}
     for names, text in _ENTRY.findall(section):
         sentence = " ".join(text.split()).rstrip(".") + "."
