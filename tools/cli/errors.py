@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import Field, fields
 from itertools import pairwise

@@ -6,7 +6,7 @@ factors multiply is off by at most gamma_n = n u / (1 - n u), relatively (Higham
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -114,23 +114,46 @@ def double_bound(truth: np.ndarray) -> np.ndarray:
 
 
 def in_units(actual: np.ndarray, truth: np.ndarray, bound: np.ndarray) -> np.ndarray:
-    """|actual - truth| / bound; 0 where both agree exactly, infinite where either is not finite or the bound 0."""
-    error = np.abs(np.asarray(actual, np.float64) - truth)
+    """|actual - truth| / bound; 0 where both agree exactly.
+
+    Infinite where either is not finite, or the bound is no number, negative, or 0 and the two differ.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
+        error = np.abs(np.asarray(actual, np.float64) - truth)
         units = np.where(error == 0.0, 0.0, error / bound)
-    return np.where(np.isfinite(units) & np.isfinite(bound), units, np.inf)
+    return np.where(np.isfinite(units) & np.isfinite(bound) & (np.asarray(bound) >= 0.0), units, np.inf)
+
+
+def select(names: Iterable[str], *groups: Arrays) -> tuple[dict[str, np.ndarray], ...]:
+    """Of each group the tensors of these names; KeyError where one is not there."""
+    chosen = tuple(names)
+    return tuple({name: group[name] for name in chosen} for group in groups)
 
 
 def assert_within(actual: Arrays, truth: Arrays, bound: Arrays, label: str) -> float:
-    """The largest error in units, kept in WORST under `label`; AssertionError where a tensor of `truth` is not met."""
+    """The largest error in units, kept in WORST under `label`.
+
+    Args:
+        actual, truth, bound: the same tensors by name, of the same shapes, none of them empty.
+        label: what was compared.
+
+    Raises:
+        AssertionError: an entry is off by more than its bound or is not finite, or the three are not of one form: what
+            is absent or empty would be within every bound.
+    """
+    assert set(actual) == set(truth) == set(bound) and truth, (
+        f"{label}: tensors {sorted(actual)}, expected {sorted(truth)}, with bounds {sorted(bound)}"
+    )
     largest = 0.0
     for name, expected in truth.items():
         found, limit = np.asarray(actual[name]), np.asarray(bound[name])
         # No `assert`: what is proved is proved under `python -O` too.
-        if found.shape != np.shape(expected):
-            raise AssertionError(f"{label}, {name}: shape {found.shape}, expected {np.shape(expected)}")
+        if len({found.shape, np.shape(expected), limit.shape}) != 1 or not found.size:
+            raise AssertionError(
+                f"{label}, {name}: shape {found.shape}, expected {np.shape(expected)}, with a bound of {limit.shape}"
+            )
         units = in_units(found, expected, limit)
-        worst = float(units.max(initial=0.0))
+        worst = float(units.max())
         WORST[label] = max(worst, WORST.get(label, 0.0))
         if worst > 1.0:
             at = np.unravel_index(units.argmax(), units.shape)

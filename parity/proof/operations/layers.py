@@ -110,8 +110,21 @@ class CrossEntropy(Operation):
         if case.values == "absorbed":
             hidden, embedding = np.broadcast_to(np.eye(1, d)[0], hidden.shape), np.zeros((v, d))
             embedding[1:, 0], labels = np.log(0.9 * 2.0**-24), np.zeros_like(labels)
+        if case.values == "peaked":
+            hidden, embedding, labels = self.peaked(case)
         hidden, embedding = float32(hidden, embedding)
         return hidden, embedding, case.ignore(labels)
+
+    def peaked(self, case: LayerCase) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One word of each row stands apart, the words in turn: by 120 or 1e4, far above the rest or below.
+
+        exp is infinite in float32 from 88.7 on. Every second label is that word, the others its neighbours. A width of
+        at least the vocabulary makes each product one exact term.
+        """
+        (d, v), rows = (case.config.d_model, case.config.vocab_size), np.arange(np.prod(case.shape)).reshape(case.shape)
+        apart = rows % v
+        hidden = (120.0, -120.0, 1e4, -1e4)[case.seed % 4] * np.eye(v, d)[apart]
+        return hidden, np.eye(v, d), (apart + (rows + rows // v) % 2) % v
 
     def truth(self, case: LayerCase) -> Arrays:
         hidden, embedding, labels = self.arrays(case)

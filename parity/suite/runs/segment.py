@@ -14,6 +14,7 @@ from parity.proof.problems.cases import ScanCase, perturbed_parameters
 from parity.suite.runs.trajectory_drift import NOISE, SMALL_TRAINING, story_data
 from spec.config import ModelConfig
 from spec.data import Batch, next_batch, validation_batches, validation_stream, with_side_inputs
+from spec.optimizer import MOMENTS
 from spec.runtime.engine import Engine
 from spec.runtime.parallel import ParallelContext
 from tools.training.evaluate import mean_loss
@@ -85,11 +86,24 @@ def digest(batch: Batch, context: ParallelContext) -> str:
 
 
 def same_bits(a: Snapshot, b: Snapshot) -> bool:
-    """Whether two snapshots are equal in every bit: parameters, moments, states and step."""
-    groups = [(a["parameters"], b["parameters"]), *((a["moments"][kind], b["moments"][kind]) for kind in a["moments"])]
-    equal = all(len(x) == len(y) > 0 and x[path].tobytes() == y[path].tobytes() for x, y in groups for path in x)
-    states = [None if one["states"] is None else one["states"].tobytes() for one in (a, b)]
-    return equal and states[0] == states[1] and a["step"] == b["step"]
+    """Whether two snapshots are equal in every bit: parameters, both moments of each, states and step.
+
+    Raises:
+        ValueError: one lacks parameters, or a moment of one of them: two that lack the same would be equal.
+    """
+    one, other = map(_contents, (a, b))
+    return one == other
+
+
+def _contents(snapshot: Snapshot) -> dict[str, Any]:
+    """Every tensor's dtype, shape and bytes by name, and the step."""
+    parameters, moments, states = (snapshot[name] for name in ("parameters", "moments", "states"))
+    if not parameters or set(moments) != set(MOMENTS) or any(set(x) != set(parameters) for x in moments.values()):
+        raise ValueError(f"a snapshot of {len(parameters)} parameters and the moments {sorted(moments)} is not whole")
+    arrays = {**parameters, **{f"{kind} {path}": x for kind, of in moments.items() for path, x in of.items()}}
+    arrays |= {} if states is None else {"states": states}
+    every = {name: (array.dtype, array.shape, array.tobytes()) for name, array in arrays.items()}
+    return {"step": snapshot["step"], **every}
 
 
 def repeats_after_a_restart(make: Callable[[], Segment]) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from parity.proof import adapters
-from parity.proof.bounds import assert_within
+from parity.proof.bounds import assert_within, select
 from parity.proof.operations import expected
 from parity.proof.problems.cases import ModelCase
 from parity.suite.runs.trajectory_drift import OTHERS
@@ -82,8 +82,8 @@ def one_graph(operation, config, method="auto", loss_method="auto", remat=False)
     gradients = {path: parameter.grad for path, parameter in net.named_parameters()} | {"state gradient": states.grad}
     results = {"loss": loss.detach().cpu().numpy(), "last beside the loss": last.detach().cpu().numpy()}
     results |= {path: gradient.cpu().numpy() for path, gradient in gradients.items()}
-    wanted = {name: truth[name] for name in results}
-    assert_within(results, wanted, bound, f"{operation}, float32, torch compiled")
+    assert len(results) == len(truth) - 2, "the loss needs neither logits nor the last states beside them"
+    assert_within(results, *select(results, truth, bound), f"{operation}, float32, torch compiled")
 
 
 def steps(compiled: bool, count: int = 3) -> tuple[list, dict]:

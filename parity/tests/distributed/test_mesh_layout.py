@@ -17,9 +17,10 @@ from parity.proof.operations import OPERATIONS
 from parity.proof.problems.cases import perturbed_parameters
 from parity.suite.runs.distributed_jax import ALONE, DEVICES, FEW, SHORT, UNEVEN
 from parity.suite.runs.launch import finish, start
-from parity.suite.runs.segment import SCAN_CASES
+from parity.suite.runs.segment import SCAN_CASES, same_bits
 from parity.suite.runs.trajectory_drift import NOISE, SMALL, bounded_run, story_data
 from spec.data import next_batch
+from spec.optimizer import MOMENTS
 from spec.reference import clip_by_global_norm, loss_and_gradients
 
 
@@ -87,6 +88,50 @@ def test_no_device_holds_more_than_its_part(found):
 def test_a_scan_cut_in_time_stays_within_the_bound(out):
     scan, case = OPERATIONS["scan"], SCAN_CASES[1]
     assert_within(np.load(out / "scan.npz"), scan.truth(case), scan.bounds_in(case, "float32"), "scan cut in time")
+
+
+CHANGES = {
+    "a parameter": lambda x: x["parameters"]["b"].__setitem__(0, 1.5),
+    "a parameter, by its sign": lambda x: x["parameters"]["b"].__setitem__(1, -0.0),
+    "a dtype": lambda x: x["parameters"].update(b=x["parameters"]["b"].view(np.int32)),
+    "a shape": lambda x: x["parameters"].update(b=x["parameters"]["b"][:, None]),
+    "a first moment": lambda x: x["moments"][MOMENTS[0]]["a"].__setitem__(0, 1.5),
+    "a second moment": lambda x: x["moments"][MOMENTS[1]]["b"].__setitem__(0, 1.5),
+    "a state": lambda x: x["states"].__setitem__(0, 1.5),
+    "states": lambda x: x.update(states=None),
+    "the step": lambda x: x.update(step=4),
+}
+LACKING = {
+    "parameters": lambda x: x["parameters"].clear(),
+    "moments": lambda x: x["moments"].clear(),
+    "one of the moments": lambda x: x["moments"].pop(MOMENTS[1]),
+    "a moment of a parameter": lambda x: x["moments"][MOMENTS[0]].pop("b"),
+}
+
+
+def snapshot() -> dict:
+    arrays = [{"a": np.full(3, fill, np.float32), "b": np.zeros(2, np.float32)} for fill in (1.0, 2.0, 3.0)]
+    return {
+        "parameters": arrays[0],
+        "moments": dict(zip(MOMENTS, arrays[1:], strict=True)),
+        "states": np.ones(2),
+        "step": 3,
+    }
+
+
+def test_snapshots_are_compared_whole():
+    """Moments, states and the step no less than the parameters."""
+    assert same_bits(snapshot(), snapshot())
+    for what, change in CHANGES.items():
+        other = snapshot()
+        change(other)
+        assert not same_bits(snapshot(), other) and not same_bits(other, snapshot()), what
+    for remove in LACKING.values():
+        one, other = snapshot(), snapshot()
+        remove(one)
+        remove(other)
+        with pytest.raises(ValueError, match="is not whole"):
+            same_bits(one, other)
 
 
 def test_a_mesh_is_as_large_as_there_are_devices():

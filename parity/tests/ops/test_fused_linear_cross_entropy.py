@@ -1,9 +1,11 @@
 """Cross-entropy with its gradients in one pass: registration, both softmax steps, half precision, memory."""
 
+from dataclasses import replace
+
 import pytest
 
 from parity.proof.operations import check
-from parity.proof.problems.cases import LayerCase
+from parity.proof.problems.cases import CONFIG, LayerCase
 from spec import LiquidNetConfig
 from spec.data import IGNORED_LABEL
 from tools.bench import train_step
@@ -101,6 +103,13 @@ def test_a_step_compiles_without_a_graph_break(compute_dtype):
 def test_both_steps_are_within_the_bound(step, values, dtype):
     for seed in range(2):
         check("cross_entropy", "torch", "fused_linear", dtype, LayerCase((2, 31), values, seed))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_any_word_may_stand_far_from_the_rest(step, seed):
+    """As in test_operations.py, where `auto` alone chooses between the steps."""
+    case = LayerCase((1, 65), "peaked", seed, replace(CONFIG, vocab_size=65, d_model=65))
+    check("cross_entropy", "torch", "fused_linear", "float32", case)
 
 
 @pytest.mark.parametrize("n, v", [(0, 21), (1, 1), (1, 257), (3, 50257), (65, 1003), (7, 4096), (4, 8193)])

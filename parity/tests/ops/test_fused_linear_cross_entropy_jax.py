@@ -113,6 +113,16 @@ def test_logits_far_from_zero(block, shift):
     assert_near(with_gradients(tiled(4, block), hidden, embedding, labels), exact(hidden, embedding, labels), 1e-4)
 
 
+@pytest.mark.parametrize("size", [120.0, -120.0])
+def test_any_word_of_any_tile_may_stand_far_from_the_rest(size):
+    """The first and the last word of each block; as the label and not."""
+    words = np.array([0, BLOCK - 1, BLOCK, 2 * BLOCK - 1, 2 * BLOCK, V - 1])
+    hidden, embedding = size * jnp.eye(V)[np.repeat(words, 2)], jnp.eye(V)
+    labels = jnp.asarray(np.stack([words, (words + 1) % V], axis=1).reshape(-1))
+    arrays = hidden, embedding, labels
+    assert_near(with_gradients(tiled(4, BLOCK), *arrays), exact(*arrays))
+
+
 @pytest.mark.parametrize("block", [None, BLOCK])
 def test_ignored_rows_give_nothing(block):
     hidden, embedding, labels = draw(9)

@@ -11,7 +11,7 @@ from parity.proof import adapters, interpreted_kernels
 from parity.proof.bounds import WORST, in_units
 from parity.proof.operations import OPERATIONS, check, expected, liquid_ssm
 from parity.proof.operations.models import Model
-from parity.proof.problems.cases import NANO, NANO_BLOCK, AdamWCase, LayerCase, ScanCase
+from parity.proof.problems.cases import CONFIG, NANO, NANO_BLOCK, AdamWCase, LayerCase, ScanCase
 from parity.proof.problems.strategies import CASES
 from parity.suite.report.sweep import IMPORTS
 from spec.mixers import families
@@ -61,6 +61,22 @@ class TestOperation:
             every_case()
         except NotImplementedError as error:
             pytest.skip(str(error))
+
+
+def losses() -> list:
+    """Every method of the loss of the backends that are here; in JAX each number of words is a compilation."""
+    here = [backend for backend in adapters.FRAMEWORKS if not adapters.missing(backend)]
+    numbers = {"torch": (1, 63, 64, 65, 129), "jax": (65, 129)}
+    return [(one, method, v) for one in here for method in adapters.load(one).METHODS["loss"] for v in numbers[one]]
+
+
+@pytest.mark.parametrize("backend, method, v", losses())
+def test_any_word_may_stand_far_from_the_rest(backend, method, v):
+    """Each word in turn, those beyond the last whole vector register too, as the label and as another word's row."""
+    config = replace(CONFIG, vocab_size=v, d_model=v)
+    for dtype in ("float32", "float64"):
+        for seed in range(4):
+            check("cross_entropy", backend, method, dtype, LayerCase((2, v), "peaked", seed, config))
 
 
 @pytest.mark.parametrize("backend", adapters.FRAMEWORKS)

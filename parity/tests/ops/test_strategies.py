@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import Phase, find, given, settings
 
-from parity.proof.bounds import WORST, assert_within, in_units, rounding, scan_bounds, scan_truth, unit
+from parity.proof.bounds import WORST, assert_within, in_units, rounding, scan_bounds, scan_truth, select, unit
 from parity.proof.problems import cases
 from parity.proof.problems.cases import ALMOST_ONE, CONFIG, LENGTHS, SHAPES, VALUES, LayerCase, perturbed_parameters
 from parity.proof.problems.strategies import CASES, GATES, HIDDEN, model_cases, scan_cases
@@ -101,8 +101,8 @@ def test_float32_numpy_keeps_the_scan_bound(case):
     masked = mask(arrays.decay, arrays.drive, arrays.resets, arrays.padding)
     states, last = scan(*(x.astype(np.float32) for x in masked), arrays.state)
     assert states.dtype == np.float32
-    for name, found in {"states": states, "last": last}.items():
-        assert_within({name: found}, {name: truth[name]}, bounds, "scan, float32 NumPy")
+    found = {"states": states, "last": last}
+    assert_within(found, *select(found, truth, bounds), "scan, float32 NumPy")
 
 
 def test_a_planted_error_is_found():
@@ -117,6 +117,41 @@ def test_a_planted_error_is_found():
         with pytest.raises(AssertionError, match="inf units"):
             assert_within(spoilt, truth, bounds, "planted")
     assert WORST.pop("planted") == np.inf
+
+
+WRONG_FORMS = {
+    "a tensor that is absent": ({"a": 1}, {"a": 1, "b": 1}, {"a": 1, "b": 1}),
+    "a tensor too many": ({"a": 1, "b": 1}, {"a": 1}, {"a": 1}),
+    "a bound that is absent": ({"a": 1}, {"a": 1}, {}),
+    "a bound too many": ({"a": 1}, {"a": 1}, {"a": 1, "b": 1}),
+    "nothing": ({}, {}, {}),
+    "no entries": ({"a": 0}, {"a": 0}, {"a": 0}),
+    "fewer entries": ({"a": 1}, {"a": 2}, {"a": 2}),
+    "entries that would be broadcast": ({"a": 2}, {"a": 2}, {"a": 1}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FORMS)
+def test_what_is_absent_or_empty_is_not_within_a_bound(name):
+    """Every entry given is right, and still nothing has been shown."""
+    arrays = [{tensor: np.ones(size) for tensor, size in group.items()} for group in WRONG_FORMS[name]]
+    with pytest.raises(AssertionError, match="expected"):
+        assert_within(*arrays, "form")
+
+
+@pytest.mark.parametrize("place", range(3), ids=["found", "truth", "bound"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -1.0])
+def test_what_is_no_number_is_not_within_a_bound(place, value):
+    """Nor is anything within a negative bound, and two infinities are not the same number."""
+    arrays = [{"a": np.ones((2, 3))} for _ in range(3)]
+    arrays[place]["a"][1, 1] = value
+    with pytest.raises(AssertionError, match=r"form: a\[1, 1\] is off by"):
+        assert_within(*arrays, "form")
+    both = [{"a": np.full((), value if i < 2 else 9.0)} for i in range(3)]
+    if not np.isfinite(value):
+        with pytest.raises(AssertionError, match="is off by inf units"):
+            assert_within(*both, "form")
+    WORST.pop("form")
 
 
 def test_bounds_by_hand():
