@@ -6,13 +6,18 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from parity.proof import adapters
 from parity.proof.bounds.running_error import EXP, SIGMOID, TANH
 from parity.proof.environment import ROOT
+from parity.proof.operations import OPERATIONS, check
+from parity.proof.problems.cases import CONFIG, LayerCase, ScanCase
 from spec import LiquidNetConfig
 
 torch = pytest.importorskip("torch")
@@ -20,14 +25,12 @@ pytest.importorskip("numba", reason="the extra cpu")
 
 from torch_impl import LiquidNet
 from torch_impl.kernels import numba as cpu_kernels
-from torch_impl.kernels.numba import arithmetic, cross_entropy, decode
+from torch_impl.kernels.numba import arithmetic, calls, cross_entropy, decode
 from torch_impl.kernels.numba import gated_scan as gated_scan_kernels
 from torch_impl.kernels.numba import rowwise as rowwise_kernels
 from torch_impl.kernels.numba import scan as scan_kernels
 from torch_impl.ops import matmul
-from torch_impl.ops.cross_entropy import numba as numba_loss
 from torch_impl.ops.gated_scan import gated_scan
-from torch_impl.ops.rowwise.numba import numba_rms_norm, numba_swiglu
 from torch_impl.ops.scan import scan
 
 
@@ -119,43 +122,70 @@ def test_a_nan_reaches_the_states():
     assert found.isnan().any() and last.isnan().sum() == 1 and not found[0, 0].isnan().any()
 
 
-def results():
-    """Every kernel on one problem, forward and backward."""
-    random = torch.Generator().manual_seed(3)
+@pytest.fixture
+def in_threads(monkeypatch):
+    """Makes the kernels divide their work between so many threads, of which there may be fewer here."""
+    launched, usual, most = [], cpu_kernels.numba.set_num_threads, cpu_kernels.numba.config.NUMBA_NUM_THREADS
+    monkeypatch.setattr(cpu_kernels.numba, "set_num_threads", lambda n: launched.append(n) or usual(min(n, most)))
 
-    def draw(*shape):
-        return torch.randn(*shape, generator=random).requires_grad_()
+    def divide(count: int) -> list[int]:
+        for module in (cpu_kernels, calls):
+            monkeypatch.setattr(module, "threads", lambda: count)
+        launched.clear()
+        return launched
 
-    pre, bias, x, weight, wide = draw(3, 70, 96), draw(32), draw(5, 41, 48), draw(48), draw(5, 41, 88)
-    state, decay = draw(3, 32), torch.rand(3, 70, 32, generator=random).requires_grad_()
-    drive, hidden, embedding = draw(3, 70, 32), draw(300, 16), draw(500, 16)
-    resets, padding = (torch.rand(3, 70, generator=random) < 0.1 for _ in range(2))
-    labels = torch.randint(0, 500, (300,), generator=random)
-    calls = [
-        (lambda: gated_scan(pre, bias, 1e-6, state, resets, padding, "numba"), (pre, bias, state)),
-        (lambda: scan(decay, drive, state, "numba"), (decay, drive, state)),
-        (lambda: (numba_rms_norm(x, weight, 1e-6),), (x, weight)),
-        (lambda: (numba_swiglu(wide),), (wide,)),
-    ]
-    found = []
-    for call, inputs in calls:
-        outputs = call()
-        found += [*outputs, *torch.autograd.grad([y.sum() for y in outputs], inputs)]
-    return [*found, *numba_loss.numba_fused_linear(hidden.detach(), embedding.detach(), labels, 2**16, True)]
+    return divide
 
 
-def test_the_number_of_threads_changes_no_bit(monkeypatch):
-    """Sums over rows are cut in one way, and a channel of a sequence belongs to one thread."""
-    if cpu_kernels.numba.config.NUMBA_NUM_THREADS < 2:
-        pytest.skip("one processor")
-    # The products are the libraries'; theirs is another matter.
-    alone = results()
-    monkeypatch.setattr(cpu_kernels, "threads", lambda: 2)
-    launched, usual = [], cpu_kernels.numba.set_num_threads
-    monkeypatch.setattr(cpu_kernels.numba, "set_num_threads", lambda n: launched.append(n) or usual(n))
-    for one, two in zip(alone, results(), strict=True):
-        torch.testing.assert_close(one, two, rtol=0.0, atol=0.0)
-    assert len(launched) >= 10 and set(launched) == {2}
+def threaded_cases(d: int) -> dict[str, LayerCase | ScanCase]:
+    """One row and an odd width: channels are what is divided, or rows of a number that no block divides."""
+    config = replace(CONFIG, d_model=d, d_ff=d, vocab_size=2 * d)
+    return {
+        "scan": ScanCase((1, 9, d), "uniform", "normal", "some", "none", 1),
+        "mixer": LayerCase((1, 9), "normal", 1, config, "some", "some"),
+        "rms_norm": LayerCase((1, 67), "normal", 1, config),
+        "swiglu": LayerCase((1, 67), "normal", 1, config),
+        "cross_entropy": LayerCase((1, 67), "normal", 1, config, ignored="some"),
+    }
+
+
+METHOD_OF = {"cross_entropy": "fused_linear"}
+"""How an operation's method of Numba is called, where it has another name."""
+
+
+@pytest.mark.parametrize("d", [7, 385])
+@pytest.mark.parametrize("name", threaded_cases(7))
+def test_any_number_of_threads_gives_the_right_bits(in_threads, name, d):
+    """Forward and backward, each number within the bounds of the reference, and all the same to the last bit."""
+    case, operation, found = threaded_cases(d)[name], OPERATIONS[name], []
+    for count in (1, 2, 3):
+        launched = in_threads(count)
+        check(name, "torch", METHOD_OF.get(name, "numba"), "float32", case)
+        found.append(operation.run(adapters.load("torch"), case, METHOD_OF.get(name, "numba"), "float32"))
+        assert count == 1 or (len(launched) >= 4 and set(launched) == {count})
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for tensor, expected in found[0].items():
+            np.testing.assert_array_equal(other[tensor], expected, err_msg=f"{name}, {tensor}")
+
+
+def test_every_kernel_that_is_divided_is_in_these_cases(in_threads, monkeypatch):
+    """Decoding has a test of its own, test_decode_numba.py."""
+    modules = (cross_entropy, gated_scan_kernels, rowwise_kernels, scan_kernels)
+    divided = {
+        (module, name)
+        for module in modules
+        for name, one in vars(module).items()
+        if getattr(one, "__qualname__", "") == "parallel.<locals>.run"
+    }
+    seen = set()
+    for module, name in divided:
+        usual = getattr(module, name)
+        record = partial(lambda which, run, *given: (seen.add(which), run(*given)), (module, name), usual)
+        monkeypatch.setattr(module, name, record)
+    for operation, case in threaded_cases(7).items():
+        OPERATIONS[operation].run(adapters.load("torch"), case, METHOD_OF.get(operation, "numba"), "float32")
+    assert seen == divided and len(divided) == 10
 
 
 def python(program: str, **environment: str) -> str:
