@@ -1,5 +1,6 @@
 """Sampling: the filters against brute force, frequencies against probabilities, one seed one text in both backends."""
 
+import itertools
 import math
 
 import numpy as np
@@ -29,21 +30,61 @@ def probabilities(logits, temperature, top_k, top_p):
     return [weights[token] / total if token in kept else 0.0 for token in range(len(logits))]
 
 
+def drawn_counts(rows, sampling, size):
+    """How often each token is drawn by so many evenly spaced uniforms a row, [rows, v]."""
+    grid = (np.arange(size) + 0.5) / size
+    drawn = sample(np.repeat(rows, size, axis=0), sampling, np.tile(grid, len(rows))).reshape(len(rows), size)
+    return (drawn[:, :, None] == np.arange(rows.shape[1])).sum(axis=1)
+
+
+# No sum of weights comes near such a share of the whole by accident; of equal weights the halves do, exactly.
+SHARES = (1.0, 0.9137, 0.75, 0.5171, 0.5, 0.25, 0.1317, 1e-9)
+
+
+@pytest.mark.parametrize("v", range(1, 7))
+def test_filters_against_brute_force(v):
+    """Every vocabulary of up to six words of three heights, every k with every p: each token as often as it should be.
+
+    To one draw. Ties are most of them, and so is a k that takes weight from what p is a share of.
+    """
+    heights = (0.0, 1.0, 2.5) if v < 5 else (0.0, 1.0)
+    rows = np.array(list(itertools.product(heights, repeat=v)), np.float32)
+    size, alike = 211, {}
+    for k, p in itertools.product(range(v + 2), SHARES):
+        counts = drawn_counts(rows, Sampling(1.0, k, p), size)
+        expected = np.array([probabilities(row, 1.0, k, p) for row in rows.tolist()])
+        assert np.abs(counts - size * expected).max() <= 1.0 + 1e-6, (k, p)
+        assert not counts[expected == 0.0].any(), (k, p)
+        alike[k, p] = (counts > 0).tobytes()
+    # Each filter bites where the other has: with both, fewer are left than with either alone.
+    assert v < 3 or len({alike[2, 0.5], alike[2, 1.0], alike[0, 0.5]}) == 3
+
+
+def test_the_share_is_of_what_the_best_have_left():
+    """Six equal words: the best three, of which two hold 0.5171; of all six, four would."""
+    for k, p, left in (
+        (3, 0.5171, 2),
+        (0, 0.5171, 4),
+        (3, 1.0, 3),
+        (3, 0.34, 2),
+        (3, 0.33, 1),
+        (6, 0.5, 3),
+        (1, 0.9, 1),
+    ):
+        counts = drawn_counts(np.zeros((1, 6), np.float32), Sampling(1.0, k, p), 240)
+        assert counts[0].tolist() == [240 // left] * left + [0] * (6 - left), (k, p)
+
+
 @given(
-    logits=st.lists(st.integers(-6, 6), min_size=1, max_size=12),
-    temperature=st.sampled_from([0.25, 1.0, 3.0]),
+    logits=st.lists(st.integers(-6, 6), min_size=7, max_size=12),
+    temperature=st.sampled_from([0.25, 3.0]),
     top_k=st.integers(0, 14),
-    # No sum of these weights comes near such a share of the whole by accident.
-    top_p=st.sampled_from([1.0, 0.9137, 0.5171, 0.1317, 1e-9]),
+    top_p=st.sampled_from([0.9137, 0.5171, 0.1317]),
 )
-def test_filters_against_brute_force(logits, temperature, top_k, top_p):
-    """4001 evenly spaced uniforms: each token is drawn as often as its probability says, to one draw."""
-    grid = (np.arange(4001) + 0.5) / 4001
-    rows = np.broadcast_to(np.array(logits, np.float32), (len(grid), len(logits)))
-    drawn = sample(rows, Sampling(temperature, top_k, top_p), grid)
-    counts = np.bincount(drawn, minlength=len(logits))
+def test_filters_of_longer_rows_at_other_temperatures(logits, temperature, top_k, top_p):
+    counts = drawn_counts(np.array([logits], np.float32), Sampling(temperature, top_k, top_p), 1001)[0]
     expected = np.array(probabilities(logits, temperature, top_k, top_p))
-    assert np.abs(counts - 4001 * expected).max() <= 1.0 + 1e-6
+    assert np.abs(counts - 1001 * expected).max() <= 1.0 + 1e-6
     assert not counts[expected == 0.0].any()
 
 
