@@ -11,15 +11,26 @@ import gc
 import json
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from jax_impl.ops.scan import METHODS as SCANS
 from jax_impl.ops.scan import scan
 from jax_impl.ops.scan.context_parallel import time_sharded
-from jax_impl.training.distributed import SEQUENCE, ParallelContext, exit_if_initialized, initialize, on_mesh
+from jax_impl.training.distributed import (
+    FSDP,
+    SEQUENCE,
+    ParallelContext,
+    exit_if_initialized,
+    initialize,
+    on_mesh,
+    product_of_parts,
+)
 from jax_impl.training.engine import Engine
 from jax_impl.training.step import abstract_step
 from parity.proof.adapters import SCAN_RESULTS
@@ -28,6 +39,7 @@ from parity.proof.problems.cases import ScanCase
 from parity.suite.runs.segment import SCAN_CASES, TRAINING, Results, Segment, evaluated, repeats_after_a_restart, save
 from parity.suite.runs.trajectory_drift import OTHERS, SMALL, SMALL_SSM
 from spec.config import ModelConfig, TrainingConfig
+from spec.optimizer import MOMENTS
 from tools.xla import hlo
 from tools.xla.count import count
 
@@ -66,6 +78,8 @@ LAYOUTS = (Layout(8), Layout(1, 8), Layout(2, 4), Layout(2, 2, 2), Layout(1, 1, 
 TOGETHER = (Layout(8), Layout(2, 4), Layout(2, 2, 2), Layout(1, 1, 8))
 OTHER_LAYOUTS = (Layout(1, 1, 2), Layout(2, 2, 2))
 SSM_LAYOUTS = (Layout(8), Layout(2, 4, 1, 1))
+NARROW = replace(TRAINING, compute_dtype="bfloat16", grad_clip=0.0)
+NARROW_LAYOUTS = (Layout(1, 2), Layout(1, 8), Layout(2, 4), Layout(1, 2, 2))
 CHAIN = (Layout(2, 2, 2), ALONE, Layout(8), Layout(1, 4, 2), Layout(1, 2))
 
 
@@ -173,6 +187,45 @@ def bytes_held(found: Results) -> None:
     found["held"] = {"devices": list(counted.values()), "parameters": sum(x.nbytes for x in engine.parameters.values())}
 
 
+def product_problem() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, weight and the gradient of their product, each a number of bfloat16: what is multiplied is exact."""
+    random = np.random.default_rng(0)
+    drawn = (random.standard_normal(shape).astype(ml_dtypes.bfloat16) for shape in ((64, 24), (16, 24), (64, 16)))
+    x, weight, grad_y = (array.astype(np.float32) for array in drawn)
+    return x, weight, grad_y
+
+
+def cut_product(axis: int, context: ParallelContext) -> np.ndarray:
+    """The gradient of a weight that lies in parts along `axis`, of rows that the devices share, in bfloat16."""
+    x, weight, grad_y = product_problem()
+    place = jax.P(*(FSDP if i == axis else None for i in range(2)))
+
+    def local(x, part, grad_y):
+        _, pull_back = jax.vjp(partial(product_of_parts, axis=axis, dtype=jnp.bfloat16), x.astype(jnp.bfloat16), part)
+        return pull_back(grad_y.astype(jnp.bfloat16))[1]
+
+    specs = jax.P(FSDP), place, jax.P(FSDP)
+    run = jax.shard_map(local, mesh=context.mesh, in_specs=specs, out_specs=place, check_vma=False)
+    # Else XLA may leave a rounding out that the program asks for.
+    return np.asarray(jax.jit(run, compiler_options={"xla_allow_excess_precision": False})(x, weight, grad_y))
+
+
+def products(out: Path) -> None:
+    """The gradients of weights in parts along either axis."""
+    found = {str(axis): cut_product(axis, Layout(1, 8).context()) for axis in range(2)}
+    save(out / "products.npz", found)
+
+
+def in_bfloat16(out: Path) -> None:
+    """Loss and gradients of a step in bfloat16 in several layouts; without a clip the first moment tells them."""
+    for layout in NARROW_LAYOUTS:
+        segment = layout.segment(NARROW)
+        losses, _ = segment.train(1)
+        moments = segment.snapshot()["moments"][MOMENTS[0]]
+        gradients = {path: x.astype(np.float64) / (1.0 - NARROW.beta1) for path, x in moments.items()}
+        save(out / f"bfloat16 {layout.name}.npz", {"loss": losses[0, 0], **gradients})
+
+
 def few_steps(found: Results, out: Path) -> None:
     """What takes seconds: a few steps of two meshes, in two segments, and one scan."""
     for layout in (ALONE, *SHORT):
@@ -184,6 +237,7 @@ def few_steps(found: Results, out: Path) -> None:
         found[layout.name] = {"losses": [*losses.tolist(), *more.tolist()], "digests": [*digests, *seen]}
         found[layout.name]["evaluated"] = evaluated(second)
         save(out / f"states {layout.name}.npz", {"states": snapshot["states"]})
+    products(out)
     save(out / "scan.npz", cut_scan(SCAN_CASES[1], "sequential", Layout(1, 1, 4).context()))
 
 
@@ -208,6 +262,7 @@ def main(out: Path, short: bool) -> None:
         restart(found, Layout(2, 2, 2))
         validation(found, (ALONE, Layout(8), Layout(2, 2, 2)))
         scans(out)
+        in_bfloat16(out)
         collectives(found)
     if context.rank == 0:
         (out / f"results_{context.size}.json").write_text(json.dumps(found))

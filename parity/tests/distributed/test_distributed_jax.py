@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
 
 pytest.importorskip("jax", reason="meshes are JAX's")
 
-from parity.proof.bounds import assert_within
+from parity.proof.bounds import TIGHT, assert_within, select
+from parity.proof.bounds.monte_carlo_arithmetic import estimate
 from parity.proof.operations import OPERATIONS
+from parity.proof.operations.base import UNITS
+from parity.proof.problems.cases import perturbed_parameters
 from parity.suite.runs.distributed_jax import (
     ALONE,
     CHAIN,
     DEVICES,
     LAYOUTS,
+    NARROW,
+    NARROW_LAYOUTS,
     OTHER_LAYOUTS,
     SSM_LAYOUTS,
     SSM_STEPS,
@@ -26,8 +31,9 @@ from parity.suite.runs.distributed_jax import (
 )
 from parity.suite.runs.launch import finish, start
 from parity.suite.runs.segment import SCAN_CASES, TRAINING, digest
-from parity.suite.runs.trajectory_drift import OTHERS, SMALL, SMALL_SSM, bounded_run, story_data
+from parity.suite.runs.trajectory_drift import NOISE, OTHERS, SMALL, SMALL_SSM, bounded_run, story_data
 from spec.data import next_batch
+from spec.reference import loss_and_gradients
 from spec.runtime.parallel import ParallelContext
 
 pytestmark = pytest.mark.long
@@ -94,6 +100,37 @@ def test_every_other_family_stays_within_the_bound_of_one_device(found, name):
     for layout in (ALONE, *OTHER_LAYOUTS):
         losses = np.array(found[f"{name} {layout.name}"]["losses"])[:, 0]
         assert (np.abs(losses - exact) <= bound).all(), layout.name
+
+
+@cache
+def narrow_truth() -> tuple:
+    """Loss and gradients of the first step, and estimates for products of bfloat16 operands, and for float32 alone."""
+    batch = next_batch(story_data(), 0, NARROW)
+
+    def compute(lift):
+        params = {path: lift(x) for path, x in perturbed_parameters(SMALL, NARROW.seed, NOISE).items()}
+        loss, gradients, _ = loss_and_gradients(params, SMALL, batch.tokens, batch.labels, None, batch.resets)
+        return {"loss": np.asarray(loss), **gradients}
+
+    exact = {name: np.asarray(x) for name, x in compute(lambda x: np.asarray(x, np.float64)).items()}
+    of = partial(estimate, compute, exact, UNITS["float32"])
+    return exact, *(of(product_unit=UNITS[dtype]) for dtype in ("bfloat16", "float32"))
+
+
+@pytest.mark.parametrize("layout", NARROW_LAYOUTS, ids=lambda layout: layout.name)
+def test_a_step_in_bfloat16_adds_up_in_float32(out, layout):
+    """Within the estimate for bfloat16; and as near another layout as float32 allows, for the operands are the same.
+
+    Not so the embedding: each device rounds its part of the read-out's gradient, as one device does all of it.
+    """
+    exact, narrow, wide = narrow_truth()
+    found, first = (dict(np.load(out / f"bfloat16 {one.name}.npz")) for one in (layout, NARROW_LAYOUTS[0]))
+    used = assert_within(found, exact, narrow, "a step in bfloat16 on a mesh")
+    assert used > TIGHT
+    same = [name for name in exact if name != "embedding.weight"]
+    # Time that is cut has other partial sums in the scan, and an operand may round the other way.
+    if layout.sequence == 1:
+        assert_within(*select(same, found, first, wide), "the same step on other meshes")
 
 
 def test_every_mesh_sees_the_same_tokens(found):

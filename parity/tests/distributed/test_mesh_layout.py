@@ -11,11 +11,11 @@ import pytest
 pytest.importorskip("jax", reason="meshes are JAX's")
 
 from jax_impl.training.distributed import mesh_sizes
-from parity.proof.bounds import assert_within
+from parity.proof.bounds import TIGHT, assert_within, rounding, unit
 from parity.proof.bounds.monte_carlo_arithmetic import FACTOR, Rounding
 from parity.proof.operations import OPERATIONS
 from parity.proof.problems.cases import perturbed_parameters
-from parity.suite.runs.distributed_jax import ALONE, DEVICES, FEW, SHORT, UNEVEN
+from parity.suite.runs.distributed_jax import ALONE, DEVICES, FEW, SHORT, UNEVEN, product_problem
 from parity.suite.runs.launch import finish, start
 from parity.suite.runs.segment import SCAN_CASES, same_bits
 from parity.suite.runs.trajectory_drift import NOISE, SMALL, bounded_run, story_data
@@ -88,6 +88,20 @@ def test_no_device_holds_more_than_its_part(found):
 def test_a_scan_cut_in_time_stays_within_the_bound(out):
     scan, case = OPERATIONS["scan"], SCAN_CASES[1]
     assert_within(np.load(out / "scan.npz"), scan.truth(case), scan.bounds_in(case, "float32"), "scan cut in time")
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_gradients_of_narrow_products_are_added_up_wide(out, axis):
+    """Operands of bfloat16 multiply exactly in float32; a term meets 7 additions on its device and 7 between the eight.
+
+    A part rounded to bfloat16 before they are added would be off by up to 2^-9 of it.
+    """
+    x, _, grad_y = (array.astype(np.float64) for array in product_problem())
+    found = np.load(out / "products.npz")[str(axis)]
+    exact, size = grad_y.T @ x, np.abs(grad_y.T) @ np.abs(x)
+    assert found.dtype == np.float32
+    used = assert_within({"w": found}, {"w": exact}, {"w": rounding(14, 1, unit()) * size}, "weight in parts, bfloat16")
+    assert used > TIGHT
 
 
 CHANGES = {

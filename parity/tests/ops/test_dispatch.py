@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
+from collections import Counter
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -124,3 +127,74 @@ def test_an_unknown_mixer_method_is_told_the_known_ones(name: str) -> None:
         ValueError, match=r"unknown mixer method 'sequentia'; choose one of auto, sequential, .*did you"
     ):
         adapters.load_module(name, "ops.gated_scan").gated_scan(pre, bias, 0.0, method="sequentia")
+
+
+WAYS = {
+    "scan": {"cuda": "chunked", "rocm": "chunked", "cpu": "sequential"},
+    "gated_scan": {"cuda": "chunked", "rocm": "chunked", "cpu": "sequential"},
+    "loss": {"cuda": "chunked", "rocm": "chunked", "cpu": "fused_linear", "tpu": "fused_linear"},
+}
+"""Which method `auto` is in a program that JAX lowers for a platform, gradients included."""
+FRAME = {"constant", "return", "case", "broadcast_in_dim"}
+"""What the choice itself leaves in a program."""
+
+
+@cache
+def lowered(operation: str, method: str, platform: str) -> str:
+    """The program of an operation's gradients for a platform, whatever is here; a loss of several chunks."""
+    import jax
+
+    if operation == "loss":
+        losses = adapters.load_module("jax", "ops.cross_entropy")
+        labels = np.zeros((2, 32), np.int32)
+        shapes = (2, 32, 16), (300, 16)
+
+        def total(*inputs):
+            return losses.cross_entropy(*inputs, labels, np.dtype("float32"), method)[0]
+    elif operation == "scan":
+        scans = adapters.load_module("jax", "ops.scan")
+        shapes = (2, 256, 8), (2, 256, 8), (2, 8)
+
+        def total(*inputs):
+            return sum(x.sum() for x in scans.scan(*inputs, method))
+    else:
+        gated = adapters.load_module("jax", "ops.gated_scan")
+        shapes = (2, 256, 24), (8,), (2, 8)
+
+        def total(pre, bias, state):
+            return sum(x.sum() for x in gated.gated_scan(pre, bias, 1e-6, state, method=method))
+
+    arrays = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
+    with adapters.chunk_logits(adapters.load_module("jax", "ops.cross_entropy"), 4 * 300):
+        traced = jax.jit(jax.grad(total, tuple(range(len(arrays))))).trace(*arrays)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def work_of(program: str) -> Counter[str]:
+    """Its instructions by name, without those of the choice."""
+    return Counter(name for name in re.findall(r"stablehlo\.(\w+)", program) if name not in FRAME)
+
+
+@pytest.mark.skipif("jax" not in HERE, reason="torch asks the tensors")
+@pytest.mark.parametrize("operation, platform", [(name, one) for name, ways in WAYS.items() for one in ways])
+def test_the_platform_of_a_program_decides_its_way(operation: str, platform: str) -> None:
+    """A GPU's program takes the GPU's way, and no other one is in it; nor does it depend on what is here."""
+    found, method = lowered(operation, "auto", platform), WAYS[operation][platform]
+    named = {one: work_of(lowered(operation, one, platform)) for one in {*WAYS[operation].values()}}
+    assert len({*map(str, named.values())}) == len(named) >= 2
+    assert [one for one, work in named.items() if work == work_of(found)] == [method]
+
+
+@pytest.mark.skipif("jax" not in HERE, reason="torch asks the tensors")
+@pytest.mark.parametrize("platform, rows", [("cuda", 4), ("rocm", 4), ("cpu", 16), ("tpu", 64)])
+def test_the_platform_of_a_program_decides_its_tiles(platform: str, rows: int) -> None:
+    """Rows of logits at a time: CHUNK_FACTOR times as many on a CPU, TPU_ROWS, here all of them, on a TPU."""
+    program = lowered("loss", "fused_linear", platform)
+    assert {int(n) for n in re.findall(r"tensor<(\d+)x300xf32>", program)} == {rows}
+
+
+@pytest.mark.skipif("jax" not in HERE, reason="torch asks the tensors")
+def test_kernels_are_in_a_tpus_program_alone() -> None:
+    for operation in ("scan", "gated_scan"):
+        calls = {one: work_of(lowered(operation, "auto", one))["custom_call"] for one in ("cuda", "rocm", "cpu", "tpu")}
+        assert calls.pop("tpu") >= 2 and not any(calls.values()), operation

@@ -153,7 +153,7 @@ def test_linear_in_drive_and_state(adapter, method, case, seed, power):
     # The sum of the drives is rounded too: each term by u.
     bound = bound + 2.0**-24 * scan_truth(*(np.abs(x) for x in added))["states"]
     sum_of_states = states[0].astype(np.float64) + states[1]
-    check({"states": states[2]}, {"states": sum_of_states}, {"states": bound}, "scan, linearity")
+    assert_within({"states": states[2]}, {"states": sum_of_states}, {"states": bound}, "scan, linearity")
     factor = np.float32(2.0**power)
     scaled, _ = adapter.scan(one.decay, factor * one.drive, factor * one.state, method, one.resets, one.padding)
     np.testing.assert_array_equal(scaled, factor * states[0])
