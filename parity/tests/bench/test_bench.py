@@ -59,7 +59,9 @@ def test_every_section_measures_every_method(measured):
         methods = {name for name in backends.load("torch", module).METHODS if name != "auto"}
         assert methods <= {row["name"] for row in sections[section]}
     for section in ("scan", "mixer"):
-        for row in (row for row in sections[section] if "milliseconds" in row):
+        timed = [row for row in sections[section] if "milliseconds" in row]
+        assert {"sequential", "chunked"} <= {row["name"] for row in timed}
+        for row in timed:
             assert row["gb_per_s"] > 0 and row["of_copy"] > 0, row
     (chunked,) = [row for row in sections["mixer"]
                   if (row["name"], row["pass"], row["shape"]) == ("chunked", "forward", (2, 8, 16))]  # fmt: skip
@@ -107,7 +109,8 @@ def test_a_section_or_a_method_that_fails_leaves_the_others_alone(monkeypatch, t
     assert stop.value.code == 1
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert result["sections"]["train"] == [{"name": "train", "error": "RuntimeError: a fault of the device"}]
-    assert all("milliseconds" in row for row in result["sections"]["scan"] if row["name"] == "sequential")
+    sequential = [row for row in result["sections"]["scan"] if row["name"] == "sequential"]
+    assert sequential and all("milliseconds" in row for row in sequential)
     assert any("tokens_per_second" in row for row in result["sections"]["decode"])
     assert any(error.startswith("scan: chunked: RuntimeError") for error in result["errors"])
     assert any(row["name"] == "a peer" and "error" in row for row in result["sections"]["scan"])
@@ -174,7 +177,7 @@ def test_gpu_check_runs_all_of_torchs_own_tests_and_none_of_jax_alone():
     own = {"torch_compile", "triton_kernels", "triton_launches", "numba_kernels", "decode", "decode_numba", "doctor",
            "fused_linear_cross_entropy", "ui_models"}  # fmt: skip
     assert {f"test_{name}.py" for name in both | own} <= names
-    assert not any("jax" in name or "pallas" in name for name in names)
+    assert names and not any("jax" in name or "pallas" in name for name in names)
 
 
 def test_gpu_check_writes_one_json_and_fails_where_something_did(monkeypatch, tmp_path, capsys):

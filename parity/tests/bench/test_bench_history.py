@@ -125,7 +125,10 @@ def test_the_command_measures_shows_and_keeps(monkeypatch, tmp_path, capsys):
     assert kept.read_bytes() == (tmp_path / "b.json").read_bytes() and shown.splitlines()[-1] == str(kept)
     result = json.loads(kept.read_text())
     assert set(result["sections"]) == {"machine", "scan"} and result["environment"]["versions"]["numba"]
-    assert all(one["name"].startswith("scan ") for one in result["targets"]) and "of least traffic" in shown
+    # Of what was measured alone, and of each backend that was.
+    scans = [one["name"] for one in result["targets"]]
+    assert {name.split()[1] for name in scans} == {*backends.installed()} and "of least traffic" in shown
+    assert [name for name in scans if not name.startswith("scan ")] == []
     assert kept.parent.name == bench_results.machine_of(result)
 
 

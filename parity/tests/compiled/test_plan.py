@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -67,6 +68,14 @@ def test_without_the_compiler_the_error_is_one_line_with_the_remedy(refused):
 )
 def test_mistakes_are_refused_without_the_compiler(refused, flags, message):
     assert message in refused("plan", *flags)
+
+
+def test_what_is_given_up_to_the_step_counts_once():
+    """Parameters and moments are donated: they are arguments and results in one place."""
+    sizes = {"argument": 700, "output": 500, "alias": 450, "temp": 40}
+    report = SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
+    found = compile_step.memory_bytes(SimpleNamespace(memory_analysis=lambda: report))
+    assert found == {"arguments": 700, "outputs": 500, "aliased": 450, "temporary": 40, "peak": 700 + 50 + 40}
 
 
 def step_spec(**changes) -> StepSpec:

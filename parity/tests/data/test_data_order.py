@@ -25,7 +25,7 @@ SEQ_LEN, SEED = 8, 3
 
 
 def write_data(directory, dtype="uint16", train=1003, val=77, **changes):
-    """A DATA directory by hand; `changes` replace entries of meta.json."""
+    """A DATA directory by hand, 3 bytes a training and 2 a validation token; `changes` replace entries of meta.json."""
     random = np.random.default_rng(0)
     directory.mkdir(exist_ok=True)
     tokenizer = b'{"kind": "made up"}'
@@ -35,7 +35,8 @@ def write_data(directory, dtype="uint16", train=1003, val=77, **changes):
     for part, count in (("train", train), ("val", val)):
         content = random.integers(0, VOCABULARY, count).astype(np.dtype(dtype).newbyteorder("<")).tobytes()
         (directory / f"{part}.bin").write_bytes(content)
-        meta[part] = {"tokens": count, "bytes": 2 * count, "sha256": hashlib.sha256(content).hexdigest()}
+        size = {"train": 3, "val": 2}[part] * count
+        meta[part] = {"tokens": count, "bytes": size, "sha256": hashlib.sha256(content).hexdigest()}
     (directory / "meta.json").write_text(json.dumps({**meta, **changes}))
     return directory
 

@@ -209,6 +209,34 @@ def test_the_hubs_own_cache_is_looked_into(hub: Hub, prepare: Callable[..., Outc
     assert hub.requests == []
 
 
+@pytest.mark.parametrize(
+    "place", ["hub/datasets--somebody--texts/snapshots/{}/{}", "assets/liquidnet/somebody--texts/{}/{}"]
+)
+def test_wrong_bytes_in_a_cache_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str):
+    """In the hub's cache and in ours; as many as there should be, so that only a checksum tells."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", tmp_path / "hub")
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", tmp_path / "assets")
+    monkeypatch.setattr(module, "_fetch", lambda *_: pytest.fail("it was downloaded again over what is there"))
+    find = huggingface_hub.try_to_load_from_cache
+    monkeypatch.setattr(
+        huggingface_hub,
+        "try_to_load_from_cache",
+        lambda *given, **named: find(*given, cache_dir=tmp_path / "hub", **named),
+    )
+    path = tmp_path / place.format(VAL.revision, VAL.filename)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(TEXTS[1])
+    assert module.download(VAL, "") == path
+    path.write_bytes(TEXTS[1][:-1] + b"~")
+    with pytest.raises(
+        ValueError, match=rf"sha256 \w+ is not {VAL.sha256}, that of {VAL.filename} .*; delete it and try again"
+    ):
+        module.download(VAL, "")
+
+
 def test_two_never_write_one_file(prepare: Callable[..., Outcome], tmp_path: Path):
     partial = kept(tmp_path, VAL, ".incomplete")
     partial.parent.mkdir(parents=True)

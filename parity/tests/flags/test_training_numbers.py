@@ -135,5 +135,7 @@ def changes(usual: Any, flag: MixerFlag, every: list[MixerFlag]) -> Iterator[lis
         chosen = [flag, *besides]
         for values in itertools.product(*(other_values(one, getattr(usual, one.field)) for one in chosen)):
             with contextlib.suppress(ValueError):
+                if any(value == getattr(usual, one.field) for one, value in zip(chosen, values, strict=True)):
+                    continue
                 replace(usual, **{one.field: value for one, value in zip(chosen, values, strict=True)})
                 yield list(zip(chosen, values, strict=True))

@@ -176,9 +176,19 @@ def test_who_leaves_is_stopped_and_forgotten(controller):
     controller.leave("one")
     controller.leave("never there")
     assert task.stopped and controller.task("one") is not task
-    for i in range(TEXTS + 5):
-        controller.task(f"browser {i}")
-    assert controller.task("browser 4").generations == [] and len(controller._by_browser) == TEXTS
+
+
+def test_the_text_that_was_not_touched_for_longest_is_forgotten(controller):
+    """Each is told from the others by its layer; that of `browser 0` is asked for in between, so 1 and 2 go."""
+    tasks = [controller.task(f"browser {i}") for i in range(TEXTS)]
+    for i, task in enumerate(tasks):
+        task.layer = i
+    assert controller.task("browser 0") is tasks[0]
+    new = [controller.task(f"new {i}") for i in range(2)]
+    assert [task.stopped for task in tasks] == [i in (1, 2) for i in range(TEXTS)]
+    assert not any(task.stopped for task in new) and [controller.task(f"new {i}") for i in range(2)] == new
+    assert controller.task(f"browser {TEXTS - 1}").layer == TEXTS - 1 and controller.task("browser 0").layer == 0
+    assert controller.task("browser 1") is not tasks[1] and len(controller._by_browser) == TEXTS
 
 
 def test_bounds_are_refused_in_words(controller, handed_over):
