@@ -87,9 +87,7 @@ def exit_if_terminated(command: str) -> Iterator[None]:
 def _heeded() -> tuple[signal.Signals, ...]:
     """TERMINATING, without a SIGHUP that nohup has had ignored."""
     return tuple(
-        number
-        for number in TERMINATING
-        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
+        number for number in TERMINATING if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
     )
 
 
