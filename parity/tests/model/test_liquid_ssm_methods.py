@@ -108,20 +108,6 @@ def test_time_does_not_run_backward(adapter):
         assert np.isfinite(states[:, :9]).all() and np.isnan(states[0, 9:]).all()
 
 
-def test_side_inputs_have_their_shapes(adapter):
-    """Nothing is spread over what it was not given for."""
-    model = adapters.load_module(adapter.NAME, "model").build(DIAGONAL)
-    (tokens,) = (
-        adapter._tensors(np.zeros((2, 5), np.int64)) if adapter.NAME == "torch" else (np.zeros((2, 5), np.int32),)
-    )
-    for name, shape in (("gaps", (1, 5)), ("dt_scale", (5,)), ("noise", (2, 2, 1, 4)), ("noise", (3, 2, 5, 4))):
-        (array,) = (
-            adapter._tensors(np.ones(shape, np.float32)) if adapter.NAME == "torch" else (np.ones(shape, np.float32),)
-        )
-        with pytest.raises(ValueError, match=rf"{name} \[.*must have shape"):
-            model.logits(tokens, side={name: array})
-
-
 def test_a_dense_state_is_stepped(adapter):
     """The named method refuses, `auto` does not take it."""
     with pytest.raises(NotImplementedError, match="needs a diagonal state, this one is dense"):

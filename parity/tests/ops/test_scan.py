@@ -228,21 +228,11 @@ def test_an_unknown_method_is_named(adapter, name, hint):
         adapter.scan(one, one, method=name)
 
 
-@pytest.mark.parametrize(
-    "decay, drive, state",
-    [
-        ((2, 4, 3), (2, 5, 3), None),
-        ((2, 4, 3), (2, 4, 1), None),
-        ((4, 3), (4, 3), None),
-        ((2, 0, 3), (2, 0, 3), None),
-        ((2, 4, 3), (2, 4, 3), (3, 2)),
-        ((2, 4, 3), (2, 4, 3), (1, 3)),
-    ],
-)
-def test_wrong_shapes_raise(adapter, decay, drive, state):
-    shapes = [None if shape is None else np.zeros(shape, np.float32) for shape in (decay, drive, state)]
-    with pytest.raises(ValueError, match="shape"):
-        adapter.scan(*shapes)
+def test_no_token_at_all_raises(adapter):
+    """Other shapes: parity/tests/model/test_bad_inputs.py."""
+    nothing = np.zeros((2, 0, 3), np.float32)
+    with pytest.raises(ValueError, match=r"one shape \[b, t, d\] with t >= 1, got \(2, 0, 3\)"):
+        adapter.scan(nothing, nothing)
 
 
 def test_a_method_that_does_not_run_is_skipped_in_its_own_words(monkeypatch):
