@@ -187,8 +187,10 @@ BAD_VALUES = [
 ]
 
 
-@pytest.mark.parametrize("name, which, where, value, message", BAD_VALUES)
-def test_a_value_that_is_none(name, which, where, value, message):
+@pytest.mark.parametrize(
+    "name, which, where, value, message", BAD_VALUES, ids=[f"{which}-{value}" for _, which, _, value, _ in BAD_VALUES]
+)
+def test_a_value_outside(name, which, where, value, message):
     """Refused where the host has it; JAX makes the loss and every gradient NaN, eagerly too."""
     whole = which in ("tokens", "labels")
     array = ints(*SHAPE, dtype=np.int64) if whole else floats(*SHAPE, dtype=np.float64)
