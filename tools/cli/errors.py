@@ -170,6 +170,6 @@ def is_lack_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """An error's message without the lines after the first."""
     return next(iter(str(error).splitlines()), type(error).__name__)

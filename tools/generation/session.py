@@ -22,10 +22,14 @@ from spec.sampling import Sampling, Step, check_tokens, generate
 from tools import convert
 from tools.cli import backends
 from tools.generation.stop_strings import StopStringFilter
-from tools.tokenizer import StreamDecoder, Tokenizer, parse_tokenizer
+from tools.tokenizer import Tokenizer, parse_tokenizer
 
-#: States, of the backend's own kind, the number of tokens they have absorbed, and the tokens after these.
-Snapshot = tuple[object, int, list[int]]
+#: States, of the backend's own kind, the number of tokens they have absorbed, the last of these, and the tokens after.
+Snapshot = tuple[object, int, tuple[int, ...], list[int]]
+#: Absorbed tokens that are kept, for the text of those that follow depends on them.
+RECENT = 64
+#: Of these, in a file: with the one that is pending, a character of four bytes that the text ends in the middle of.
+RECENT_SAVED = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,13 +108,12 @@ class Session:
         #: After the first `position` tokens: [l, 1, n], of the backend's own kind; None before any.
         self.states: object = None
         self.position = 0
+        self._recent: tuple[int, ...] = ()
         #: Tokens of the text that have not been absorbed yet.
         self.pending: list[int] = []
         self._previous = self._snapshot()
         #: Whether the last turn met an end-of-text token.
         self.ended = False
-        # A turn may end in the middle of a character, and the next one complete it.
-        self._decoder: StreamDecoder | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -118,16 +121,15 @@ class Session:
         return self.position == 0 and not self.pending
 
     def append(self, text: str) -> None:
-        """Append to the text.
+        """Append to the text, as it is: what a tokenizer puts before a text belongs before the first of it alone.
 
         Raises:
             ValueError: the text cannot be encoded.
         """
         try:
-            self.pending = self.pending + self.tokenizer.encode(text).tolist()
+            self.pending = self.pending + self.tokenizer.encode(text, continues=not self.is_empty).tolist()
         except UnicodeEncodeError as error:
             raise ValueError("the text is not valid Unicode; give it as UTF-8") from error
-        self._decoder = None
 
     def write(self, sampling: Sampling, max_tokens: int, stop: Sequence[str] = ()) -> Iterator[str]:
         """Pieces of what the model appends, as they come.
@@ -149,11 +151,13 @@ class Session:
             yield from self._generate(sampling, max_tokens, stop)
         finally:
             if not self.pending:  # no token was drawn after the last step, or none that belongs to the text
-                self.states, self.position, self.pending = self._previous
+                self._restore(self._previous)
 
     def _generate(self, sampling: Sampling, max_tokens: int, stop: Sequence[str]) -> Iterator[str]:
-        visible, decoder = StopStringFilter(stop, self._snapshot()), self._decoder or self.tokenizer.stream_decoder()
-        self._decoder = decoder
+        # What the turn appends is the text of all tokens without that of those before: a decoder may drop the space of
+        # the first one, and the last turn may have ended in the middle of a character.
+        decoder = self.tokenizer.stream_decoder(self._context)
+        visible = StopStringFilter(stop, self._snapshot())
         self.ended = False
         tokens = generate(self._absorb, np.asarray([self.pending]), sampling, self.states, self.position)
         for _, tokens_b in zip(range(max_tokens), tokens, strict=False):
@@ -164,7 +168,9 @@ class Session:
             self.pending = [token]
             yield visible.push(decoder.push(token), self._snapshot())
             if visible.stopped:
-                self._rewind(*visible.before_stop())
+                snapshot, text = visible.before_stop()
+                self._restore(snapshot)
+                self.pending = self.pending + self.tokenizer.encode_after(self._context, text)
                 return
         # Half of a character that the text ends with is never completed; one that a turn ends with may be.
         yield visible.rest() + (decoder.flush() if self.ended else "")
@@ -186,7 +192,12 @@ class Session:
             if self.states is None
             else as_array(self.states)
         )
-        metadata = {"weights": model.identity, "position": str(self.position), "pending": json.dumps(self.pending)}
+        metadata = {
+            "weights": model.identity,
+            "position": str(self.position),
+            "recent": json.dumps(self._recent[-RECENT_SAVED:]),
+            "pending": json.dumps(self.pending),
+        }
         with new_file(path) as temporary:
             temporary.write_bytes(pack({"states": states}, metadata))
 
@@ -202,9 +213,10 @@ class Session:
                 metadata, states = file.metadata() or {}, file.get_tensor("states")
             position, pending = int(metadata["position"]), json.loads(metadata["pending"])
             tokens = np.asarray(pending, np.int64)
+            recent = np.asarray(json.loads(metadata.get("recent", "[]")), np.int64)  # older files have none
             others = metadata["weights"] != model.identity or states.shape != state_shape(model.checkpoint.config, 1)
             if not others:
-                check_tokens(tokens, model.checkpoint.config.vocab_size)
+                check_tokens(np.concatenate([recent, tokens]), model.checkpoint.config.vocab_size)
             if states.dtype != np.float32 or not np.isfinite(states).all():
                 raise ValueError("its numbers are not float32, or not finite")
             if tokens.ndim != 1 or tokens.size == 0 or position < 0:
@@ -217,22 +229,26 @@ class Session:
             raise ValueError(
                 f"{path} is a state of other weights; load it with the checkpoint and the --weights it was saved with"
             )
-        self.states, self.position, self.pending = states if position else None, position, tokens.tolist()
-        self._decoder = None
+        self._restore((states if position else None, position, tuple(recent.tolist()), tokens.tolist()))
 
     def _absorb(self, tokens_bt: np.ndarray, states: object) -> tuple[np.ndarray, object]:
         self._previous = self._snapshot()
         logits_bv, states = self._step(tokens_bt, states)
         count = tokens_bt.shape[1]
+        self._recent = (*self._recent, *self.pending[:count][-RECENT:])[-RECENT:]
         self.states, self.position, self.pending = states, self.position + count, self.pending[count:]
         return logits_bv, states
 
     def _snapshot(self) -> Snapshot:
-        return self.states, self.position, self.pending
+        return self.states, self.position, self._recent, self.pending
 
-    def _rewind(self, snapshot: Snapshot, text: str = "") -> None:
-        self.states, self.position, self.pending = snapshot
-        self.append(text)
+    def _restore(self, snapshot: Snapshot) -> None:
+        self.states, self.position, self._recent, self.pending = snapshot
+
+    @property
+    def _context(self) -> list[int]:
+        """The last tokens of the text."""
+        return [*self._recent, *self.pending]
 
 
 def as_array(states: object) -> np.ndarray:

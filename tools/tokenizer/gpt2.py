@@ -47,6 +47,14 @@ def byte_symbols() -> tuple[str, ...]:
     return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
 
 
+def byte_backend() -> tokenizers.Tokenizer:
+    """The 256 bytes, each with its value as id, and end of text as 256."""
+    vocabulary = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+    backend = byte_level(models.BPE(vocab=vocabulary, merges=[]), use_regex=False)
+    backend.add_special_tokens([END_OF_TEXT])
+    return backend
+
+
 def gpt2_backend(files: Sequence[Path] | None) -> tokenizers.Tokenizer:
     """Build GPT-2's tokenizer.
 

@@ -233,12 +233,32 @@ def test_half_a_character_is_not_taken_along(checkpoint, tmp_path):
     kept.append("Hello")
     kept.save(path, model)
     wanted = "".join(kept.write(WARM, 12))
-    session = Session(scripted("\u00e9".encode()), BYTES)
-    session.append("Say: ")
+    session = started(scripted("\u00e9".encode()))
     assert "".join(session.write(GREEDY, 1)) == ""
     session._step = model.step
     session.load(path, model)
     assert "".join(session.write(WARM, 12)) == wanted
+
+
+def test_the_file_keeps_the_half_of_a_character(checkpoint, tmp_path):
+    """A text may be kept after three of a character's four bytes, two of which are absorbed."""
+    model, path = open_model(checkpoint), tmp_path / "state"
+    session, first, others = model.session(), *np.split(np.frombuffer("\U0001f600".encode(), np.uint8), [1])
+    session.append("Hello ")
+    session.pending += first.tolist()
+    session._step = writes(others.tolist(), model.step)
+    assert "".join(session.write(GREEDY, 2)) == "" and session.pending == [others[1]]
+    session.save(path, model)
+    session = model.session()
+    session.load(path, model)
+    session._step = writes([int(others[2])], model.step)
+    assert "".join(session.write(GREEDY, 1)) == "\U0001f600"
+
+
+def writes(tokens, step):
+    """A model that writes these."""
+    following = iter(tokens)
+    return lambda tokens_bt, states: (np.eye(1, 257, next(following, 0)), step(tokens_bt, states)[1])
 
 
 def test_a_state_is_written_over_a_state_alone(checkpoint, tmp_path):
@@ -286,6 +306,8 @@ def test_a_file_that_is_no_state_of_this_model_is_refused(checkpoint, tmp_path, 
         "negative": pack({"states": states}, {**metadata, "position": "-1"}),
         "nothing pending": pack({"states": states}, {**metadata, "pending": "[]"}),
         "unknown token": pack({"states": states}, {**metadata, "pending": "[257]"}),
+        "unknown before": pack({"states": states}, {**metadata, "recent": "[257]"}),
+        "nested before": pack({"states": states}, {**metadata, "recent": "[[1]]"}),
         "huge token": pack({"states": states}, {**metadata, "pending": json.dumps([2**70])}),
         "nested": pack({"states": states}, {**metadata, "pending": "[" * 100_000}),
         "words": pack({"states": states}, {**metadata, "pending": '{"a": 1}'}),
