@@ -84,15 +84,16 @@ def encoding_backend(
     spelled = spelled_by_model(parts)
     hidden = {token: f"{_UNSPELLABLE}{index}" for token, index in special.items() if token in spelled}
     unknown = _unknown(parts)
-    if isinstance(parts["model"]["vocab"], list) and unknown is not None:
-        # Found by its id; text that spells its name is known.
-        hidden.setdefault(unknown, f"{_UNSPELLABLE}unknown")
+    if unknown in spelled:  # text that spells its name is known; where it is the end of text too, none is left
+        hidden[unknown] = f"{_UNSPELLABLE}unknown"
     for token in parts["added_tokens"]:
         content = token["content"]
         symbols = byte_symbols is not None and not content.isascii() and set(content) <= set(byte_symbols)
         token["special"] |= content in special or (symbols and content in spelled)
         token["content"] = hidden.get(content, content)
-    _hide(parts["model"], hidden, unknown in special)
+    _hide(parts["model"], hidden)
+    if unknown in special:
+        parts["model"] |= {"unk_id": None} if "unk_id" in parts["model"] else {"unk_token": _UNSPELLABLE}
     _refuse_what_is_lost(parts)
     if continues:
         parts["normalizer"] = _without_ends(parts["normalizer"])
@@ -114,15 +115,13 @@ def reason(message: str) -> str:
     return "it has no token for one of its characters" if _UNSPELLABLE in message else message
 
 
-def _hide(model: Parts, hidden: dict[str, str], ends: bool) -> None:
-    """Rename tokens of the model; `ends` says that the unknown one is the end of text, so that none is left."""
+def _hide(model: Parts, hidden: dict[str, str]) -> None:
     vocabulary = model["vocab"]
     if isinstance(vocabulary, list):
         model["vocab"] = [[hidden.get(piece, piece), score] for piece, score in vocabulary]
-        model["unk_id"] = None if ends else model["unk_id"]
         return
     model["vocab"] = {hidden.get(token, token): index for token, index in vocabulary.items()}
-    model["unk_token"] = f"{_UNSPELLABLE}unknown" if ends else model["unk_token"]
+    model["unk_token"] = hidden.get(model["unk_token"], model["unk_token"])
     if hidden and model["type"] == "BPE":
         cut = len(model["continuing_subword_prefix"] or "")
         model["merges"] = [
@@ -141,7 +140,7 @@ def _refuse_what_is_lost(parts: Parts) -> None:
     of_bytes = {kind["type"] for kind in (*flat(parts["normalizer"]), *flat(parts["pre_tokenizer"]))}
     symbols = set(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     if not ("ByteLevel" in of_bytes and symbols <= vocabulary.keys() and not _affixes(model)):
-        model["unk_token"] = f"{_UNSPELLABLE}unknown"
+        model["unk_token"] = _UNSPELLABLE
 
 
 def _affixes(model: Parts) -> bool:

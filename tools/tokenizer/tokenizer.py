@@ -23,9 +23,17 @@ from tools.tokenizer.streaming import (
 
 
 class _Facts(NamedTuple):
-    """What a tokenizer.json says: special tokens, ids that stand for themselves and not for bytes, decoders."""
+    """What a tokenizer.json says.
+
+    Args:
+        special: what no text yields.
+        names: of special tokens, the unknown one too; the library gives the normalized ones of some.
+        literal: ids of tokens that stand for themselves, not for bytes.
+        decoders: their types.
+    """
 
     special: dict[str, int]
+    names: dict[int, str]
     literal: frozenset[int]
     decoders: tuple[str, ...]
 
@@ -79,19 +87,16 @@ class Tokenizer:
         added = {token["content"]: token["id"] for token in parts["added_tokens"]}
         end_of_text = next(content for content, index in added.items() if index == self.end_of_text_id)
         special = special_tokens(parts, end_of_text)
+        names = {token["id"]: token["content"] for token in parts["added_tokens"] if token["special"]}
+        names |= {index: content for content, index in special.items()}
         # An added token stands for itself, where it is not the model that makes it of bytes.
         by_model = spelled_by_model(parts) - special.keys()
         literal = frozenset(index for content, index in added.items() if content not in by_model)
-        return _Facts(special, literal, tuple(kind["type"] for kind in flat(parts["decoder"])))
-
-    @cached_property
-    def _names(self) -> dict[int, str]:
-        """Of the special tokens: the library gives the normalized ones of some."""
-        return {index: content for content, index in self._facts.special.items()}
+        return _Facts(special, names, literal, tuple(kind["type"] for kind in flat(parts["decoder"])))
 
     def _string(self, token: int) -> str | None:
         """What the vocabulary calls an id; None for one that it leaves out."""
-        return self._names.get(token, self.backend.id_to_token(token))
+        return self._facts.names.get(token, self.backend.id_to_token(token))
 
     @cached_property
     def _encoder(self) -> tokenizers.Tokenizer:
@@ -150,12 +155,11 @@ class Tokenizer:
                 text.encode()  # a lone surrogate is told as such
             raise ValueError(f"the tokenizer cannot encode this text: {reason(message)}; {remedy}") from error
         documents = [np.array(encoding.ids, dtype=self.dtype) for encoding in encodings]
-        special = np.array(sorted(self.special_ids))
-        for ids in documents:
-            found = ids[np.isin(ids, special)]
-            if found.size:
-                token = self._string(int(found[0]))
-                raise ValueError(f"the tokenizer cannot encode this text: it makes {token!r} of it; {remedy}")
+        every = np.concatenate(documents) if documents else np.array([], self.dtype)
+        slipped = every[np.isin(every, [*self.special_ids])]
+        if slipped.size:
+            token = self._string(int(slipped[0]))
+            raise ValueError(f"the tokenizer cannot encode this text: it makes {token!r} of it; {remedy}")
         return documents
 
     def encode_after(self, context: Sequence[int], text: str) -> list[int]:

@@ -86,6 +86,9 @@ CASES = {
     "pieces": (pieces("</s>", "<s>"), "</s> <s>x", "< ##/ ##s ##> < ##s ##> ##x"),
     "merges": (merged("</s>"), "a</s>b", "a </s > b"),
     "merges of merges": (merged("</s>", "<s>", "<s>x"), "<s>x</s>", "<s > x </s >"),
+    "merges, unknown": (merged("</s>", "<unk>", unk_token="<unk>"), "<unk>\u00e9", "<unk > <unk>"),
+    "words before merges, unknown": (
+        merged("</s>", "<unk>", unk_token="<unk>", ignore_merges=True), "<unk>", "<unk >"),
     "words before merges": (merged("</s>", ignore_merges=True), "</s>", "</s >"),
     "added": (added(merged("</s>"), AddedToken("<me>", special=True)), "<me>", "< m e >"),
     "added, lower case": (
@@ -195,7 +198,7 @@ def test_added_letters_of_byte_level_vocabularies_come_back(token: str, sequence
     assert "".join([stream.push(index) for index in ids]) + stream.flush() == text
 
 
-@settings(max_examples=max(12, settings.default.max_examples // 8))
+@settings(max_examples=max(12, settings().max_examples // 8))
 @given(st.integers(0, 10**9))
 def test_hostile_text(number: int):
     """A random tokenizer of any kind and random text, as `python -m parity.suite.robustness.hostile_text` has them."""

@@ -1,6 +1,7 @@
 """What is shown is the text of the tokens: prompts, turns and stop strings, for tokenizers that add or drop a space."""
 
 import itertools
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
@@ -98,17 +99,21 @@ OTHERS = {
 EVERY = {kind: cache(make) for kind, make in {**EXACT, **OTHERS}.items()}
 
 
-def writing(tokenizer: Tokenizer, *turns: list[int]) -> Session:
+def writing(tokenizer: Tokenizer, *turns: Iterable[int]) -> Session:
     """A session of a model that writes these tokens, whatever it is told; its state is all that it has absorbed."""
     following = itertools.chain(*turns)
 
     def step(tokens_bt, states):
-        return np.eye(1, tokenizer.vocab_size, next(following, 0)), (*(states or ()), *tokens_bt[0].tolist())
+        return np.eye(1, tokenizer.vocab_size, next(following, 0)), (
+            *states,
+            *tokens_bt[0].tolist(),
+        ) if states else tuple(tokens_bt[0].tolist())
 
     return Session(step, tokenizer)
 
 
 def ids_of(session: Session) -> list[int]:
+    assert session.states is None or isinstance(session.states, tuple)
     return [*(session.states or ()), *session.pending]
 
 
@@ -158,7 +163,8 @@ def test_turns_are_appended_as_they_are(kind: str, data: st.DataObject):
 )
 def test_after_a_stop_string_the_tokens_are_what_was_shown(kind: str, tokens: list[str], stop: str, shown: str):
     tokenizer = EVERY[kind]()
-    ids = [tokenizer.backend.token_to_id(token) for token in tokens]
+    vocabulary = tokenizer.backend.get_vocab()
+    ids = [vocabulary[token] for token in tokens]
     session = writing(tokenizer, ids)
     session.append("x")
     assert "".join(session.write(GREEDY, 9, [stop])) == shown
