@@ -60,8 +60,9 @@ report: setup
 mutants: setup  ## planted faults, one by one: which test catches each, by how many bounds
 	$(BIN)/python -m parity.suite.mutants $(MUTANTS_ARGS)
 
-soak: kills setup  ## runs killed KILLS times, then property tests on fresh random problems for MINUTES
+soak: kills setup  ## runs killed KILLS times, then property tests, then hostile text, for MINUTES each
 	$(BIN)/python -m parity.suite.soak --minutes $(MINUTES) --workers $(WORKERS)
+	$(BIN)/python -m parity.suite.robustness.hostile_text --minutes $(MINUTES) --seed $$(date +%s)
 
 kills: setup  ## runs that are SIGKILLed KILLS times, in torch, in two processes of it, and in JAX: the same bits
 	$(BIN)/python -m parity.suite.runs.crash_resume --kills $(KILLS) --backend torch

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-_WINDOW = 64
+_WINDOW = 24
 _LONGEST_CHARACTER = 4  # tokens of one byte that a UTF-8 character takes at most
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
@@ -77,7 +77,7 @@ class WindowStream:
             ids = self._ids[-_WINDOW:]
             window = self._decode(ids)
             # Where a decoder strips a beginning of blanks alone, how much it strips depends on what comes.
-            if window.strip() or len(self._ids) > 64 * _WINDOW:
+            if window.strip() or len(self._ids) > 100 * _WINDOW:
                 self._ids, self._shown = ids, len(window) - (len(text) - self._shown)
         return new
 
@@ -88,6 +88,8 @@ def separate_invalid_bytes(tokens: Sequence[str]) -> list[str]:
     The library's ByteFallback replaces all of a run of bytes where one of them is wrong: a text would lose whole
     characters by the beginning of the next. With an empty token between them only the wrong ones are lost.
     """
+    if not any(token.startswith("<0x") for token in tokens):
+        return [*tokens]
     values = [int(match[1], 16) if (match := _BYTE.fullmatch(token)) else None for token in tokens]
     separated: list[str] = []
     at, valid = 0, True

@@ -27,6 +27,7 @@ SUBJECTS = (
     "liquid_ssm",
     "mixers",
     "sessions",
+    "plain_text",
     "user_facing",
 )
 KEYS = {field.name for field in fields(Mutant)}

@@ -1,6 +1,6 @@
 """Hostile text against random tokenizers, until the time is up or something is found.
 
-    python -m parity.suite.robustness.hostile_text --seconds 600
+    python -m parity.suite.robustness.hostile_text --minutes 10
 
 A case is a pure function of the seed and its number: a tokenizer of any kind, and texts that spell its special tokens,
 mix scripts, controls and combining marks, or repeat one thing for ever. Whatever it is: no text yields a special token;
@@ -25,6 +25,7 @@ import tyro
 from parity.suite.robustness.random_tokenizers import SPECIAL, UNKNOWN, WORDS, DrawnTokenizer, draw_tokenizer
 from tools.tokenizer import Tokenizer, parse_tokenizer
 
+#: Of all threads; another program's work counts for nothing.
 CASE_SECONDS = 10.0
 _BYTE_NAME = "<0x"
 _TEXTS = (
@@ -38,7 +39,7 @@ _TEXTS = (
 class HostileText:
     """How long to look, and from where."""
 
-    seconds: float = 60.0
+    minutes: float = 1.0
     """Time in all."""
     seed: int = 0
     """Of the cases."""
@@ -136,13 +137,14 @@ def run(options: HostileText) -> int:
     """Exit code 0 where nothing was found, 1 where something was."""
     began, done, encoded, slowest = time.monotonic(), 0, 0, 0.0
     number = options.first
-    while time.monotonic() - began < options.seconds and done != options.cases:
+    while time.monotonic() - began < 60.0 * options.minutes and done != options.cases:
         draw = random.Random(f"{options.seed}, {number}")
-        drawn, at = draw_tokenizer(draw), time.monotonic()
+        drawn, at = draw_tokenizer(draw), time.process_time()
         try:
             encoded += check(drawn, draw)
-            slowest = max(slowest, time.monotonic() - at)
-            assert time.monotonic() - at < CASE_SECONDS, f"it took {time.monotonic() - at:.1f} s"
+            took = time.process_time() - at
+            slowest = max(slowest, took)
+            assert took < CASE_SECONDS, f"it took {took:.1f} s"
         except Exception as error:  # whatever it is, it is a finding
             traceback.print_exc()
             print(
@@ -150,7 +152,7 @@ def run(options: HostileText) -> int:
             )
             return 1
         done, number = done + 1, number + 1
-    print(f"{done:,} tokenizers, {encoded:,} texts encoded, slowest case {slowest:.2f} s: nothing found")
+    print(f"{done:,} tokenizers, {encoded:,} texts encoded, slowest case {slowest:.2f} s of CPU: nothing found")
     return 0
 
 

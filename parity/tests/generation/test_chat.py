@@ -20,6 +20,7 @@ from parity.tests.generation.test_session import BYTES, CONFIG
 from spec.checkpoint.format import Checkpoint, write_checkpoint
 from tools.cli import backends
 from tools.cli.main import main
+from tools.generation import chat
 from tools.generation.chat import CHAT_STOP, CHAT_TURN, Chat, Dialogue
 from tools.generation.session import open_model
 
@@ -46,8 +47,7 @@ def piped(checkpoint, text: str | bytes, *flags: object) -> subprocess.Completed
 
 @pytest.fixture
 def dialogue(checkpoint):
-    chat = Chat(checkpoint, seed=4)
-    return Dialogue(open_model(checkpoint), chat.sampling(), 12, "{}", ())
+    return Dialogue(open_model(checkpoint), Chat(checkpoint, seed=4).sampling(), 12, "{}", ())
 
 
 def said(dialogue, line: str) -> str:
@@ -129,6 +129,32 @@ def test_in_chat_a_line_is_a_turn(checkpoint):
     dialogue.session.pending = [65]
     said(dialogue, "a {} b")
     assert appended == ["\nUser: a {} b\nAssistant:"]
+
+
+@pytest.mark.parametrize("way", ["pipe", "terminal"])
+def test_a_line_is_appended_as_it_is(dialogue, monkeypatch, capsys, way):
+    """Spaces and tabs at its ends are text; what is absorbed tells."""
+    lines, absorbed, step = [" x", "\tand  ", " "], [], dialogue.session._step
+    dialogue.session._step = lambda tokens, states: (absorbed.extend(tokens[0].tolist()), step(tokens, states))[1]
+    dialogue.max_tokens = 1
+    if way == "pipe":
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+        chat._over_pipe(dialogue)
+    else:
+        typed = iter(lines)
+        monkeypatch.setattr("builtins.input", lambda _: next(typed, None) or fail(EOFError))
+        chat._at_terminal(dialogue)
+    capsys.readouterr()
+    # The model's byte follows each line, and is absorbed with the next one.
+    session, wanted = dialogue.session, b""
+    given = [*absorbed, *session.pending]
+    for line in lines:
+        wanted += line.encode() + bytes(given[len(wanted) + len(line) :][:1])
+    assert bytes(given) == wanted
+
+
+def fail(error: type[Exception]) -> str:
+    raise error
 
 
 class Terminal:

@@ -182,4 +182,4 @@ def test_a_long_text_is_shown_from_its_last_tokens_alone(monkeypatch):
     shown = "".join(session.write(GREEDY, len(reply)))
     assert shown == " on x\U0001f600 once" * 90
     # But for the first, which has the prompt.
-    assert max(sizes[8:]) <= 4 * RECENT and len(session._recent) == RECENT
+    assert max(sizes[8:]) <= RECENT and len(session._recent) == RECENT
