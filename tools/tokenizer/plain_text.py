@@ -94,7 +94,7 @@ def encoding_backend(
     _hide(parts["model"], hidden)
     if unknown in special:
         parts["model"] |= {"unk_id": None} if "unk_id" in parts["model"] else {"unk_token": _UNSPELLABLE}
-    _refuse_what_is_lost(parts)
+    _make_reliable(parts)
     if continues:
         parts["normalizer"] = _without_ends(parts["normalizer"])
         _without_prefix(parts["pre_tokenizer"])
@@ -129,12 +129,18 @@ def _hide(model: Parts, hidden: dict[str, str]) -> None:
         ]
 
 
-def _refuse_what_is_lost(parts: Parts) -> None:
-    """BPE leaves out what it does not know, without a word; asked for an unknown token that is nowhere, it says so."""
+def _make_reliable(parts: Parts) -> None:
+    """No chance, no word that takes hours, and no loss in silence.
+
+    BPE leaves out what it does not know without a word; asked for an unknown token that is nowhere, it says so.
+    """
     model = parts["model"]
     if model["type"] == "WordPiece":
         model["max_input_chars_per_word"] = min(model["max_input_chars_per_word"], _LONGEST_WORD)
-    if model["type"] != "BPE" or model["unk_token"] is not None:
+    if model["type"] != "BPE":
+        return
+    model["dropout"] = None  # the tokens of a text are no matter of chance
+    if model["unk_token"] is not None:
         return
     vocabulary = model["vocab"]
     of_bytes = {kind["type"] for kind in (*flat(parts["normalizer"]), *flat(parts["pre_tokenizer"]))}

@@ -85,7 +85,8 @@ class Tokenizer:
     def _facts(self) -> "_Facts":
         parts = json.loads(self.to_json())
         added = {token["content"]: token["id"] for token in parts["added_tokens"]}
-        end_of_text = next(content for content, index in added.items() if index == self.end_of_text_id)
+        contents = {index: content for content, index in added.items()}
+        end_of_text = contents.get(self.end_of_text_id) or self.backend.id_to_token(self.end_of_text_id) or ""
         special = special_tokens(parts, end_of_text)
         names = {token["id"]: token["content"] for token in parts["added_tokens"] if token["special"]}
         names |= {index: content for content, index in special.items()}

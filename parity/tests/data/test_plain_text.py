@@ -168,6 +168,11 @@ def test_a_word_without_end_takes_no_time():
     assert tokenizer.encode("acgt" * 50_000).tolist() == [tokenizer.backend.token_to_id("[UNK]")]
 
 
+def test_the_tokens_of_a_text_are_no_matter_of_chance():
+    tokenizer = parse_tokenizer(merged("hello", dropout=0.5).to_str())
+    assert {len(tokenizer.encode("hello")) for _ in range(9)} == {1}
+
+
 ADDED = (
     "caf\u00e9",
     "\u00fcber",

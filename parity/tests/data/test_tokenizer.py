@@ -193,3 +193,26 @@ def test_a_character_of_byte_tokens_streams_whole():
     stream = tokenizer.stream_decoder()
     assert [stream.push(token) for token in [257, *"\u20ac".encode(), 257]] == ["hi", "", "", "\u20ac", " hi"]
     assert [stream.push(0xE2), stream.flush()] == ["", "\ufffd"]
+
+
+def test_text_that_shrinks_is_shown_as_far_as_it_has_grown():
+    """Nothing that was shown can be taken back."""
+    vocabulary = {token: index for index, token in enumerate(["</s>", "a", "b", "c"])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("abc", "X")])
+    stream = parse_tokenizer(backend.to_str()).stream_decoder()
+    assert [stream.push(token) for token in (1, 2, 3, 1, 2, 1)] == ["a", "b", "", "", "b", "a"]
+    assert stream.flush() == ""
+
+
+def test_a_long_stream_keeps_a_short_window():
+    """Of tokens that say nothing at first, blanks that are stripped, and wrong bytes."""
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"</s>": 256, "\u2581": 257, "x": 258, "": 259}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    spaces = decoders.Replace("\u2581", " ")
+    backend.decoder = decoders.Sequence([spaces, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 70, 0)])
+    tokenizer = parse_tokenizer(backend.to_str())
+    for ids in ([257] * 300 + [258] * 300, [259] * 90 + [257] * 90 + [258] * 90, [0xE2, 258] * 200, [0xE2] * 200):
+        stream = tokenizer.stream_decoder()
+        assert "".join([stream.push(token) for token in ids]) + stream.flush() == tokenizer.decode(ids)
+        assert len(stream._ids) < 100 or ids[0] != 0xE2
