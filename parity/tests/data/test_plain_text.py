@@ -163,9 +163,12 @@ def test_what_the_library_cannot_decode_is_refused():
 
 
 def test_a_word_without_end_takes_no_time():
-    """WordPiece looks for pieces in every part of a word; this would take hours."""
+    """WordPiece looks for pieces in every part of a word, which takes hours where it is long; then it is unknown."""
     tokenizer = parse_tokenizer(pieces("</s>", max_input_chars_per_word=10**9).to_str())
-    assert tokenizer.encode("acgt" * 50_000).tolist() == [tokenizer.backend.token_to_id("[UNK]")]
+    unknown = tokenizer.backend.token_to_id("[UNK]")
+    assert len(tokenizer.encode("acgt" * 250)) == 1000 and unknown not in tokenizer.encode("acgt" * 250)
+    for letters in (1001, 200_000):
+        assert tokenizer.encode("a" * letters).tolist() == [unknown]
 
 
 def test_the_tokens_of_a_text_are_no_matter_of_chance():

@@ -132,7 +132,7 @@ def test_a_reply_begins_with_its_space(kind: str):
 @pytest.mark.parametrize("kind", EXACT)
 @given(data=st.data())
 def test_turns_are_appended_as_they_are(kind: str, data: st.DataObject):
-    """Spaces at both ends of a line and of a reply, empty ones, half-characters at the end of a turn."""
+    """Spaces at both ends of a line and of a reply, empty ones, any stop strings."""
     tokenizer, text = EVERY[kind](), st.text("on x.\n\u00e9\U0001f600", max_size=5)
     lines = data.draw(st.lists(text, min_size=1, max_size=4))
     session = writing(tokenizer)
@@ -144,7 +144,8 @@ def test_turns_are_appended_as_they_are(kind: str, data: st.DataObject):
         session.append(line)
         reply = tokenizer.encode(data.draw(text), continues=True).tolist()
         session._step = writing(tokenizer, reply)._step
-        shown += line + "".join(session.write(GREEDY, len(reply)))
+        stop = data.draw(st.lists(st.text("on x\u00e9", min_size=1, max_size=2), max_size=2))
+        shown += line + "".join(session.write(GREEDY, len(reply), stop))
     assert tokenizer.decode(ids_of(session)) == shown
 
 
