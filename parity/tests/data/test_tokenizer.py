@@ -193,6 +193,11 @@ def test_a_character_of_byte_tokens_streams_whole():
     stream = tokenizer.stream_decoder()
     assert [stream.push(token) for token in [257, *"\u20ac".encode(), 257]] == ["hi", "", "", "\u20ac", " hi"]
     assert [stream.push(0xE2), stream.flush()] == ["", "\ufffd"]
+    # A wrong byte takes no whole character along, neither before it nor after it; nor does the half of one.
+    ids = [*"\u20ac".encode(), 0xFF, *"\u4e2d\ufffd".encode(), 0xE2, 0x82]
+    stream = tokenizer.stream_decoder()
+    assert "".join([stream.push(token) for token in ids]) == "\u20ac\ufffd\u4e2d\ufffd"
+    assert tokenizer.decode(ids) == "\u20ac\ufffd\u4e2d\ufffd\ufffd\ufffd" and stream.flush() == "\ufffd\ufffd"
 
 
 def test_text_that_shrinks_is_shown_as_far_as_it_has_grown():
