@@ -166,7 +166,9 @@ class Session:
                 self.ended = True
                 break
             self.pending = [token]
-            yield visible.push(decoder.push(token), self._snapshot())
+            piece = decoder.push(token)
+            # A token may complete one character and begin another: going back must not leave the half of it.
+            yield visible.push(piece, None if decoder.is_unfinished else self._snapshot())
             if visible.stopped:
                 snapshot, text = visible.before_stop()
                 self._restore(snapshot)

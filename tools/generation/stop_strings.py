@@ -19,17 +19,16 @@ class StopStringFilter(Generic[Snapshot]):
 
     def __init__(self, stop: Sequence[str], snapshot: Snapshot):
         self._stop, self.stopped = [text for text in stop if text], False
-        # The session after so many characters, back to the last of them that is shown. A token that completes no
-        # character leaves no entry: a rewind must not leave half of a character.
+        # The session after so many characters, back to the last of them that is shown.
         self._snapshots = deque([(0, snapshot)])
         # The text since the oldest snapshot, and how many characters of it have been shown.
         self._text, self._seen = "", 0
 
-    def push(self, piece: str, snapshot: Snapshot) -> str:
-        """Take the text of a token, and the session after it; what may be shown now."""
+    def push(self, piece: str, snapshot: Snapshot | None) -> str:
+        """Take the text of a token, and the session after it, if one may go back to that; what may be shown now."""
         began = self._snapshots[0][0]
         self._text += piece
-        if piece:
+        if snapshot is not None:
             self._snapshots.append((began + len(self._text), snapshot))
         found = [at for text in self._stop if (at := self._text.find(text, self._seen)) >= 0]
         self.stopped = bool(found)

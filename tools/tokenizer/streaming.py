@@ -13,6 +13,11 @@ _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 class StreamDecoder(Protocol):
     """Turns ids into text one at a time."""
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the ids end in the middle of a character, which is not shown yet."""
+        ...
+
     def push(self, token: int) -> str:
         """The text that this id completes, maybe none."""
         ...
@@ -36,6 +41,10 @@ class ByteStream:
         for token in context:
             self._utf8.decode(piece(token))
 
+    @property
+    def is_unfinished(self) -> bool:
+        return bool(self._utf8.getstate()[0])
+
     def push(self, token: int) -> str:
         return self._utf8.decode(self._piece(token))
 
@@ -58,6 +67,10 @@ class WindowStream:
         self._decode, self._unfinished = decode, unfinished
         self._ids = list(context)
         self._shown = len(self._finished(decode(self._ids)))
+
+    @property
+    def is_unfinished(self) -> bool:
+        return self._unfinished(self._ids) > 0
 
     def push(self, token: int) -> str:
         self._ids.append(token)

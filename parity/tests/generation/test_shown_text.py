@@ -1,6 +1,7 @@
 """What is shown is the text of the tokens: prompts, turns and stop strings, for tokenizers that add or drop a space."""
 
 import itertools
+import json
 from collections.abc import Iterable
 from functools import cache
 
@@ -171,6 +172,22 @@ def test_after_a_stop_string_the_tokens_are_what_was_shown(kind: str, tokens: li
     assert "".join(session.write(GREEDY, 9, [stop])) == shown
     # A space alone is nothing to vocabularies of words.
     assert tokenizer.decode(ids_of(session)) == "x" + (shown.rstrip() if kind in ("words", "pieces") else shown)
+
+
+@pytest.mark.parametrize(("stop", "left"), [("\u201c", "x "), ("\u201chi", "x "), (" \u201c", "x"), ("hi", "x \u201c")])
+def test_after_a_stop_string_no_half_of_a_character_stays(stop: str, left: str):
+    """Where a token ends one character and begins another, as GPT-2's for a space and most of a quotation mark."""
+    parts = json.loads(build_tokenizer("byte").to_json())
+    parts["model"]["vocab"] |= {"\u0120\u00e2": 256, "\u0120\u00e2\u0122": 257}
+    parts["model"]["merges"] = [["\u0120", "\u00e2"], ["\u0120\u00e2", "\u0122"]]
+    parts["added_tokens"][0]["id"] = 258
+    tokenizer = parse_tokenizer(json.dumps(parts))
+    whole = tokenizer.encode(" \u201chi").tolist()
+    assert tokenizer.decode(whole[:1]) == " \ufffd"
+    session = writing(tokenizer, whole)
+    session.append("x")
+    assert "x" + "".join(session.write(GREEDY, len(whole), [stop])) == left
+    assert tokenizer.decode(ids_of(session)) == left
 
 
 def test_a_long_text_is_shown_from_its_last_tokens_alone(monkeypatch):
