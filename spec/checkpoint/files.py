@@ -143,7 +143,9 @@ def read_file(path: Path) -> bytes:
 
 
 def read_utf8(path: Path) -> str:
-    """The text of a small file, line breaks as they are; raises ValueError where it is not UTF-8."""
+    """The text of a small file, line breaks as they are; raises ValueError where it is not UTF-8, or no file."""
+    if path.exists():
+        require_file(path)
     try:
         return path.read_bytes().decode()
     except UnicodeDecodeError as error:

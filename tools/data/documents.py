@@ -27,11 +27,10 @@ _LINE_BYTES = 1 << 26
 # Where GPT-2's pattern ends a token whatever comes before and after, so that both sides are encoded as the whole is.
 _LAST_WORD = re.compile(r".*\S(?=[ \n])", re.DOTALL)
 # Letters of scripts that go without spaces, and the most common: no version of Unicode sees them otherwise.
-_LAST_BORDER = re.compile(
-    r".*(?:\S(?=[\t\v\f\r])|[0-9A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3]"
-    r"(?=[.,;:!?()\u3001\u3002\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f]))",
-    re.DOTALL,
-)
+_LETTERS = r"0-9A-Za-z\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+_MARKS = r".,;:!?()\u3001\u3002\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"
+_LAST_BORDER = re.compile(rf".*(?:\S(?=[\t\v\f\r])|[{_LETTERS}](?=[{_MARKS}]))", re.DOTALL)
+_MARK = re.compile(rf"[\t\v\f\r{_MARKS}]")
 
 
 @dataclass(frozen=True)
@@ -134,6 +133,14 @@ def split_documents(blocks: Iterable[str], whole: bool = False) -> Iterator[Piec
     for block in blocks:
         *complete, text = (carried + block).split(END_OF_TEXT)
         for end in complete:
+            if document.is_empty and len(end) <= _PIECE_CHARACTERS:
+                # Most documents: nothing of them has to wait.
+                end = end.rstrip("\r\n")
+                end = end.lstrip("\r\n") if after_marker else end
+                if end and not end.isspace():
+                    yield end, True
+                after_marker = True
+                continue
             yield from document.add(end.lstrip("\r\n") if after_marker and document.is_empty else end)
             yield from document.end(before_marker=True)
             document, after_marker = _OpenDocument(whole), True
@@ -191,8 +198,9 @@ class _OpenDocument:
             yield from self._take(self._line_end() if self._whole else LONGEST)
 
     def _find_cut(self, text: str, start: int) -> None:
-        found = _LAST_WORD.match(text)
-        if found is None and not self._cut and start + len(text) > _PIECE_CHARACTERS:
+        # To look for a character alone is fifty times as fast.
+        found = _LAST_WORD.match(text) if " " in text or "\n" in text else None
+        if found is None and not self._cut and start + len(text) > _PIECE_CHARACTERS and _MARK.search(text):
             found = _LAST_BORDER.match(text)
         if found is not None:
             self._cut = start + found.end()

@@ -59,12 +59,21 @@ def parse_tokenizer(content: str, name: str = "tokenizer.json") -> Tokenizer:
         backend = tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{name}: not a tokenizer.json of the tokenizers library ({first_line(error)})") from error
+    _require_dense_ids(backend, name)
     backend.no_truncation()
     backend.no_padding()
     for token in (END_OF_TEXT, *_OTHER_END_OF_TEXT):
         if backend.token_to_id(token) is not None:
             return _wrap(backend, token)
     raise ValueError(f"{name}: no end-of-text token; add {END_OF_TEXT} to it as a special token")
+
+
+def _require_dense_ids(backend: tokenizers.Tokenizer, name: str) -> None:
+    """Raises ValueError for an id so large that the library, which makes a list of them all, would end the process."""
+    ids = backend.get_vocab(with_added_tokens=True).values()
+    largest = max(ids, default=0)
+    if largest > 4 * len(ids) + 65536:
+        raise ValueError(f"{name}: one of its {len(ids):,} tokens has the id {largest:,}; it is damaged, take another")
 
 
 def check_tokenizer_name(name: str, files: Sequence[Path] | None = None) -> None:

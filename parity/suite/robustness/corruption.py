@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from spec.checkpoint.checksums import files_below
 from spec.checkpoint.format import TEXTS, Checkpoint, pack
 from spec.checkpoint.tree import to_tree
 from spec.init import initial_parameters
@@ -128,7 +129,7 @@ def rewrite(path: Path, **files: bytes) -> None:
     """Other content for files of a neutral directory (`__` for the dot), under right checksums."""
     for name, content in files.items():
         (path / name.replace("__", ".")).write_bytes(content)
-    (path / "SHA256SUMS").write_text(sums_of({file.name: file.read_bytes() for file in path.iterdir()}))
+    (path / "SHA256SUMS").write_text(sums_of({name: file.read_bytes() for name, file in files_below(path).items()}))
 
 
 def files_in(path: Path) -> list[Path]:
