@@ -48,7 +48,7 @@ class Convert:
     source: Annotated[Path, tyro.conf.Positional]
     """Checkpoint to read: a checkpoint directory, a run (its newest checkpoint), a .pt or a .msgpack file."""
     target: Annotated[Path, tyro.conf.Positional]
-    """Where to write it; must not exist yet."""
+    """Where to write it; must not exist yet, but for an empty directory."""
     format: Format | None = None
     """Format to write; by default given by the target's suffix, a neutral directory where it has none."""
 

@@ -43,9 +43,9 @@ class Prepare:
     """
 
     out: Path
-    """Directory to write: train.bin, val.bin, tokenizer.json and meta.json."""
+    """Directory to write, new or empty: train.bin, val.bin, tokenizer.json and meta.json."""
     text: tuple[Path, ...] = ()
-    """UTF-8 files, documents separated by <|endoftext|>, or .jsonl or .parquet files with a text field."""
+    """UTF-8 files, documents separated by <|endoftext|>, or .jsonl or .parquet files with a text field in each row."""
     dataset: Literal["tinystories"] | None = None
     """Download this instead (tinystories: 1.9 GB, once; CDLA-Sharing-1.0), with its own validation part."""
     stories: int | None = None

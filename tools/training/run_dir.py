@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spec.checkpoint.files import TEMPORARY_PREFIX, new_file, remove, remove_unfinished
+from spec.checkpoint.files import TEMPORARY_PREFIX, new_file, read_utf8, remove, remove_unfinished
 from spec.checkpoint.format import Checkpoint, list_checkpoints, parts_of, read_beside, write_checkpoint
 from spec.config import ModelConfig, TrainingConfig, config_to_json, known_fields, require_integer, training_from_json
 from spec.data import Dataset
@@ -134,14 +134,14 @@ class RunDir:
     def settings(self) -> Settings:
         """RUN/config.json; raises ValueError where it is damaged."""
         try:
-            stored = json.loads((self.path / "config.json").read_text())
+            stored = json.loads(read_utf8(self.path / "config.json"))
             model, training = config_from_json(stored["model"]), training_from_json(stored["training"])
             # Earlier versions wrote this entry as `habits`, without a choice of `compile`, and no `init_from`.
             kept = stored["execution"] if "execution" in stored else stored["habits"]
             execution = ExecutionConfig(**known_fields(ExecutionConfig, {"compile": None, **kept}))
             init_from = stored.get("init_from")
             return Settings(model, training, execution, stored["data"], init_from and str(init_from))
-        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except (OSError, LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"{self.path / 'config.json'} is damaged ({error}); restore it or start anew") from error
 
     def write_settings(self, settings: Settings) -> None:
@@ -196,11 +196,11 @@ class RunDir:
         if not (self.path / "metrics.jsonl").is_file():
             return []
         lines = []
-        for line in (self.path / "metrics.jsonl").read_text().splitlines():
+        for line in (self.path / "metrics.jsonl").read_text(errors="replace").split("\n"):
             try:
                 entry = json.loads(line)
                 lines.append({**entry, "step": int(entry["step"])})
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
                 break
         return lines
 

@@ -29,6 +29,7 @@ SUBJECTS = (
     "sessions",
     "plain_text",
     "user_facing",
+    "files",
 )
 KEYS = {field.name for field in fields(Mutant)}
 

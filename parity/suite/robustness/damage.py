@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 from collections.abc import Callable, MutableMapping, MutableSequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def damaged_json(value: Any, random: Random) -> Any:
         holder, key = places[int(random.integers(len(places)))]
         kind = random.integers(6)
         if kind < 3:
-            holder[key] = ODD[int(random.integers(len(ODD)))]
+            holder[key] = deepcopy(ODD[int(random.integers(len(ODD)))])
         elif kind == 3 and holder is not whole:
             del holder[key]
         elif kind == 4:

@@ -21,8 +21,8 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,14 +84,10 @@ def kinds() -> dict[str, Kind]:
         found["pt"] = Kind("c.pt", lambda path: corruption.write_sample("pt", path), convert.read, 2.0)
     if "jax" in backends.installed():
         found["msgpack"] = Kind("c.msgpack", lambda path: corruption.write_sample("msgpack", path), convert.read, 2.0)
-        with suppress(ImportError):
-            import orbax.checkpoint
-
+        if find_spec("orbax"):
             orbax = lambda path: convert.write(path, corruption.sample(), "orbax")  # noqa: E731
             found["orbax"] = Kind("c", orbax, convert.read, 0.2)
-    with suppress(ImportError):
-        import pyarrow  # noqa: F401
-
+    if find_spec("pyarrow"):
         found["parquet"] = Kind("text.parquet", _write_parquet, _read_text)
     return found
 
@@ -244,7 +240,10 @@ class DamagedFiles:
                 found += 1
                 only = f" --kinds {' '.join(self.kinds)}" if self.kinds else ""
                 print(f"FOUND, case {number}: {wrong}")
-                print(f"    python -m {__spec__.name} --seed {self.seed} --case {number}{only}", flush=True)
+                print(
+                    f"    python -m parity.suite.robustness.damaged_files --seed {self.seed} --case {number}{only}",
+                    flush=True,
+                )
                 number += 1
             if self.case is not None:
                 break
@@ -279,7 +278,7 @@ class DamagedFiles:
 def _work(options: DamagedFiles, first: int, report: Connection) -> None:
     warnings.simplefilter("ignore")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     with tempfile.TemporaryDirectory(prefix="damaged-") as place:
         cases = Cases(options.seed, Path(place), options.kinds)
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")

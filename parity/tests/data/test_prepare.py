@@ -173,6 +173,22 @@ def test_large_vocabularies_take_four_bytes(out: Path, text_file: Path, tmp_path
     assert (out / "val.bin").stat().st_size == 4 * read_meta(out)["val"]["tokens"]
 
 
+def test_many_short_documents_are_encoded_a_few_at_a_time():
+    batches = [*module._batches(iter([("train", "a", True)] * 100_000))]
+    assert sum(map(len, batches)) == 100_000 and max(map(len, batches)) <= 1 << 15
+
+
+def test_of_words_that_never_end_a_tokenizer_learns_from_few(monkeypatch: pytest.MonkeyPatch):
+    class Parts:
+        @staticmethod
+        def pieces(advance: object) -> list[tuple[str, str, bool]]:
+            return [("train", "word " * 25_000, True), *[("train", "A" * 10**6, False)] * 30, ("train", "end", True)]
+
+    texts = [*module._train_texts(Parts(), None)]  # type: ignore[arg-type]
+    assert texts[0] == "word " * 25_000 and texts[-1] == "end" and max(map(len, texts[1:])) <= 1 << 16
+    assert len(texts) == 2 + module._LONG_WORDS
+
+
 def test_the_same_input_gives_the_same_bytes(text_file: Path, tmp_path: Path):
     for name in ("a", "b"):
         prepare(text=(text_file,), out=tmp_path / name, tokenizer="bpe:280")

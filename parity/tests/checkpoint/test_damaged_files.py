@@ -1,0 +1,92 @@
+"""Files damaged at random are read or refused; and the fuzzer that says so finds what it is there for."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity.suite.robustness import damaged_files
+from parity.suite.robustness.damaged_files import READ, REFUSED, Cases, DamagedFiles, Kind
+from tools.tokenizer import build_tokenizer, load_tokenizer
+
+LIGHT = ("neutral", "data", "run", "tokenizer", "gpt2", "jsonl", "text", "state", "bench")
+
+
+def test_some_cases_of_every_light_kind(tmp_path: Path):
+    cases = Cases(0, tmp_path, LIGHT)
+    found = [cases.run(number) for number in range(100)]
+    assert not [(number, case) for number, case in enumerate(found) if case[2] not in (READ, REFUSED)]
+    assert {name for name, _, _ in found} == {*LIGHT}
+    assert sum(outcome == REFUSED for _, _, outcome in found) > 40
+    # A case is a function of seed and number, in any order.
+    assert cases.run(17) == found[17]
+
+
+def test_a_tokenizer_of_gigantic_ids_is_refused_before_the_library_lists_them(tmp_path: Path):
+    content = json.loads(build_tokenizer("byte").to_json())
+    content["model"]["vocab"]["a"] = 2**31
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: one of its 257 tokens has the id 2,147,483,648"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def _lines(path: Path) -> None:
+    raise ValueError("two\nlines")
+
+
+def _lookup(path: Path) -> None:
+    raise KeyError(path)
+
+
+def _execute(path: Path) -> None:
+    (path.parent / damaged_files.MARKER).mkdir()
+
+
+def _memory(path: Path) -> None:
+    np.ones(2**31)
+
+
+def _time(path: Path) -> None:
+    time.sleep(60)
+
+
+def _process(path: Path) -> None:
+    os._exit(3)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("read", "told"),
+    [(_lines, "several lines"), (_lookup, "KeyError"), (_execute, "executed"), (_memory, "MemoryError"),
+     (_time, "still busy after 0.5 seconds"), (_process, "the process ended")],
+    ids=lambda value: getattr(value, "__name__", ""),
+)  # fmt: skip
+def test_what_is_wrong_is_found_and_can_be_repeated(read, told, monkeypatch, capsys):
+    class Forked:
+        """The child has the reader of this test, and no libraries to import first."""
+
+        Pipe = staticmethod(damaged_files.multiprocessing.Pipe)
+        Process = damaged_files.multiprocessing.get_context("fork").Process
+
+    entered = []
+
+    def reader(path: Path) -> None:
+        # The whole sample is read once before.
+        if entered:
+            read(path)
+        entered.append(path)
+
+    monkeypatch.setattr(
+        damaged_files, "kinds", lambda: {"text": Kind("a.txt", lambda path: path.write_text("a"), reader)}
+    )
+    monkeypatch.setattr(damaged_files.multiprocessing, "get_context", lambda _: Forked)
+    seconds = 0.5 if read is _time else 60.0
+    assert DamagedFiles(seconds=60, seed=3, megabytes=512, case_seconds=seconds).run() == 1
+    printed = capsys.readouterr().out
+    assert "FOUND, case 0: " in printed and told in printed
+    assert "python -m parity.suite.robustness.damaged_files --seed 3 --case 0\n" in printed
