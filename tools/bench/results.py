@@ -172,7 +172,7 @@ def read(path: Path) -> Result:
         run = json.loads(path.read_text())
         if {"when", "targets", "sections", "environment"} <= run.keys():
             return run
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         pass
     raise ValueError(
         f"{path} is no JSON of `liquidnet bench` on a processor; take it out of the history, or name another"

@@ -94,7 +94,7 @@ def kinds() -> dict[str, Kind]:
 
 def _write_run(path: Path) -> None:
     path.mkdir()
-    identity = dict.fromkeys(("train", "val", "tokenizer"), "0" * 64)
+    identity: dict[str, str] = dict.fromkeys(("train", "val", "tokenizer"), "0" * 64)
     RunDir(path).write_settings(Settings(corruption.CONFIG, TrainingConfig(), ExecutionConfig(), identity))
     lines = (json.dumps({"step": step, "loss": 2.5, "lr": 0.1, "backend": "torch"}) + "\n" for step in range(1, 9))
     (path / "metrics.jsonl").write_text("".join(lines))
