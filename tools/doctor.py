@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +38,12 @@ class Doctor:
 
     def run(self) -> None:
         require_new_or_file(self.json, "--json")
+        flaw = unknown_xla_flags()
+        if flaw is not None:
+            del os.environ["XLA_FLAGS"]
         found: Json = {"environment": environment(), "backends": {}, "families": outside(), "passed": False}
+        if flaw is not None:
+            found["environment"]["devices"]["jax"] = [f"{UNUSABLE} {flaw}"]
         for name in backends.BACKENDS:
             found["backends"][name] = self._backend(name, found["environment"]["devices"].get(name, []))
         checked = [row for one in found["backends"].values() for row in one.get("methods", ())]
@@ -57,6 +64,17 @@ class Doctor:
         if any(device.startswith(UNUSABLE) for device in devices):
             return {"unusable": devices[0]}
         return {**placement(name), "methods": examine(name)}
+
+
+def unknown_xla_flags() -> str | None:
+    """Why XLA would end this process, as it does for XLA_FLAGS that it does not know; None where it would not."""
+    if "XLA_FLAGS" not in os.environ or "jax" in sys.modules or "jax" not in backends.installed():
+        return None
+    ended = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], capture_output=True, text=True)
+    told = next((line for line in ended.stderr.splitlines() if "XLA_FLAGS" in line), None)
+    if ended.returncode == 0 or told is None:
+        return None
+    return f"{told.partition('] ')[2] or told}; mend XLA_FLAGS, or unset it"
 
 
 def outside() -> list[Json]:

@@ -24,6 +24,8 @@ def load(backend: str, module: str) -> ModuleType:
     # A tenth of a millisecond is worth it: to wake a thread for each operator takes a third of a small step or token.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if backend == "torch":
+        _require_working_directory()
     try:
         return importlib.import_module(f"{backend}_impl.{module}")
     except ModuleNotFoundError as error:
@@ -32,6 +34,14 @@ def load(backend: str, module: str) -> ModuleType:
         raise ValueError(
             f"backend {backend} needs {error.name}, which is not installed; pip install 'liquidnet-dual[{backend}]'"
         ) from error
+
+
+def _require_working_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        # Intel's MKL, which does not find itself without one, would end the process.
+        raise ValueError("torch needs a working directory, and this one was deleted; cd to another") from error
 
 
 def default() -> Backend:

@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
         _prepare_streams()
+        # Else a process that is started from here would take a random.py of the working directory for Python's own.
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
     try:
         _run_interruptibly(given, arguments is None)
     except SystemExit as stop:
@@ -75,12 +77,12 @@ def _prepare_streams() -> None:
 
     stderr may come to that at any time, with its terminal or its reader gone or its disk full; no result depends on it.
     """
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        lenient: Any = _Dropping(sys.stderr.fileno(), "w", closefd=False)
+        sys.stderr = io.TextIOWrapper(lenient, sys.stderr.encoding, write_through=True)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  it lives as long as the process
-    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr.fileno() == 2:
-        lenient: Any = _Dropping(2, "w", closefd=False)
-        sys.stderr = io.TextIOWrapper(lenient, sys.stderr.encoding, write_through=True)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -52,12 +52,12 @@ def matplotlib_defaults() -> Iterator[None]:
 def _imported() -> ModuleType:
     """matplotlib, which on import takes the backend that MPLBACKEND names, or none, and reads a file of settings."""
     own = {"MPLBACKEND": "agg"}
-    if (found := importlib.util.find_spec("matplotlib")) and found.origin:
+    if (found := find_spec("matplotlib")) and found.origin:
         own["MATPLOTLIBRC"] = str(Path(found.origin).parent / "mpl-data" / "matplotlibrc")
     before = {name: os.environ.get(name) for name in own}
     os.environ.update(own)
     try:
-        return importlib.import_module("matplotlib")
+        return import_module("matplotlib")
     except ModuleNotFoundError:
         raise
     except Exception as error:  # whatever it makes of a file, of no place for one, of no home
