@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ import torch
 _log = logging.getLogger(__name__)
 
 
-def _imported() -> ModuleType:
+def _imported() -> Any:
     """Numba; raises ImportError where it is not installed, or cannot be used as its variables have it."""
     with warnings.catch_warnings(record=True) as ignored:
         warnings.simplefilter("always")
@@ -31,13 +30,14 @@ def _imported() -> ModuleType:
     for warning in ignored:
         # Its second line is a traceback.
         _log.warning("Numba: %s", str(warning.message).splitlines()[0])
-    if numba.config.DISABLE_JIT:
+    config: Any = numba.config
+    if config.DISABLE_JIT:
         raise ImportError("NUMBA_DISABLE_JIT is set, and Numba compiles nothing; unset it")
     return numba
 
 
-numba: Any = _imported()
-_config = numba.config
+numba = _imported()
+_config: Any = numba.config
 # GNU's OpenMP does not outlive a fork.
 _process = os.getpid()
 # Of Numba's pools of threads, one bears no second kernel beside the first.
