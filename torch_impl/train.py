@@ -5,4 +5,5 @@ import sys
 if __name__ == "__main__":
     from tools.cli.main import main  # noqa: TID251  the command is that of `liquidnet train`
 
-    main(["train", "torch", *sys.argv[1:]])
+    sys.argv[1:1] = ["train", "torch"]
+    main()

@@ -6,9 +6,12 @@ import ast
 import contextlib
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -286,3 +289,22 @@ def test_a_working_directory_that_was_deleted(refused, small_data, tmp_path, mon
 def test_an_editable_install_comes_after_a_project_s_own_folders():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     assert build["dev-mode-exact"] is True
+
+
+@pytest.mark.long
+def test_a_terminal_that_is_closed_ends_a_run_with_a_checkpoint(small_data, tmp_path):
+    """It sends SIGHUP, and from then on refuses what is written to it."""
+    out, backend = tmp_path / "run", backends.default()
+    command = [sys.executable, "-m", f"{backend}_impl.train", "--data", str(small_data), "--out", str(out), *SMALL]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ["PYTHONPATH"] = str(ROOT)
+        os.execv(command[0], [*command, "--steps", "1000000", "--eval-every", "1000000"])
+    until, metrics = time.monotonic() + 200, out / "metrics.jsonl"
+    while not (metrics.is_file() and metrics.stat().st_size > 2000):
+        assert time.monotonic() < until and os.waitpid(child, os.WNOHANG) == (0, 0)
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 65536)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+    assert read_checkpoint(out).state["step"] == len(metrics.read_text().splitlines())
