@@ -188,14 +188,28 @@ class LanguageModel(nnx.Module):
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
+        resets: Bool[Array, BT] | None = None,
+        end_of_text_id: int | None = None,
     ) -> Int[Array, BT]:
         """Continue each row until it has `max_length` tokens, the prompt included.
 
+        Args:
+            tokens: the prompt, [b, t].
+            max_length: of a row, in tokens.
+            temperature, top_k, top_p, seed: as in spec.sampling.Sampling.
+            resets: as in `logits`, of the prompt.
+            end_of_text_id: the tokenizer's; after it, in the prompt as in what follows, the state is cleared, as in
+                training. Without it all of the prompt is one text.
+
         Raises:
-            ValueError: an empty prompt, a token id outside the vocabulary, or a sampling value out of range.
+            ValueError: an empty prompt, a token id outside the vocabulary, resets of another shape, or a sampling value
+                out of range.
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
-        text_bt = generate(self, np.asarray(tokens), max_length, sampling)
+        resets_bt = None if resets is None else np.asarray(resets)
+        text_bt = generate(
+            self, np.asarray(tokens), max_length, sampling, resets_bt=resets_bt, end_of_text_id=end_of_text_id
+        )
         return jnp.asarray(text_bt, jnp.int32)
 
 

@@ -333,8 +333,9 @@ def _cut(data: Dataset, tokens: np.ndarray, starts: np.ndarray, seq_len: int) ->
     return Batch(tokens_bt.copy(), labels_bt.copy(), document_resets(tokens_bt, data.end_of_text_id))
 
 
-def document_resets(tokens_bt: np.ndarray, end_of_text_id: int) -> np.ndarray:
+def document_resets(tokens_bt: np.ndarray, end_of_text_id: int | None) -> np.ndarray:
     """True at each token that follows an end-of-text token in its row: a new document starts from a zero state."""
     resets = np.zeros(tokens_bt.shape, bool)
-    resets[:, 1:] = tokens_bt[:, :-1] == end_of_text_id
+    if end_of_text_id is not None:
+        resets[:, 1:] = tokens_bt[:, :-1] == end_of_text_id
     return resets

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from spec.data import document_resets
 from spec.init import stream
-from spec.inputs import INTEGER, check_token_values, require_dtype
+from spec.inputs import INTEGER, check_masks, check_token_values, require_dtype
 
 Step = Callable[[np.ndarray, Any], tuple[np.ndarray, Any]]
 #: Tokens of a prompt that are absorbed at a time: what a prompt needs of memory does not grow with it.
@@ -102,7 +103,13 @@ def sample(logits_bv: np.ndarray, sampling: Sampling, uniforms_b: np.ndarray) ->
 
 
 def generate(
-    step: Step, prompt_bt: np.ndarray, sampling: Sampling, states: Any = None, position: int = 0
+    step: Step,
+    prompt_bt: np.ndarray,
+    sampling: Sampling,
+    states: Any = None,
+    position: int = 0,
+    resets_bt: np.ndarray | None = None,
+    end_of_text_id: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield the tokens [b] that follow the prompt, without end: memory is one state, whatever the length.
 
@@ -112,24 +119,52 @@ def generate(
         sampling: how each token is drawn.
         states: those that earlier tokens have left, if any.
         position: how many tokens those were.
+        resets_bt: true clears the state before that token of the prompt is absorbed, [b, t]; None is nowhere.
+        end_of_text_id: as `resets_bt` after each such token, of the prompt or drawn: a new document, as in training.
 
     Raises:
-        ValueError: the prompt is empty.
+        ValueError: the prompt is empty, or the resets have another shape or are not bool.
     """
     if prompt_bt.ndim != 2 or 0 in prompt_bt.shape:
         raise ValueError(f"the prompt [b, t] needs at least one token, got shape {prompt_bt.shape}")
-    for start in range(0, prompt_bt.shape[1], PROMPT_PIECE):
-        logits_bv, states = step(prompt_bt[:, start : start + PROMPT_PIECE], states)
+    check_masks(prompt_bt.shape, resets_bt)
+    resets_bt = np.zeros(prompt_bt.shape, bool) if resets_bt is None else resets_bt
+    resets_bt = resets_bt | document_resets(prompt_bt, end_of_text_id)
+    cuts = {*range(0, prompt_bt.shape[1], PROMPT_PIECE), *np.flatnonzero(resets_bt.any(axis=0)).tolist()}
+    for start, stop in itertools.pairwise([*sorted(cuts), prompt_bt.shape[1]]):
+        logits_bv, states = step(prompt_bt[:, start:stop], _cleared(states, resets_bt[:, start]))
     position += prompt_bt.shape[1]
+    before_b = prompt_bt[:, -1]
     while True:
         tokens_b = sample(logits_bv, sampling, uniforms(sampling.seed, position, len(logits_bv)))
         yield tokens_b
-        logits_bv, states = step(tokens_b[:, None], states)
-        position += 1
+        resets_b = document_resets(np.stack([before_b, tokens_b], axis=1), end_of_text_id)[:, 1]
+        logits_bv, states = step(tokens_b[:, None], _cleared(states, resets_b))
+        position, before_b = position + 1, tokens_b
 
 
-def complete(step: Step, prompt_bt: np.ndarray, max_length: int, sampling: Sampling) -> np.ndarray:
-    """The prompt and what follows it, [b, max_length]; raises ValueError where the prompt is already longer."""
+def _cleared(states: Any, resets_b: np.ndarray) -> Any:
+    """The states of the rows that are reset become zero; they leave as NumPy where there are any."""
+    if states is None or not resets_b.any():
+        return states
+    states = np.asarray(getattr(states, "cpu", lambda: states)()).copy()
+    states[:, resets_b] = 0
+    return states
+
+
+def complete(
+    step: Step,
+    prompt_bt: np.ndarray,
+    max_length: int,
+    sampling: Sampling,
+    resets_bt: np.ndarray | None = None,
+    end_of_text_id: int | None = None,
+) -> np.ndarray:
+    """The prompt and what follows it, [b, max_length], see `generate`.
+
+    Raises:
+        ValueError: the prompt is already longer, or what `generate` refuses.
+    """
     if isinstance(max_length, bool) or not isinstance(max_length, Integral):
         raise ValueError(f"max_length must be an integer, got {max_length!r}")
     require_dtype("tokens", prompt_bt, INTEGER)
@@ -138,8 +173,8 @@ def complete(step: Step, prompt_bt: np.ndarray, max_length: int, sampling: Sampl
     missing = max_length - prompt_bt.shape[1]
     if missing < 0:
         raise ValueError(f"max_length {max_length} counts the prompt, which alone has {prompt_bt.shape[1]} tokens")
-    following = [tokens_b[:, None] for tokens_b in itertools.islice(generate(step, prompt_bt, sampling), missing)]
-    return np.concatenate([prompt_bt, *following], axis=1)
+    drawn = generate(step, prompt_bt, sampling, resets_bt=resets_bt, end_of_text_id=end_of_text_id)
+    return np.concatenate([prompt_bt, *(tokens_b[:, None] for tokens_b in itertools.islice(drawn, missing))], axis=1)
 
 
 def check_tokens(tokens_bt: np.ndarray, vocab_size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -149,7 +150,10 @@ class LanguageModel(nn.Module):
         for i, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
             state_bn, of_layer = slice_state(state, self.state_sizes[i]), self.family.of_layer(self.config, given, i)
             inputs = x_btd, state_bn, Masks(resets, padding), of_layer
-            x_btd, last = checkpoint(block, *inputs, use_reentrant=False) if self.remat else block(*inputs)
+            if self.remat:
+                x_btd, last = checkpoint(_with_its_parameters(block), *inputs, use_reentrant=False)
+            else:
+                x_btd, last = block(*inputs)
             last_states.append(last)
         return self.final_norm(x_btd), torch.stack([pad_state(last, shape[-1]) for last in last_states])
 
@@ -200,15 +204,49 @@ class LanguageModel(nn.Module):
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
+        resets: Bool[Tensor, BT] | None = None,
+        end_of_text_id: int | None = None,
     ) -> Int[Tensor, BT]:
         """Continue each row until it has `max_length` tokens, the prompt included.
 
+        Args:
+            tokens: the prompt, [b, t].
+            max_length: of a row, in tokens.
+            temperature, top_k, top_p, seed: as in spec.sampling.Sampling.
+            resets: as in `logits`, of the prompt.
+            end_of_text_id: the tokenizer's; after it, in the prompt as in what follows, the state is cleared, as in
+                training. Without it all of the prompt is one text.
+
         Raises:
-            ValueError: an empty prompt, a token id outside the vocabulary, or a sampling value out of range.
+            ValueError: an empty prompt, a token id outside the vocabulary, resets of another shape, or a sampling value
+                out of range.
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
-        text_bt = generate(self, tokens.cpu().numpy(), max_length, sampling)
+        resets_bt = None if resets is None else resets.cpu().numpy()
+        text_bt = generate(
+            self, tokens.cpu().numpy(), max_length, sampling, resets_bt=resets_bt, end_of_text_id=end_of_text_id
+        )
         return torch.from_numpy(text_bt.astype(np.int64)).to(tokens.device)
+
+
+def _with_its_parameters(block: nn.Module) -> Callable[..., Any]:
+    """The block with the parameters of now, also when it is called again in the backward pass.
+
+    By then torch.func.functional_call has put its own ones back. FSDP gathers what it has handed out by itself.
+    """
+    parameters = dict(block.named_parameters())
+    by_fsdp = getattr(block, "_is_fsdp_managed_module", False) or any(
+        hasattr(one, "device_mesh") for one in parameters.values()
+    )
+    if torch.compiler.is_compiling() or by_fsdp:
+        return block
+
+    def run(*inputs: Any) -> Any:
+        if all(one is parameters[path] for path, one in block.named_parameters()):
+            return block(*inputs)
+        return torch.func.functional_call(block, parameters, inputs)
+
+    return run
 
 
 def slice_state(state_bn: Tensor, size: int) -> Tensor:

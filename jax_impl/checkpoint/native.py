@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import flax.serialization
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ from jax_impl.protocols import LanguageModel
 from spec.checkpoint.files import new_file, read_file, require_new
 from spec.checkpoint.format import Checkpoint
 from spec.checkpoint.tree import from_tree, to_tree
-from spec.parameters import check_parameters
+from spec.config import ModelConfig
+from spec.parameters import check_parameters, parameter_table
 
 # What Flax, fed damaged bytes, was seen to fail with.
 _DAMAGE = (
@@ -30,21 +32,51 @@ def load_parameters(model: LanguageModel, arrays: Mapping[str, np.ndarray]) -> N
     """Copy every parameter from NumPy, by path.
 
     Raises:
-        ValueError: a tensor is missing, unexpected or of another shape.
+        ValueError: a tensor is missing, unexpected or of another shape; or the model has other parameters than its
+            configuration says.
     """
-    check_parameters(model.config, arrays)
-    for path, parameter in named_parameters(model).items():
+    check_parameters(_config(model), arrays)
+    parameters = named_parameters(model)
+    _require_own(model, {path: tuple(parameter.shape) for path, parameter in parameters.items()})
+    for path, parameter in parameters.items():
         parameter[...] = jnp.array(arrays[path], parameter[...].dtype)
 
 
 def dump_parameters(model: LanguageModel) -> dict[str, np.ndarray]:
-    """A copy of every parameter as NumPy, by path."""
-    return {path: to_numpy(parameter[...]) for path, parameter in named_parameters(model).items()}
+    """A copy of every parameter as NumPy, by path.
+
+    Raises:
+        ValueError: the model has other parameters than its configuration says.
+    """
+    parameters = named_parameters(model)
+    _require_own(model, {path: tuple(parameter.shape) for path, parameter in parameters.items()})
+    return {path: to_numpy(parameter[...]) for path, parameter in parameters.items()}
 
 
 def named_parameters(model: LanguageModel) -> dict[str, nnx.Param]:
-    """Every parameter of the model by path, as PyTorch's method of that name."""
+    """Every parameter of the model by path, without what a wrapper puts before it."""
+    _config(model)
     return {".".join(map(str, path)): parameter for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+
+
+def _config(model: Any) -> ModelConfig:
+    """The configuration of a model, and of no state of one."""
+    if not hasattr(model, "config"):
+        raise ValueError(
+            f"a language model of jax_impl is needed, got {type(model).__name__}; nnx.merge makes one of a state"
+        )
+    return model.config
+
+
+def _require_own(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError for parameters that are not those of the configuration."""
+    table = {row.path: row.shape for row in parameter_table(_config(model))}
+    for path in sorted(table.keys() | shapes.keys()):
+        if table.get(path) != shapes.get(path):
+            raise ValueError(
+                f"the model's {path} has shape {shapes.get(path)}, its configuration says {table.get(path)}; "
+                "give the model itself, without adapters or shared parameters"
+            )
 
 
 def to_numpy(array: Array) -> np.ndarray:

@@ -16,12 +16,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spec.checkpoint.files import new_file, require_file, require_new
 from spec.checkpoint.format import Checkpoint
 from spec.checkpoint.tree import from_tree, to_tree
-from spec.parameters import check_parameters
+from spec.config import ModelConfig
+from spec.parameters import check_parameters, parameter_table
 from torch_impl.protocols import LanguageModel
 from torch_impl.training.distributed import full_tensor, local_part, to_local
 
@@ -35,21 +36,72 @@ _DAMAGE = (
 _PLAIN = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage")
 
 
-def load_parameters(model: LanguageModel, arrays: Mapping[str, np.ndarray]) -> None:
+# As what a wrapper keeps what it wraps: torch.compile, DDP and DataParallel, activation checkpoints, FSDP.
+_WRAPPERS = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
+
+def load_parameters(model: LanguageModel | nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
     """Copy every parameter from NumPy, by path.
 
+    The model, or its blocks, may be wrapped: by torch.compile, DDP and the like.
+
     Raises:
-        ValueError: a tensor is missing, unexpected or of another shape.
+        ValueError: a tensor is missing, unexpected or of another shape; or the model has other parameters than its
+            configuration says, or one for two paths whose values differ.
     """
-    check_parameters(model.config, arrays)
+    check_parameters(_config(model), arrays)
+    parameters = named_parameters(model)
+    _require_own(model, {path: tuple(parameter.shape) for path, parameter in parameters.items()})
+    first: dict[int, str] = {}
+    for path, parameter in parameters.items():
+        other = first.setdefault(id(parameter), path)
+        if other != path and arrays[path].tobytes() != arrays[other].tobytes():
+            raise ValueError(f"{other} and {path} are one parameter of this model, and their values differ; untie them")
     with torch.no_grad():
-        for path, parameter in model.named_parameters():
+        for path, parameter in parameters.items():
             to_local(parameter).copy_(local_part(from_numpy(arrays[path]), parameter))
 
 
-def dump_parameters(model: LanguageModel) -> dict[str, np.ndarray]:
-    """A copy of every parameter as NumPy, by path."""
-    return {path: to_numpy(parameter) for path, parameter in model.named_parameters()}
+def dump_parameters(model: LanguageModel | nn.Module) -> dict[str, np.ndarray]:
+    """A copy of every parameter as NumPy, by path.
+
+    The model, or its blocks, may be wrapped: by torch.compile, DDP and the like.
+
+    Raises:
+        ValueError: the model has other parameters than its configuration says.
+    """
+    parameters = named_parameters(model)
+    _require_own(model, {path: tuple(parameter.shape) for path, parameter in parameters.items()})
+    return {path: to_numpy(parameter) for path, parameter in parameters.items()}
+
+
+def named_parameters(model: LanguageModel | nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter of the model by path, without what a wrapper puts before it."""
+    _config(model)
+    every = model.named_parameters(remove_duplicate=False)
+    return {".".join(part for part in name.split(".") if part not in _WRAPPERS): one for name, one in every}
+
+
+def _config(model: Any) -> ModelConfig:
+    """The configuration of a model, whatever wraps it."""
+    inner = model
+    while not hasattr(inner, "config"):
+        wrapped = [getattr(inner, name) for name in _WRAPPERS if hasattr(inner, name)]
+        if not wrapped:
+            raise ValueError(f"a language model of torch_impl is needed, got {type(model).__name__}; give the model")
+        inner = wrapped[0]
+    return inner.config
+
+
+def _require_own(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError for parameters that are not those of the configuration."""
+    table = {row.path: row.shape for row in parameter_table(_config(model))}
+    for path in sorted(table.keys() | shapes.keys()):
+        if table.get(path) != shapes.get(path):
+            raise ValueError(
+                f"the model's {path} has shape {shapes.get(path)}, its configuration says {table.get(path)}; "
+                "give the model itself, without adapters or parametrizations (of FSDP: inside summon_full_params)"
+            )
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

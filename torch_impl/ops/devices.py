@@ -8,6 +8,8 @@ import os
 import numpy as np
 import torch
 
+from torch_impl.ops.autodiff import in_transform, require_no_transform
+
 try:
     from triton import knobs
 
@@ -80,8 +82,8 @@ def triton_refusal(device: torch.device) -> str | None:
 
 
 def takes_triton(device: torch.device) -> bool:
-    """Whether `auto` takes the Triton methods: on every GPU that runs them, never interpreted."""
-    return device.type == "cuda" and triton_refusal(device) is None
+    """Whether `auto` takes the Triton methods: on every GPU that runs them, never interpreted; not in torch.func."""
+    return device.type == "cuda" and triton_refusal(device) is None and not in_transform()
 
 
 def require_triton(method: str, device: torch.device) -> None:
@@ -89,12 +91,13 @@ def require_triton(method: str, device: torch.device) -> None:
     reason = triton_refusal(device)
     if reason is not None:
         raise NotImplementedError(f"method {method!r}: {reason}")
+    require_no_transform(method)
 
 
 def takes_numba(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether `auto` takes the Numba kernels: on every CPU where they can be, at every size; not in autocast."""
+    """Whether `auto` takes the Numba kernels: on a CPU where they can be, at any size; not in autocast, torch.func."""
     here = HAS_NUMBA and device.type == "cpu" and dtype in WIDE
-    return here and not torch.is_autocast_enabled("cpu")
+    return here and not torch.is_autocast_enabled("cpu") and not in_transform()
 
 
 def require_numba(method: str, x: torch.Tensor) -> None:
@@ -103,6 +106,7 @@ def require_numba(method: str, x: torch.Tensor) -> None:
         raise NotImplementedError(
             f"method {method!r}: the Numba kernels need float32 or float64 on a CPU, not {x.dtype} on {x.device.type}"
         )
+    require_no_transform(method)
 
 
 def has_bfloat16(device: torch.device) -> bool:

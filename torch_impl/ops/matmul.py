@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spec.axes import BTI, BTO, NI, NO, OI
 from spec.config import require_known
+from torch_impl.ops.autodiff import in_transform, require_no_transform
 from torch_impl.ops.devices import takes_numba
 
 IMAGES = 16
@@ -50,7 +50,7 @@ def libraries(device: torch.device) -> dict[str, str]:
 def choose_method(x: Tensor, rows: int) -> str:
     """The method that `auto` takes for a product of so many rows like x: of a few a convolution is the slower way."""
     fits = rows >= 2 * IMAGES and (rows % IMAGES == 0 or torch.get_num_threads() > 1)
-    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and not in_transform()
     return "convolution" if fits and on_cpu and PREFERS_CONVOLUTIONS else "mm"
 
 
@@ -79,6 +79,8 @@ def _resolved(method: str, x: Tensor) -> str:
     require_known("matmul method", method, METHODS)
     if method == "convolution" and (x.device.type != "cpu" or x.dtype != torch.float32):
         raise NotImplementedError(f"matmul method {method!r} needs float32 on a CPU, not {x.dtype} on {x.device.type}")
+    if method == "convolution":
+        require_no_transform(method)
     return method
 
 
@@ -93,7 +95,6 @@ class _Convolution(torch.autograd.Function):
         return _rows(y).reshape(*x.shape[:-1], len(weight))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_y):
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1]

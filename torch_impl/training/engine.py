@@ -19,7 +19,7 @@ from spec.mixers import family
 from spec.runtime.engine import ExtraState, Moments
 from spec.runtime.memory import keep_freed_memory
 from spec.sampling import Step
-from torch_impl.checkpoint.native import dump_parameters, from_numpy, load_parameters, to_numpy
+from torch_impl.checkpoint.native import dump_parameters, from_numpy, load_parameters, named_parameters, to_numpy
 from torch_impl.mixers import capabilities
 from torch_impl.model import build, choose_method
 from torch_impl.ops.decode import make_step
@@ -133,7 +133,7 @@ class Engine:
         """Leave clipped gradients with the parameters; the loss, the norm before clipping, and the last states."""
         counted = max(1.0, self.context.total(_counted_labels(batch)))
         self.optimizer.zero_grad(set_to_none=True)
-        loss, last_states = torch.zeros((), device=self.device), []
+        loss, last_states = torch.zeros((), dtype=torch.float32, device=self.device), []
         rows = len(batch.tokens)
         pieces = min(rows, _num_micro_batches(self.training, self.micro_batch, self.context))
         cuts = [BatchShard(i, pieces) for i in range(pieces)]
@@ -193,7 +193,7 @@ class Engine:
         set_steps(self.optimizer, step)
 
     def _shards(self) -> dict[str, Tensor]:
-        parameters = {path: parameter.detach() for path, parameter in self.model.named_parameters()}
+        parameters = {path: parameter.detach() for path, parameter in named_parameters(self.model).items()}
         return named_arrays(parameters, named_moments(self.model, self.optimizer))
 
     def extra_state(self) -> ExtraState:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spec.config import TrainingConfig
 from spec.optimizer import MOMENTS, decayed_paths
-from torch_impl.checkpoint.native import from_numpy, to_numpy
+from torch_impl.checkpoint.native import from_numpy, named_parameters, to_numpy
 from torch_impl.training.distributed import full_tensor, local_part, to_local
 
 if TYPE_CHECKING:
@@ -23,10 +23,11 @@ _KEYS = dict(zip(MOMENTS, ("exp_avg", "exp_avg_sq"), strict=True))
 def make_optimizer(model: LanguageModel, training: TrainingConfig) -> torch.optim.AdamW:
     """AdamW over the parameter table: matrices decayed, norms and biases not; the rate is set at each step."""
     decayed = decayed_paths(model.config)
-    matrices = [p for path, p in model.named_parameters() if path in decayed]
+    parameters = named_parameters(model)
+    matrices = [p for path, p in parameters.items() if path in decayed]
     groups = [
         {"params": matrices, "weight_decay": training.weight_decay},
-        {"params": [p for path, p in model.named_parameters() if path not in decayed], "weight_decay": 0.0},
+        {"params": [p for path, p in parameters.items() if path not in decayed], "weight_decay": 0.0},
     ]
     betas = training.beta1, training.beta2
     # One pass over memory where PyTorch has it: of other implementations it chooses itself.
@@ -46,10 +47,10 @@ def clip_by_global_norm(gradients: Iterable[Tensor], grad_clip: float) -> Tensor
 def named_moments(model: LanguageModel, optimizer: torch.optim.AdamW) -> dict[str, dict[str, Tensor]]:
     """Both moments by path, as the optimizer holds them; made, of zeros, where it has not taken a step."""
     moments: dict[str, dict[str, Tensor]] = {name: {} for name in MOMENTS}
-    for path, parameter in model.named_parameters():
+    for path, parameter in named_parameters(model).items():
         state = optimizer.state[parameter]
         if not state:
-            state.update(step=torch.tensor(0.0), **{key: torch.zeros_like(parameter) for key in _KEYS.values()})
+            state.update(step=_steps(0), **{key: torch.zeros_like(parameter) for key in _KEYS.values()})
         for name, key in _KEYS.items():
             moments[name][path] = state[key].detach()
     return moments
@@ -74,4 +75,9 @@ def load_moments(
 def set_steps(optimizer: torch.optim.AdamW, step: int) -> None:
     """Set the number of steps taken, which the bias correction counts."""
     for state in optimizer.state.values():
-        state["step"] = torch.tensor(float(step))
+        state["step"] = _steps(step)
+
+
+def _steps(count: int) -> Tensor:
+    """A number of steps as AdamW holds it, whatever a program has set as default dtype and device."""
+    return torch.tensor(float(count), dtype=torch.float32, device="cpu")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from parity.proof import adapters
 from parity.proof.problems.cases import CONFIG, perturbed_parameters
+from spec.data import document_resets
 from spec.sampling import Sampling, check_tokens, complete, generate, sample, uniforms
 
 PROMPT = np.array([[1, 2, 3], [4, 5, 6]])
@@ -156,6 +157,31 @@ def test_generation_is_the_sampled_model(adapter):
         np.testing.assert_array_equal(text[:, position], expected)
 
 
+DOCUMENTS = np.array([[1, 3, 4, 3], [5, 6, 3, 2]])
+"""Two prompts that hold ends of text, id 3."""
+
+
+@pytest.mark.parametrize("drawn_too", [False, True], ids=["resets of the prompt", "every end of text"])
+def test_a_document_begins_anew_after_an_end_of_text(adapter, drawn_too):
+    """As training has it: the state is cleared before the token after each, differently in each row."""
+    params, count = perturbed_parameters(CONFIG, 4), DOCUMENTS.shape[1]
+    of_prompt = document_resets(DOCUMENTS, 3)
+    named = {"end_of_text_id": 3} if drawn_too else {"resets_bt": of_prompt}
+    step = adapter.make_step(params, CONFIG)
+    text = complete(step, DOCUMENTS, 40, Sampling(seed=2), **named)
+    resets = document_resets(text, 3)
+    assert resets[:, count + 1 :].any(axis=1).all(), "an end of text must be drawn in either row"
+    if not drawn_too:
+        resets[:, count:] = False
+    logits, _ = adapter.model(params, CONFIG, text, resets=resets)
+    for position in range(count, 40):
+        expected = sample(logits[:, position - 1], Sampling(seed=2), uniforms(2, position, 2))
+        np.testing.assert_array_equal(text[:, position], expected)
+    assert not np.array_equal(text, complete(step, DOCUMENTS, 40, Sampling(seed=2)))
+    if drawn_too:
+        np.testing.assert_array_equal(adapter.generate(params, CONFIG, DOCUMENTS, 40, seed=2, **named), text)
+
+
 def test_the_state_has_one_size(adapter):
     """Memory does not grow with the text."""
     step = adapter.make_step(perturbed_parameters(CONFIG, 4), CONFIG)
@@ -182,6 +208,14 @@ def test_generation_refuses_bad_input(adapter):
     ]:
         with pytest.raises(ValueError, match=message):
             adapter.generate(params, CONFIG, prompt, length)
+    with pytest.raises(ValueError, match=r"end_of_text_id must be in \[0, 13\), got 13"):
+        adapter.generate(params, CONFIG, PROMPT, 5, end_of_text_id=13)
+    for resets, message in [
+        (np.zeros((2, 2), bool), r"resets \[b, t\] must have shape \(2, 3\), got \(2, 2\)"),
+        (np.zeros((2, 3), np.int64), "resets must have dtype bool, got int64"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            complete(adapter.make_step(params, CONFIG), PROMPT, 5, Sampling(), resets)
     np.testing.assert_array_equal(adapter.generate(params, CONFIG, PROMPT, 3), PROMPT)
 
 

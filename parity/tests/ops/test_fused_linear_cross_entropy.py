@@ -242,15 +242,6 @@ def test_without_gradients_there_is_one_product_a_chunk(monkeypatch):
     assert products == 2 * [(4, 21), (4, 16), (21, 16)] + [(1, 21), (1, 16), (21, 16)]
 
 
-def test_a_second_derivative_is_refused():
-    hidden, embedding, labels = draw(3, 21)
-    hidden.requires_grad_()
-    nats = losses.METHODS["fused_linear"](hidden, embedding, labels, torch.float32)
-    (first,) = torch.autograd.grad(nats, hidden, torch.ones((), device=DEVICE, requires_grad=True), create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
-
-
 @pytest.mark.parametrize("compute", HALVES)
 @pytest.mark.parametrize("factor", [1e-36, 1.0, 65536.0])
 def test_a_wide_read_out_has_the_gradients_of_rounded_operands(compute, factor):

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from spec.axes import BN, BT, BTD, BTN, BTX
 from spec.mixers.base import NO_MASKS, Capabilities, Masks, Side
@@ -18,6 +17,7 @@ from torch_impl.layers import Linear, accumulate_dtype
 from torch_impl.mixers.liquid_ssm.dynamics import Dynamics, Inputs, clock, clock_adjoint, matrix_of
 from torch_impl.mixers.liquid_ssm.model import LiquidSSMLanguageModel
 from torch_impl.mixers.liquid_ssm.solvers import METHODS, Solved, Trajectory, require_takes, shifted
+from torch_impl.ops.autodiff import differentiated_again, in_transform, require_no_transform
 
 
 def choose_method(config: LiquidSSMConfig, batch_size: int, seq_len: int) -> str:
@@ -56,14 +56,15 @@ class _States(torch.autograd.Function):
         return solved.values, solved.carry.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient_btn, final_bn):
         state_bn, states_btn, *rest = ctx.saved_tensors
         inputs, of, config = Inputs(*rest[:5]), Dynamics(*rest[5:]), ctx.config
         previous = shifted(states_btn, state_bn, inputs)
         at = clock(previous, inputs, of, config)
         kept = Trajectory(inputs, of, config, states_btn, at)
-        solved = _solve(config, ctx.method, states_btn.shape, 1, kept, gradient_btn, final_bn)
+        # Of guesses that have settled the derivatives need not have.
+        method = "sequential" if differentiated_again() else ctx.method
+        solved = _solve(config, method, states_btn.shape, 1, kept, gradient_btn, final_bn)
         matrix, y_btn = matrix_of(of, config), solved.values
         of_clock = matrix.of_clock(at.tau, at.dt, states_btn, y_btn, inputs.drive)
         of_scale, of_frequency = matrix.of_weights(at.dt, states_btn, y_btn)
@@ -114,6 +115,11 @@ def liquid_states(
         # Time does not run backward: what comes of it is no number.
         dt_scale_bt = torch.where(dt_scale_bt >= 0, dt_scale_bt, torch.nan).to(dtype)
     state_bn = torch.zeros_like(drive[:, 0]) if state_bn is None else state_bn.to(dtype)
+    if in_transform():
+        if method not in ("auto", "sequential"):
+            require_no_transform(method)
+        solved = METHODS["sequential"][0](Inputs(drive, pre, dt_scale_bt, resets_bt, padding_bt), of, config, state_bn)
+        return solved.values, solved.carry
     return _States.apply(config, method, state_bn, drive, pre, dt_scale_bt, resets_bt, padding_bt, *of)
 
 

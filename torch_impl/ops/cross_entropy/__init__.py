@@ -5,7 +5,8 @@
     chunked        the plain loss of a chunk of rows at a time, recomputed in the backward pass
     full           all logits at once
 
-`auto` is `fused_linear` on GPUs and CPUs, `chunked` on other devices. `lm_head` gives the logits themselves.
+`auto` is `fused_linear` on GPUs and CPUs, `chunked` on other devices, `full` inside torch.func. `lm_head` gives the
+logits themselves.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from spec.axes import ANY_D, ANY_V, BT, BTD, ND, SCALAR, VD, N
 from spec.config import require_known
 from spec.inputs import IGNORED_LABEL, check_cross_entropy, check_label_values, require_types
+from torch_impl.ops.autodiff import in_transform
 from torch_impl.ops.cross_entropy.fused_linear import (
     CHUNK_FACTOR,
     by_numba,
@@ -37,7 +39,7 @@ def lm_head(
     hidden: Float[Tensor, ANY_D], embedding_vd: Float[Tensor, VD], compute: torch.dtype
 ) -> Float[Tensor, ANY_V]:
     """logits = hidden E^T: operands rounded to the compute dtype, product and result in the accumulation dtype."""
-    if has_wide_matmul(hidden.device, compute):
+    if has_wide_matmul(hidden.device, compute) and not in_transform():
         return wide_lm_head(hidden, embedding_vd, compute)
     return matmul(hidden.to(compute).to(hidden.dtype), embedding_vd.to(compute).to(hidden.dtype))
 
@@ -78,6 +80,8 @@ ALIASES = {"one_pass": "fused_linear"}
 
 def choose_method(device: torch.device) -> str:
     """The method that `auto` takes on a device."""
+    if in_transform():
+        return "full"
     return "fused_linear" if device.type in ("cuda", "cpu") else "chunked"
 
 

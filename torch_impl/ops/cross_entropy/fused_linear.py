@@ -11,12 +11,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spec.axes import ANY_D, ANY_V, ND, SCALAR, VD, N
 from spec.data import IGNORED_LABEL
+from torch_impl.ops.autodiff import (
+    differentiable_gradients,
+    differentiated_again,
+    refuse_double_backward,
+    require_no_transform,
+)
 from torch_impl.ops.devices import has_bfloat16, takes_numba, takes_triton
 
 HALF = (torch.float16, torch.bfloat16)
@@ -72,8 +78,8 @@ class _WideMatmul(torch.autograd.Function):
         return _matmul(x, weight.T, x_nd.dtype)[:, : len(weight_vd)]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_y_nv):
+        refuse_double_backward(f"a product of {ctx.compute}", "use compute_dtype='float32'")
         x, weight = ctx.saved_tensors
         scale = None
         if ctx.compute == torch.float16:
@@ -82,7 +88,7 @@ class _WideMatmul(torch.autograd.Function):
             exponent = torch.frexp(grad_y_nv.abs().amax()).exponent.clamp(min=-100)
             scale = torch.ldexp(grad_y_nv.new_ones(()), 14 - exponent)
             grad_y_nv = grad_y_nv * scale
-        grad_y = torch.nn.functional.pad(_operand(grad_y_nv, ctx.compute, ctx.wide), (0, len(weight) - ctx.v))
+        grad_y = F.pad(_operand(grad_y_nv, ctx.compute, ctx.wide), (0, len(weight) - ctx.v))
         grad_x = _matmul(grad_y, weight, ctx.wide) if ctx.needs_input_grad[0] else None
         grad_weight = _matmul(grad_y.T, x, ctx.wide)[: ctx.v] if ctx.needs_input_grad[1] else None
         if scale is not None:
@@ -108,9 +114,12 @@ def fused_linear_cross_entropy(
         compute: dtype that the operands of the three products are rounded to.
         chunk_logits: most logits at a time; one row at least.
 
+    A second derivative holds all n v logits.
+
     Raises:
-        RuntimeError: a second derivative.
+        NotImplementedError: inside torch.func, or forward-mode differentiation.
     """
+    require_no_transform("fused_linear")
     wanted = torch.is_grad_enabled() and (hidden_nd.requires_grad or embedding_vd.requires_grad)
     return _cross_entropy(hidden_nd, embedding_vd, labels_n, compute, chunk_logits, wanted)[0]
 
@@ -162,21 +171,28 @@ def _(hidden, embedding, labels, compute, chunk_logits, gradients):
 
 def _keep(ctx, inputs, output):
     _, grad_hidden, grad_embedding = output
+    hidden, embedding, labels, ctx.compute, *_ = inputs
     # Else autograd makes a gradient of zeros for each of the two, as large as they are.
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(grad_hidden, grad_embedding)
-    ctx.save_for_backward(grad_hidden, grad_embedding)
+    ctx.save_for_backward(grad_hidden, grad_embedding, hidden, embedding, labels)
 
 
-@once_differentiable
 def _backward(ctx, grad_nats, *_):
-    grad_hidden, grad_embedding = ctx.saved_tensors
+    grad_hidden, grad_embedding, *inputs = ctx.saved_tensors
+    if differentiated_again():
+        return *differentiable_gradients(_plain, (*inputs, ctx.compute), (grad_nats,)), None, None
     wanted = ctx.needs_input_grad
     return (
         grad_hidden * grad_nats if wanted[0] else None,
         grad_embedding * grad_nats if wanted[1] else None,
         *[None] * 4,
     )
+
+
+def _plain(hidden, embedding, labels, compute):
+    logits = hidden.to(compute).to(hidden.dtype) @ embedding.to(compute).to(hidden.dtype).T
+    return F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
 
 
 _cross_entropy.register_autograd(_backward, setup_context=_keep)
@@ -217,7 +233,7 @@ def _operand_of_rows(embedding: Tensor, compute: torch.dtype) -> Tensor:
     operand = _operand(embedding, compute, embedding.dtype)
     if operand.dtype == embedding.dtype:
         return operand
-    return torch.nn.functional.pad(operand, (0, 0, 0, _padded(len(operand)) - len(operand)))
+    return F.pad(operand, (0, 0, 0, _padded(len(operand)) - len(operand)))
 
 
 def _matmul(a: Tensor, b: Tensor, wide: torch.dtype, out: Tensor | None = None, add_to: Tensor | None = None) -> Tensor:

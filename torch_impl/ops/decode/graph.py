@@ -76,8 +76,8 @@ def buffered_step(model: LanguageModel, record: Callable[[_OneToken], Callable[[
         buffers, run = recorded[key]
         if states is not newest:
             require_array("states", states, "lbn", tuple(buffers.states_lbd.shape), FLOATING)
-            buffers.states_lbd.copy_(torch.as_tensor(states))
-        buffers.tokens_bt.copy_(torch.as_tensor(tokens_bt, dtype=torch.long))
+            buffers.states_lbd.copy_(torch.as_tensor(states, device=buffers.states_lbd.device))
+        buffers.tokens_bt.copy_(torch.as_tensor(tokens_bt, dtype=torch.long, device="cpu"))
         newest = None  # where this step fails the buffer holds no one's states
         run()
         newest = buffers.states_lbd.clone()

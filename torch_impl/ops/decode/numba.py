@@ -15,7 +15,7 @@ from spec.checkpoint.quantization import quantize, rounded
 from spec.inputs import FLOATING, require_array
 from spec.mixers import family, state_shape
 from spec.sampling import Step, check_tokens
-from torch_impl.checkpoint.native import dump_parameters, load_parameters
+from torch_impl.checkpoint.native import dump_parameters, load_parameters, named_parameters
 from torch_impl.kernels.numba import decode, numba, one_at_a_time, threads
 from torch_impl.mixers import capabilities
 from torch_impl.ops.decode.eager import eager_step
@@ -95,7 +95,7 @@ class _Compiled:
 
     def __init__(self, model: LanguageModel, weights: str):
         self.model, self.weights = model, weights
-        self.parameters = dict(model.named_parameters())
+        self.parameters = named_parameters(model)
         self.places = tuple(self.parameters.values()) if weights == "float32" else ()
         c: Any = model.config
         kept = math.exp(-c.delta_min), -math.expm1(-c.delta_min)
@@ -109,11 +109,12 @@ class _Compiled:
         b = len(tokens_b)
         check_tokens(tokens_b, c.vocab_size)
         shape = state_shape(c, b)
-        if states is None:
-            states = torch.zeros(shape)
-        require_array("states", states, "lbn", shape, FLOATING)
-        states = torch.as_tensor(states, dtype=torch.float32)
-        last, logits_bv = torch.empty(shape), np.empty((b, c.vocab_size), np.float32)
+        if states is not None:
+            require_array("states", states, "lbn", shape, FLOATING)
+        # A program may have set other defaults, of the dtype and of the device.
+        place: Any = {"dtype": torch.float32, "device": "cpu"}
+        states = torch.zeros(shape, **place) if states is None else torch.as_tensor(states, **place)
+        last, logits_bv = torch.empty(shape, **place), np.empty((b, c.vocab_size), np.float32)
         count = threads()
         with one_at_a_time:  # the memory to work in is one step's, and of Numba's pools one bears one kernel alone
             if count > 1:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spec.axes import BD, BTD
 from torch_impl.kernels.numba import gated_scan as kernels
 from torch_impl.kernels.numba.calls import apart, arrays, cuts, mask, operator
+from torch_impl.ops.autodiff import differentiable_gradients, differentiated_again
 from torch_impl.ops.devices import require_numba
-from torch_impl.ops.gated_scan.unfused import GatedScanInputs
+from torch_impl.ops.gated_scan.unfused import GatedScanInputs, unfused_gated_scan
 from torch_impl.ops.scan.context_parallel import sharing
 
 
@@ -32,7 +33,7 @@ def numba_gated_scan(inputs: GatedScanInputs) -> tuple[Float[Tensor, BTD], Float
         raise NotImplementedError("mixer method 'numba' has each row whole; between processes use auto or chunked")
     b, _, x = pre_btx.shape
     wide = decay_bias_d.dtype
-    state_bd = torch.zeros(b, x // 3, dtype=wide) if state_bd is None else state_bd.to(wide)
+    state_bd = pre_btx.new_zeros(b, x // 3, dtype=wide) if state_bd is None else state_bd.to(wide)
     leaves = pre_btx.to(wide), decay_bias_d, state_bd
     save = torch.is_grad_enabled() and any(x.requires_grad for x in leaves)
     gated_btd, last_bd = _GatedScan.apply(*leaves, resets_bt, padding_bt, delta_min, save)
@@ -96,9 +97,15 @@ class _GatedScan(torch.autograd.Function):
         return gated, last
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_gated, grad_last):
+        if differentiated_again():
+            inputs = GatedScanInputs(*ctx.saved_tensors[:5], ctx.delta_min)
+            return *differentiable_gradients(_plain, inputs, (grad_gated, grad_last)), None
         return *_backward(*ctx.saved_tensors, grad_gated, grad_last, ctx.delta_min), None, None, None, None
+
+
+def _plain(*inputs: Any) -> tuple[Tensor, Tensor]:
+    return unfused_gated_scan(GatedScanInputs(*inputs), "numba")
 
 
 def _constants(bias: Tensor, delta_min: float) -> np.ndarray:

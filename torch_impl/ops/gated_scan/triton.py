@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,9 @@ from torch_impl.kernels.triton.launch import (
     saved_every,
     split,
 )
+from torch_impl.ops.autodiff import differentiable_gradients, differentiated_again
 from torch_impl.ops.devices import require_triton
-from torch_impl.ops.gated_scan.unfused import GatedScanInputs
+from torch_impl.ops.gated_scan.unfused import GatedScanInputs, unfused_gated_scan
 from torch_impl.ops.scan.context_parallel import sharing
 from torch_impl.ops.scan.triton import scan_states
 
@@ -128,12 +130,21 @@ def _gradients(pre, bias, resets, padding, saved, grad_gated, grad_last, delta_m
 
 
 def _keep(ctx, inputs, output):
-    pre, bias, _, resets, padding, ctx.delta_min, _ = inputs
-    ctx.save_for_backward(pre, bias, resets, padding, output[2])
+    *tensors, ctx.delta_min, _ = inputs
+    ctx.save_for_backward(*tensors, output[2])
 
 
 def _adjoint(ctx, grad_gated, grad_last, _):
-    return *_backward(*ctx.saved_tensors, grad_gated, grad_last, ctx.delta_min), None, None, None, None
+    pre, bias, state, resets, padding, saved = ctx.saved_tensors
+    if differentiated_again():
+        inputs = GatedScanInputs(pre, bias, state, resets, padding, ctx.delta_min)
+        return *differentiable_gradients(_plain, inputs, (grad_gated, grad_last)), None
+    gradients = _backward(pre, bias, resets, padding, saved, grad_gated, grad_last, ctx.delta_min)
+    return *gradients, None, None, None, None
+
+
+def _plain(*inputs: Any) -> tuple[Tensor, Tensor]:
+    return unfused_gated_scan(GatedScanInputs(*inputs), "triton")
 
 
 _forward.register_autograd(_adjoint, setup_context=_keep)

@@ -6,11 +6,12 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spec.axes import BD, BT, BT3D, BTD, D
+from torch_impl.ops.autodiff import in_transform
 from torch_impl.ops.scan import scan
 
 
@@ -30,7 +31,7 @@ def decay_gates(p: Float[Tensor, BTD], delta_min: float) -> tuple[Float[Tensor, 
 
     With c = exp(-delta_min): decay = c sigmoid(-p), 1 - decay = (1 - c) + c sigmoid(p).
     """
-    return _DecayGates.apply(p, delta_min)
+    return _transformed_gates(p, delta_min) if in_transform() else _DecayGates.apply(p, delta_min)
 
 
 class _DecayGates(torch.autograd.Function):
@@ -39,15 +40,20 @@ class _DecayGates(torch.autograd.Function):
     @staticmethod
     def forward(ctx, p, delta_min):
         c = math.exp(-delta_min)
-        decay_btd, sigmoid_p_btd = c * torch.sigmoid(-p), torch.sigmoid(p)
-        ctx.save_for_backward(decay_btd, sigmoid_p_btd)
-        return decay_btd, -math.expm1(-delta_min) + c * sigmoid_p_btd
+        decay_btd = c * torch.sigmoid(-p)
+        ctx.save_for_backward(p, decay_btd)
+        return decay_btd, -math.expm1(-delta_min) + c * torch.sigmoid(p)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_decay_btd, grad_one_minus_decay_btd):
-        decay_btd, sigmoid_p_btd = ctx.saved_tensors
-        return decay_btd * sigmoid_p_btd * (grad_one_minus_decay_btd - grad_decay_btd), None
+        p, decay_btd = ctx.saved_tensors
+        return decay_btd * torch.sigmoid(p) * (grad_one_minus_decay_btd - grad_decay_btd), None
+
+
+def _transformed_gates(p, delta_min):
+    """Of exp(log sigmoid) the built-in derivative subtracts nothing either."""
+    c = math.exp(-delta_min)
+    return c * torch.exp(F.logsigmoid(-p)), -math.expm1(-delta_min) + c * torch.exp(F.logsigmoid(p))
 
 
 def gates(

@@ -1,35 +1,23 @@
 """RMSNorm and the product of SwiGLU, row by row. No twin: XLA fuses the plain form. Truth: spec/reference/blocks.py.
 
     numba   one compiled pass over memory in each direction, on CPUs, float32 and float64 (numba.py)
-    plain   operations of PyTorch, everywhere
+    plain   operations of PyTorch, everywhere (plain.py)
 
-`auto` is `numba` where it runs, but not inside autocast. A named method runs or raises NotImplementedError. The layers
-of a model take `auto`, whatever the method of its mixer.
+`auto` is `numba` where it runs, but not inside autocast or torch.func. A named method runs or raises
+NotImplementedError. The layers of a model take `auto`, whatever the method of its mixer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from spec.axes import BTD, BTF, BTI, D
 from spec.config import require_known
 from torch_impl.ops.devices import takes_numba
-
-
-def plain_rms_norm(x_btd: Tensor, weight_d: Tensor, eps: float) -> Tensor:
-    """weight x / sqrt(mean(x^2) + eps)."""
-    return weight_d * (x_btd * torch.rsqrt((x_btd * x_btd).mean(dim=-1, keepdim=True) + eps))
-
-
-def plain_swiglu(pre_bti: Tensor) -> Tensor:
-    """silu(gate) up of pre = gate | up."""
-    gate_btf, up_btf = pre_bti.chunk(2, dim=-1)
-    return nn.functional.silu(gate_btf) * up_btf
-
+from torch_impl.ops.rowwise.plain import plain_rms_norm, plain_swiglu
 
 # Of each method, RMSNorm and SwiGLU.
 METHODS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {"plain": (plain_rms_norm, plain_swiglu)}

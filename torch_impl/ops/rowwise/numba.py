@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spec.axes import BTD, BTF, BTI, D
 from torch_impl.kernels.numba import rowwise as kernels
 from torch_impl.kernels.numba.calls import apart, arrays, operator
+from torch_impl.ops.autodiff import differentiable_gradients, differentiated_again
 from torch_impl.ops.devices import require_numba
+from torch_impl.ops.rowwise.plain import plain_rms_norm, plain_swiglu
 
 
 def numba_rms_norm(x_btd: Float[Tensor, BTD], weight_d: Float[Tensor, D], eps: float) -> Float[Tensor, BTD]:
@@ -54,11 +55,13 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx, x, weight, eps):
         y, r = _norm(x, weight, eps)
         ctx.save_for_backward(x, weight, r)
+        ctx.eps = eps
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_y):
+        if differentiated_again():
+            return differentiable_gradients(plain_rms_norm, (*ctx.saved_tensors[:2], ctx.eps), (grad_y,))
         return *_norm_backward(*ctx.saved_tensors, grad_y), None
 
 
@@ -88,6 +91,7 @@ class _SwiGLU(torch.autograd.Function):
         return _swiglu(pre)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_y):
+        if differentiated_again():
+            return differentiable_gradients(plain_swiglu, ctx.saved_tensors, (grad_y,))
         return _swiglu_backward(*ctx.saved_tensors, grad_y)

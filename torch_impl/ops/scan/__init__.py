@@ -18,11 +18,11 @@ from functools import partial
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from spec.axes import BD, BT, BTD
 from spec.config import require_known
 from spec.inputs import check_scan
+from torch_impl.ops.autodiff import differentiated_again, in_transform
 from torch_impl.ops.devices import default_device, takes_numba, takes_triton
 from torch_impl.ops.scan.chunked import chunked_scan
 from torch_impl.ops.scan.context_parallel import context_parallel_scan, sharing
@@ -106,6 +106,9 @@ def scan(
     group = sharing()
     if group is not None:
         return context_parallel_scan(decay_btd, drive_btd, state_bd, METHODS[method], _adjoint(method), group)
+    if in_transform():
+        states_btd = METHODS[method](decay_btd, drive_btd, state_bd)
+        return states_btd, states_btd[:, -1]
     return _Scan.apply(decay_btd, drive_btd, state_bd, method)
 
 
@@ -124,10 +127,11 @@ class _Scan(torch.autograd.Function):
         return states_btd, states_btd[:, -1].clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_states_btd, grad_last_bd):
-        decay_btd, states_btd, state_bd = ctx.saved_tensors
-        return *_adjoint(ctx.method)(decay_btd, states_btd, state_bd, grad_states_btd, grad_last_bd), None
+        adjoint = _adjoint(ctx.method)
+        if differentiated_again():
+            adjoint = partial(_reversed, lambda *inputs: _Scan.apply(*inputs, ctx.method)[0])
+        return *adjoint(*ctx.saved_tensors, grad_states_btd, grad_last_bd), None
 
 
 def _reversed(method, decay_btd, states_btd, state_bd, grad_states_btd, grad_last_bd):

@@ -33,9 +33,8 @@ def chunked_scan(
     before = [state_bd]
     for k in range(chunks - 1):
         before.append(torch.addcmul(end_bkd[:, k], product_bkd[:, k], before[-1]))
-    states_bkcd = torch.empty_like(drive_bkcd)
-    inside_bkd = torch.stack(before, dim=1)
+    states, inside_bkd = [], torch.stack(before, dim=1)
     for i in range(c):
         inside_bkd = torch.addcmul(drive_bkcd[:, :, i], decay_bkcd[:, :, i], inside_bkd)
-        states_bkcd[:, :, i] = inside_bkd
-    return states_bkcd.view(b, chunks * c, d)[:, :t]
+        states.append(inside_bkd)
+    return torch.stack(states, dim=2).view(b, chunks * c, d)[:, :t]

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from torch_impl.ops.autodiff import refuse_double_backward, require_no_transform
 
 Scan = Callable[[Tensor, Tensor, Tensor], Tensor]
 Adjoint = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -50,6 +51,7 @@ def context_parallel_scan(
     The adjoint is the same in reversed time: what a stretch hands back for a zero gradient from its right, and the
     products already gathered, give the gradient that reaches each stretch's last state.
     """
+    require_no_transform("context_parallel")
     return _ContextParallelScan.apply(decay_btd, drive_btd, state_bd, scan, adjoint, group)
 
 
@@ -70,8 +72,8 @@ class _ContextParallelScan(torch.autograd.Function):
         return states_btd, _fold(product_rbd, end_rbd, none_bd)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_states_btd, grad_last_bd):
+        refuse_double_backward("a scan that processes share", "let each process have whole sequences")
         decay_btd, states_btd, before_bd, product_rbd = ctx.saved_tensors
         rank = dist.get_rank(ctx.group)
         none_bd = torch.zeros_like(before_bd)
@@ -93,6 +95,7 @@ def context_parallel_shift(states_btd: Tensor, state_bd: Tensor, group: dist.Pro
         state_bd: h_{-1} of the whole sequence; that of the first process counts.
         group: the processes that share the sequence.
     """
+    require_no_transform("context_parallel")
     return _ContextParallelShift.apply(states_btd, state_bd, group)
 
 
@@ -105,8 +108,8 @@ class _ContextParallelShift(torch.autograd.Function):
         return torch.cat([before_bd[:, None], states_btd[:, :-1]], dim=1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_btd):
+        refuse_double_backward("a sequence that processes share", "let each process have whole sequences")
         rank, first_bd = dist.get_rank(ctx.group), grad_btd[:, 0]
         first_rbd = _gather(first_bd, ctx.group)
         none_bd = torch.zeros_like(first_bd)
