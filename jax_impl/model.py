@@ -174,7 +174,7 @@ class LanguageModel(nnx.Module):
         """Mean cross-entropy in nats a counted label, of normalised hidden states."""
         compute = COMPUTE[self.compute_dtype]
         nats, count = cross_entropy(hidden_btd, self.embedding.weight[...], labels, compute, self.loss_method)
-        return nats / jnp.maximum(count, 1)
+        return nats / jnp.maximum(count, 1).astype(nats.dtype)
 
     def num_parameters(self) -> int:
         """Number of scalars; the tied embedding counts once."""

@@ -191,12 +191,25 @@ def where_lowered(run: Callable[..., Any], *arrays: Any, only_tpu: bool) -> Any:
         only_tpu: the caller has seen to it that the program is for a TPU; a second form need not be traced.
 
     Raises:
-        NotImplementedError: when the program is lowered for anything else.
+        NotImplementedError: when the program is lowered for anything else, or when the kernel itself is differentiated.
     """
     compiled = partial(run, interpret=False)
-    if only_tpu:
-        return compiled(*arrays)
-    return jax.lax.platform_dependent(*arrays, tpu=compiled, cpu=partial(run, interpret=INTERPRET))
+
+    @jax.custom_jvp
+    def kernel(*arrays):
+        if only_tpu:
+            return compiled(*arrays)
+        return jax.lax.platform_dependent(*arrays, tpu=compiled, cpu=partial(run, interpret=INTERPRET))
+
+    kernel.defjvp(_refuse)
+    return kernel(*arrays)
+
+
+def _refuse(primals: Any, tangents: Any) -> Any:
+    raise NotImplementedError(
+        "the Pallas kernels, which a program of more than 16 tokens holds for a TPU, have no second derivative; "
+        "name another method, such as 'sequential'"
+    )
 
 
 class Block(NamedTuple):

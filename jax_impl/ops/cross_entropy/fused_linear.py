@@ -146,7 +146,9 @@ def _blocks(embedding_vd: Array, tiling: _Tiling) -> _Pair:
     """Operands [k, w, d] and the index of each block's first word [k]."""
     fill = tiling.blocks * tiling.words - tiling.v
     operand_vd = jnp.pad(embedding_vd.astype(tiling.compute), ((0, fill), (0, 0)))
-    return operand_vd.reshape(tiling.blocks, tiling.words, -1), jnp.arange(tiling.blocks) * tiling.words
+    return operand_vd.reshape(tiling.blocks, tiling.words, -1), jnp.arange(
+        tiling.blocks, dtype=jnp.int32
+    ) * tiling.words
 
 
 def _chunk(x_rd: Array, labels_r: Array, blocks: _Pair, tiling: _Tiling) -> _Chunk:
@@ -207,7 +209,7 @@ def _accumulate_gradients(
     grad_x_rd, grad_embedding_kwd = gradients
     weight_wd, first = block
     z_rw = (_logits(chunk, block, tiling) if kept_rw is None else kept_rw).astype(tiling.wide)
-    p_rw = jnp.exp(z_rw - log_total_r[:, None]) - _is_label(chunk, block, tiling)
+    p_rw = jnp.exp(z_rw - log_total_r[:, None]) - _is_label(chunk, block, tiling).astype(tiling.wide)
     # One mask for rows that are ignored and for columns beyond the vocabulary.
     end_r = jnp.where(chunk.labels_r == IGNORED_LABEL, 0, tiling.v) - first
     grad_z_rw = jnp.where(_columns(tiling) < end_r[:, None], p_rw, 0.0).astype(tiling.compute)
@@ -219,7 +221,8 @@ def _accumulate_gradients(
 
 
 def _is_label(chunk: _Chunk, block: _Pair, tiling: _Tiling) -> Array:
-    return _columns(tiling) == (chunk.labels_r - block[1])[:, None]
+    column_r = chunk.labels_r - block[1].astype(chunk.labels_r.dtype)
+    return _columns(tiling).astype(column_r.dtype) == column_r[:, None]
 
 
 def _columns(tiling: _Tiling) -> Array:

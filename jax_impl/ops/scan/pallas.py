@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jax_impl.kernels.pallas import blocks as pallas_blocks
@@ -52,7 +53,8 @@ def _backward(decay, states, state, grad_states, grad_last, *, limits, interpret
 
     def place(b, d, k):
         # The 8 steps before the block; of the first one any others.
-        return b, (last - k) * walk.each - (k != last), d
+        one = jnp.int32(k != last) if isinstance(k, jax.Array) else k != last
+        return b, (last - k) * walk.each - one, d
 
     earlier = Block((walk.rows, SEGMENTS, LANES), place)
     inputs = [(decay, steps), (states, steps), (states, earlier)]
