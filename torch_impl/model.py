@@ -234,7 +234,7 @@ def _with_its_parameters(block: nn.Module) -> Callable[..., Any]:
 
     By then torch.func.functional_call has put its own ones back. FSDP gathers what it has handed out by itself.
     """
-    parameters = dict(block.named_parameters())
+    parameters: dict[str, Tensor] = dict(block.named_parameters())
     by_fsdp = getattr(block, "_is_fsdp_managed_module", False) or any(
         hasattr(one, "device_mesh") for one in parameters.values()
     )

@@ -99,7 +99,7 @@ class _GatedScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_gated, grad_last):
         if differentiated_again():
-            inputs = GatedScanInputs(*ctx.saved_tensors[:5], ctx.delta_min)
+            inputs = (*ctx.saved_tensors[:5], ctx.delta_min)
             return *differentiable_gradients(_plain, inputs, (grad_gated, grad_last)), None
         return *_backward(*ctx.saved_tensors, grad_gated, grad_last, ctx.delta_min), None, None, None, None
 

@@ -128,10 +128,11 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_states_btd, grad_last_bd):
+        decay_btd, states_btd, state_bd = ctx.saved_tensors
         adjoint = _adjoint(ctx.method)
         if differentiated_again():
-            adjoint = partial(_reversed, lambda *inputs: _Scan.apply(*inputs, ctx.method)[0])
-        return *adjoint(*ctx.saved_tensors, grad_states_btd, grad_last_bd), None
+            adjoint = partial(_reversed, lambda decay, drive, state: _Scan.apply(decay, drive, state, ctx.method)[0])
+        return *adjoint(decay_btd, states_btd, state_bd, grad_states_btd, grad_last_bd), None
 
 
 def _reversed(method, decay_btd, states_btd, state_bd, grad_states_btd, grad_last_bd):
