@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 from parity.proof import adapters, bounds, interpreted_kernels
 from parity.proof.environment import one_thread_and_full_float32
-from parity.suite.support import nothing
+from parity.suite.support import nothing, tightness
 from parity.suite.support.fixtures import MEASURED, compare, refused, report, small_data, text_data  # noqa: F401  fixtures are found by being here
 
 interpreted_kernels.interpret_unless_gpu()
@@ -26,6 +26,7 @@ settings.load_profile(os.environ.get("PARITY_PROFILE", "ci"))
 
 WORST: dict[str, tuple[float, str]] = {}
 LINES: list[str] = []
+USED: dict[str, tightness.Used] = {}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -99,6 +100,7 @@ def verdicts_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> None:
 def pytest_runtest_call(item: pytest.Item):
     """What the test measured travels with its report: with xdist it ran in another process."""
     bounds.WORST.clear()
+    bounds.BY_TENSOR.clear()
     try:
         return (yield)
     finally:
@@ -109,11 +111,15 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:  # noqa: F811  
     for name, worst in report.user_properties if report.when == "call" else ():
         if name == MEASURED:
             LINES.append(worst)
+        elif name.startswith(tightness.PROPERTY):
+            USED[name.removeprefix(tightness.PROPERTY)] = worst
         elif name.startswith("units of "):
             WORST[name] = max((worst, report.nodeid.split("::", 1)[1]), WORST.get(name, (0.0, "")))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if tightness.WRITING:
+        tightness.write(USED)
     if LINES:
         terminalreporter.section("measured")
         for line in LINES:

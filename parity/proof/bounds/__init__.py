@@ -20,6 +20,8 @@ TIGHT = 1 / 30
 """A bound of which right code uses less than this would let mistakes through."""
 WORST: dict[str, float] = {}
 """Label -> largest error seen, in units of its bound; conftest.py prints it after the run."""
+BY_TENSOR: dict[str, dict[str, float]] = {}
+"""The same of each tensor: how much of its bound was used."""
 
 
 def unit(dtype: type[np.floating] = np.float32) -> float:
@@ -156,6 +158,8 @@ def assert_within(actual: Arrays, truth: Arrays, bound: Arrays, label: str) -> f
         units = in_units(found, expected, limit)
         worst = float(units.max())
         WORST[label] = max(worst, WORST.get(label, 0.0))
+        used = BY_TENSOR.setdefault(label, {})
+        used[name] = max(worst, used.get(name, 0.0))
         if worst > 1.0:
             at = np.unravel_index(units.argmax(), units.shape)
             place = f"{name}[{', '.join(map(str, at))}]"

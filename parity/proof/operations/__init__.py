@@ -22,7 +22,7 @@ from parity.proof.operations.base import Arrays, Operation, SelfTest
 from parity.proof.operations.layers import AdamW, CrossEntropy, RMSNorm, Scan, SwiGLU
 from spec.mixers import families
 
-__all__ = ["OPERATIONS", "Operation", "SelfTest", "check", "expected", "operations_of", "self_tests"]
+__all__ = ["OPERATIONS", "Operation", "SelfTest", "check", "expected", "label_of", "operations_of", "self_tests"]
 
 
 def of_families() -> dict[str, Any]:
@@ -54,6 +54,11 @@ def expected(name: str, case: Any, dtype: str) -> tuple[Arrays, Arrays]:
     return operation.truth(case), operation.bounds_in(case, dtype)
 
 
+def label_of(name: str, backend: str, method: str, dtype: str) -> str:
+    """What `check` keeps its errors under."""
+    return ", ".join(part for part in (name, dtype, f"{backend} {method}".strip()) if part)
+
+
 def check(name: str, backend: str, method: str, dtype: str, case: Any, **options: Any) -> float:
     """The largest error of a backend in units of its bound; AssertionError, naming the worst entry, where it exceeds 1.
 
@@ -66,7 +71,7 @@ def check(name: str, backend: str, method: str, dtype: str, case: Any, **options
         options: for the operation's `run`.
     """
     found = OPERATIONS[name].run(adapters.load(backend), case, method, dtype, **options)
-    label = ", ".join(part for part in (name, dtype, f"{backend} {method}".strip()) if part)
+    label = label_of(name, backend, method, dtype)
     truth, bounds = expected(name, case, dtype)
     # A float32 method that computes wider keeps every bound, and is another method. A loss is told as a plain number.
     wide = np.float64 if dtype == "float64" else np.float32

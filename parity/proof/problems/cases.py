@@ -19,6 +19,8 @@ BATCH, WIDTH = 2, 3
 SHAPES = (*((BATCH, t, WIDTH) for t in LENGTHS[:5]), (3, 257, 2), (1, 1000, 1))
 
 CONFIG = replace(PRESETS["nano"], vocab_size=13, d_model=8, d_ff=12, n_layers=2, max_seq_len=8)
+# Odd widths, which no vector register and no block divides.
+ODD = replace(CONFIG, vocab_size=11, d_model=7, d_ff=5)
 # The widths of nano, over bytes.
 NANO = replace(PRESETS["nano"], vocab_size=257)
 NANO_BLOCK = replace(NANO, n_layers=1)
@@ -26,8 +28,8 @@ NANO_BLOCK = replace(NANO, n_layers=1)
 ALMOST_ONE = 1.0 - 2.0**-24
 DECAYS = ("uniform", "zero", "one", "almost one", "slow", "tiny", "mixture")
 DRIVES = ("normal", "small", "subnormal", "large", "mixture", "zero")
-RESETS = ("none", "first", "last", "some", "all")
-PADDINGS = ("none", "left", "right", "some", "all")
+RESETS = ("none", "first", "last", "some", "all", "every kind")
+PADDINGS = ("none", "left", "right", "some", "all", "every kind")
 IGNORED = ("none", "some", "all")
 
 
@@ -88,8 +90,10 @@ def draw_scales(random: np.random.Generator, kind: str, shape: tuple[int, ...]) 
 
 
 def draw_resets(random: np.random.Generator, kind: str, shape: tuple[int, int]) -> np.ndarray:
-    """Where a document begins."""
+    """Where a document begins. `every kind`: at the first and the last token, and twice in a row inside."""
     resets = np.full(shape, kind == "all")
+    if kind == "every kind":
+        resets[:, [0, shape[1] // 2 - 1, shape[1] // 2, -1]] = True
     if kind == "some":
         resets = random.random(shape) < 0.3
     elif kind in ("first", "last"):
@@ -98,8 +102,15 @@ def draw_resets(random: np.random.Generator, kind: str, shape: tuple[int, int]) 
 
 
 def draw_padding(random: np.random.Generator, kind: str, shape: tuple[int, int]) -> np.ndarray:
-    """Where nothing happens; `left` and `right` pad each row by an amount of its own."""
+    """Where nothing happens; `left` and `right` pad each row by an amount of its own.
+
+    `every kind`: the first row on the left, the last on the right, by a third of it, and all of them once inside.
+    """
     b, t = shape
+    if kind == "every kind":
+        padding = np.zeros(shape, bool)
+        padding[0, : t // 3], padding[-1, t - t // 3 :], padding[:, t // 2] = True, True, True
+        return padding
     amount, position = random.integers(0, t + 1, size=(b, 1)), np.arange(t)
     every = {"left": position < amount, "right": position >= t - amount, "some": random.random(shape) < 0.3}
     return every.get(kind, np.full(shape, kind == "all"))
@@ -157,11 +168,18 @@ class ModelCase:
         return ModelArrays(tokens, np.where(hidden, IGNORED_LABEL, labels).astype(np.int32), start, *masks, states[1])
 
 
-VALUES = ("normal", "wide", "mixture", "small", "absorbed")
+VALUES = ("normal", "wide", "mixture", "small", "absorbed", "huge")
 
 
 def draw_values(random: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Inputs of a layer. `absorbed`: 1, then numbers just below half an ulp of it, which a sum in order all loses."""
+    """Inputs of a layer.
+
+    `absorbed`: 1, then numbers just below half an ulp of it, which a sum in order all loses. `huge`: every second one
+    100 to 600 of either sign, where gates are saturated, and exp infinite or zero in float32, not yet in float64.
+    """
+    if kind == "huge":
+        far = np.copysign(random.uniform(100, 600, shape), random.standard_normal(shape))
+        return np.where(random.random(shape) < 0.5, far, random.standard_normal(shape))
     if kind == "absorbed":
         return np.broadcast_to(np.where(np.arange(shape[-1]) == 0, 1.0, 0.9 * 2.0**-24), shape)
     scale = {"normal": 1.0, "wide": 30.0, "small": 1e-4}.get(kind) or 10.0 ** random.uniform(-4, 2, shape)

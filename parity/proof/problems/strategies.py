@@ -38,18 +38,18 @@ def model_cases(
 def layer_cases(
     values: tuple[str, ...],
     shapes: tuple[tuple[int, int], ...] = ((1, 1), (2, 31)),
-    configs: tuple[ModelConfig, ...] = (cases.CONFIG, cases.NANO),
+    configs: tuple[ModelConfig, ...] = (cases.ODD, cases.NANO),
     masked: bool = False,
     ignored: tuple[str, ...] = ("none",),
 ) -> st.SearchStrategy[cases.LayerCase]:
-    """Problems for one layer, at small widths and at those of nano."""
+    """Problems for one layer, at small odd widths and at those of nano."""
     masks = (st.sampled_from(kinds if masked else ("none",)) for kinds in (cases.RESETS, cases.PADDINGS))
     drawn = (st.sampled_from(shapes), st.sampled_from(values), seeds, st.sampled_from(configs))
     return st.builds(cases.LayerCase, *drawn, *masks, st.sampled_from(ignored))
 
 
-GATES = ("normal", "wide", "mixture", "small")
-HIDDEN = ("normal", "mixture", "small", "absorbed")
+GATES = ("normal", "wide", "mixture", "small", "huge")
+HIDDEN = ("normal", "mixture", "small", "absorbed", "huge")
 
 CASES: dict[str, st.SearchStrategy] = {
     "scan": scan_cases((*cases.SHAPES, (2, cases.NANO.max_seq_len, cases.NANO.d_model))),

@@ -41,7 +41,7 @@ def errors_against_decay(rows: list[Report]) -> str | None:
     """Worst float32 error of each scan in each regime of decays."""
     kinds = [kind for kind in DECAYS if any(kind in row["groups"].get("decay", {}) for row in rows)]
     figure, axes = _axes()
-    for row, offset in zip(rows, np.linspace(-0.2, 0.2, len(rows) or 1), strict=False):
+    for row, offset in zip(rows, np.linspace(-0.2, 0.2, len(rows)), strict=True):
         found = row["groups"]["decay"]
         units = [_finite(found.get(kind, 0.0)) for kind in kinds]
         _plot_row(axes, rows, row, np.arange(len(kinds)) + offset, units, "")

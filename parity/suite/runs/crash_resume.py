@@ -275,7 +275,8 @@ def differences(whole: Path, killed: Path) -> list[str]:
     names = ("step", "loss", "val_loss", "sample")
     before, after = ([[line.get(name) for name in names] for line in RunDir(run).metrics()] for run in (whole, killed))
     if before != after:
-        step = next((one for one, other in zip(before, after, strict=False) if one != other), ["the end"])[0]
+        pairs = itertools.zip_longest(before, after, fillvalue=["the end"])
+        step = next(one for one, other in pairs if one != other)[0]
         found.append(f"the losses differ from step {step} on")
     return found
 

@@ -204,4 +204,4 @@ def test_no_moment_of_a_failing_write_leaves_half_a_checkpoint(point, tmp_path, 
     monkeypatch.undo()
     left = sorted((run.path / "checkpoints").iterdir())
     assert left == list_checkpoints(run.path) and read_checkpoint(left[0]).state["step"] == 7
-    assert all(read_checkpoint(path).state["step"] == 8 for path in left[1:])
+    assert [read_checkpoint(path).state["step"] for path in left[1:]] in ([], [8])

@@ -29,10 +29,11 @@ CONFIG = LiquidNetConfig(vocab_size=13, d_model=8, d_ff=12, n_layers=2, max_seq_
 # Seven rows: one process has three, the other four. A large eps: with a small one AdamW enlarges rounding.
 TRAINING = TrainingConfig(batch_size=7, seq_len=7, adam_eps=1e-2, weight_decay=0.5, grad_clip=0.5, stream=True)
 RATES = (0.05, 0.1, 0.02)
+SHARED = "a row each two"
 LAYOUTS = {
     "ddp": ("ddp", 1, None),
     "fsdp": ("fsdp", 1, None),
-    "a row each two": ("ddp", 2, None),
+    SHARED: ("ddp", 2, None),
     "ddp, 2 rows at a time": ("ddp", 1, 2),
     "fsdp, 2 rows at a time": ("fsdp", 1, 2),
 }
@@ -170,8 +171,14 @@ def alone():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_take_the_steps_of_one(pair, alone, layout):
-    """Loss and norm of each step, then parameters, moments and states: to 1e-5 of the largest entry."""
+    """Loss and norm of each step, then parameters, moments and states: to 1e-5 of the largest entry.
+
+    The norms are those before the clip, which the steps that follow would forgive: above it in every step.
+    """
+    norms = np.array(alone["told"])[:, 1]
+    assert norms.shape == (len(RATES),) and (norms > TRAINING.grad_clip).all() and len(set(norms)) == len(RATES)
     for found in of(pair, layout):
+        assert np.shape(found["told"]) == (len(RATES), 2)
         np.testing.assert_allclose(found["told"], alone["told"], rtol=1e-5)
         assert found["left"].keys() == alone["left"].keys()
         for path, expected in alone["left"].items():
@@ -183,12 +190,15 @@ def test_two_take_the_steps_of_one(pair, alone, layout):
 def test_states_are_handed_over_to_their_rows(pair, layout):
     for found in of(pair, layout):
         np.testing.assert_allclose(found["repeated"], found["told"][2], rtol=1e-6)
+        assert len(found["repeated"]) == 2
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_evaluate_as_one(pair, alone, layout):
+    wanted = alone["nats"] if layout == SHARED else alone["nats"][:1]
     for found in of(pair, layout):
-        for (nats, count), (expected, labels) in zip(found["nats"], alone["nats"], strict=False):
+        for (nats, count), (expected, labels) in zip(found["nats"], wanted, strict=True):
+            assert labels > 0
             assert nats == pytest.approx(expected, rel=1e-5) and count == labels
 
 

@@ -1,19 +1,24 @@
 """One test class for every operation, backend, method and dtype: what is registered in METHODS is tested here."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, example, find, given, settings
 from hypothesis import strategies as st
 
-from parity.proof import adapters, interpreted_kernels
-from parity.proof.bounds import WORST, in_units
-from parity.proof.operations import OPERATIONS, check, expected, liquid_ssm
+from parity.proof import adapters, environment, interpreted_kernels
+from parity.proof.bounds import TIGHT, WORST, in_units
+from parity.proof.operations import OPERATIONS, check, expected, label_of, mixers
 from parity.proof.operations.models import Model
-from parity.proof.problems.cases import CONFIG, NANO, NANO_BLOCK, AdamWCase, LayerCase, ScanCase
+from parity.proof.problems import cases, features, strategies
+from parity.proof.problems.cases import CONFIG, LayerCase
 from parity.proof.problems.strategies import CASES
 from parity.suite.report.sweep import IMPORTS
+from parity.suite.support import tightness
 from spec.mixers import families
 
 
@@ -31,11 +36,74 @@ def implementations() -> list:
     return rows
 
 
+def on_cpu(backend: str) -> bool:
+    """Whether it computes where tightness.json was recorded."""
+    return all(device.startswith("cpu") for device in environment.devices(backend))
+
+
 # An estimate costs nine runs of the reference, and a problem of a new shape a compilation.
 OFTEN = settings()
-SELDOM = settings(max_examples=max(1, settings().max_examples // 8))
+SELDOM = settings(max_examples=max(1, settings().max_examples // 13))
 # Interpreted, an example takes seconds.
-RARELY = settings(max_examples=max(1, settings().max_examples // 13))
+RARELY = settings(max_examples=max(1, settings().max_examples // 20))
+HUGE = "values huge"
+MASKED = {"scan", "mixer", "block", "dense_states", "diagonal_states", "ssm_block"}
+GATED = {"gates", "mixer"}
+KINDS = {
+    "scan": {f"decays {kind}" for kind in cases.DECAYS} | {f"drives {kind}" for kind in cases.DRIVES} | {"one token"},
+    "gates": {f"values {kind}" for kind in strategies.GATES} | {"one token"},
+    "rms_norm": {f"values {kind}" for kind in cases.VALUES} | {"one token"},
+    "swiglu": {f"values {kind}" for kind in strategies.HIDDEN} | {"one token"},
+    "cross_entropy": {f"values {kind}" for kind in strategies.HIDDEN}
+    | {f"ignored {kind}" for kind in cases.IGNORED}
+    | {"one token"},
+    "adamw": {f"kind {kind}" for kind in cases.ADAMW} | {"one step", "several steps"},
+}
+"""What the forty draws of an operation whose bound is a theorem must contain besides."""
+WIDTHS = {"an odd width", "a width that blocks divide"}
+
+
+def required(name: str, slow: bool) -> frozenset[str]:
+    """What the draws of an operation must contain, all together, whatever the number of them."""
+    own: set[str] = set() if name == "adamw" else set(features.BLOCKS)
+    masked = name in MASKED or isinstance(OPERATIONS[name], Model | mixers.Mixer)
+    own |= features.MASKS if masked else set()
+    own |= {HUGE} if name in GATED else set()
+    if OPERATIONS[name].theorem and not slow:
+        own |= KINDS[name] | (WIDTHS if name != "adamw" else set())
+        own |= {"no resets", "no padding"} if masked else set()
+    return frozenset(own)
+
+
+@cache
+def always(name: str) -> tuple:
+    """Cases that are always among the draws: every mask at once in several rows, and so again of huge values."""
+    whole = (required(name, slow=True) - {HUGE}) & (features.MASKS | features.BLOCKS)
+    some = settings(max_examples=5000, derandomize=True, database=None, phases=[Phase.generate])
+    wanted = [whole] * (name != "adamw") + [whole | {HUGE}] * (name in GATED)
+    return tuple(find(CASES[name], lambda case, of=of: of <= features.features(case), settings=some) for of in wanted)
+
+
+def over_draws(name: str, slow: bool, use: Callable[[Any], object]) -> None:
+    """Every case that an operation is tested on: those of `always`, and so many more."""
+
+    @(RARELY if slow else OFTEN if OPERATIONS[name].theorem else SELDOM)
+    @given(case=CASES[name])
+    def every_case(case):
+        use(case)
+
+    for case in always(name):
+        every_case = example(case=case)(every_case)
+    every_case()
+
+
+@pytest.mark.parametrize("slow", [False, True], ids=["", "interpreted"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_draws_contain_what_they_must(name, slow):
+    """Those of the test below, on which nothing is computed here."""
+    seen: set[str] = set()
+    over_draws(name, slow, lambda case: seen.update(features.features(case)))
+    assert required(name, slow) <= seen, sorted(required(name, slow) - seen)
 
 
 # Its examples are drawn by a function inside: without the mark `make soak` would pass it by.
@@ -48,19 +116,17 @@ class TestOperation:
     formula error hides in a float32 bound. bfloat16: the estimate for products of bfloat16 operands in a float32 model.
     """
 
-    def test_within_its_bound(self, name, backend, method, dtype):
-        slow = interpreted_kernels.is_slow(backend, method)
-        often = RARELY if slow else OFTEN if OPERATIONS[name].theorem else SELDOM
-
-        @often
-        @given(case=CASES[name])
-        def every_case(case):
-            check(name, backend, method, dtype, case)
-
+    def test_within_its_bound(self, request, name, backend, method, dtype):
         try:
-            every_case()
+            over_draws(
+                name,
+                interpreted_kernels.is_slow(backend, method),
+                lambda case: check(name, backend, method, dtype, case),
+            )
         except NotImplementedError as error:
             pytest.skip(str(error))
+        if on_cpu(backend):
+            tightness.judge(request, label_of(name, backend, method, dtype))
 
 
 def losses() -> list:
@@ -128,30 +194,26 @@ def test_truth_and_bounds_fit(name, data):
         assert max(in_units(np.zeros_like(x), x, bounds[tensor]).max() for tensor, x in truth.items()) > 1.0
 
 
-NANO_CASES = {
-    "scan": [ScanCase((2, 64, 128), decays, "normal", "none", "none", 1) for decays in ("uniform", "slow", "mixture")],
-    "adamw": [AdamWCase("no clip", 1, 2, NANO_BLOCK)],
-    # The reference takes a minute for a dense state of 128.
-    "dense_states": [LayerCase((2, 31), "normal", 1, replace(liquid_ssm.NANO_BLOCK, state="dense", d_state=16))],
-    "diagonal_states": [LayerCase((2, 31), "normal", 1, liquid_ssm.NANO_BLOCK)],
-    "ssm_block": [LayerCase((2, 31), "normal", 1, liquid_ssm.NANO_BLOCK)],
-}
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_each_bound_was_tight_when_it_was_recorded(name):
+    """A bound that nothing comes near would let mistakes through: more than 1/30 of it is used, by every method.
+
+    Of each tensor what is used stands beside it, and `test_within_its_bound` holds that against what its draws use.
+    """
+    recorded = {label: used for label, used in tightness.read().items() if label.split(", ")[:2] == [name, "float32"]}
+    assert len(recorded) >= len(adapters.FRAMEWORKS)
+    for label, used in recorded.items():
+        assert max(used.values()) > TIGHT, label
 
 
-@pytest.mark.parametrize("name", [name for name, one in OPERATIONS.items() if not isinstance(one, Model)])
-def test_each_bound_is_tight_at_the_shapes_of_nano(name):
-    """A bound that nothing comes near would let mistakes through: more than 1/30 of it is used; the report has more."""
-    nano = getattr(OPERATIONS[name], "nano", NANO)
-    usual = [LayerCase((2, 31), values, 1, nano) for values in ("normal", "small", "absorbed")]
-    usual = [case for case in usual if case.values != "absorbed" or name in ("rms_norm", "swiglu", "cross_entropy")]
-    here = [backend for backend in adapters.FRAMEWORKS if not adapters.missing(backend)]
-    if not here:
-        pytest.skip("no backend is installed")
-    used = 0.0
-    for backend in here:
-        method = OPERATIONS[name].methods(adapters.load(backend))[-1]
-        used = max([used, *(check(name, backend, method, "float32", case) for case in NANO_CASES.get(name, usual))])
-    assert used > 1 / 30
+def test_a_bound_that_grows_too_wide_is_named():
+    """By its tensor, however tight the others are; so is what was never recorded."""
+    recorded = {"scan, float64, x": {"states": 0.3, "last": 0.02}}
+    assert tightness.faults("scan, float64, x", {"states": 0.05, "last": 0.02}, recorded) == []
+    (fault,) = tightness.faults("scan, float64, x", {"states": 0.9, "last": 0.0019}, recorded)
+    assert fault.startswith("scan, float64, x, last: 0.0019 of the bound is used, and it was 0.02")
+    for label, found in (("scan, float64, y", {"states": 1.0}), ("scan, float64, x", {"states": 1.0})):
+        assert "record" in tightness.faults(label, found, recorded)[0]
 
 
 def test_a_broken_bound_names_the_worst_entry(monkeypatch):

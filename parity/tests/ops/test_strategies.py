@@ -6,8 +6,8 @@ from hypothesis import Phase, find, given, settings
 
 from parity.proof.bounds import WORST, assert_within, in_units, rounding, scan_bounds, scan_truth, select, unit
 from parity.proof.problems import cases
-from parity.proof.problems.cases import ALMOST_ONE, CONFIG, LENGTHS, SHAPES, VALUES, LayerCase, perturbed_parameters
-from parity.proof.problems.strategies import CASES, GATES, HIDDEN, model_cases, scan_cases
+from parity.proof.problems.cases import ALMOST_ONE, CONFIG, LENGTHS, SHAPES, LayerCase, perturbed_parameters
+from parity.proof.problems.strategies import model_cases, scan_cases
 from spec.data import IGNORED_LABEL
 from spec.init import initial_parameters
 from spec.reference.scan import mask, scan
@@ -60,17 +60,17 @@ def test_it_occurs_in_a_model(name):
     find(model_cases(), lambda case: OCCURS_IN_A_MODEL[name](case.arrays()), settings=quick)
 
 
-def test_the_ci_profile_meets_every_length_and_regime():
-    """With the number of examples that the tests use."""
+def test_the_ci_profile_meets_every_length_and_mask():
+    """With the number of examples that the tests use; decays and drives are judged in test_operations.py."""
     seen = set()
 
     @given(case=scan_cases())
     def collect(case):
-        seen.update({case.shape, case.decays, case.drives, f"resets {case.resets}", f"padding {case.padding}"})
+        seen.update({case.shape, f"resets {case.resets}", f"padding {case.padding}"})
 
     collect()
     kinds = {f"resets {kind}" for kind in cases.RESETS} | {f"padding {kind}" for kind in cases.PADDINGS}
-    assert seen == {*SHAPES, *cases.DECAYS, *cases.DRIVES, *kinds}
+    assert seen == {*SHAPES, *kinds}
     assert {t for _, t, _ in SHAPES} == set(LENGTHS)
 
 
@@ -164,29 +164,6 @@ def test_bounds_by_hand():
     )
     np.testing.assert_array_equal(in_units(np.array([1.0, 2.0, 1.0]), np.ones(3), np.array([0.0, 0.5, 0.0])), [0, 2, 0])
     assert in_units(np.array(1.5), np.array(1.0), np.array(0.0)) == np.inf
-
-
-KINDS = {"gates": GATES, "rms_norm": VALUES, "swiglu": HIDDEN, "cross_entropy": HIDDEN, "mixer": GATES}
-
-
-def collect(strategy, seen):
-    """What the strategy draws with the number of examples that the tests use."""
-
-    @given(case=strategy)
-    def each(case):
-        seen.add((case.values, case.config.d_model))
-
-    each()
-
-
-def test_layer_cases_meet_every_kind():
-    """With the number of examples that the tests use, every kind of values at both widths."""
-    for name in KINDS:
-        seen: set[tuple[str, int]] = set()
-        collect(CASES[name], seen)
-        kinds, widths = (set(part) for part in zip(*seen, strict=True))
-        assert widths == {CONFIG.d_model, cases.NANO.d_model}
-        assert kinds == set(KINDS[name]), name
 
 
 def test_absorbed_values_are_lost_one_after_another():

@@ -80,7 +80,7 @@ def test_the_engine_takes_the_steps_of_the_reference(engine):
 def test_a_loaded_engine_takes_the_same_step(engine):
     """Parameters, moments and the step, which the bias correction counts: bit for bit."""
     batches, whole, other = draw_batches(3), engine(), engine()
-    for batch, rate in zip(batches[:2], RATES, strict=False):
+    for batch, rate in zip(batches[:2], RATES[:2], strict=True):
         whole.train_step(batch, rate)
     other.train_step(batches[2], 0.3)
     other.load(*whole.dump(), 2)
