@@ -113,13 +113,25 @@ def bounded_run(
     model: ModelConfig = SMALL,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The loss at each step of the float64 reference, and the estimate of how far a float32 run may lie from it."""
+    truth, bound = bounded_curves(data, steps, training, progress, model)
+    return truth[:, 0], bound[:, 0]
+
+
+def bounded_curves(
+    data: Dataset,
+    steps: int,
+    training: TrainingConfig,
+    progress: Progress = lambda name: None,
+    model: ModelConfig = SMALL,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Loss and gradient norm of each step, [steps, 2], and the estimates of how far a float32 run may lie off."""
     progress("float64 reference")
     truth = reference_run(data, steps, training, lambda x: np.asarray(x, np.float64), model)
     changes = []
     for run in range(4):
         progress(f"float64 that rounds at random, {run + 1} of 4")
         changes.append(np.abs(reference_run(data, steps, training, Rounding(run, 2.0**-24), model) - truth))
-    # The loss is stored in float32: where no run has moved it, it is still off by its own rounding.
+    # Both are stored in float32: where no run has moved them, they are still off by their own rounding.
     return truth, FACTOR * np.maximum.accumulate(np.maximum(np.max(changes, axis=0), 2.0**-24 * truth))
 
 
@@ -130,7 +142,7 @@ def reference_run(
     lift: Callable[[np.ndarray], np.ndarray],
     model: ModelConfig = SMALL,
 ) -> np.ndarray:
-    """The loss at each step of the reference, on the kind of array that `lift` makes."""
+    """Loss and norm of each step of the reference, [steps, 2], on the kind of array that `lift` makes."""
     t, decayed = training, decayed_paths(model)
     params = {path: lift(x) for path, x in perturbed_parameters(model, t.seed, NOISE).items()}
     moments = [{path: lift(np.zeros(x.shape)) for path, x in params.items()} for _ in range(2)]
@@ -142,9 +154,9 @@ def reference_run(
         loss, gradients, _ = loss_and_gradients(params, model, batch.tokens, batch.labels, *inputs, **side)
         if t.stream:
             states = forward(params, model, batch.tokens, *inputs, **side)[1]
-        gradients, _ = clip_by_global_norm(gradients, t.grad_clip)
+        gradients, norm = clip_by_global_norm(gradients, t.grad_clip)
         params, *moments = adamw_step(params, gradients, *moments, step + 1, learning_rate(step, t), t, decayed)
-        losses.append(float(loss))
+        losses.append((float(loss), float(norm)))
     return np.array(losses)
 
 

@@ -201,19 +201,18 @@ def test_each_bound_was_tight_when_it_was_recorded(name):
     Of each tensor what is used stands beside it, and `test_within_its_bound` holds that against what its draws use.
     """
     recorded = {label: used for label, used in tightness.read().items() if label.split(", ")[:2] == [name, "float32"]}
-    assert len(recorded) >= len(adapters.FRAMEWORKS)
+    assert recorded
     for label, used in recorded.items():
         assert max(used.values()) > TIGHT, label
 
 
 def test_a_bound_that_grows_too_wide_is_named():
-    """By its tensor, however tight the others are; so is what was never recorded."""
+    """By its tensor, however tight the others are; so are tensors that are not those of the record."""
     recorded = {"scan, float64, x": {"states": 0.3, "last": 0.02}}
     assert tightness.faults("scan, float64, x", {"states": 0.05, "last": 0.02}, recorded) == []
     (fault,) = tightness.faults("scan, float64, x", {"states": 0.9, "last": 0.0019}, recorded)
     assert fault.startswith("scan, float64, x, last: 0.0019 of the bound is used, and it was 0.02")
-    for label, found in (("scan, float64, y", {"states": 1.0}), ("scan, float64, x", {"states": 1.0})):
-        assert "record" in tightness.faults(label, found, recorded)[0]
+    assert "record" in tightness.faults("scan, float64, x", {"states": 1.0}, recorded)[0]
 
 
 def test_a_broken_bound_names_the_worst_entry(monkeypatch):
