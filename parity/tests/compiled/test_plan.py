@@ -106,14 +106,6 @@ def test_the_summary_adds_up():
     json.dumps(found, allow_nan=False)
 
 
-def test_memory_that_is_given_back_counts_once():
-    """What a step is given and returns in the same place, as the report of a compiler that is not here would say."""
-    sizes = {"argument": 1000, "output": 800, "alias": 640, "temp": 70}
-    report = SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
-    found = compile_step.memory_bytes(SimpleNamespace(memory_analysis=lambda: report))
-    assert found == {"arguments": 1000, "outputs": 800, "aliased": 640, "temporary": 70, "peak": 1230}
-
-
 class Linear:
     """A step that needs 1 GB and 2 GB a row, on a chip of 31.25 GiB: 16 rows fit; one batch of rows is odd."""
 

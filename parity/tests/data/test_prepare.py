@@ -192,7 +192,9 @@ def test_of_words_that_never_end_a_tokenizer_learns_from_few(monkeypatch: pytest
 def test_the_same_input_gives_the_same_bytes(text_file: Path, tmp_path: Path):
     for name in ("a", "b"):
         prepare(text=(text_file,), out=tmp_path / name, tokenizer="bpe:280")
-    for path in (tmp_path / "a").iterdir():
+    made = list((tmp_path / "a").iterdir())
+    assert {path.name for path in made} == {"train.bin", "val.bin", "tokenizer.json", "meta.json"}
+    for path in made:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 

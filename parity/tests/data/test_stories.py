@@ -80,7 +80,9 @@ def test_every_story_ends_and_quotes_close(sample: list[str]):
 
 def test_pronouns_fit_the_hero(sample: list[str]):
     named = re.compile(r"(girl|boy)(?: who was very \w+)?(?:,)? (?:named|called) (\w+)")
-    for match in filter(None, map(named.search, sample)):
+    found = [match for story in sample if (match := named.search(story))]
+    assert {match[1] for match in found} == {"girl", "boy"}
+    for match in found:
         assert match[2] in tables()[match[1]]
 
 

@@ -96,7 +96,9 @@ def test_its_flags_exist_and_say_what_was_published(tmp_path: Path, machine: str
     assert flags.data == asked.out == tmp_path / "out/data" and flags.out == tmp_path / "out/run"
     assert tyro.cli(Evaluate, args=evaluate[2:]).checkpoint == flags.out
     assert tyro.cli(Generate, args=generate[2:]).backend == flags.backend
-    for figure in result.stdout.split("Loss:")[0].splitlines()[1:]:
+    figures = result.stdout.split("Loss:")[0].splitlines()[1:]
+    assert figures
+    for figure in figures:
         assert any(word in figure for word in ("measured", "modelled", "reported")), figure
 
 
