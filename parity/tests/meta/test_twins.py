@@ -5,6 +5,7 @@ CALL; of files, DIFFERENT; and a file that has no twin says why on line 1.
 """
 
 import ast
+import builtins
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,12 +92,14 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
     args = function.args
     plain = args.posonlyargs + args.args
     defaults = [None] * (len(plain) - len(args.defaults)) + args.defaults
-    listed = [(arg.arg, literal(default)) for arg, default in zip(plain, defaults, strict=True)]
+    listed = [(arg.arg, literal(default)) for arg, default in builtins.zip(plain, defaults, strict=True)]
     if args.vararg:
         listed.append((f"*{args.vararg.arg}", ""))
     elif args.kwonlyargs:
         listed.append(("*", ""))
-    listed += [(arg.arg, literal(default)) for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True)]
+    listed += [
+        (arg.arg, literal(default)) for arg, default in builtins.zip(args.kwonlyargs, args.kw_defaults, strict=True)
+    ]
     if args.kwarg:
         listed.append((f"**{args.kwarg.arg}", ""))
     kept = [name + default for name, default in listed if name not in PARAMETERS_OF_ONE]
