@@ -129,6 +129,14 @@ def segment(small_data, tmp_path):
     return train
 
 
+def test_each_evaluation_goes_on_from_another_piece_of_the_validation_text(segment):
+    """The engine ends its text at once, so that a sample is its prompt: 32 bytes, the same in every run."""
+    samples = [line["sample"] for line in segment()[1] if "sample" in line]
+    starts = [997 * step % (len(segment.data.val) - 32) for step in (2, 4, 6, 8)]
+    assert samples == [bytes(segment.data.val[start : start + 32].astype(np.uint8)).decode() for start in starts]
+    assert len({*samples}) == 4
+
+
 def test_the_trainer_gives_each_step_its_batch_its_rate_and_its_counts(segment):
     """Stopped after every other step and resumed: all as if it had run through."""
     engines, lines = [], []
