@@ -22,7 +22,7 @@ from spec import LiquidNetConfig
 from spec.checkpoint.format import Checkpoint, write_checkpoint
 from spec.reference import activations
 from tools.cli.main import main
-from tools.compare.command import open_models, parse_source
+from tools.compare.command import encode, open_models, parse_source
 from tools.tokenizer import build_tokenizer
 
 CONFIG = LiquidNetConfig(vocab_size=257, d_model=16, d_ff=24, n_layers=2, max_seq_len=8)
@@ -266,6 +266,8 @@ def test_text_becomes_tokens(checkpoint, compare, tmp_path):
     assert code == 0 and "no tokenizer is stored" in report
     assert json.loads((tmp_path / "found.json").read_text())["tokens"] == [byte % 13 for byte in b"a fox"]
     assert "on 3 tokens" in compare(source, source, "--max-tokens", 3)[1]
+    # The first ones: a model reads a text from its beginning.
+    assert encode("a fox", None, 13, 3).tolist() == [[byte % 13 for byte in b"a f"]]
 
 
 def test_bad_input_is_refused_in_one_line(refused, checkpoint, tmp_path):
