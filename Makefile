@@ -7,6 +7,8 @@ CONSTRAINTS ?= constraints.txt
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 MUTANTS_ARGS ?=
+GENERIC ?= 300
+SEED ?= 0
 WORKERS ?= 2
 DEMO ?= demo
 REPORT ?= parity-report
@@ -24,7 +26,7 @@ test browser proofs kills: export JAX_PLATFORMS ?= cpu
 test browser proofs kills: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test browser parity proofs report mutants soak kills check kernels tpu bench gpu-check clean
+.PHONY: help setup demo test browser parity proofs report mutants mutation soak kills check kernels tpu bench gpu-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,14 +62,20 @@ report: setup
 mutants: setup  ## planted faults, one by one: which test catches each, by how many bounds
 	$(BIN)/python -m parity.suite.mutants $(MUTANTS_ARGS)
 
-soak: kills setup  ## runs killed KILLS times, then property tests, then hostile text, for MINUTES each
+# The first time, and where sources have changed, it records which test executes what: as long as `make test` takes.
+mutation: setup  ## GENERIC mutants that mutation operators make, sampled evenly, against the tests that execute them
+	$(BIN)/python -m parity.suite.mutants --generic $(GENERIC) --seed $(SEED) --workers $(WORKERS) $(MUTANTS_ARGS)
+
+soak: kills setup  ## runs killed KILLS times, then property tests, hostile text and damaged files, for MINUTES each
 	$(BIN)/python -m parity.suite.soak --minutes $(MINUTES) --workers $(WORKERS)
 	$(BIN)/python -m parity.suite.robustness.hostile_text --minutes $(MINUTES) --seed $$(date +%s)
 
-kills: setup  ## runs that are SIGKILLed KILLS times, in torch, in two processes of it, and in JAX: the same bits
+kills: setup  ## runs that are SIGKILLed KILLS times, in torch, in two processes of it, and in JAX, every format: the same bits
 	$(BIN)/python -m parity.suite.runs.crash_resume --kills $(KILLS) --backend torch
 	$(BIN)/python -m parity.suite.runs.crash_resume --kills $(KILLS) --backend torch --ranks 2
+	$(BIN)/python -m parity.suite.runs.crash_resume --kills $(KILLS) --backend torch --ranks 2 --checkpoint-format dcp --parallel fsdp
 	$(BIN)/python -m parity.suite.runs.crash_resume --kills $(KILLS) --backend jax
+	$(BIN)/python -m parity.suite.runs.crash_resume --kills $(KILLS) --backend jax --checkpoint-format orbax
 
 check: setup  ## lint, format, import fences, types
 	$(BIN)/ruff check .

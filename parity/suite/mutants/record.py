@@ -13,6 +13,7 @@ from parity.proof.environment import ROOT, commit
 from spec.checkpoint.files import new_file
 
 SCORE = Path(__file__).with_name("score.json")
+GENERIC_SCORE = Path(__file__).with_name("generic_score.json")
 PACKAGES = ("spec", "torch_impl", "jax_impl", "tools", "parity")
 SOURCES = ("*.py", "*.toml", "*.css", "robustness/*.json")
 
@@ -70,3 +71,8 @@ def load_score(path: Path = SCORE) -> dict[str, Any] | None:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
+
+
+def load_generic_score(path: Path = GENERIC_SCORE) -> dict[str, Any] | None:
+    """The record of the last sample of generic mutants, see generic/run.py; None where none can be read."""
+    return load_score(path)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import queue
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from parity.suite.mutants.mutant import Mutant
 from parity.suite.mutants.record import PACKAGES, Row
@@ -28,6 +31,10 @@ SLIPS = re.compile(
     r"(?:\w+\.)*(?:NameError|UnboundLocalError|SyntaxError|IndentationError|ImportError|ModuleNotFoundError)\b"
 )
 TIMEOUT = "timeout"
+# Every process of a run has it in its environment: the copy's place.
+MARK = "LIQUIDNET_MUTANT_PLACE"
+# Bytes a process: several times what any test takes.
+MEMORY = 16 << 30
 LAST_LINES = 25
 
 Item = TypeVar("Item", bound=Hashable)
@@ -42,11 +49,13 @@ class Ended:
         code: pytest's exit code, or `timeout`.
         failed: the first test that failed, with what it said; None where none did.
         output: the last lines printed.
+        every_failed: all tests that failed, or whose fixtures did.
     """
 
     code: int | str
     failed: tuple[str, str] | None
     output: str
+    every_failed: tuple[str, ...] = ()
 
 
 class Copy:
@@ -68,49 +77,115 @@ class Copy:
                 shutil.copy2(root / name, self.tree / name)
         self._require_own_imports()
 
-    def run(self, arguments: Sequence[str]) -> Ended:
-        """pytest in the copy, up to the first failure."""
+    def run(
+        self,
+        arguments: Sequence[str],
+        more: Mapping[str, str] | None = None,
+        path: Sequence[Path] = (),
+        plugin: str | None = None,
+        timeout: float | None = None,
+    ) -> Ended:
+        """pytest in the copy, up to the first failure.
+
+        Args:
+            arguments: of pytest.
+            more: environment variables, beside those of `environment`.
+            path: directories before the copy on Python's path.
+            plugin: a module there, a plugin of pytest.
+            timeout: seconds, where other than the copy's.
+        """
         junit = self.place / "junit.xml"
         junit.unlink(missing_ok=True)
-        options = ("-x", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", f"--basetemp={self.place / 'tmp'}")
-        code, output = self._python("-m", "pytest", f"--rootdir={self.tree}", *options, *arguments)
-        return Ended(code, _first_failure(junit), "\n".join(output.splitlines()[-LAST_LINES:]))
+        options = ["-x", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", f"--basetemp={self.place / 'tmp'}"]
+        options += ["-p", plugin] if plugin else []
+        variables = {**environment(self.tree), **(more or {})}
+        variables["PYTHONPATH"] = os.pathsep.join(map(str, (*path, self.tree)))
+        command = ("-m", "pytest", f"--rootdir={self.tree}", *options, *arguments)
+        code, output = self._python(command, variables, timeout or self.timeout)
+        last = "\n".join(output.splitlines()[-LAST_LINES:])
+        return Ended(code, _first_failure(junit), last, _every_failed(junit))
 
     def try_mutant(self, mutant: Mutant) -> Row:
         """What the tests of one mutant say to it; the copy is whole again afterwards."""
-        whole = mutant.apply(self.tree)
-        try:
+        with self.changed(mutant.file):
+            mutant.apply(self.tree)
             return _row(mutant, self.run(mutant.tests))
+
+    @contextmanager
+    def changed(self, file: str) -> Iterator[Path]:
+        """A file of the copy that may be changed; it is whole again afterwards."""
+        path = self.tree / file
+        whole = path.read_bytes()
+        try:
+            yield path
         finally:
-            (self.tree / mutant.file).write_text(whole, "utf-8")
+            path.write_bytes(whole)
 
     def _require_own_imports(self) -> None:
         """Installed editable, the packages could come from elsewhere, and every mutant would survive."""
         present = [name for name in PACKAGES if (self.tree / name).is_dir()]
         program = f"import importlib.util\nfor name in {present}: print(importlib.util.find_spec(name).origin)"
-        _, output = self._python("-c", program)
+        _, output = self._python(("-c", program))
         assert output.splitlines() == [str(self.tree / name / "__init__.py") for name in present], output
 
-    def _python(self, *arguments: str) -> tuple[int | str, str]:
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=self.tree,
-            env=environment(self.tree),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+    def _python(
+        self, arguments: Sequence[str], variables: Mapping[str, str] | None = None, timeout: float | None = None
+    ) -> tuple[int | str, str]:
+        timeout, path = timeout or self.timeout, self.place / "output.txt"
+        # A file and no pipe: a process that a fault leaves behind would hold the pipe open.
+        with path.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=self.tree,
+                env={**(variables or environment(self.tree)), MARK: str(self.place)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         try:
-            output, _ = process.communicate(timeout=self.timeout)
-            return process.returncode, output
+            bound_memory(process.pid)
+            code: int | str = process.wait(timeout)
         except subprocess.TimeoutExpired:
-            return TIMEOUT, f"no end after {self.timeout:g} s"
+            code = TIMEOUT
         finally:
             if process.poll() is None:
                 # The tests may have started processes that wait for it.
                 os.killpg(process.pid, signal.SIGKILL)
-                process.communicate()
+                process.wait()
+            end_marked(str(self.place))
+        if code == TIMEOUT:
+            return TIMEOUT, f"no end after {timeout:g} s"
+        return code, path.read_text("utf-8", errors="replace")
+
+
+def bound_memory(process: int) -> None:
+    """A fault that allocates without end gets a MemoryError, and the machine lives; where Linux knows how."""
+    if sys.platform == "linux":
+        with suppress(ProcessLookupError):
+            resource.prlimit(process, resource.RLIMIT_DATA, (MEMORY, MEMORY))
+
+
+def end_marked(place: str) -> None:
+    """SIGKILL to whatever a run has left behind, in sessions of its own too: all inherit the variable `MARK`."""
+    mark = f"{MARK}={place}".encode()
+    while found := [process for process in _processes() if mark in process.environment.split(b"\0")]:
+        for process in found:
+            with suppress(ProcessLookupError):
+                os.kill(process.id, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+class _Process(NamedTuple):
+    id: int
+    environment: bytes
+
+
+def _processes() -> Iterator[_Process]:
+    """The user's processes that live, where the system has a /proc; one that has ended has no environment."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            yield _Process(int(path.parent.name), path.read_bytes())
 
 
 def environment(tree: Path) -> dict[str, str]:
@@ -183,15 +258,26 @@ def _units(text: str) -> float | str:
     return "inf" if float(text) == float("inf") else float(text)
 
 
+def _cases(junit: Path) -> list[ElementTree.Element]:
+    try:
+        return list(ElementTree.parse(junit).iter("testcase"))
+    except (OSError, ElementTree.ParseError):  # none, or half of one: pytest was killed
+        return []
+
+
 def _first_failure(junit: Path) -> tuple[str, str] | None:
     """Name and message of the first test that ran and failed; an error in a fixture is no verdict of a test."""
-    if not junit.is_file():
-        return None
-    for case in ElementTree.parse(junit).iter("testcase"):
+    for case in _cases(junit):
         failure = case.find("failure")
         if failure is not None:
             return _node(case), f"{failure.get('message', '')}\n{failure.text or ''}"
     return None
+
+
+def _every_failed(junit: Path) -> tuple[str, ...]:
+    """The tests that failed, or whose fixtures did; a file that cannot be imported has no name of a class."""
+    wrong = (case for case in _cases(junit) if any(case.find(kind) is not None for kind in ("failure", "error")))
+    return tuple(_node(case) for case in wrong if case.get("classname"))
 
 
 def _node(case: ElementTree.Element) -> str:

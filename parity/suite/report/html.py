@@ -26,6 +26,7 @@ def page(result: Report) -> str:
             _errors(result),
             _tightness(result),
             _mutants(result),
+            _generic_mutants(result),
             _section("Trajectories", "", _table(("run", "result"), tables.trajectory_rows(result))),
             _section("Environment", "", _table(("what", "value"), tables.environment_rows(result))),
         )
@@ -147,6 +148,22 @@ def _mutants(result: Report) -> str:
     note = "Each was planted in a copy of the sources, by itself, and the tests were run on it."
     open_list = f"<details><summary>All {len(rows)}</summary>{_table(header, rows)}</details>"
     return _section(f"Planted mistakes: {score['caught']} of {score['total']} noticed", note, open_list)
+
+
+def _generic_mutants(result: Report) -> str:
+    score = result["generic_mutants"]
+    if score is None:
+        return ""
+    note = (
+        "A sample of the changes that mutation operators make, even over operators and files; each was planted by "
+        "itself, and the tests that execute it were run. An endless loop counts as noticed."
+    )
+    counts = score["operators"] | score["directories"]
+    kinds = [(name, str(one["caught"]), str(one["total"])) for name, one in counts.items()]
+    lost = [(f"{row['file']}:{row['line']}", row["operator"], row["diff"]) for row in score["survivors"]]
+    body = _table(("operator or directory", "noticed", "planted"), kinds)
+    body += f"<details><summary>All {len(lost)} others</summary>{_table(('in', 'operator', 'change'), lost)}</details>"
+    return _section(f"Generic mutants: {score['caught']} of {score['total']} noticed", note, body)
 
 
 def _units(units: Units) -> str:

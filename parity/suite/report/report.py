@@ -58,6 +58,7 @@ def assemble(
         "trajectories": {"race": drift_entry(drift), "estimated": estimate_entry(estimated)},
         # What is planted is planted in the families of this project.
         "mutants": mutant_score() if family is None else None,
+        "generic_mutants": generic_score() if family is None else None,
         "passed": False,
     }
     result["passed"] = passed(result)
@@ -111,6 +112,12 @@ def mutant_score() -> Report | None:
     return None if score is None else {**score, "current": score["sources"] == mutants.sources_digest()}
 
 
+def generic_score() -> Report | None:
+    """The last sample of generic mutants, and whether the sources have changed since."""
+    score = mutants.load_generic_score()
+    return None if score is None else {**score, "current": score["sources"] == mutants.sources_digest()}
+
+
 def passed(result: Report) -> bool:
     """Whether no bound was broken, no trajectory left its limit, and every operation of each backend here was tried."""
     within = all(row["failure"] is None for row in result["rows"])
@@ -149,17 +156,22 @@ def verdict(result: Report) -> str:
         sentence = "Nothing was measured: every implementation is missing or refuses to run here"
     if result["family"]:
         return f"{sentence}; it passed all {len(asked)} checks of a family."
-    return f"{sentence}; {mutant_sentence(result['mutants'])}."
+    return f"{sentence}; {mutant_sentence(result['mutants'], result['generic_mutants'])}."
 
 
-def mutant_sentence(score: Report | None) -> str:
-    """What the planted mistakes say about the suite."""
+def mutant_sentence(score: Report | None, generic: Report | None) -> str:
+    """What the planted mistakes, and those that mutation operators made, say about the suite."""
     if score is None:
         return "how many planted mistakes the suite notices was not measured here (make mutants)"
-    known = f"commit {score['commit'][:12] or 'unknown'}" + (
-        "" if score["current"] else "; the sources have changed since"
-    )
-    return f"the suite noticed {score['caught']} of {score['total']} planted mistakes ({known})"
+    sentence = f"the suite noticed {score['caught']} of {score['total']} planted mistakes ({_known(score)})"
+    if generic is not None:
+        sentence += f" and {generic['caught']} of {generic['total']} generic mutants ({_known(generic)})"
+    return sentence
+
+
+def _known(score: Report) -> str:
+    since = "" if score["current"] else "; the sources have changed since"
+    return f"commit {score['commit'][:12] or 'unknown'}{since}"
 
 
 def plain(value: Any) -> Any:

@@ -121,6 +121,8 @@ def warnings(result: Report) -> list[str]:
     lines += [f"Skipped: {reason}." for reason in skipped]
     if result["mutants"] and not result["mutants"]["current"]:
         lines.append("The sources have changed since the planted mistakes were counted: run make mutants.")
+    if result["generic_mutants"] and not result["generic_mutants"]["current"]:
+        lines.append("The sources have changed since the generic mutants were counted: run make mutation.")
     return lines
 
 

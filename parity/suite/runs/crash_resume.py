@@ -18,18 +18,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
 from spec.checkpoint.files import TEMPORARY_PREFIX
-from spec.checkpoint.format import list_checkpoints
+from spec.checkpoint.format import list_checkpoints, parts_of
+from spec.checkpoint.sharded import named_arrays
+from tools import convert
 from tools.cli.backends import Backend
 from tools.data.prepare import Prepare
+from tools.training.checkpoint_manager import CheckpointFormat
 from tools.training.run_dir import RunDir
 
 EVERY, EVALUATE_EVERY = 3, 10
@@ -40,6 +43,7 @@ STARTING, STEPPING, WRITING, EVALUATING = "before the first step", "in a step", 
 PLACES = (STARTING, STEPPING, WRITING, EVALUATING)
 AIMS = (STARTING, WRITING, STEPPING, EVALUATING, WRITING, STEPPING)
 PATIENCE = 1800.0
+FLAGS = ("backend", "ranks", "stream", "checkpoint_format", "parallel", "seed")
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class Kills:
     """Preset of the model, narrowed."""
     stream: bool = False
     """Train on contiguous text, states carried from step to step."""
+    checkpoint_format: CheckpointFormat = "neutral"
+    """Of the run's checkpoints; torch's dcp and JAX's orbax are written while the next steps are made."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Whether each process has a copy of the parameters, or a part."""
     data: Path | None = None
     """Prepared data; by default 200 stories in bytes."""
     seed: int = 0
@@ -174,6 +182,7 @@ def command(options: Kills, data: Path, out: Path, seed: int, steps: int, *more:
         launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(options.ranks), "-m"]
     flags = ("--data", str(data), "--out", str(out), "--seed", str(seed), "--steps", str(steps))
     flags = (*flags, "--preset", options.preset, *MODEL, *CHECKPOINTS, *EVALUATIONS)
+    flags = (*flags, "--checkpoint-format", options.checkpoint_format, "--parallel", options.parallel)
     return [*launcher, f"{options.backend}_impl.train", *flags, *(("--stream",) if options.stream else ()), *more]
 
 
@@ -264,14 +273,13 @@ def _finish(attempt: Attempt) -> None:
 
 
 def differences(whole: Path, killed: Path) -> list[str]:
-    """What differs between two finished runs: files of the last checkpoint, losses by step."""
+    """What differs between two finished runs: the last checkpoint in its files or tensors, losses by step."""
     one, other = (list_checkpoints(run)[-1] for run in (whole, killed))
-    files = {path.name for run in (one, other) for path in run.glob("*.safetensors")}
     found = [f"another last checkpoint, {other.name}"] if one.name != other.name else []
-    for name in sorted(files):
-        contents = [path.read_bytes() if path.is_file() else None for path in (one / name, other / name)]
-        if contents[0] != contents[1]:
-            found.append(f"{name} has other bits")
+    if parts_of(one) != parts_of(other):
+        found.append(f"a checkpoint of another format, {parts_of(other) or 'neutral'}")
+    contents = [_files(path) if parts_of(path) is None else _tensors(path) for path in (one, other)]
+    found += [f"{name} has other bits" for name in _unequal(*contents)]
     names = ("step", "loss", "val_loss", "sample")
     before, after = ([[line.get(name) for name in names] for line in RunDir(run).metrics()] for run in (whole, killed))
     if before != after:
@@ -279,6 +287,21 @@ def differences(whole: Path, killed: Path) -> list[str]:
         step = next(one for one, other in pairs if one != other)[0]
         found.append(f"the losses differ from step {step} on")
     return found
+
+
+def _unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
+
+
+def _files(checkpoint: Path) -> dict[str, Any]:
+    return {path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")}
+
+
+def _tensors(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint in parts holds; how DCP and Orbax lay out their files is theirs."""
+    held = convert.read(checkpoint)
+    arrays = named_arrays(held.parameters, held.moments) | ({} if held.states is None else {"states": held.states})
+    return {name: (str(array.dtype), array.shape, array.tobytes()) for name, array in arrays.items()}
 
 
 def summary(table: Table) -> str:
@@ -298,7 +321,7 @@ def main(options: Kills) -> int:
         print(error, file=sys.stderr)
         return 1
     print(summary(table))
-    flags = {name: getattr(options, name) for name in ("backend", "ranks", "stream", "seed")}
+    flags = {name: getattr(options, name) for name in FLAGS}
     if options.json is not None:
         options.json.write_text(json.dumps({**flags, **asdict(table)}, indent=1) + "\n")
     return 0 if table.identical else 1

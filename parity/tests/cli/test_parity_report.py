@@ -33,6 +33,10 @@ CASE = ScanCase((2, 3, 3), "uniform", "normal", "none", "none", 0)
 VOID = {"meta", "br", "link", "img"}
 SCORE = {"commit": "0123abc", "sources": "old", "total": 72, "caught": 72, "rows": []}
 
+COUNT = {"caught": 8, "total": 9}
+LOST = {"file": "spec/init.py", "line": 7, "operator": "AOR", "diff": "-a + b\n+a - b\n"}
+GENERIC = SCORE | COUNT | {"operators": {"AOR": COUNT}, "directories": {"spec": COUNT}, "survivors": [LOST]}
+
 
 class Page(HTMLParser):
     """Whether every tag is closed, what is shown, and what is referred to."""
@@ -68,6 +72,7 @@ def one_operation_and_torch(monkeypatch):
     monkeypatch.setattr(tool_backends, "installed", lambda: ["torch"])
     monkeypatch.setattr(adapters, "stop_worker", lambda: None)
     monkeypatch.setattr(report.mutants, "load_score", lambda: dict(SCORE))
+    monkeypatch.setattr(report.mutants, "load_generic_score", lambda: dict(GENERIC))
 
 
 @pytest.fixture
@@ -107,7 +112,8 @@ def test_a_run_that_passes_says_so_in_one_sentence(parity):
     assert code == 0 and result["passed"]
     sentence = (
         "For every one of 48 problems drawn, torch was within the rounding bound of the mathematics, proved for 2 "
-        "operations; the suite noticed 72 of 72 planted mistakes (commit 0123abc; the sources have changed since)."
+        "operations; the suite noticed 72 of 72 planted mistakes (commit 0123abc; the sources have changed since) "
+        "and 8 of 9 generic mutants (commit 0123abc; the sources have changed since)."
     )
     assert result["verdict"] == sentence
     assert sentence in text and sentence in "".join(Page(page).shown) and sentence in printed
@@ -127,6 +133,7 @@ def test_the_page_stands_alone(parity):
     assert page.open == [] and [reference for reference in page.references if not reference.startswith("#")] == []
     assert not re.search(r"https?://|url\((?!#)|@import|<script|<link", text)
     assert text.count("<svg") == 2 and 'name="viewport"' in text and "@media print" in text
+    assert "Generic mutants: 8 of 9 noticed" in text and "spec/init.py:7" in text and "+a - b" in text
 
 
 def test_a_missing_backend_is_a_skip_with_its_reason(parity):

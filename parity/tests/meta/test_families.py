@@ -29,6 +29,7 @@ OF_THE_PROJECT = {
     "tools/training/selftest.py": "the folder of its verdicts",
     "torch_impl/kernels/numba/__init__.py": "the folder of its compiled kernels",
     "parity/suite/support/doc_checks.py": "the command",
+    "parity/suite/mutants/generic/coverage_record.py": "the folder of its record",
 }
 EXCEPTIONS = {
     "spec/__init__.py": "public names",

@@ -14,7 +14,7 @@ import pytest
 
 from parity.proof import bounds
 from parity.proof.environment import ROOT
-from parity.suite.mutants import MUTANTS, Mutant, load_score, sources_digest
+from parity.suite.mutants import MUTANTS, Mutant, load_score, runner, sources_digest
 from parity.suite.mutants.__main__ import Flags, choose, main
 from parity.suite.mutants.catalogue import read_catalogue
 from parity.suite.mutants.runner import UNITS, Copy, whole_selections
@@ -153,6 +153,32 @@ def test_a_hang_is_caught_and_the_copy_is_whole_again(planted, tmp_path):
     row = copy.try_mutant(CAUGHT)
     assert (row.outcome, row.units) == ("caught", "timeout")
     assert (copy.tree / CAUGHT.file).read_text() == SOURCE
+
+
+LEFT_BEHIND = """import pathlib, subprocess, sys
+
+def test_that_starts_another():
+    code = "import time; time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    pathlib.Path("started").write_text(str(process.pid))
+"""
+
+
+def test_nothing_that_a_run_starts_outlives_it(planted, tmp_path):
+    """Not in a session of its own either; nor does the run wait for it."""
+    (planted / ALL[0]).write_text(LEFT_BEHIND)
+    copy = Copy(planted, tmp_path / "copy", timeout=120.0)
+    assert copy.run((*ALL, "-W", "ignore")).code == 0
+    started = Path("/proc", (copy.tree / "started").read_text(), "stat")
+    assert not started.is_file() or started.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: limits of a process that runs")
+def test_memory_is_bounded(planted, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "MEMORY", 1 << 30)
+    (planted / ALL[0]).write_text("def test_much():\n    assert len(bytearray(2 << 30))\n")
+    ended = Copy(planted, tmp_path / "copy", timeout=120.0).run(ALL)
+    assert ended.code == 1 and ended.failed is not None and "MemoryError" in ended.failed[1]
 
 
 def test_a_fault_that_no_longer_fits_is_named(planted):
