@@ -17,7 +17,6 @@ from parity.proof.environment import ROOT
 from parity.suite.mutants import MUTANTS, Mutant
 from parity.suite.mutants.generic.check_tests import passed_by
 from parity.suite.mutants.generic.coverage_record import record
-from parity.suite.mutants.generic.operators import OPERATORS
 from parity.suite.mutants.generic.run import run_sample, score_of, write_generic_score
 from parity.suite.mutants.record import GENERIC_SCORE, SCORE, Row, sources_digest, write_score
 from parity.suite.mutants.runner import Copy, each, whole_selections
@@ -111,11 +110,6 @@ def _generic(flags: Flags, root: Path, console: Console) -> int:
     path = flags.record or (GENERIC_SCORE if root == ROOT and not flags.only else None)
     if path is not None:
         write_generic_score(path, score)
-    for row in rows:
-        if not row.caught:
-            console.print(
-                f"\n{row.outcome.upper()} {row.operator}: {OPERATORS[row.operator]}\n{row.diff}", markup=False
-            )
     for kind in ("operators", "directories"):
         for name, count in score[kind].items():
             console.print(f"{name:32}{count['caught']:4} of {count['total']}", markup=False)

@@ -15,14 +15,12 @@ from parity.proof.environment import commit
 from parity.suite.mutants.generic.coverage_record import IN_PROCESS, Finder, record
 from parity.suite.mutants.generic.equivalent import Excluded, read_excluded
 from parity.suite.mutants.generic.in_process import one_test_at_a_time as plugin
-from parity.suite.mutants.generic.operators import Mutation
+from parity.suite.mutants.generic.operators import OPERATORS, Mutation
 from parity.suite.mutants.generic.sample import sample, source_files
 from parity.suite.mutants.runner import TIMEOUT, Copy, Ended, each
 from spec.checkpoint.files import new_file
 
 PLUGIN = plugin.__name__.rpartition(".")[2]
-START = 60.0
-"""Seconds that a run of pytest may take beside its tests."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +29,8 @@ class GenericRow:
 
     Args:
         file, line, function, operator: where and what it is.
-        outcome: `caught`, `timeout` (an endless loop: caught too) or `survived`; `unsure` where the test that failed
-            also fails where nothing is planted.
+        outcome: `caught`, `timeout` (an endless loop: caught too) or `survived`; `unsure` where the same
+            happens where nothing is planted.
         caught_by: the test that failed; None where none did, or the module could not be imported.
         executed: whether a test was seen to execute the statement.
         tests: how many ran at most.
@@ -103,8 +101,9 @@ def run_sample(
 
 
 def _sentence(row: GenericRow) -> str:
-    by = f"by {row.caught_by}" if row.caught_by else f"{row.tests} tests" if row.outcome == "survived" else ""
-    return f"{by}  {row.file}:{row.line} {row.operator} {row.seconds:.0f} s"
+    by = f"by {row.caught_by}" if row.caught_by else f"{row.tests} tests"
+    where = f"{by}  {row.file}:{row.line} {row.operator}, {OPERATORS[row.operator]}, {row.seconds:.0f} s"
+    return where if row.caught else f"{where}\n{row.diff}"
 
 
 def _try(copy: Copy, one: Mutation, finder: Finder, seconds: float, source: bytes) -> GenericRow:
@@ -112,11 +111,14 @@ def _try(copy: Copy, one: Mutation, finder: Finder, seconds: float, source: byte
     order, began = finder.order(tests, seconds), time.monotonic()
     outcome, caught_by = "survived", None
     if order:
-        expected = sum(finder.record.seconds[test] for test in order)
+        # By the record, on a machine that may be busier now.
+        timeout = max(copy.timeout, 5.0 * sum(finder.record.seconds[test] for test in order))
         with copy.changed(one.file) as path:
             path.write_bytes(one.apply(source))
-            ended = _run(copy, order, min(copy.timeout, START + 5.0 * expected))
+            ended = _run(copy, order, timeout)
         outcome, caught_by = _outcome(ended)
+        if outcome == TIMEOUT and _run(copy, order, timeout).code == TIMEOUT:
+            outcome = "unsure"
     took = round(time.monotonic() - began, 1)
     where = (one.file, one.first, one.function, one.operator)
     return GenericRow(*where, outcome, caught_by, executed, len(order), took, _diff(one, source))
