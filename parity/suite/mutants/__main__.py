@@ -15,7 +15,7 @@ from rich.table import Table
 
 from parity.proof.environment import ROOT
 from parity.suite.mutants import MUTANTS, Mutant
-from parity.suite.mutants.generic.check_tests import passed_by
+from parity.suite.mutants.generic.check_tests import passed_by, test_files
 from parity.suite.mutants.generic.coverage_record import record
 from parity.suite.mutants.generic.run import run_sample, score_of, write_generic_score
 from parity.suite.mutants.record import GENERIC_SCORE, SCORE, Row, sources_digest, write_score
@@ -123,8 +123,9 @@ def _check_tests(flags: Flags, mutants: Sequence[Mutant], root: Path, console: C
     chosen = choose(mutants, flags)
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
         copies = [Copy(root, Path(place) / str(i), flags.timeout) for i in range(flags.workers)]
-        files = {test.partition("::")[0] for mutant in chosen for test in mutant.tests if test.startswith("parity/")}
+        files = set().union(*map(test_files, chosen))
         found = record(copies, root, lambda line: console.print(line, markup=False), not flags.recorded, files)
+    chosen = [mutant for mutant in chosen if test_files(mutant) <= found.files]
     wrong = list(passed_by(chosen, found, root))
     for mutant, why in wrong:
         console.print(f"{mutant.file}: {mutant.name}: {why}: {' '.join(mutant.tests)}", markup=False)

@@ -13,7 +13,7 @@ from parity.proof.environment import ROOT
 from parity.suite.mutants import Mutant
 from parity.suite.mutants.__main__ import Flags, main
 from parity.suite.mutants.generic import coverage_record, run
-from parity.suite.mutants.generic.check_tests import changed_lines, passed_by, selected
+from parity.suite.mutants.generic.check_tests import changed_lines, passed_by, selected, test_files
 from parity.suite.mutants.generic.coverage_record import Finder, Record
 from parity.suite.mutants.generic.equivalent import Excluded, read_excluded
 from parity.suite.mutants.generic.operators import OPERATORS, is_program, mutations
@@ -242,7 +242,7 @@ def test_each_mutant_meets_the_tests_that_execute_it(toy, tmp_path, capsys):
 
 
 def recorded(lines=(), seconds=None) -> Record:
-    found = Record(seconds or {f"{FILE}::test_double": 1.0, f"{FILE}::test_elsewhere": 0.5})
+    found = Record(seconds or {f"{FILE}::test_double": 1.0, f"{FILE}::test_elsewhere": 0.5}, files={FILE})
     for line, test in lines:
         found.lines["spec/__init__.py"][line].add(f"{FILE}::{test}")
     return found
@@ -299,7 +299,7 @@ def test_a_planted_fault_whose_tests_go_another_way_is_told(toy):
     chosen = Mutant(change.name, change.file, change.old, change.new, (FILE, "-k", "test_double.py and not elsewhere"))
     assert [why for _, why in passed_by([chosen], found, toy)] == ["its tests enter the function and pass by"]
     assert not list(passed_by([FAULT, change], found, toy))
-    gone = Mutant(change.name, change.file, change.old, change.new, (f"{FILE}::test_gone",))
+    assert test_files(chosen) == {FILE} == test_files(gone := replace(change, tests=(f"{FILE}::test_gone",)))
     assert "none of its tests is recorded" in next(iter(passed_by([gone], found, toy)))[1]
 
 

@@ -28,29 +28,32 @@ from spec.mixers import families
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "backend, ranks, kills, preset",
+    "backend, ranks, kills, preset, form",
     [
-        ("torch", 1, 4, "nano"),
-        ("torch", 2, 2, "nano"),
-        ("jax", 1, 4, "nano"),
-        *(("torch", 1, 2, next(iter(families()[name].presets))) for name in OTHERS),
+        ("torch", 1, 4, "nano", "neutral"),
+        ("torch", 2, 2, "nano", "neutral"),
+        ("torch", 2, 2, "nano", "dcp"),
+        ("jax", 1, 4, "nano", "neutral"),
+        ("jax", 1, 2, "nano", "orbax"),
+        *(("torch", 1, 2, next(iter(families()[name].presets)), "neutral") for name in OTHERS),
     ],
 )
 def test_a_run_killed_again_and_again_comes_to_the_same_bits(
-    backend, ranks, kills, preset, small_data, tmp_path, report
+    backend, ranks, kills, preset, form, small_data, tmp_path, report
 ):
     pytest.importorskip(backend, reason=f"{backend} is not installed")
-    asked = Kills(
-        kills=kills, backend=backend, ranks=ranks, preset=preset, data=small_data, json=tmp_path / "kills.json"
-    )
-    assert main(asked) == 0
-    table = json.loads((tmp_path / "kills.json").read_text())
-    assert table["identical"] and not table["differences"] and table["backend"] == backend
+    path, parallel = tmp_path / "kills.json", "fsdp" if form == "dcp" else "ddp"
+    flags = {"backend": backend, "ranks": ranks, "checkpoint_format": form, "parallel": parallel}
+    assert main(Kills(kills=kills, preset=preset, data=small_data, json=path, **flags)) == 0
+    table = json.loads(path.read_text())
+    assert table["identical"] and not table["differences"] and table.items() >= flags.items()
     assert set(table["kills"]) == {*PLACES} and sum(table["kills"].values()) == kills
     assert table["restarts"] == kills and table["runs"] >= 1 and table["steps_done_again"] >= 0
     assert table["steps"] == table["runs"] * steps_of(kills)
     places, again = ", ".join(f"{count} {place}" for place, count in table["kills"].items()), table["steps_done_again"]
-    report(f"{backend}, {preset}, {ranks} process(es): killed {places}; {again} steps done again, the same bits")
+    report(
+        f"{backend}, {preset}, {form}, {ranks} process(es): killed {places}; {again} steps done again, the same bits"
+    )
 
 
 def test_a_failed_start_is_reported(tmp_path, capsys):
@@ -65,11 +68,11 @@ def test_what_cannot_be_is_refused(wrong):
         kill_runs(Kills(**wrong))
 
 
-def a_run(path, checkpoint, *losses):
+def a_run(path, checkpoint, *losses, sharded=False):
     path.mkdir()
     lines = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    write_checkpoint(path / "checkpoints" / f"step_{len(losses):08d}", checkpoint)
+    write_checkpoint(path / "checkpoints" / f"step_{len(losses):08d}", checkpoint, sharded)
     return path
 
 
@@ -89,6 +92,11 @@ def test_a_difference_is_reported(tmp_path):
     assert differences(first, a_run(tmp_path / "loss", whole, 2.0, 1.25)) == ["the losses differ from step 2 on"]
     shorter = differences(first, a_run(tmp_path / "shorter", whole, 2.0))
     assert shorter == ["another last checkpoint, step_00000001", "the losses differ from step the end on"]
+    in_parts = a_run(tmp_path / "parts", whole, 2.0, 1.5, sharded=True)
+    assert differences(in_parts, a_run(tmp_path / "same-parts", whole, 2.0, 1.5, sharded=True)) == []
+    other = a_run(tmp_path / "other-parts", replace(whole, parameters=bits), 2.0, 1.5, sharded=True)
+    assert differences(in_parts, other) == [f"parameters.{corruption.BIAS} has other bits"]
+    assert "a checkpoint of another format, dcp" in differences(first, in_parts)
     assert "NOT the same: run 0: x" in summary(Table(identical=False, differences=["run 0: x"]))
 
 

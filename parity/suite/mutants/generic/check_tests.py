@@ -33,6 +33,11 @@ def passed_by(mutants: Sequence[Mutant], found: Record, root: Path) -> Iterator[
             yield (mutant, "its tests enter the function and pass by" if inside else "its tests never come there")
 
 
+def test_files(mutant: Mutant) -> set[str]:
+    """The files of its tests."""
+    return {argument.partition("::")[0] for argument in mutant.tests if argument.startswith("parity/")}
+
+
 def selected(arguments: Sequence[str], found: Record) -> set[str]:
     """The recorded tests that these arguments of pytest choose."""
     at = arguments.index("-k") if "-k" in arguments else len(arguments)

@@ -60,22 +60,25 @@ class Record:
         seconds: of each test, by the name that pytest gives it.
         lines: file -> line -> the tests that execute it.
         others: tests that failed or were skipped where nothing was changed.
+        files: of tests, that are in the record.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     lines: dict[str, dict[int, set[str]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(set)))
     others: set[str] = field(default_factory=set)
+    files: set[str] = field(default_factory=set)
 
-    def add(self, part: Mapping[str, Any]) -> None:
+    def add(self, file: str, part: Mapping[str, Any]) -> None:
         """What one file of tests recorded."""
+        self.files.add(file)
         self.seconds |= part["seconds"]
         self.others |= set(part["others"])
         names = part["tests"]
-        for file, found in part["lines"].items():
+        for source, found in part["lines"].items():
             for index, lines in found.items():
                 if names[int(index)] in self.seconds:
                     for line in lines:
-                        self.lines[file][line].add(names[int(index)])
+                        self.lines[source][line].add(names[int(index)])
 
     def executing(self, file: str, lines: Iterable[int]) -> set[str]:
         """The tests that execute one of these lines."""
@@ -110,7 +113,7 @@ def record(
             say(f"{number}/{len(missing)} {file}: {len(part['seconds'])} tests, {len(part['others'])} others")
     for file in files:
         if file in kept:
-            result.add(kept[file])
+            result.add(file, kept[file])
     return result
 
 
