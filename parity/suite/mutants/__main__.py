@@ -15,7 +15,7 @@ from rich.table import Table
 
 from parity.proof.environment import ROOT
 from parity.suite.mutants import MUTANTS, Mutant
-from parity.suite.mutants.generic.check_tests import passed_by, test_files
+from parity.suite.mutants.generic.check_tests import files_of_tests, passed_by
 from parity.suite.mutants.generic.coverage_record import record
 from parity.suite.mutants.generic.run import run_sample, score_of, write_generic_score
 from parity.suite.mutants.record import GENERIC_SCORE, SCORE, Row, sources_digest, write_score
@@ -123,9 +123,9 @@ def _check_tests(flags: Flags, mutants: Sequence[Mutant], root: Path, console: C
     chosen = choose(mutants, flags)
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
         copies = [Copy(root, Path(place) / str(i), flags.timeout) for i in range(flags.workers)]
-        files = set().union(*map(test_files, chosen))
+        files = set().union(*map(files_of_tests, chosen))
         found = record(copies, root, lambda line: console.print(line, markup=False), not flags.recorded, files)
-    chosen = [mutant for mutant in chosen if test_files(mutant) <= found.files]
+    chosen = [mutant for mutant in chosen if files_of_tests(mutant) <= found.files]
     wrong = list(passed_by(chosen, found, root))
     for mutant, why in wrong:
         console.print(f"{mutant.file}: {mutant.name}: {why}: {' '.join(mutant.tests)}", markup=False)

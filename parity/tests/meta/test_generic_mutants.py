@@ -13,7 +13,7 @@ from parity.proof.environment import ROOT
 from parity.suite.mutants import Mutant
 from parity.suite.mutants.__main__ import Flags, main
 from parity.suite.mutants.generic import coverage_record, run
-from parity.suite.mutants.generic.check_tests import changed_lines, passed_by, selected, test_files
+from parity.suite.mutants.generic.check_tests import changed_lines, files_of_tests, passed_by, selected
 from parity.suite.mutants.generic.coverage_record import Finder, Record
 from parity.suite.mutants.generic.equivalent import Excluded, read_excluded
 from parity.suite.mutants.generic.operators import OPERATORS, is_program, mutations
@@ -299,7 +299,7 @@ def test_a_planted_fault_whose_tests_go_another_way_is_told(toy):
     chosen = Mutant(change.name, change.file, change.old, change.new, (FILE, "-k", "test_double.py and not elsewhere"))
     assert [why for _, why in passed_by([chosen], found, toy)] == ["its tests enter the function and pass by"]
     assert not list(passed_by([FAULT, change], found, toy))
-    assert test_files(chosen) == {FILE} == test_files(gone := replace(change, tests=(f"{FILE}::test_gone",)))
+    assert files_of_tests(chosen) == {FILE} == files_of_tests(gone := replace(change, tests=(f"{FILE}::test_gone",)))
     assert "none of its tests is recorded" in next(iter(passed_by([gone], found, toy)))[1]
 
 

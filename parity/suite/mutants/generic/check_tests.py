@@ -33,7 +33,7 @@ def passed_by(mutants: Sequence[Mutant], found: Record, root: Path) -> Iterator[
             yield (mutant, "its tests enter the function and pass by" if inside else "its tests never come there")
 
 
-def test_files(mutant: Mutant) -> set[str]:
+def files_of_tests(mutant: Mutant) -> set[str]:
     """The files of its tests."""
     return {argument.partition("::")[0] for argument in mutant.tests if argument.startswith("parity/")}
 
