@@ -26,7 +26,7 @@ test browser proofs kills: export JAX_PLATFORMS ?= cpu
 test browser proofs kills: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test browser parity proofs report mutants mutation soak kills check kernels tpu bench gpu-check clean
+.PHONY: help setup demo test browser parity proofs report mutants mutant-tests mutation soak kills check kernels tpu bench gpu-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ report: setup
 
 mutants: setup  ## planted faults, one by one: which test catches each, by how many bounds
 	$(BIN)/python -m parity.suite.mutants $(MUTANTS_ARGS)
+
+mutant-tests: setup  ## which planted faults lie where the tests named for them do not go
+	$(BIN)/python -m parity.suite.mutants --check-tests --workers $(WORKERS) $(MUTANTS_ARGS)
 
 # The first time, and where sources have changed, it records which test executes what: as long as `make test` takes.
 mutation: setup  ## GENERIC mutants that mutation operators make, sampled evenly, against the tests that execute them
