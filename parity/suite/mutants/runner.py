@@ -190,8 +190,10 @@ def _processes() -> Iterator[_Process]:
 
 def environment(tree: Path) -> dict[str, str]:
     """What the tests of a copy see: the copy first, one thread, no device, no shrinking."""
+    # A run that is itself a test of another one has an order, and a coverage, of its own.
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MUTATION_", "COVERAGE_"))}
     return {
-        **os.environ,
+        **own,
         "PYTHONPATH": str(tree),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PARITY_PROFILE": "mutants",

@@ -27,6 +27,8 @@ from spec.checkpoint.files import new_file
 IN_PROCESS = Path(plugin.__file__).parent
 NOT_SLOW = ("-m", "not long and not browser")
 TESTS = "parity/tests"
+# Seconds: all tests of a file, traced, on a busy machine.
+WHOLE_FILE = 3600.0
 CONFIGURATION = """[run]
 core = ctrace
 data_file = {place}/data
@@ -144,7 +146,8 @@ def _record_file(copy: Copy, file: str) -> dict[str, Any]:
     environment = {plugin.TIMES: str(place / "times.json")}
     if importlib.util.find_spec("coverage"):
         environment["COVERAGE_PROCESS_START"] = str(place / "rc")
-    ended = copy.run(("--maxfail=0", *NOT_SLOW, file), environment, (IN_PROCESS,), plugin.__name__.rpartition(".")[2])
+    arguments, module = ("--maxfail=0", *NOT_SLOW, file), plugin.__name__.rpartition(".")[2]
+    ended = copy.run(arguments, environment, (IN_PROCESS,), module, max(copy.timeout, WHOLE_FILE))
     times = {"passed": {}, "others": [f"{file}: {ended.code}"]}
     if (place / "times.json").is_file():
         times = json.loads((place / "times.json").read_text())
