@@ -201,6 +201,17 @@ def test_a_file_cut_short_is_refused(tmp_path, name, kept):
         open_data(tmp_path / "data")
 
 
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_count_of_tokens_that_is_none_is_refused(tmp_path, part):
+    """By its name, before the file is opened: as a number with a point it would fit the file's size."""
+    path = write_data(tmp_path / "data") / "meta.json"
+    meta = json.loads(path.read_text())
+    for count in (float(meta[part]["tokens"]), 0, -1, True, str(meta[part]["tokens"])):
+        path.write_text(json.dumps(meta | {part: meta[part] | {"tokens": count}}))
+        with pytest.raises(ValueError, match=f"meta.json: {part} tokens"):
+            open_data(tmp_path / "data")
+
+
 def test_other_format_versions_are_refused(tmp_path):
     for version in (0, 2, None, "1"):
         with pytest.raises(
