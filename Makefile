@@ -72,6 +72,7 @@ mutation: setup  ## GENERIC mutants that mutation operators make, sampled evenly
 soak: kills setup  ## runs killed KILLS times, then property tests, hostile text and damaged files, for MINUTES each
 	$(BIN)/python -m parity.suite.soak --minutes $(MINUTES) --workers $(WORKERS)
 	$(BIN)/python -m parity.suite.robustness.hostile_text --minutes $(MINUTES) --seed $$(date +%s)
+	$(BIN)/python -m parity.suite.robustness.damaged_files --minutes $(MINUTES) --seed $$(date +%s)
 
 kills: setup  ## runs that are SIGKILLed KILLS times, in torch, in two processes of it, and in JAX, every format: the same bits
 	$(BIN)/python -m parity.suite.runs.crash_resume --kills $(KILLS) --backend torch

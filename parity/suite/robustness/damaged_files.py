@@ -1,6 +1,6 @@
 """Every kind of file that is read, damaged at random for as long as wanted, and read.
 
-    python -m parity.suite.robustness.damaged_files --seconds 600 --seed 1
+    python -m parity.suite.robustness.damaged_files --minutes 10 --seed 1
 
 A reader may read what it is given, or refuse it by a ValueError or an OSError of one line. Anything else is a finding:
 another exception, something executed, a process that ends, more memory or more time than there is a limit for. It is
@@ -209,7 +209,7 @@ def _outcome(kind: Kind, path: Path) -> str:
 class DamagedFiles:
     """Damage files of every kind at random and read them; exit code 1 where a reader does not read or refuse."""
 
-    seconds: float = 60.0
+    minutes: float = 1.0
     """Time in all."""
     seed: int = 0
     """Of the cases; one seed has as many as there is time for."""
@@ -226,7 +226,7 @@ class DamagedFiles:
 
     def run(self) -> int:
         """The exit code."""
-        end, counts, found, number = time.monotonic() + self.seconds, Counter[str](), 0, self.case or 0
+        end, counts, found, number = time.monotonic() + 60.0 * self.minutes, Counter[str](), 0, self.case or 0
         while time.monotonic() < end and found < self.findings:
             context = multiprocessing.get_context("spawn")
             ours, theirs = context.Pipe(duplex=False)

@@ -86,7 +86,7 @@ def test_what_is_wrong_is_found_and_can_be_repeated(read, told, monkeypatch, cap
     )
     monkeypatch.setattr(damaged_files.multiprocessing, "get_context", lambda _: Forked)
     seconds = 0.5 if read is _time else 60.0
-    assert DamagedFiles(seconds=60, seed=3, megabytes=512, case_seconds=seconds).run() == 1
+    assert DamagedFiles(minutes=1, seed=3, megabytes=512, case_seconds=seconds).run() == 1
     printed = capsys.readouterr().out
     assert "FOUND, case 0: " in printed and told in printed
     assert "python -m parity.suite.robustness.damaged_files --seed 3 --case 0\n" in printed
