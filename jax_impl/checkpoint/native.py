@@ -48,14 +48,14 @@ def dump_parameters(model: LanguageModel) -> dict[str, np.ndarray]:
     Raises:
         ValueError: the model has other parameters than its configuration says.
     """
+    _config(model)
     parameters = named_parameters(model)
     _require_own(model, {path: tuple(parameter.shape) for path, parameter in parameters.items()})
     return {path: to_numpy(parameter[...]) for path, parameter in parameters.items()}
 
 
 def named_parameters(model: LanguageModel) -> dict[str, nnx.Param]:
-    """Every parameter of the model by path, without what a wrapper puts before it."""
-    _config(model)
+    """Every parameter of the model, or of a part of one, by path."""
     return {".".join(map(str, path)): parameter for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 

@@ -179,13 +179,15 @@ def parse(arguments: Sequence[str]) -> Runnable | None:
 
 def _parsed(name: str, flags: list[str]) -> Runnable:
     """An instance of a command's class from its flags; tyro's boxed message becomes one line."""
-    import tyro
-
-    from tools.cli.docstrings import docstring
-    from tools.cli.errors import short
-
     module, _, kind = COMMANDS[name].target.partition(":")
-    command, program, message = getattr(importlib.import_module(module), kind), f"liquidnet {name}", io.StringIO()
+    with signals.interrupted_at_the_end():
+        import tyro
+
+        from tools.cli.docstrings import docstring
+        from tools.cli.errors import short
+
+        command = getattr(importlib.import_module(module), kind)
+    program, message = f"liquidnet {name}", io.StringIO()
     # In a narrow box words are broken: help is read in it all the same, of a message is made a line.
     wide = _columns(60 if {"--help", "-h"} & {*flags} else 1000)
     try:

@@ -39,6 +39,19 @@ def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
 
+@contextmanager
+def interrupted_at_the_end() -> Iterator[None]:
+    """Have a Ctrl-C in the block interrupt at its end: an import written in C, as numpy.random's, may drop it."""
+    pressed: list[int] = []
+    if signal.getsignal(signal.SIGINT) is not interrupt:
+        yield
+        return
+    with _handled((signal.SIGINT,), lambda number, _frame: pressed.append(number)):
+        yield
+    if pressed:
+        interrupt(pressed[0], None)
+
+
 def _is_new_press() -> bool:
     global _last
     before, _last = _last, time.monotonic()

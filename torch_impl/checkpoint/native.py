@@ -70,14 +70,14 @@ def dump_parameters(model: LanguageModel | nn.Module) -> dict[str, np.ndarray]:
     Raises:
         ValueError: the model has other parameters than its configuration says.
     """
+    _config(model)
     parameters = named_parameters(model)
     _require_own(model, {path: tuple(parameter.shape) for path, parameter in parameters.items()})
     return {path: to_numpy(parameter) for path, parameter in parameters.items()}
 
 
 def named_parameters(model: LanguageModel | nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter of the model by path, without what a wrapper puts before it."""
-    _config(model)
+    """Every parameter of the model, or of a part of one, by path, without what a wrapper puts before it."""
     every = model.named_parameters(remove_duplicate=False)
     return {".".join(part for part in name.split(".") if part not in _WRAPPERS): one for name, one in every}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from parity.proof import adapters
@@ -41,7 +43,12 @@ def module_of(name: str, backend: str) -> str:
 def backend_parameters(name: str, backend: str) -> None:
     """A twin has the parameters of the table, none besides, in their shapes, and begins with their initial values."""
     problem, whole = mixer_problem(name), families()[name].small_config()
-    dump = adapters.load_module(backend, "checkpoint.native").dump_parameters
+    native = adapters.load_module(backend, "checkpoint.native")
+
+    def dump(part: Any) -> dict[str, np.ndarray]:
+        # Not `dump_parameters`, which takes whole models alone and would refuse what is to be told here.
+        return {path: native.to_numpy(parameter) for path, parameter in native.named_parameters(part).items()}
+
     found = dump(adapters.load(backend).LAYERS["mixer"](problem.config, "float32", "auto"))
     where = module_of(problem.own.name, backend)
     if set(found) != set(problem.weights):

@@ -75,7 +75,12 @@ def backend_texts(name: str, backend: str) -> None:
     compare("the text token by token", _in_pieces(run, text, 1), truth, bound)
     changed = run(text._replace(tokens=np.where(np.arange(STEPS) == STEPS - 1, other, text.tokens)))
     before = range(STEPS - 1)  # the state after the last token is another one
-    compare("before another last token", *(x.of_steps(before, truth.last) for x in (changed, truth, bound)))
+    arrays = (
+        changed.of_steps(before, truth.last),
+        truth.of_steps(before, truth.last),
+        bound.of_steps(before, bound.last),
+    )
+    compare("before another last token", *arrays)
     kept = np.flatnonzero(~text.padding[0])
     found = run(text._replace(tokens=np.where(text.padding, other, text.tokens)))
     compare("with other padded tokens", *(x.of_steps(kept, x.last) for x in (found, truth, bound)))

@@ -227,7 +227,7 @@ def test_doctor_knows_what_auto_takes_of_the_losses_in_torch(monkeypatch):
     monkeypatch.setattr(losses, "METHODS", Told(losses.METHODS))
     one = torch.ones(1, 1, 1, device=backends.load("torch", "ops.devices").default_device())
     with pytest.raises(KeyError):
-        losses.cross_entropy(one, one[0], one[0] > 2, one.dtype)
+        losses.cross_entropy(one, one[0], torch.zeros_like(one[0], dtype=torch.long), one.dtype)
     assert taken == [doctor.automatic("torch")["loss"]]
 
 

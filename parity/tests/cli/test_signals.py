@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from parity.suite.support.fixtures import HEED_SIGINT
 from spec.checkpoint.format import list_checkpoints
-from tools.cli import backends
+from tools.cli import backends, signals
 from tools.cli.commands import COMMANDS
 from tools.cli.main import main
 from tools.cli.signals import DEBOUNCE_SECONDS
@@ -250,3 +251,22 @@ def test_a_start_of_training_at_any_moment(backend, command_lines, tmp_path):
         time.sleep(seconds)
         live.press()
         assert "--resume" in assert_clean(live, tmp_path, f"after {seconds:.3f} s")
+
+
+def test_one_that_an_import_would_drop_interrupts_after_it(monkeypatch):
+    """As numpy.random does, whose C code takes any exception for a module that is absent."""
+    monkeypatch.setattr(signals, "_last", -math.inf)
+    dropped = []
+
+    def run() -> None:
+        with signals.sigint_handler(lambda: "run it again"):
+            with signals.interrupted_at_the_end():
+                try:
+                    signal.raise_signal(signal.SIGINT)
+                except KeyboardInterrupt:
+                    dropped.append(True)
+            raise AssertionError("it was forgotten")
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert not dropped and signal.getsignal(signal.SIGINT) is not signals.interrupt

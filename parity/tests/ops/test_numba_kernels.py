@@ -112,7 +112,7 @@ def test_auto_goes_on_where_the_kernels_do_not():
     assert LiquidNet(config).double().generate(tokens[:1], max_length=9).shape == (1, 9)
     empty = torch.zeros(0, 3, 4)
     assert scan(empty, empty)[0].shape == (0, 3, 4)
-    assert scan(torch.rand(2, 3, 4).double(), torch.rand(2, 3, 4), method="numba")[0].dtype == torch.float64
+    assert scan(torch.rand(2, 3, 4).double(), torch.rand(2, 3, 4).double(), method="numba")[0].dtype == torch.float64
 
 
 def test_a_nan_reaches_the_states():

@@ -229,7 +229,7 @@ def test_an_unknown_method_is_named(adapter, name, hint):
 
 
 def test_no_token_at_all_raises(adapter):
-    """Other shapes: parity/tests/model/test_bad_inputs.py."""
+    """Other shapes: parity/tests/api/test_bad_inputs.py."""
     nothing = np.zeros((2, 0, 3), np.float32)
     with pytest.raises(ValueError, match=r"one shape \[b, t, d\] with t >= 1, got \(2, 0, 3\)"):
         adapter.scan(nothing, nothing)
