@@ -101,6 +101,7 @@ def pytest_runtest_call(item: pytest.Item):
     """What the test measured travels with its report: with xdist it ran in another process."""
     bounds.WORST.clear()
     bounds.BY_TENSOR.clear()
+    bounds.WIDTHS.clear()
     try:
         return (yield)
     finally:

@@ -208,11 +208,15 @@ def test_each_bound_was_tight_when_it_was_recorded(name):
 
 def test_a_bound_that_grows_too_wide_is_named():
     """By its tensor, however tight the others are; so are tensors that are not those of the record."""
-    recorded = {"scan, float64, x": {"states": 0.3, "last": 0.02}}
-    assert tightness.faults("scan, float64, x", {"states": 0.05, "last": 0.02}, recorded) == []
-    (fault,) = tightness.faults("scan, float64, x", {"states": 0.9, "last": 0.0019}, recorded)
-    assert fault.startswith("scan, float64, x, last: 0.0019 of the bound is used, and it was 0.02")
-    assert "record" in tightness.faults("scan, float64, x", {"states": 1.0}, recorded)[0]
+    recorded = {"scan, float32, x": {"states": 0.3, "last": 0.02}, "scan, float64, x": {"last": 50.0}}
+    assert tightness.faults("scan, float32, x", {"states": 0.05, "last": 0.02}, recorded) == []
+    (fault,) = tightness.faults("scan, float32, x", {"states": 0.9, "last": 0.0019}, recorded)
+    assert fault.startswith("scan, float32, x, last: 0.0019 of the bound is used, and it was 0.02")
+    assert "record" in tightness.faults("scan, float32, x", {"states": 1.0}, recorded)[0]
+    assert "nothing is recorded" in tightness.faults("scan, float32, y", {"states": 1.0}, recorded)[0]
+    assert tightness.faults("scan, float64, x", {"last": 499.0}, recorded) == []
+    (fault,) = tightness.faults("scan, float64, x", {"last": 501.0}, recorded)
+    assert fault.startswith("scan, float64, x, last: the bound is 5e+02 units of 2^-53 wide, and it was 50")
 
 
 def test_a_broken_bound_names_the_worst_entry(monkeypatch):
