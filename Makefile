@@ -29,7 +29,7 @@ test browser proofs kills: export OMP_NUM_THREADS ?= 1
 .PHONY: help setup demo test browser parity proofs report mutants mutant-tests mutation soak kills check kernels tpu bench gpu-check clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make the virtual environment
 

@@ -206,6 +206,7 @@ class LanguageModel(nnx.Module):
                 out of range.
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
+        require_types((np.ndarray, Array), resets=resets)
         resets_bt = None if resets is None else np.asarray(resets)
         text_bt = generate(
             self, np.asarray(tokens), max_length, sampling, resets_bt=resets_bt, end_of_text_id=end_of_text_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -40,6 +40,10 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if getattr(value, "shape", None) == () and hasattr(value, "item"):  # an array of one number is that number
+                object.__setattr__(self, field.name, value.item())
         for name in ("top_k", "seed"):
             value = getattr(self, name)
             # Integers of NumPy too, which `require_integer` leaves out: it checks what JSON has.
@@ -175,6 +179,16 @@ def complete(
         raise ValueError(f"max_length {max_length} counts the prompt, which alone has {prompt_bt.shape[1]} tokens")
     drawn = generate(step, prompt_bt, sampling, resets_bt=resets_bt, end_of_text_id=end_of_text_id)
     return np.concatenate([prompt_bt, *(tokens_b[:, None] for tokens_b in itertools.islice(drawn, missing))], axis=1)
+
+
+def check_end_of_text(end_of_text_id: Any, vocab_size: int) -> None:
+    """Raises ValueError where an end of text is neither None nor a token id of the vocabulary."""
+    if end_of_text_id is None:
+        return
+    if isinstance(end_of_text_id, bool) or not isinstance(end_of_text_id, Integral):
+        raise ValueError(f"end_of_text_id must be an integer, got {end_of_text_id!r}")
+    if not 0 <= int(end_of_text_id) < vocab_size:
+        raise ValueError(f"end_of_text_id must be in [0, {vocab_size}), got {end_of_text_id}")
 
 
 def check_tokens(tokens_bt: np.ndarray, vocab_size: int) -> None:

@@ -222,6 +222,7 @@ class LanguageModel(nn.Module):
                 out of range.
         """
         sampling = Sampling(temperature, top_k, top_p, seed)
+        require_types((Tensor,), resets=resets)
         resets_bt = None if resets is None else resets.cpu().numpy()
         text_bt = generate(
             self, tokens.cpu().numpy(), max_length, sampling, resets_bt=resets_bt, end_of_text_id=end_of_text_id

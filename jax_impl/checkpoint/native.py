@@ -55,7 +55,7 @@ def dump_parameters(model: LanguageModel) -> dict[str, np.ndarray]:
 
 
 def named_parameters(model: LanguageModel) -> dict[str, nnx.Param]:
-    """Every parameter of the model, or of a part of one, by path, without what a wrapper puts before it."""
+    """Every parameter of the model, or of a part of one, by path."""
     return {".".join(map(str, path)): parameter for path, parameter in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jax_impl.training.distributed import ROWS, SEQUENCE, ParallelContext
-from spec.data import IGNORED_LABEL, Batch
+from spec.data import Batch
+from spec.inputs import IGNORED_LABEL
 
 PADDING = {"labels": IGNORED_LABEL}
 """What rows that fill up a batch hold, where that is not zero."""

@@ -19,7 +19,7 @@ from jax_impl.training.data import PADDING
 from jax_impl.training.distributed import AXES, ROWS, SEQUENCE, ParallelContext, parameter_sharding, whole_weight
 from jax_impl.training.optimizer import clip_by_global_norm, make_optimizer
 from spec.config import ModelConfig, TrainingConfig
-from spec.data import IGNORED_LABEL
+from spec.inputs import IGNORED_LABEL
 from spec.parameters import parameter_table
 
 EMBEDDING = "embedding.weight"

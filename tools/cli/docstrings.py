@@ -12,6 +12,10 @@ def docstring(of: type) -> str:
     """What `inspect.getdoc` gives; `python -OO` has it in the source alone."""
     if sys.flags.optimize < 2:
         return inspect.getdoc(of) or ""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(of))).body
+    try:
+        source = inspect.getsource(of)
+    except OSError:  # there is compiled code alone
+        return ""
+    (definition,) = ast.parse(textwrap.dedent(source)).body
     assert isinstance(definition, ast.ClassDef)
     return ast.get_docstring(definition) or ""

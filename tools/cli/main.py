@@ -67,8 +67,9 @@ class _Dropping(io.FileIO):
     def write(self, data: Any, /) -> int:
         left = memoryview(data).cast("B")
         with contextlib.suppress(OSError):
-            while left:
-                left = left[super().write(left) or 0 :]
+            # None: a stream that does not block has no room now, and nothing waits for its reader.
+            while left and (written := super().write(left)) is not None:
+                left = left[written:]
         return memoryview(data).nbytes
 
 

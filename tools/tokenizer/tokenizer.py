@@ -150,7 +150,7 @@ class Tokenizer:
         encoder = self._continuing_encoder if continues else self._encoder
         try:
             encodings = encoder.encode_batch_fast(texts, add_special_tokens=False)
-        except BaseException as error:
+        except BaseException as error:  # a panic of the library is no Exception; `_message` raises all else again
             message = _message(error)
             for text in texts:
                 text.encode()  # a lone surrogate is told as such
@@ -221,7 +221,7 @@ class Tokenizer:
         decoder = self.backend.decoder
         try:
             return " ".join(strings) if decoder is None else decoder.decode(strings)
-        except BaseException as error:
+        except BaseException as error:  # a panic of the library is no Exception; `_message` raises all else again
             raise ValueError(f"the tokenizer cannot decode these ids: {_message(error)}") from error
 
     def stream_decoder(self, context: Sequence[int] = ()) -> StreamDecoder:

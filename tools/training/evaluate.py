@@ -13,7 +13,8 @@ import numpy as np
 from spec.checkpoint.format import Checkpoint
 from spec.checkpoint.quantization import Weights, rounded
 from spec.config import TrainingConfig, training_from_json
-from spec.data import IGNORED_LABEL, Batch, BatchShard, Dataset, open_data, validation_batches, validation_stream
+from spec.data import Batch, BatchShard, Dataset, open_data, validation_batches, validation_stream
+from spec.inputs import IGNORED_LABEL
 from spec.runtime.engine import Engine, States
 from tools import convert
 from tools.cli import backends

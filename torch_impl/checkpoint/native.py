@@ -38,6 +38,7 @@ _PLAIN = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|
 
 # As what a wrapper keeps what it wraps: torch.compile, DDP and DataParallel, activation checkpoints, FSDP.
 _WRAPPERS = ("_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+_REPLICATED = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def load_parameters(model: LanguageModel | nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
@@ -77,9 +78,20 @@ def dump_parameters(model: LanguageModel | nn.Module) -> dict[str, np.ndarray]:
 
 
 def named_parameters(model: LanguageModel | nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter of the model, or of a part of one, by path, without what a wrapper puts before it."""
-    every = model.named_parameters(remove_duplicate=False)
-    return {".".join(part for part in name.split(".") if part not in _WRAPPERS): one for name, one in every}
+    """Every parameter of the model, or of a part of one, by path.
+
+    Without what a wrapper puts before it: a module of one's own may be called `module`, too.
+    """
+    return {_without_wrappers(model, name): one for name, one in model.named_parameters(remove_duplicate=False)}
+
+
+def _without_wrappers(model: Any, name: str) -> str:
+    owner, kept = model, []
+    for part in name.split("."):
+        if part not in _WRAPPERS or (part == "module" and not isinstance(owner, _REPLICATED)):
+            kept.append(part)
+        owner = getattr(owner, part)
+    return ".".join(kept)
 
 
 def _config(model: Any) -> ModelConfig:

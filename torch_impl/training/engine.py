@@ -14,7 +14,8 @@ from torch import Tensor
 from spec.checkpoint.sharded import named_arrays
 from spec.checkpoint.tensors import Arrays
 from spec.config import ModelConfig, TrainingConfig, require_integer
-from spec.data import IGNORED_LABEL, Batch, BatchShard, check_batch
+from spec.data import Batch, BatchShard, check_batch
+from spec.inputs import IGNORED_LABEL
 from spec.mixers import family
 from spec.runtime.engine import ExtraState, Moments
 from spec.runtime.memory import keep_freed_memory

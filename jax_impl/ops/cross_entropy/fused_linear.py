@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from spec.axes import ND, SCALAR, VD, N
-from spec.data import IGNORED_LABEL
+from spec.inputs import IGNORED_LABEL
 
 ALIGNMENT = 128
 """Blocks of words are multiples of it: the lanes of a TPU's register."""

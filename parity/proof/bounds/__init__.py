@@ -22,8 +22,8 @@ WORST: dict[str, float] = {}
 """Label -> largest error seen, in units of its bound; conftest.py prints it after the run."""
 BY_TENSOR: dict[str, dict[str, float]] = {}
 """The same of each tensor: how much of its bound was used."""
-WIDTHS: dict[str, dict[str, float]] = {}
-"""How wide the bound of each tensor was at most, in units of 2^-53 of its largest entry."""
+WIDTHS: dict[str, dict[str, list[float]]] = {}
+"""How wide the bound of each tensor was each time, in units of 2^-53 of its largest entry."""
 
 
 def unit(dtype: type[np.floating] = np.float32) -> float:
@@ -162,9 +162,8 @@ def assert_within(actual: Arrays, truth: Arrays, bound: Arrays, label: str) -> f
         WORST[label] = max(worst, WORST.get(label, 0.0))
         used, widths = BY_TENSOR.setdefault(label, {}), WIDTHS.setdefault(label, {})
         used[name] = max(worst, used.get(name, 0.0))
-        size = float(np.abs(expected).max())
-        width = float(limit.max()) / size / unit(np.float64) if size else 0.0
-        widths[name] = max(width, widths.get(name, 0.0))
+        if size := float(np.abs(expected).max()):
+            widths.setdefault(name, []).append(float(limit.max()) / size / unit(np.float64))
         if worst > 1.0:
             at = np.unravel_index(units.argmax(), units.shape)
             place = f"{name}[{', '.join(map(str, at))}]"

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from parity.proof.bounds.running_error import EXP, LOG, RSQRT, SIGMOID, TANH, Running, either, exact, join
-from spec.data import IGNORED_LABEL
+from spec.inputs import IGNORED_LABEL
 from spec.reference.scan import sigmoid
 
 Bounds = dict[str, np.ndarray]

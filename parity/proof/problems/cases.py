@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from spec.config import ModelConfig, TrainingConfig
-from spec.data import IGNORED_LABEL
 from spec.init import initial_parameters
+from spec.inputs import IGNORED_LABEL
 from spec.mixers import state_shape
 from spec.presets import PRESETS
 

@@ -281,8 +281,9 @@ def _work(options: DamagedFiles, first: int, report: Connection) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     with tempfile.TemporaryDirectory(prefix="damaged-") as place:
         cases = Cases(options.seed, Path(place), options.kinds)
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (taken + options.megabytes * 2**20, resource.RLIM_INFINITY))
+        if sys.platform == "linux":  # elsewhere nothing bounds the memory of a process
+            taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            resource.setrlimit(resource.RLIMIT_AS, (taken + options.megabytes * 2**20, resource.RLIM_INFINITY))
         report.send(None)
         for number in range(first, sys.maxsize):
             try:

@@ -11,6 +11,9 @@ import pytest
 
 from parity.proof import adapters
 from spec.mixers import families, state_shape
+
+torch = pytest.importorskip("torch", reason="of PyTorch")
+
 from torch_impl.mixers import mixer_module
 from torch_impl.model import build
 from torch_impl.ops import matmul, rowwise
@@ -21,7 +24,6 @@ from torch_impl.ops.gated_scan.unfused import decay_gates
 from torch_impl.ops.scan import METHODS as SCANS
 from torch_impl.ops.scan import scan
 
-torch = pytest.importorskip("torch", reason="of PyTorch")
 # What torch.func.jvp itself does on its first call.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 

@@ -64,6 +64,14 @@ WRAPS = {
 }
 
 
+def test_a_part_of_a_model_may_be_called_module(torch):
+    """It is no wrapper: two such parts do not fall together."""
+    part = torch.nn.ModuleDict({"module": torch.nn.Linear(2, 3), "other": torch.nn.Linear(2, 3)})
+    names = {"module.weight", "module.bias", "other.weight", "other.bias"}
+    assert set(native().named_parameters(part)) == names
+    assert set(native().named_parameters(data_parallel(part))) == names
+
+
 @pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
 def test_a_wrapped_model_has_the_paths_of_the_table(model, wrap):
     wrapped = wrap(model)

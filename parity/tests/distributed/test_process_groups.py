@@ -18,7 +18,8 @@ from parity.proof.environment import ROOT
 from parity.proof.problems.cases import perturbed_parameters
 from spec import LiquidNetConfig
 from spec.config import TrainingConfig
-from spec.data import IGNORED_LABEL, Batch, BatchShard
+from spec.data import Batch, BatchShard
+from spec.inputs import IGNORED_LABEL
 from tools.training.evaluate import total_nats
 from torch_impl.training.distributed import ParallelContext, to_local
 from torch_impl.training.engine import Engine

@@ -210,6 +210,9 @@ def test_generation_refuses_bad_input(adapter):
             adapter.generate(params, CONFIG, prompt, length)
     with pytest.raises(ValueError, match=r"end_of_text_id must be in \[0, 13\), got 13"):
         adapter.generate(params, CONFIG, PROMPT, 5, end_of_text_id=13)
+    for odd in (3.0, True, "3"):
+        with pytest.raises(ValueError, match="end_of_text_id must be an integer, got"):
+            adapter.generate(params, CONFIG, PROMPT, 5, end_of_text_id=odd)
     for resets, message in [
         (np.zeros((2, 2), bool), r"resets \[b, t\] must have shape \(2, 3\), got \(2, 2\)"),
         (np.zeros((2, 3), np.int64), "resets must have dtype bool, got int64"),
@@ -228,6 +231,10 @@ def test_generation_refuses_bad_input(adapter):
 def test_bad_values_are_named(name, value):
     with pytest.raises(ValueError, match=name):
         Sampling(**{name: value})
+
+
+def test_an_array_of_one_number_is_that_number():
+    assert Sampling(np.array(0.5), np.int64(3), np.float32(0.25), np.array(7)) == Sampling(0.5, 3, 0.25, 7)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -7,7 +7,7 @@ import pytest
 from parity.proof.operations import check
 from parity.proof.problems.cases import CONFIG, LayerCase
 from spec import LiquidNetConfig
-from spec.data import IGNORED_LABEL
+from spec.inputs import IGNORED_LABEL
 from tools.bench import train_step
 
 torch = pytest.importorskip("torch")

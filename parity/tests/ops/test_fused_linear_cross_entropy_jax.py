@@ -8,7 +8,7 @@ import pytest
 
 from parity.proof.operations import check
 from parity.proof.problems.cases import LayerCase
-from spec.data import IGNORED_LABEL
+from spec.inputs import IGNORED_LABEL
 
 jax = pytest.importorskip("jax")
 

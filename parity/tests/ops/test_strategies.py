@@ -8,8 +8,8 @@ from parity.proof.bounds import WORST, assert_within, in_units, rounding, scan_b
 from parity.proof.problems import cases
 from parity.proof.problems.cases import ALMOST_ONE, CONFIG, LENGTHS, SHAPES, LayerCase, perturbed_parameters
 from parity.proof.problems.strategies import model_cases, scan_cases
-from spec.data import IGNORED_LABEL
 from spec.init import initial_parameters
+from spec.inputs import IGNORED_LABEL
 from spec.reference.scan import mask, scan
 
 SMALLEST = np.finfo(np.float32).tiny

@@ -9,7 +9,8 @@ from parity.proof import adapters
 from parity.proof.problems.cases import perturbed_parameters
 from spec import LiquidNetConfig
 from spec.config import TrainingConfig
-from spec.data import IGNORED_LABEL, Batch
+from spec.data import Batch
+from spec.inputs import IGNORED_LABEL
 from spec.optimizer import MOMENTS, decayed_paths
 from spec.reference import adamw_step, clip_by_global_norm, loss_and_gradients
 

@@ -16,7 +16,8 @@ from parity.proof.problems.cases import perturbed_parameters
 from spec import LiquidNetConfig
 from spec.checkpoint.format import Checkpoint, write_checkpoint
 from spec.config import TrainingConfig
-from spec.data import IGNORED_LABEL, Batch, Dataset, document_resets, next_batch, open_data, validation_stream
+from spec.data import Batch, Dataset, document_resets, next_batch, open_data, validation_stream
+from spec.inputs import IGNORED_LABEL
 from spec.optimizer import MOMENTS, decayed_paths
 from spec.reference import adamw_step, clip_by_global_norm, forward, loss_and_gradients
 from tools.cli.main import main

@@ -14,8 +14,9 @@ from spec import LiquidNetConfig
 from spec.checkpoint.format import Checkpoint, from_files, list_checkpoints, read_checkpoint, to_files
 from spec.checkpoint.tensors import unpack
 from spec.config import TrainingConfig
-from spec.data import IGNORED_LABEL, WHOLE, Batch, BatchShard, check_batch, open_data, training_batch
+from spec.data import WHOLE, Batch, BatchShard, check_batch, open_data, training_batch
 from spec.init import initial_parameters
+from spec.inputs import IGNORED_LABEL
 from spec.optimizer import MOMENTS
 from spec.schedule import learning_rate
 from tools.training.evaluate import mean_loss, total_nats

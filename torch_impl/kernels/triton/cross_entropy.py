@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spec.axes import ANY_V, N
-from spec.data import IGNORED_LABEL
+from spec.inputs import IGNORED_LABEL
 
 # Sixteen logits a thread: enough loads in flight for the memory, few enough registers for eight rows a multiprocessor.
 BLOCK = 4096

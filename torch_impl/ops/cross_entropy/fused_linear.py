@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spec.axes import ANY_D, ANY_V, ND, SCALAR, VD, N
-from spec.data import IGNORED_LABEL
+from spec.inputs import IGNORED_LABEL
 from torch_impl.ops.autodiff import (
     differentiable_gradients,
     differentiated_again,

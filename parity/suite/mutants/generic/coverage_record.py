@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ def _kept(file: str, root: Path, make: bool) -> dict[str, Any] | None:
     try:
         with gzip.open(_place(file), "rt") as stream:
             part = json.load(stream)
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, zlib.error):
         return None
     if make and any(digest(root / name) != known for name, known in part["digests"].items()):
         return None

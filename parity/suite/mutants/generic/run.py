@@ -117,7 +117,8 @@ def _try(copy: Copy, one: Mutation, finder: Finder, seconds: float, source: byte
             path.write_bytes(one.apply(source))
             ended = _run(copy, order, timeout)
         outcome, caught_by = _outcome(ended)
-        if outcome == TIMEOUT and _run(copy, order, timeout).code == TIMEOUT:
+        # What names no test that failed may be the machine's, or the record's, and not the mutant's.
+        if (outcome == TIMEOUT or (outcome == "caught" and caught_by is None)) and _run(copy, order, timeout).code:
             outcome = "unsure"
     took = round(time.monotonic() - began, 1)
     where = (one.file, one.first, one.function, one.operator)
