@@ -25,6 +25,8 @@ _CONTROL = re.compile(
     r"<(start|end)_of_turn>|<unused\d+>",
     re.IGNORECASE,
 )
+#: What stands for a byte where a model falls back on bytes; it must keep its name, so text that spells it is cut.
+_BYTE = r"<(?=0x[0-9A-Fa-f]{2}>)"
 #: A text cannot hold this: 128 random bits, drawn anew in each process.
 _UNSPELLABLE = f"\0{secrets.token_hex(16)}\0"
 _ADD = "give added tokens the ids that follow those of the vocabulary"
@@ -95,6 +97,10 @@ def encoding_backend(
     if unknown in special:
         parts["model"] |= {"unk_id": None} if "unk_id" in parts["model"] else {"unk_token": _UNSPELLABLE}
     _make_reliable(parts)
+    if parts["model"]["type"] != "BPE" and "<0x41>" in spelled:
+        cut = {"type": "Split", "pattern": {"Regex": _BYTE}, "behavior": "Isolated", "invert": False}
+        members = [*flat(parts["pre_tokenizer"]), cut]
+        parts["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": members}
     if continues:
         parts["normalizer"] = _without_ends(parts["normalizer"])
         _without_prefix(parts["pre_tokenizer"])

@@ -122,6 +122,11 @@ class Train:
     """Go on from the newest checkpoint in --out, whichever backend wrote it; from the start where there is none."""
 
     def run(self) -> None:
+        # From here on: what is imported first takes seconds.
+        with signals.exit_if_terminated("run it again with --resume"):
+            self._run()
+
+    def _run(self) -> None:
         if self.stop_at is not None:
             require_integer("stop_at", self.stop_at, 1)
         require_format(self.backend, self.checkpoint_format)
@@ -131,8 +136,7 @@ class Train:
         context = parallel.initialize(self.parallel, self.context_parallel, self.rank_timeout, self.mesh)
         run = RunDir(self.out, self.tensorboard)
         try:
-            with signals.exit_if_terminated("run it again with --resume"):
-                sys.exit(self._train(run, context))
+            sys.exit(self._train(run, context))
         except (RuntimeError, ValueError) as error:
             if not context.is_peer_loss(error):
                 raise

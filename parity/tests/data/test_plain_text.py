@@ -223,3 +223,16 @@ def test_the_fuzzer_finds_a_fault(monkeypatch, capsys):
     number = int(told.rsplit("--first ", 1)[1].split()[0])
     assert hostile_text.run(HostileText(first=number, cases=1)) == 0
     assert "1 tokenizers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pre_tokenizer", [None, pre_tokenizers.Metaspace(prepend_scheme="never")])
+def test_a_text_that_spells_a_byte_is_no_byte(pre_tokenizer):
+    """A Unigram that falls back on bytes has them by name, and would find the name in a text."""
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((f"<0x{byte:02X}>", 0.0) for byte in range(256)), ("\u2581", -2.0)]
+    backend = tokenizers.Tokenizer(models.Unigram([*pieces, ("a", -4.0)], unk_id=0, byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    if pre_tokenizer is not None:
+        backend.pre_tokenizer = pre_tokenizer
+    tokenizer = parse_tokenizer(backend.to_str())
+    for text in ("a<0xE2>a", "<0x41><0x42>", "\u00e9<0xC3>", "<<0x0A>>"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
