@@ -11,13 +11,14 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY_PREFIX = ".unfinished-"
 #: In a temporary directory inside its target: what is being moved out of it.
 _MOVED = ".moved"
+_INSIDE = re.compile(re.escape(TEMPORARY_PREFIX) + r"\.[0-9a-f]{8}")
 #: What systems put into directories by themselves: an empty one that holds them is empty.
 _SYSTEM = ("lost+found", ".DS_Store", "Thumbs.db", "desktop.ini")
 
@@ -104,21 +105,32 @@ def require_new(target: Path) -> None:
 def _entries(directory: Path) -> set[str]:
     """The names in a directory, without what systems put there, and without what a killed writer left."""
     names = {path.name for path in directory.iterdir()} - {*_SYSTEM}
-    unfinished = {name for name in names if name.startswith(TEMPORARY_PREFIX)}
-    return names - unfinished - _half_moved(directory, unfinished)
+    return {name for name in names if not name.startswith(TEMPORARY_PREFIX)} - _half_moved(directory)
 
 
-def _half_moved(directory: Path, unfinished: Iterable[str]) -> set[str]:
-    """What a writer had moved that was killed while it moved its files into the directory, the last of them not yet."""
-    moved: set[str] = set()
-    for name in unfinished:
+def _half_moved(directory: Path) -> set[str]:
+    """What a writer had moved that was killed while it moved its files into the directory, the last of them not yet.
+
+    It said so itself in its temporary directory: of what others say there nothing is believed.
+    """
+    here, moved = {path.name for path in directory.iterdir()}, set[str]()
+    for name in here:
         listed = directory / name / _MOVED
-        if listed.is_file() and not listed.is_symlink():
+        if _INSIDE.fullmatch(name) and _is_own(listed.parent, stat.S_ISDIR) and _is_own(listed, stat.S_ISREG):
             names = listed.read_text(errors="replace").splitlines() or [""]
             if names[-1] and (directory / name / names[-1]).exists():
-                # Whatever the list says, of what lies elsewhere nothing was moved.
-                moved |= {*names} & {path.name for path in directory.iterdir()}
+                # A name of this directory leads to no other.
+                moved |= {*names} & here
     return moved
+
+
+def _is_own(path: Path, kind: Callable[[int], bool]) -> bool:
+    """Whether it is this user's, and of this kind itself, no link to one."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return kind(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def require_file(path: Path) -> None:
@@ -152,20 +164,34 @@ def read_utf8(path: Path) -> str:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from error
 
 
+def remove_half_moved(directory: Path) -> None:
+    """Delete what a killed writer had moved into the directory that it was to fill, and what it had not moved yet.
+
+    Only for who alone writes the directory, and only where `require_new` has found it empty.
+    """
+    moved = _half_moved(directory)
+    for path in [*directory.iterdir()]:
+        if path.name in moved:
+            remove(path)
+    _remove_named(directory, _INSIDE)
+
+
 def remove_unfinished(directory: Path, kept: Path | None = None, of: str = "") -> None:
-    """Delete what a killed writer left in `directory`.
+    """Delete the temporary files and directories that a killed writer left in `directory`.
 
     Args:
         directory: where to look.
         kept: what is to stay, a lock that is held.
         of: only what was to become this name in `directory`.
     """
-    names = re.compile(re.escape(TEMPORARY_PREFIX) + (re.escape(of) + r"\.[0-9a-f]{8}" if of else r".*"), re.DOTALL)
-    here = Path(directory).iterdir() if Path(directory).is_dir() else ()
-    found = [path for path in here if path != kept and names.fullmatch(path.name)]
-    moved = _half_moved(directory, [path.name for path in found])
-    for path in [*(Path(directory) / name for name in sorted(moved)), *found]:
-        remove(path)
+    of = re.escape(of) + r"\.[0-9a-f]{8}" if of else r".*"
+    _remove_named(directory, re.compile(re.escape(TEMPORARY_PREFIX) + of, re.DOTALL), kept)
+
+
+def _remove_named(directory: Path, names: re.Pattern[str], kept: Path | None = None) -> None:
+    for path in [*Path(directory).iterdir()] if Path(directory).is_dir() else []:
+        if path != kept and names.fullmatch(path.name):
+            remove(path)
 
 
 def remove(path: Path) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from spec.checkpoint.files import TEMPORARY_PREFIX, remove_unfinished, require_new
+from spec.checkpoint.files import TEMPORARY_PREFIX, remove_half_moved, remove_unfinished, require_new
 
 _READ_AND_WRITE = 0o666
 _SIGNATURE = re.compile(r"(process \d{1,10} on [\w.-]{1,255})?\n")
@@ -69,7 +69,10 @@ def sole_writer(target: Path, flag: str) -> Iterator[None]:
     busy = f"{target} is being written by {{}}; wait for it or name another {flag}"
     with exclusive_lock(lock, busy, remove=True):
         require_new(target)
-        remove_unfinished(place, kept=lock, of="" if inside else target.name)
+        if inside:
+            remove_half_moved(place)
+        else:
+            remove_unfinished(place, kept=lock, of=target.name)
         yield
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from parity.suite.robustness import corruption
-from spec.checkpoint.files import TEMPORARY_PREFIX, new_directory, new_file, remove_unfinished, require_new
+from spec.checkpoint.files import TEMPORARY_PREFIX, new_directory, new_file, remove_half_moved, require_new
 from spec.checkpoint.format import find_checkpoint, read_checkpoint
 from tools import convert
+from tools.cli.file_lock import sole_writer
+from tools.training.run_dir import RunDir
 
 CONTENT = {"a.bin": b"1", "meta.json": b"{}", "z.bin": b"22"}
 
@@ -100,7 +102,7 @@ def test_what_is_half_moved_is_never_finished(
     with pytest.raises(ValueError, match="already exists"):
         require_new(tmp_path)
     (tmp_path / "precious").unlink()
-    remove_unfinished(tmp_path)
+    remove_half_moved(tmp_path)
     assert not names(tmp_path)
     write(tmp_path)
     assert names(tmp_path) == {*CONTENT, "deep"}
@@ -117,8 +119,45 @@ def test_a_finished_directory_is_not_taken_for_a_half_moved_one(tmp_path: Path, 
     (left / "last").touch()
     (left / ".moved").write_text("../outside\n..\n/\nlast\n")
     (tmp_path.parent / "outside").touch()
-    remove_unfinished(tmp_path)
+    remove_half_moved(tmp_path)
     assert names(tmp_path) == {*CONTENT, "deep"} and (tmp_path.parent / "outside").exists()
+
+
+@pytest.mark.parametrize("whose", ["another target's", "a run's", "another user's", "one by link", "of no writer"])
+def test_only_of_a_writer_of_this_very_directory_a_list_is_believed(
+    whose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    name = {"another target's": "data.deadbeef", "of no writer": "mine"}.get(whose, ".deadbeef")
+    left = tmp_path / f"{TEMPORARY_PREFIX}{name}"
+    left.mkdir()
+    (left / "last").touch()
+    (left / ".moved").write_text("precious\nlast\n")
+    if whose == "one by link":
+        (left / ".moved").rename(tmp_path / "list")
+        (left / ".moved").symlink_to("../list")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "work").touch()
+    if whose == "another user's":
+        user = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    if whose == "another target's":
+        with sole_writer(tmp_path / "data", "--out"):
+            assert not left.exists()
+    elif whose == "a run's":
+        with RunDir(tmp_path).locked():
+            pass
+    else:
+        with pytest.raises(ValueError, match="already exists"), sole_writer(tmp_path, "--out"):
+            pass
+        remove_half_moved(tmp_path)
+    assert (tmp_path / "precious" / "work").exists()
+
+
+def test_what_others_write_in_a_directory_that_is_filled_stays(tmp_path: Path):
+    with sole_writer(tmp_path / "data", "--out"), new_directory(tmp_path / "data") as temporary:
+        with sole_writer(tmp_path, "--out"):
+            pass
+        assert temporary.is_dir()
 
 
 @pytest.mark.parametrize("mask, mode", [(0o002, 0o2770), (0o077, 0o700), (0o027, 0o755)])
