@@ -118,7 +118,8 @@ def _half_moved(directory: Path) -> set[str]:
         listed = directory / name / _MOVED
         if _INSIDE.fullmatch(name) and _is_own(listed.parent, stat.S_ISDIR) and _is_own(listed, stat.S_ISREG):
             names = listed.read_text(errors="replace").splitlines() or [""]
-            if names[-1] and (directory / name / names[-1]).exists():
+            # With the last of them the directory is valid, whoever filled it since.
+            if names[-1] and names[-1] not in here and (directory / name / names[-1]).exists():
                 # A name of this directory leads to no other.
                 moved |= {*names} & here
     return moved

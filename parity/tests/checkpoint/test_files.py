@@ -123,6 +123,19 @@ def test_a_finished_directory_is_not_taken_for_a_half_moved_one(tmp_path: Path, 
     assert names(tmp_path) == {*CONTENT, "deep"} and (tmp_path.parent / "outside").exists()
 
 
+def test_what_was_filled_after_a_kill_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    left = tmp_path / f"{TEMPORARY_PREFIX}.deadbeef"
+    left.mkdir()
+    (left / "meta.json").touch()
+    (left / ".moved").write_text("a.bin\ndeep\nz.bin\nmeta.json\n")
+    (tmp_path / "a.bin").touch()
+    write(tmp_path)
+    with pytest.raises(ValueError, match="already exists"), sole_writer(tmp_path, "--out"):
+        pass
+    remove_half_moved(tmp_path)
+    assert names(tmp_path) == {*CONTENT, "deep"}
+
+
 @pytest.mark.parametrize("whose", ["another target's", "a run's", "another user's", "one by link", "of no writer"])
 def test_only_of_a_writer_of_this_very_directory_a_list_is_believed(
     whose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
