@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,16 +114,18 @@ class RunDir:
         lock, made = self.path / ".lock", not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         busy = f"{self.path} is in use by another live run, {{}}; wait for it or name another --out"
-        try:
-            with exclusive_lock(lock, busy):
-                remove_unfinished(self.path)
-                remove_unfinished(self.path / "checkpoints")
+        with exclusive_lock(lock, busy):
+            remove_unfinished(self.path)
+            remove_unfinished(self.path / "checkpoints")
+            try:
                 yield
-        except BaseException:
-            # A run that was refused leaves nothing.
-            if made and {*self.path.iterdir()} <= {lock}:
-                shutil.rmtree(self.path)
-            raise
+            except BaseException:
+                # A run that could not begin leaves nothing: seen while the lock is held, for all is another's after it.
+                if made and {*self.path.iterdir()} <= {lock}:
+                    with suppress(OSError):
+                        lock.unlink()
+                        self.path.rmdir()
+                raise
 
     def exists(self) -> bool:
         """Whether a run has started here, or what is left of one lies here."""

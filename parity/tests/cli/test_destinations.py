@@ -78,6 +78,22 @@ def test_a_run_names_its_process_and_a_refused_one_leaves_nothing(tmp_path: Path
     assert not (tmp_path / "a").exists() and (tmp_path / "b" / "file").exists()
 
 
+def test_of_two_runs_that_begin_at_once_the_refused_one_leaves_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with RunDir(tmp_path / "run").locked():
+        exists, asked = Path.exists, []
+
+        def before_the_other(path: Path, **flags: bool) -> bool:
+            asked.append(path)
+            return path != tmp_path / "run" and exists(path, **flags)
+
+        monkeypatch.setattr(Path, "exists", before_the_other)
+        with pytest.raises(ValueError, match="another live run"), RunDir(tmp_path / "run").locked():
+            pass
+        assert tmp_path / "run" in asked and (tmp_path / "run" / ".lock").is_file()
+
+
 @pytest.mark.parametrize("mode, lock_mode", [(0o2775, 0o664), (0o700, 0o600), (0o755, 0o644)])
 def test_who_may_write_in_a_directory_may_hold_its_lock(mode: int, lock_mode: int, tmp_path: Path):
     tmp_path.chmod(mode)
