@@ -79,11 +79,11 @@ def _move_out(temporary: Path, target: Path, last: str) -> None:
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target` that replaces it once the block has ended well."""
-    # Of a link what it points to is replaced.
-    target = Path(os.path.realpath(target))
+    """A temporary path beside `target` that replaces it once the block has ended well; a link itself is replaced."""
+    # Whoever else may write in the directory can neither lead to a file elsewhere by a link, nor know the name before.
+    target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{target.name}"
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{target.name}"
     try:
         yield temporary
         fsync(temporary)

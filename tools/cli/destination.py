@@ -35,7 +35,7 @@ def require_new_or_file(path: Path | None, flag: str) -> None:
         raise ValueError(f"{flag} {path} is a directory; name a file in it")
     if path.exists() and not path.is_file():
         raise ValueError(f"{flag} {path} is no regular file, which could be replaced; name another")
-    require_writable(Path(os.path.realpath(path)).parent, flag)
+    require_writable(path.parent, flag)
 
 
 def require_room(place: Path, size: float, flag: str) -> None:

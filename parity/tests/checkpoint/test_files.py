@@ -190,13 +190,15 @@ def test_modes_are_those_of_mkdir(mask: int, mode: int, there: bool, tmp_path: P
         assert stat.filemode(path.stat().st_mode) == stat.filemode(wanted[path.is_dir()]), path
 
 
-def test_a_file_behind_a_link_is_replaced_where_it_lies(tmp_path: Path):
+@pytest.mark.parametrize("points_to", ["elsewhere/file", "elsewhere", "nowhere"])
+def test_a_link_is_replaced_not_what_it_points_to(points_to: str, tmp_path: Path):
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "link").symlink_to("elsewhere/file")
-    for text in ("one", "two"):
-        with new_file(tmp_path / "link") as temporary:
-            temporary.write_text(text)
-        assert (tmp_path / "link").is_symlink() and (tmp_path / "elsewhere/file").read_text() == text
+    (tmp_path / "elsewhere" / "file").write_text("another's")
+    (tmp_path / "link").symlink_to(points_to)
+    with new_file(tmp_path / "link") as temporary:
+        temporary.write_text("new")
+    assert not (tmp_path / "link").is_symlink() and (tmp_path / "link").read_text() == "new"
+    assert names(tmp_path) == {"elsewhere", "link"} and (tmp_path / "elsewhere" / "file").read_text() == "another's"
 
 
 BESIDE = ["README.md", "readme", ".gitattributes", ".gitignore", ".DS_Store", "Thumbs.db", "._config.json", "LICENSE"]

@@ -169,6 +169,12 @@ def test_a_file_in_the_way_is_told(tmp_path: Path, refused: Callable[..., str]):
     assert "is no regular file" in refused("bench", "--roofline", "--json", str(tmp_path / "pipe.json"))
 
 
+def test_a_link_needs_room_where_it_lies(tmp_path: Path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file/below")
+    destination.require_new_or_file(tmp_path / "link", "--json")
+
+
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """How many bytes are free, as far as anybody asks."""
