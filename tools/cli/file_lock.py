@@ -82,10 +82,12 @@ def _lock_to_read(path: Path, busy: str) -> Iterator[None]:
 
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Of the lock alone: what the body writes to may be busy, too.
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(busy.replace("{}", _holder(path))) from error
         yield
-    except BlockingIOError as error:
-        raise ValueError(busy.replace("{}", _holder(path))) from error
     finally:
         os.close(descriptor)
 

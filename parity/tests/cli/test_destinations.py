@@ -120,6 +120,8 @@ def test_a_lock_that_can_only_be_read_is_a_lock(tmp_path: Path, monkeypatch: pyt
         file_lock.exclusive_lock(path, "busy: {}"),
     ):
         pass
+    with pytest.raises(BlockingIOError), file_lock.exclusive_lock(path, "busy"):
+        raise BlockingIOError(errno.EAGAIN, "write could not complete without blocking")
     path.unlink()
     with pytest.raises(PermissionError), file_lock.exclusive_lock(path, ""):
         pass
