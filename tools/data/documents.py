@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from tools.data.formats import require_text
+from tools.data.formats import quoted, require_text
 from tools.data.parquet import parquet_texts
 from tools.data.stories import stories
 from tools.tokenizer import END_OF_TEXT
@@ -108,7 +108,7 @@ def open_files(paths: Sequence[Path], flag: str) -> FileSource:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file; check {flag}")
         if path.is_dir():
-            raise ValueError(f"{path} is a directory; name its files: {flag} {path / '*.txt'}")
+            raise ValueError(f"{path} is a directory; name its files: {flag} {quoted(path).rstrip('/')}/*.txt")
         if not path.is_file():
             raise ValueError(
                 f"{path}: not a regular file, and the text is read more than once; save it to a file first"

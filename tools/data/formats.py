@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import shlex
 from pathlib import Path
 
 _BEGINNING = 4096
@@ -23,18 +25,20 @@ _ARRAYS = f"{_ROWS}, or a .parquet file with such a column"
 #: What is no plain text though it may be UTF-8, and what to make of it.
 _FORMATS = {
     ".json": f"if each line is an object, rename it to .jsonl; else {_ROWS}, for example by jq -c '.[]'",
-    ".csv": f"{_ROWS}, or {_AS_TEXT}", ".tsv": f"{_ROWS}, or {_AS_TEXT}",
-    ".html": f"take the text out of it, or {_AS_TEXT}", ".htm": f"take the text out of it, or {_AS_TEXT}",
-    ".xhtml": f"take the text out of it, or {_AS_TEXT}", ".ipynb": f"take the text out of it, or {_AS_TEXT}",
+    ".csv": _ROWS, ".tsv": _ROWS,
+    ".html": "take the text out of it", ".htm": "take the text out of it", ".xhtml": "take the text out of it",
+    ".ipynb": "take the text out of it",
     ".pdf": "take the text out of it, for example by pdftotext", ".rtf": "save it as plain text",
     ".doc": "save it as plain text", ".docx": "save it as plain text", ".odt": "save it as plain text",
     ".epub": "take the text out of it, for example by pandoc -t plain", ".xlsx": _ROWS, ".xls": _ROWS,
-    ".arrow": _ARRAYS, ".feather": _ARRAYS, ".avro": _ARRAYS, ".orc": _ARRAYS, ".npy": _ARRAYS, ".npz": _ARRAYS,
-    ".pkl": _ARRAYS, ".pickle": _ARRAYS, ".sqlite": _ARRAYS, ".db": _ARRAYS, ".bin": _ARRAYS, ".pt": _ARRAYS,
-    ".safetensors": _ARRAYS,
 }  # fmt: skip
+#: Suffixes that anything may have: refused where the content is no text.
+_ANYTHING = (
+    ".arrow", ".feather", ".avro", ".orc", ".npy", ".npz", ".pkl", ".pickle", ".sqlite", ".db", ".bin", ".pt",
+    ".safetensors",
+)  # fmt: skip
 _BEGINNINGS = {
-    b"%PDF-": ("a .pdf file", _FORMATS[".pdf"]), b"{\\rtf": ("a .rtf file", _FORMATS[".rtf"]),
+    b"%PDF-": ("a .pdf file", _FORMATS[".pdf"]),
     b"\xd0\xcf\x11\xe0": ("a file of an office program", "save it as plain text"),
     b"SQLite format 3\0": ("a database", _ARRAYS), b"\x93NUMPY": ("an array of NumPy", _ARRAYS),
     b"ARROW1": ("an Arrow file", _ARRAYS), b"PAR1": ("a parquet file", "give it the suffix .parquet"),
@@ -48,7 +52,8 @@ def require_text(path: Path) -> None:
 
     Raises:
         OSError: if it cannot be opened.
-        ValueError: if it is compressed, in UTF-16, or of a format that would be trained on with all its marks.
+        ValueError: if it is compressed, in UTF-16, or of a format that would be trained on with all its marks; where
+            its content is UTF-8 all the same, the suffix .txt, which is then advised, lets it through.
     """
     suffix = path.suffix.lower()
     with path.open("rb") as file:
@@ -57,18 +62,38 @@ def require_text(path: Path) -> None:
     if beginning[:3] == b"BZh" and beginning[4:10] in _BZIP2_BLOCKS:
         packed = ".bz2"
     # What a zip holds may be a document: its own suffix knows better.
-    if packed and not (packed == ".zip" and suffix in _FORMATS):
-        raise ValueError(f"{path} is compressed ({packed}); decompress it first: {_COMPRESSED[packed]} {path}")
+    if packed and not (packed == ".zip" and suffix in (*_FORMATS, *_ANYTHING)):
+        raise ValueError(f"{path} is compressed ({packed}); decompress it first: {_COMPRESSED[packed]} {quoted(path)}")
+    text = _is_text(beginning)
     if suffix in _COMPRESSED:
-        raise ValueError(f"{path} is compressed ({suffix}); decompress it first: {_COMPRESSED[suffix]} {path}")
+        remedy = f"decompress it first: {_COMPRESSED[suffix]} {quoted(path)}"
+        remedy = f"take that suffix away, or {_AS_TEXT}" if text else remedy
+        raise ValueError(f"{path} is compressed by its name ({suffix}); {remedy}")
     if suffix in _FORMATS:
-        raise ValueError(f"{path} is a {suffix} file, no plain text; {_FORMATS[suffix]}")
-    if suffix == ".parquet":
+        raise ValueError(f"{path} is a {suffix} file, no plain text; {_FORMATS[suffix]}{f', or {_AS_TEXT}' * text}")
+    if suffix == ".parquet" or text:
         return
+    if suffix in _ANYTHING:
+        raise ValueError(f"{path} is a {suffix} file, no text; {_ARRAYS}")
     for magic, (what, remedy) in _BEGINNINGS.items():
         if beginning.startswith(magic):
             raise ValueError(f"{path} is {what}, no plain text; {remedy}")
     _require_utf8(path, beginning)
+
+
+def _is_text(beginning: bytes) -> bool:
+    """Whether what a file begins with is UTF-8 without a zero byte."""
+    try:
+        # Where the beginning ends, and not the file, a character may be cut in two.
+        codecs.getincrementaldecoder("utf-8")().decode(beginning, final=len(beginning) < _BEGINNING)
+    except UnicodeDecodeError:
+        return False
+    return 0 not in beginning
+
+
+def quoted(path: Path) -> str:
+    """The path as an argument for a shell, and no flag of the program it is given to."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def _require_utf8(path: Path, beginning: bytes) -> None:
@@ -79,4 +104,6 @@ def _require_utf8(path: Path, beginning: bytes) -> None:
         if not 3 * len(beginning) < 8 * beginning.count(0) < 5 * len(beginning):
             raise ValueError(f"{path} holds zero bytes and is no text; name a file of UTF-8 text")
     if encoding is not None:
-        raise ValueError(f"{path} is {encoding}, not UTF-8; convert it first: iconv -f {encoding} -t UTF-8 {path}")
+        raise ValueError(
+            f"{path} is {encoding}, not UTF-8; convert it first: iconv -f {encoding} -t UTF-8 {quoted(path)}"
+        )
