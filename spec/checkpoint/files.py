@@ -16,9 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TEMPORARY_PREFIX = ".unfinished-"
-#: In a temporary directory inside its target: what is being moved out of it.
-_MOVED = ".moved"
+#: A temporary directory inside its target, and in that what is being moved out of it.
 _INSIDE = re.compile(re.escape(TEMPORARY_PREFIX) + r"\.[0-9a-f]{8}")
+_MOVED = ".moved"
+#: Bytes of a name that another holds besides what is put around it: file systems allow 255.
+_NAME_BYTES = 200
 #: What systems put into directories by themselves: an empty one that holds them is empty.
 _SYSTEM = ("lost+found", ".DS_Store", "Thumbs.db", "desktop.ini")
 
@@ -45,7 +47,7 @@ def new_directory(target: Path, last: str = "SHA256SUMS") -> Iterator[Path]:
     parent = target if inside else target.parent
     parent.mkdir(parents=True, exist_ok=True)
     # Not by tempfile, whose directories are their owner's alone whatever the umask is.
-    temporary = parent / f"{TEMPORARY_PREFIX}{'' if inside else target.name}.{secrets.token_hex(4)}"
+    temporary = parent / f"{TEMPORARY_PREFIX}{'' if inside else name_part(target.name)}.{secrets.token_hex(4)}"
     temporary.mkdir()
     try:
         yield temporary
@@ -77,13 +79,19 @@ def _move_out(temporary: Path, target: Path, last: str) -> None:
         raise
 
 
+def name_part(name: str) -> str:
+    """The name, or of a long one the end, suffix included, so that more than 50 bytes can be put around it."""
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= _NAME_BYTES else encoded[-_NAME_BYTES:].decode(errors="ignore")
+
+
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
     """A temporary path beside `target` that replaces it once the block has ended well; a link itself is replaced."""
     # Whoever else may write in the directory can neither lead to a file elsewhere by a link, nor know the name before.
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{target.name}"
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{name_part(target.name)}"
     try:
         yield temporary
         fsync(temporary)
@@ -185,7 +193,7 @@ def remove_unfinished(directory: Path, kept: Path | None = None, of: str = "") -
         kept: what is to stay, a lock that is held.
         of: only what was to become this name in `directory`.
     """
-    of = re.escape(of) + r"\.[0-9a-f]{8}" if of else r".*"
+    of = re.escape(name_part(of)) + r"\.[0-9a-f]{8}" if of else r".*"
     _remove_named(directory, re.compile(re.escape(TEMPORARY_PREFIX) + of, re.DOTALL), kept)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from spec.checkpoint.files import TEMPORARY_PREFIX, remove_half_moved, remove_unfinished, require_new
+from spec.checkpoint.files import TEMPORARY_PREFIX, name_part, remove_half_moved, remove_unfinished, require_new
 
 _READ_AND_WRITE = 0o666
 _SIGNATURE = re.compile(r"(process \d{1,10} on [\w.-]{1,255})?\n")
@@ -65,7 +65,7 @@ def sole_writer(target: Path, flag: str) -> Iterator[None]:
     inside = target.is_dir()
     place = target if inside else target.parent
     place.mkdir(parents=True, exist_ok=True)
-    lock = place / f"{TEMPORARY_PREFIX}{'' if inside else target.name + '.'}lock"
+    lock = place / f"{TEMPORARY_PREFIX}{'' if inside else name_part(target.name) + '.'}lock"
     busy = f"{target} is being written by {{}}; wait for it or name another {flag}"
     with exclusive_lock(lock, busy, remove=True):
         require_new(target)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from parity.suite.robustness import corruption
-from spec.checkpoint.files import TEMPORARY_PREFIX, new_directory, new_file, remove_half_moved, require_new
+from spec.checkpoint.files import TEMPORARY_PREFIX, name_part, new_directory, new_file, remove_half_moved, require_new
 from spec.checkpoint.format import find_checkpoint, read_checkpoint
 from tools import convert
 from tools.cli.file_lock import sole_writer
@@ -70,6 +70,19 @@ def test_a_link_to_nothing_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="target is a link to nowhere, which is not there"):
         write(tmp_path / "target")
     assert names(tmp_path) == {"target"}
+
+
+@pytest.mark.parametrize("name", ["a" * 251, "\u3042" * 81 + "aa", "a" * 240 + "\udcff"])
+def test_a_name_may_be_as_long_as_the_file_system_allows(name: str, tmp_path: Path):
+    left = tmp_path / f"{TEMPORARY_PREFIX}{name_part(name)}.deadbeef"
+    left.mkdir()
+    with sole_writer(tmp_path / name, "--out"):
+        assert not left.exists()
+        write(tmp_path / name)
+    with new_file(tmp_path / f"{name}.png") as temporary:
+        temporary.touch()
+        assert temporary.suffix == ".png"
+    assert names(tmp_path) == {name, f"{name}.png"}
 
 
 class Killed(BaseException):
