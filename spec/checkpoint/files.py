@@ -104,10 +104,15 @@ def new_file(target: Path) -> Iterator[Path]:
 def require_new(target: Path) -> None:
     """Raises ValueError where `target` exists and is no empty directory; what a killed writer left does not count."""
     target = Path(target)
-    if target.is_symlink() and not target.exists():
-        raise ValueError(f"{target} is a link to {os.readlink(target)}, which is not there; make that or name another")
+    require_no_broken_link(target)
     if target.exists() and not (target.is_dir() and not _entries(target)):
         raise ValueError(f"{target} already exists; name another place or remove it first")
+
+
+def require_no_broken_link(path: Path) -> None:
+    """Raises ValueError for a link to what is not there: no directory can be made in its place."""
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path} is a link to {os.readlink(path)}, which is not there; make that or name another")
 
 
 def _entries(directory: Path) -> set[str]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from spec.checkpoint.files import require_no_broken_link
 from spec.checkpoint.format import Checkpoint, list_checkpoints
 from spec.config import ModelConfig, TrainingConfig, require_integer
 from spec.data import Dataset, next_batch, open_data, validation_batches
@@ -276,8 +277,7 @@ def _given(flags: Train, names: tuple[str, ...]) -> dict[str, Any]:
 
 def _require_place(out: Path, model: ModelConfig) -> None:
     """Raises ValueError or OSError where no checkpoint could be written: weights and two moments."""
-    if out.is_symlink() and not out.exists():
-        raise ValueError(f"--out {out} is a link to {os.readlink(out)}, which is not there; make that or name another")
+    require_no_broken_link(out)
     require_writable(out, "--out")
     require_room(out, 12 * num_parameters(model), "--out")
 

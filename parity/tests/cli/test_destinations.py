@@ -177,6 +177,14 @@ def test_a_link_needs_room_where_it_lies(tmp_path: Path):
     destination.require_new_or_file(tmp_path / "link", "--json")
 
 
+def test_a_directory_in_the_place_of_a_broken_link_is_not_made(tmp_path: Path, refused: Callable[..., str]):
+    lines = commands(tmp_path, tmp_path)
+    (tmp_path / "x").symlink_to("nowhere")
+    for name in ("prepare", "train", "convert"):
+        assert "x is a link to nowhere, which is not there; make that" in refused(name, *lines[name]), name
+    assert not (tmp_path / "nowhere").exists()
+
+
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """How many bytes are free, as far as anybody asks."""
