@@ -6,7 +6,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from tools.data.documents import Advance, Piece, Source
+from tools.data.documents import Advance, Source
+from tools.data.pieces import Piece
 
 #: "train" or "val", a piece of a document, and whether the document ends with it.
 Routed = tuple[str, str, bool]

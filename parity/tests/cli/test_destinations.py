@@ -217,7 +217,7 @@ def test_a_text_larger_than_the_room(tmp_path: Path, room: SimpleNamespace, monk
     monkeypatch.setattr(module, "_BATCH_CHARACTERS", 1000)
     room.free, flags = 3000, {"text": (text,), "out": tmp_path / "out", "tokenizer": "bpe:300"}
     monkeypatch.setattr(module, "_BATCH_PIECES", 1)
-    monkeypatch.setattr("tools.data.documents._PIECE_CHARACTERS", 500)
+    monkeypatch.setattr("tools.data.pieces._PIECE_CHARACTERS", 500)
     monkeypatch.setattr("tools.data.documents._BLOCK_BYTES", 500)
     with pytest.raises(OSError, match=r"needs some .* bytes, and its disk has 3,000"):
         Prepare(**flags).run()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools.data import documents
-from tools.data.documents import Piece, split_documents
+from tools.data import pieces as cutting
+from tools.data.pieces import Piece, split_documents
 from tools.data.split import Split, choose_split, route
 from tools.data.stories import stories
 from tools.tokenizer import END_OF_TEXT, Tokenizer, build_tokenizer
@@ -34,7 +34,7 @@ def test_cutting_into_pieces_changes_no_document(data: st.DataObject):
     blocks = [text[start : start + size] for start in range(0, len(text), size)]
     expected = _joined(split_documents([text], whole=True))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "_PIECE_CHARACTERS", data.draw(st.integers(0, 30)))
+        patch.setattr(cutting, "_PIECE_CHARACTERS", data.draw(st.integers(0, 30)))
         assert _joined(split_documents(blocks)) == expected
         assert _joined(split_documents(blocks, whole=True)) == expected
     assert [document for document in expected if not document.strip() or END_OF_TEXT in document] == []
@@ -48,7 +48,7 @@ def test_pieces_are_encoded_as_the_whole_is(bpe: Tokenizer, data: st.DataObject)
     alphabet = st.sampled_from(["a", "word", "'s", "  ", " ", "\n", "\n\n", "\t", ".", "12", "\u00e9", "\u2003", "!?"])
     text = "".join(data.draw(st.lists(alphabet, min_size=1, max_size=60))) + "."
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "_PIECE_CHARACTERS", 0)
+        patch.setattr(cutting, "_PIECE_CHARACTERS", 0)
         pieces = [piece for piece, _ in split_documents(text)]
     assert bpe.cuts_before_spaces
     np.testing.assert_array_equal(np.concatenate(bpe.encode_documents(pieces)), bpe.encode(text))
@@ -90,25 +90,25 @@ def test_any_text_is_read_in_linear_time_and_constant_memory(
     name: str, block: int, whole: bool, monkeypatch: pytest.MonkeyPatch
 ):
     longest, copied = 1 << 11, 0
-    for constant, value in (("LONGEST", longest), ("_BLOCK_BYTES", 1 << 8), ("_PIECE_CHARACTERS", 1 << 8)):
-        monkeypatch.setattr(documents, constant, value)
-    patterns = [_Counting(documents._LAST_WORD), _Counting(documents._LAST_BORDER)]
-    monkeypatch.setattr(documents, "_LAST_WORD", patterns[0])
-    monkeypatch.setattr(documents, "_LAST_BORDER", patterns[1])
-    add, front = documents._OpenDocument._add_block, documents._OpenDocument._front
+    for constant, value in (("LONGEST", longest), ("_BLOCK_CHARACTERS", 1 << 8), ("_PIECE_CHARACTERS", 1 << 8)):
+        monkeypatch.setattr(cutting, constant, value)
+    patterns = [_Counting(cutting._LAST_WORD), _Counting(cutting._LAST_BORDER)]
+    monkeypatch.setattr(cutting, "_LAST_WORD", patterns[0])
+    monkeypatch.setattr(cutting, "_LAST_BORDER", patterns[1])
+    add, front = cutting._OpenDocument._add_block, cutting._OpenDocument._front
 
-    def add_and_look(document: documents._OpenDocument, text: str) -> Iterator[Piece]:
+    def add_and_look(document: cutting._OpenDocument, text: str) -> Iterator[Piece]:
         yield from add(document, text)
         held = {id(each): len(each) for each in document._blocks}
         assert sum(held.values()) <= longest + 2 * block
 
-    def count(document: documents._OpenDocument, size: int) -> list[str]:
+    def count(document: cutting._OpenDocument, size: int) -> list[str]:
         nonlocal copied
         copied += size
         return front(document, size)
 
-    monkeypatch.setattr(documents._OpenDocument, "_add_block", add_and_look)
-    monkeypatch.setattr(documents._OpenDocument, "_front", count)
+    monkeypatch.setattr(cutting._OpenDocument, "_add_block", add_and_look)
+    monkeypatch.setattr(cutting._OpenDocument, "_front", count)
     unit = UNBROKEN[name]
     text = unit * ((1 << 14) // len(unit) + 1)
     pieces = [*split_documents((text[at : at + block] for at in range(0, len(text), block)), whole)]

@@ -13,8 +13,8 @@ from parity.proof.environment import ROOT
 from parity.suite.support.fixtures import SHARED
 from spec.data import open_data
 from tools.data import datasets as prepare_datasets
-from tools.data.documents import split_documents
 from tools.data.hub import HubFile
+from tools.data.pieces import split_documents
 from tools.data.prepare import Prepare
 from tools.generation.generate import Generate
 from tools.tokenizer import END_OF_TEXT
