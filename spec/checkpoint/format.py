@@ -16,12 +16,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import safetensors
 
-from spec.checkpoint.checksums import checksums, file_sha256, files_below, listed_sums, sha256, verify
+from spec.checkpoint.checksums import checksums, file_sha256, listed_sums, sha256, verify
+from spec.checkpoint.directory import TEXTS, checkpoint_files, parts_of
 from spec.checkpoint.files import new_directory, read_file, require_file
 from spec.checkpoint.sharded import ORBAX, PARAMETERS, by_kind, is_part, is_shard, join_shards, named_arrays, one_shard
 from spec.checkpoint.tensors import DTYPES, Arrays, pack, unpack
@@ -32,13 +33,8 @@ from spec.parameters import check_parameters
 from spec.validation import require_integer
 
 FORMAT_VERSION = 1
-TEXTS = ("config.json", "state.json", "tokenizer.json", "SHA256SUMS")
-FILES = (*TEXTS, "model.safetensors", "optimizer.safetensors", "states.safetensors")
 COUNTERS = ("step", "samples_consumed", "tokens", "seed")
 _STEP = re.compile(r"step_(\d+)")
-#: What systems, people and hubs put beside the weights, which is no damage.
-_SYSTEM = re.compile(r"\.ds_store|\._.*|\.nfs.*|thumbs\.db|desktop\.ini|lost\+found", re.IGNORECASE)
-_BESIDE = re.compile(r"\..*|.*\.md|(readme|licen[cs]e|notice|citation|changelog)(\..*)?|.*~", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -225,7 +221,7 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint, sharded: bool = Fa
 def read_checkpoint(directory: Path) -> Checkpoint:
     """Read and verify a checkpoint directory, or the newest one of a RUN directory; ValueError says what is wrong."""
     directory = find_checkpoint(Path(directory))
-    paths = _files(directory)
+    paths = checkpoint_files(directory)
     if parts_of(directory) == ORBAX:
         raise ValueError(f"checkpoint {directory} was written by Orbax; make a neutral one of it by liquidnet convert")
     return from_files({name: read_file(path) for name, path in paths.items()}, directory)
@@ -242,7 +238,7 @@ def read_beside(directory: Path, rank: int, size: int) -> Checkpoint:
     Raises:
         ValueError: as `read_checkpoint`, but for what the parts hold.
     """
-    paths = _files(directory)
+    paths = checkpoint_files(directory)
     with naming(f"checkpoint {directory}"):
         files = {name: read_file(path) for name, path in paths.items() if not is_part(name)}
         elsewhere, parts = listed_sums(files), [name for name in paths if is_part(name)]
@@ -256,38 +252,6 @@ def read_beside(directory: Path, rank: int, size: int) -> Checkpoint:
         checkpoint = _unchecked(texts, {}, {}, _states(files))
         _check_beside(checkpoint)
     return checkpoint
-
-
-def _files(directory: Path) -> dict[str, Path]:
-    """Every file by its path in the checkpoint; what Orbax wrote lies deeper than the others."""
-    paths = {path.name: path for path in sorted(directory.iterdir())}
-    if parts_of(directory) == ORBAX:
-        paths |= {f"{ORBAX}/{name}": path for name, path in files_below(paths.pop(ORBAX)).items()}
-    listed = _listed(paths.get("SHA256SUMS"))
-    paths = {name: path for name, path in paths.items() if name in listed or not _is_beside(name)}
-    for name in paths:
-        if name not in FILES and not is_part(name):
-            raise ValueError(f"checkpoint {directory}: {name} is no part of a checkpoint; take it out of there")
-    return paths
-
-
-def _is_beside(name: str) -> bool:
-    """Whether a file, by its path in the checkpoint, is none of its own; among Orbax's hidden ones may count."""
-    return bool(_SYSTEM.fullmatch(name.rpartition("/")[2]) or ("/" not in name and _BESIDE.fullmatch(name)))
-
-
-def _listed(path: Path | None) -> set[str]:
-    """What SHA256SUMS names; whether all of it is right is not asked here."""
-    if path is None or not path.is_file():
-        return set()
-    return {row.partition("  ")[2] for row in read_file(path).decode(errors="replace").split("\n")}
-
-
-def parts_of(directory: Path) -> Literal["dcp", "orbax"] | None:
-    """Who wrote a checkpoint in parts; None where it is neutral."""
-    if (directory / ORBAX).is_dir() and not (directory / ORBAX).is_symlink():
-        return "orbax"
-    return "dcp" if any(is_shard(path.name) for path in directory.iterdir()) else None
 
 
 def list_checkpoints(run: Path) -> list[Path]:
