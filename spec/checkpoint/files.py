@@ -22,7 +22,7 @@ _MOVED = ".moved"
 #: Bytes of a name that another holds besides what is put around it: file systems allow 255.
 _NAME_BYTES = 200
 #: What systems put into directories by themselves: an empty one that holds them is empty.
-_SYSTEM = ("lost+found", ".DS_Store", "Thumbs.db", "desktop.ini")
+_SYSTEM = ("lost+found", ".DS_Store", ".gitkeep", "Thumbs.db", "desktop.ini")
 
 
 @contextmanager

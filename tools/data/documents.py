@@ -45,9 +45,11 @@ class StorySource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Files of UTF-8 text, documents separated by <|endoftext|>, or .jsonl (.ndjson) with a text field or .parquet with
-    such a column: each row is a document, or is left out where nothing of it is visible; titles are their names where
-    the paths' own say too little."""
+    """Files of UTF-8 text, documents separated by <|endoftext|>, or of rows, each of which is a document.
+
+    Rows are those of .jsonl (.jsonlines, .ndjson) with a text field, or of .parquet with such a column; one of which
+    nothing is visible is left out. Titles are the files' names where the paths' own say too little.
+    """
 
     paths: tuple[Path, ...]
     titles: tuple[str, ...] = ()
@@ -158,6 +160,7 @@ def _jsonl_text(line: str, where: str) -> str:
 #: Files whose rows are texts.
 _ROWS: dict[str, Callable[[Path, Advance], Iterator[str]]] = {
     ".jsonl": _jsonl_texts,
+    ".jsonlines": _jsonl_texts,
     ".ndjson": _jsonl_texts,
     ".parquet": parquet_texts,
 }

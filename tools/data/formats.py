@@ -25,7 +25,7 @@ _ARRAYS = f"{_ROWS}, or a .parquet file with such a column"
 #: What is no plain text though it may be UTF-8, and what to make of it.
 _FORMATS = {
     ".json": f"if each line is an object, rename it to .jsonl; else {_ROWS}, for example by jq -c '.[]'",
-    ".csv": _ROWS, ".tsv": _ROWS,
+    ".json5": _ROWS, ".geojson": _ROWS, ".csv": _ROWS, ".tsv": _ROWS, ".xml": "take the text out of it",
     ".html": "take the text out of it", ".htm": "take the text out of it", ".xhtml": "take the text out of it",
     ".ipynb": "take the text out of it",
     ".pdf": "take the text out of it, for example by pdftotext", ".rtf": "save it as plain text",
@@ -43,6 +43,8 @@ _BEGINNINGS = {
     b"SQLite format 3\0": ("a database", _ARRAYS), b"\x93NUMPY": ("an array of NumPy", _ARRAYS),
     b"ARROW1": ("an Arrow file", _ARRAYS), b"PAR1": ("a parquet file", "give it the suffix .parquet"),
 }  # fmt: skip
+#: Suffixes that say what a file is, whatever it begins with.
+_SAID = (".txt", ".jsonl", ".jsonlines", ".ndjson")
 #: By the mark at the beginning, longest first: UTF-32 begins as UTF-16 does.
 _ENCODINGS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
@@ -71,6 +73,8 @@ def require_text(path: Path) -> None:
         raise ValueError(f"{path} is compressed by its name ({suffix}); {remedy}")
     if suffix in _FORMATS:
         raise ValueError(f"{path} is a {suffix} file, no plain text; {_FORMATS[suffix]}{f', or {_AS_TEXT}' * text}")
+    if text and suffix not in _SAID and beginning.lstrip().startswith(b'{"'):
+        raise ValueError(f"{path} begins as JSON does; if each line is an object, rename it to .jsonl, or {_AS_TEXT}")
     if suffix == ".parquet" or text:
         return
     if suffix in _ANYTHING:

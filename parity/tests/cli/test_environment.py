@@ -296,15 +296,18 @@ def test_a_terminal_that_is_closed_ends_a_run_with_a_checkpoint(small_data, tmp_
     """It sends SIGHUP, and from then on refuses what is written to it."""
     out, backend = tmp_path / "run", backends.default()
     command = [sys.executable, "-m", f"{backend}_impl.train", "--data", str(small_data), "--out", str(out), *SMALL]
-    child, terminal = pty.fork()
-    if child == 0:
-        os.environ["PYTHONPATH"] = str(ROOT)
-        os.execv(command[0], [*command, "--steps", "1000000", "--eval-every", "1000000"])
+    terminal, of_child = pty.openpty()
+    # Not pty.fork(): other tests have started threads in this process.
+    child = subprocess.Popen(
+        ["setsid", "--ctty", *command, "--steps", "1000000", "--eval-every", "1000000"],
+        stdin=of_child, stdout=of_child, stderr=of_child, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    os.close(of_child)
     until, metrics = time.monotonic() + 200, out / "metrics.jsonl"
     while not (metrics.is_file() and metrics.stat().st_size > 2000):
-        assert time.monotonic() < until and os.waitpid(child, os.WNOHANG) == (0, 0)
+        assert time.monotonic() < until and child.poll() is None
         if select.select([terminal], [], [], 0.05)[0]:
             os.read(terminal, 65536)
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+    assert child.wait() == 75
     assert read_checkpoint(out).state["step"] == len(metrics.read_text().splitlines())

@@ -54,6 +54,9 @@ def test_what_is_compressed(suffix: str, name: str, tmp_path: Path):
     ("name", "content", "message"),
     [
         ("a.JSON", b'{"text": "a"}\n', r"rename it to \.jsonl"),
+        ("a", b'\n{"text": "a"}\n', r"begins as JSON does; .* rename it to \.jsonl, or rename it to \.txt"),
+        ("a.geojson", b'{"type": "Point"}', r"write a \.jsonl file"),
+        ("a.xml", b"<a>b</a>", "take the text out"),
         ("a.csv", b"text\na\n", r"write a \.jsonl file .* or rename it to \.txt"),
         ("a.Tsv", b"text\na\n", r"rename it to \.txt"),
         ("a.HTML", b"<p>a</p>", r"take the text out of it, or rename it to \.txt"),
