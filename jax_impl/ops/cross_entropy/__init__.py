@@ -128,7 +128,8 @@ def cross_entropy(
     labels_n = jnp.asarray(as_ids(labels_bt)).reshape(-1)
     run = _auto if method == "auto" else METHODS[method]
     nats = run(hidden_btd.reshape(-1, hidden_btd.shape[-1]), embedding_vd, labels_n, compute)
+    counted = (labels_n != IGNORED_LABEL).sum()
     # In each method: where a label is no word, the sum is no number, nor is any gradient. All else is multiplied by 1.
-    counted_n = labels_n != IGNORED_LABEL
-    unknown = (counted_n & ((labels_n < 0) | (labels_n >= embedding_vd.shape[0]))).any()
-    return nats * jnp.where(unknown, jnp.nan, 1.0).astype(nats.dtype), counted_n.sum()
+    # Two sums of one pass: asked by `any`, XLA for a TPU reads 1 % more in a whole step.
+    words = ((labels_n >= 0) & (labels_n < embedding_vd.shape[0])).sum()
+    return nats * jnp.where(words == counted, 1.0, jnp.nan).astype(nats.dtype), counted
