@@ -119,7 +119,7 @@ class RunDir:
             remove_unfinished(self.path / "checkpoints")
             try:
                 yield
-            except BaseException:
+            except BaseException:  # Ctrl-C among them, and it goes on
                 # A run that could not begin leaves nothing: seen while the lock is held, for all is another's after it.
                 if made and {*self.path.iterdir()} <= {lock}:
                     with suppress(OSError):
