@@ -92,7 +92,7 @@ def _values(mixers: Iterable[str], layers: tuple[str, ...]) -> dict[str, dict[st
             raise ValueError(f"mixers gives {path} twice; leave one of them out")
         try:
             found[name][key] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             found[name][key] = text
     return found
 

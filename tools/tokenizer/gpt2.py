@@ -72,9 +72,10 @@ def gpt2_backend(files: Sequence[Path] | None) -> tokenizers.Tokenizer:
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
+    content = read_utf8(path)
     try:
-        vocabulary = json.loads(read_utf8(path))
-    except json.JSONDecodeError as error:
+        vocabulary = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
     ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
     if not ids or any(type(index) is not int for index in ids) or sorted(ids) != [*range(len(ids))]:

@@ -167,7 +167,7 @@ def _key(backend: str, method: str) -> str:
 def _read_cache() -> dict[str, Any]:
     try:
         found = json.loads(cache_file().read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -81,7 +81,7 @@ def _checkpoints_of_run(run: Path, name: str) -> dict[str, Path]:
 def _best_step(newest: Path) -> int | None:
     try:
         return json.loads((newest / "state.json").read_text())["best"]["step"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # a checkpoint that was removed or is damaged says so when it is opened
 
 

@@ -117,7 +117,7 @@ def test_a_method_that_does_not_run_here_is_told_in_its_own_words(monkeypatch):
     assert "needs a GPU of another make" in told[0]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"x": 1}', None])
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, '{"x": 1}', None])
 def test_a_cache_that_cannot_be_read_or_written_is_no_error(content, counted):
     path = selftest.cache_file()
     path.parent.mkdir(parents=True)

@@ -102,6 +102,7 @@ def test_small_gpt2_files(gpt2_pair: tuple[Path, Path]):
     ("which", "content", "message"),
     [
         (0, "{", "not JSON"),
+        (0, '{"a":' * 100_000, "not JSON"),
         (0, "[]", "not a vocabulary"),
         (0, '{"a": 5}', "not a vocabulary"),
         (0, '{"a": "0"}', "not a vocabulary"),

@@ -59,6 +59,7 @@ def test_the_pattern_repeats_over_the_blocks_with_each_familys_own_parameters() 
         ({"mixers": ("rg_lru.n_layers=6",)}, "no field 'n_layers' of its own"),
         ({"mixers": ("rg_lru.d_rnn=6", "rg_lru.d_rnn=8")}, "gives rg_lru.d_rnn twice"),
         ({"mixers": ("rg_lru.d_rnn=many",)}, "d_rnn must be an integer of at least 1, got 'many'"),
+        ({"mixers": ("rg_lru.d_rnn=" + "[" * 100_000,)}, "d_rnn must be an integer of at least 1, got '"),
         ({"layers": ("liquid_ssm",), "mixers": ("liquid_ssm.exploration_rate=1",)}, "reads noise .* leave out"),
     ],
 )

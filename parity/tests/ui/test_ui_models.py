@@ -54,6 +54,8 @@ def test_the_best_is_that_of_the_newest_checkpoint_and_its_absence_is_no_fault(h
     (run / "checkpoints" / "step_00000010").mkdir(parents=True)
     (run / "checkpoints" / "step_00000010" / "SHA256SUMS").touch()
     assert list(Catalogue((run,)).labels()) == ["tale, step 10"]
+    (run / "checkpoints" / "step_00000010" / "state.json").write_text("[" * 100_000)
+    assert list(Catalogue((run,)).labels()) == ["tale, step 10"]
     assert run_metrics(run / "checkpoints" / "step_00000010") == []
     assert len(run_metrics(handed_over / "checkpoints" / "step_00000010")) == 31
 
