@@ -64,7 +64,7 @@ class FileSource:
 
     def pieces(self, advance: Advance, whole: bool = False) -> Iterator[Piece]:
         for path in self.paths:
-            rows = _ROWS.get(path.suffix.lower())
+            rows = ROW_READERS.get(path.suffix.lower())
             if rows is None:
                 pieces = split_documents(_text_blocks(path, advance), whole)
             else:
@@ -158,7 +158,7 @@ def _jsonl_text(line: str, where: str) -> str:
 
 
 #: Files whose rows are texts.
-_ROWS: dict[str, Callable[[Path, Advance], Iterator[str]]] = {
+ROW_READERS: dict[str, Callable[[Path, Advance], Iterator[str]]] = {
     ".jsonl": _jsonl_texts,
     ".jsonlines": _jsonl_texts,
     ".ndjson": _jsonl_texts,

@@ -6,13 +6,11 @@ import math
 from pathlib import Path
 
 from tools.cli.destination import require_room
-from tools.data.documents import FileSource, Source
+from tools.data.documents import ROW_READERS, FileSource, Source
 from tools.tokenizer import Tokenizer
 
 #: Of what is estimated, so much must be free: an estimate is no reason to refuse what might fit.
 _SURE = 0.8
-#: Their rows hold more than text, or hold it compressed.
-_WITH_MORE = (".jsonl", ".ndjson", ".parquet")
 
 
 class Room:
@@ -35,7 +33,8 @@ class Room:
         if tokenizer is None or not tokenizer.is_bytes or not self._unlimited:
             return
         paths = [path for source in (train, val) if isinstance(source, FileSource) for path in source.paths]
-        size = sum(path.stat().st_size for path in paths if path.suffix.lower() not in _WITH_MORE)
+        # Rows hold more than text, or hold it compressed.
+        size = sum(path.stat().st_size for path in paths if path.suffix.lower() not in ROW_READERS)
         require_room(self._out, _SURE * size * tokenizer.dtype.itemsize, "--out")
 
     def require_after(self, characters: int, written: int) -> None:

@@ -20,6 +20,7 @@ from tools.tokenizer.tokenizer import Tokenizer
 
 _OTHER_END_OF_TEXT = ("<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 _BYTE_VOCABULARY = 257
+_DAMAGED = "it is damaged, take another"
 
 __all__ = [
     "END_OF_TEXT",
@@ -59,7 +60,7 @@ def parse_tokenizer(content: str, name: str = "tokenizer.json") -> Tokenizer:
         backend = tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{name}: not a tokenizer.json of the tokenizers library ({first_line(error)})") from error
-    _require_dense_ids(backend, name)
+    _require_own_ids(backend, name)
     backend.no_truncation()
     backend.no_padding()
     for token in (END_OF_TEXT, *_OTHER_END_OF_TEXT):
@@ -68,12 +69,20 @@ def parse_tokenizer(content: str, name: str = "tokenizer.json") -> Tokenizer:
     raise ValueError(f"{name}: no end-of-text token; add {END_OF_TEXT} to it as a special token")
 
 
-def _require_dense_ids(backend: tokenizers.Tokenizer, name: str) -> None:
-    """Raises ValueError for an id so large that the library, which makes a list of them all, would end the process."""
-    ids = backend.get_vocab(with_added_tokens=True).values()
-    largest = max(ids, default=0)
-    if largest > 4 * len(ids) + 65536:
-        raise ValueError(f"{name}: one of its {len(ids):,} tokens has the id {largest:,}; it is damaged, take another")
+def _require_own_ids(backend: tokenizers.Tokenizer, name: str) -> None:
+    """Raises ValueError for an id that two tokens have, or that is too large.
+
+    Of two with one id the library would write only one to the tokenizer.json of a run; and it makes a list of all ids,
+    which would end the process.
+    """
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    largest = max(vocabulary.values(), default=0)
+    if largest > 4 * len(vocabulary) + 65536:
+        raise ValueError(f"{name}: one of its {len(vocabulary):,} tokens has the id {largest:,}; {_DAMAGED}")
+    of_id: dict[int, str] = {}
+    for token, index in sorted(vocabulary.items()):
+        if of_id.setdefault(index, token) != token:
+            raise ValueError(f"{name}: {of_id[index]!r} and {token!r} have the same id, {index:,}; {_DAMAGED}")
 
 
 def check_tokenizer_name(name: str, files: Sequence[Path] | None = None) -> None:

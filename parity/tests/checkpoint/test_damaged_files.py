@@ -31,11 +31,16 @@ def test_some_cases_of_every_light_kind(tmp_path: Path):
     assert cases.run(17) == found[17]
 
 
-def test_a_tokenizer_of_gigantic_ids_is_refused_before_the_library_lists_them(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [(2**31, "one of its 257 tokens has the id 2,147,483,648;"), (98, "'a' and 'b' have the same id, 98;")],
+)
+def test_a_tokenizer_whose_ids_the_library_cannot_keep_is_refused(tmp_path: Path, index: int, message: str):
+    """It lists them all, up to the largest, and of two tokens with one id it writes one."""
     content = json.loads(build_tokenizer("byte").to_json())
-    content["model"]["vocab"]["a"] = 2**31
+    content["model"]["vocab"]["a"] = index
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"tokenizer\.json: one of its 257 tokens has the id 2,147,483,648"):
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: {message}"):
         load_tokenizer(tmp_path / "tokenizer.json")
 
 

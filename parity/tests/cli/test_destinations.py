@@ -17,6 +17,7 @@ from parity.suite.robustness import corruption
 from tools.cli import destination, file_lock
 from tools.cli.backends import installed
 from tools.data import prepare as module
+from tools.data.documents import ROW_READERS
 from tools.data.prepare import Prepare
 from tools.training.run_dir import RunDir
 
@@ -213,6 +214,11 @@ def test_a_text_larger_than_the_room(tmp_path: Path, room: SimpleNamespace, monk
         patch.setattr(module, "_document_lengths", None)  # what is read first
         with pytest.raises(OSError, match=r"needs some 17,600 bytes"):
             Prepare(text=(text,), out=tmp_path / "out").run()
+    # A row holds more than its text.
+    for suffix in ROW_READERS.keys() - {".parquet"}:
+        rows = text.with_suffix(suffix)
+        rows.write_text('{"text": "Some words", "more": "%s"}\n' % (" " * 1000) * 20)
+        Prepare(text=(rows,), out=tmp_path / suffix).run()
     # What other tokenizers make of it the first batch shows.
     monkeypatch.setattr(module, "_BATCH_CHARACTERS", 1000)
     room.free, flags = 3000, {"text": (text,), "out": tmp_path / "out", "tokenizer": "bpe:300"}

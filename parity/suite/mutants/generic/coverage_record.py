@@ -174,12 +174,16 @@ def _lines(place: Path, tree: Path) -> tuple[list[str], dict[str, dict[str, list
     if importlib.util.find_spec("coverage") is None:
         return [], {}
     from coverage import CoverageData
+    from coverage.exceptions import DataError
 
     numbers: dict[str, int] = {}
     lines: dict[str, dict[str, list[int]]] = {}
     for path in sorted(place.glob("data.*")):
         data = CoverageData(str(path))
-        data.read()
+        try:
+            data.read()
+        except DataError:
+            continue  # of a process that was killed while it wrote
         for file in data.measured_files():
             name = Path(file).relative_to(tree).as_posix()
             for line, contexts in data.contexts_by_lineno(file).items():
