@@ -84,6 +84,18 @@ def test_a_wrapped_model_has_the_paths_of_the_table(model, wrap):
         assert all(np.array_equal(found[path], TRUTH[path]) for path in found)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_a_dump_stays_as_it_is(torch, model, dtype):
+    """While the model goes on: in its own memory it would change."""
+    model.to(getattr(torch, dtype))
+    found = native().dump_parameters(model)
+    before = {path: array.copy() for path, array in found.items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert all(np.array_equal(found[path], before[path]) for path in found)
+
+
 # Of Dynamo itself.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_model_of_compiled_blocks_writes_and_is_optimized_as_before(torch):

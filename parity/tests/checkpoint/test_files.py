@@ -87,6 +87,15 @@ def test_a_name_may_be_as_long_as_the_file_system_allows(name: str, tmp_path: Pa
     assert names(tmp_path) == {name, f"{name}.png"}
 
 
+def test_what_was_to_have_another_name_stays(tmp_path: Path):
+    """A name that begins as the other does, too: somebody may be writing it."""
+    for name in ("run", "run.20260101", "another-run"):
+        (tmp_path / f"{TEMPORARY_PREFIX}{name}.deadbeef").mkdir()
+    with sole_writer(tmp_path / "run", "--out"):
+        left = {name.removeprefix(TEMPORARY_PREFIX) for name in names(tmp_path)}
+    assert {"run.20260101.deadbeef", "another-run.deadbeef"} <= left and "run.deadbeef" not in left
+
+
 class Killed(BaseException):
     """In the place of a kill: nothing is tidied up after it."""
 

@@ -116,14 +116,15 @@ def test_each_direction_sends_two_numbers_a_channel_once():
     assert group.sent == [[2 * 2 * 3, 2 * 2 * 3]] * 3
 
 
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "bare"])
 @pytest.mark.parametrize("size", [2, 3])
-def test_a_short_convolution_is_that_of_the_whole(size):
+def test_a_short_convolution_is_that_of_the_whole(size, masked):
     """Its registers cross the cuts, around resets and padding, forward and in every gradient; in float64."""
     random, shape, taps = np.random.default_rng(size), (2, 11, 3), 4
     x, grad_y = random.standard_normal((2, *shape))
     weight, bias = random.standard_normal((taps, 3)), random.standard_normal(3)
     history, grad_last = random.standard_normal((2, 2, (taps - 1) * 3))
-    masks = Masks(random.random(shape[:2]) < 0.2, random.random(shape[:2]) < 0.2)
+    masks = Masks(random.random(shape[:2]) < 0.2, random.random(shape[:2]) < 0.2) if masked else Masks()
     y, last, saved = short_convolution(x, weight, bias, history, masks)
     names = ("x", "weight", "bias", "history")
     gradients = short_convolution_adjoint(saved, grad_y, grad_last)
@@ -132,7 +133,7 @@ def test_a_short_convolution_is_that_of_the_whole(size):
     def work(rank):
         cut = BatchShard(column=rank, columns=size).of_columns(shape[1])
         leaves = [torch.tensor(array, requires_grad=True) for array in (x[:, cut], weight, bias, history)]
-        own = Masks(*(torch.tensor(mask[:, cut]) for mask in masks))
+        own = Masks(*(None if mask is None else torch.tensor(mask[:, cut]) for mask in masks))
         found_y, found_last = torch_short_convolution(*leaves, own)
         # Each has the whole last state: the objective counts it once.
         of_last = torch.tensor(grad_last) if rank == 0 else torch.zeros_like(found_last)
@@ -146,6 +147,8 @@ def test_a_short_convolution_is_that_of_the_whole(size):
     found = {"y": np.concatenate(ys, axis=1), "last": lasts[0], "x": np.concatenate(grad_xs, axis=1)}
     found |= {name: np.sum(arrays, axis=0) for name, arrays in zip(names[1:], others, strict=True)}
     assert_within(found, truth, {name: double_bound(exact) for name, exact in truth.items()}, f"cut in {size}")
+    for own_last in lasts:
+        np.testing.assert_array_equal(own_last, lasts[0])
 
 
 def test_only_inside_is_time_shared():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,11 +17,16 @@ NAMES = {"dense": "dense_states", "diagonal": "diagonal_states"}
 CASE = LayerCase((2, 31), "normal", 3, DIAGONAL, resets="some", padding="right")
 
 
+def own_arrays(adapter, *arrays):
+    """Torch's tensors; JAX takes what it is given."""
+    return adapter._tensors(*arrays) if adapter.NAME == "torch" else arrays
+
+
 def given(adapter, case):
     """The modules of a backend that compute states, and the inputs of `liquid_states` in it."""
     modules = [adapters.load_module(adapter.NAME, name) for name in ("mixers.liquid_ssm", "mixers.liquid_ssm.solvers")]
     weights, (pre, state, *_) = OPERATIONS["diagonal_states"].arrays(case)
-    own = adapter._tensors if adapter.NAME == "torch" else lambda *arrays: arrays
+    own = partial(own_arrays, adapter)
     of = dict(zip((path.removesuffix(".weight") for path in weights), own(*weights.values()), strict=True))
     masks = own(*OPERATIONS["diagonal_states"].masks(case))
     return *modules, *own(pre), modules[0].Dynamics(**of), *own(state), masks
@@ -60,6 +66,16 @@ def test_parallel_says_where_it_did_not_converge(adapter, monkeypatch):
         fallen_back = results(adapter, case, "auto")
     for name, expected in stepped.items():
         np.testing.assert_array_equal(fallen_back[name], expected, err_msg=name)
+
+
+def test_every_row_settles_by_its_own_size(adapter):
+    """However large its neighbour: half of what is missing, again and again."""
+    solvers = adapters.load_module(adapter.NAME, "mixers.liquid_ssm.solvers")
+    target = np.array([[[1.0]], [[1e6]]], np.float32)
+    goal = own_arrays(adapter, target)[0]
+    found, iterations, _, converged = solvers._settled(lambda guess: guess + 0.5 * (goal - guess), goal * 0.0)
+    assert bool(converged) and int(iterations) < solvers.MOST_ITERATIONS
+    np.testing.assert_allclose(np.asarray(found), target, rtol=8 * np.finfo(np.float32).eps)
 
 
 def test_a_clock_that_hangs_on_every_bit_of_the_state_is_no_trap(adapter):
