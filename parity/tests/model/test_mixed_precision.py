@@ -40,10 +40,10 @@ def draw_batches(count: int) -> list[Batch]:
     return [Batch(x, (x + 1) % CONFIG.vocab_size, np.zeros(x.shape, bool)) for x in tokens]
 
 
-def scaled(engine, scale: float):
-    """The engine, its next step scaled by this."""
+def scaled(engine, scale: float, good_steps: int = 0):
+    """The engine, its next step scaled by this, after so many steps without an overflow."""
     stored = engine.extra_state()["grad_scaler"]
-    engine.load_extra_state({"grad_scaler": {**stored, "scale": scale}})
+    engine.load_extra_state({"grad_scaler": {**stored, "scale": scale, "_growth_tracker": good_steps}})
     return engine
 
 
@@ -86,7 +86,7 @@ def test_a_float16_model_is_within_the_estimate_for_eleven_bits(seed, scale):
 def test_a_step_that_overflows_is_made_again_at_half_the_scale():
     """The huge scale leaves no other trace than the one that was found: the same step, and it counts once."""
     first, second = draw_batches(2)
-    one = scaled(engines.Engine(CONFIG, TRAINING), HUGE)
+    one = scaled(engines.Engine(CONFIG, TRAINING), HUGE, good_steps=7)
     told = one.train_step(first, 1e-2)
     found = one.extra_state()["grad_scaler"]
     assert 1.0 < found["scale"] < HUGE / 2 and found["_growth_tracker"] == 1
