@@ -152,7 +152,7 @@ def test_a_mesh_is_as_large_as_there_are_devices():
     assert mesh_sizes(8, "ddp", 1, None) == (8, 1, 1)
     assert mesh_sizes(8, "fsdp", 2, None) == (1, 4, 2)
     assert mesh_sizes(8, "ddp", 1, "sequence=4,data=2") == (2, 1, 4)
-    for mesh in ("data=3", "data=4", "data=2,data=4", "rows=8", "", "data=8,fsdp", "data=16"):
+    for mesh in ("data=3", "data=4", "data=2,data=4", "data=4,data=8", "rows=8", "", "data=8,fsdp", "data=16"):
         with pytest.raises(ValueError, match="must read as"):
             mesh_sizes(8, "ddp", 1, mesh)
     with pytest.raises(ValueError, match="needs a multiple"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -219,6 +220,17 @@ def test_complex_steps_are_the_gradients_by_hand():
         np.testing.assert_allclose(gradient, exact, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("steps", [np.sign, np.floor, np.ceil, np.rint, np.trunc, np.signbit])
+def test_a_step_function_is_taken_of_the_value_and_has_no_slope(steps):
+    """d/dx x f(x) = f(x) where f is constant around x."""
+    x = 3.0 * np.random.default_rng(0).standard_normal(9)
+    problem = operation(lambda x: x * steps(x), lambda x: x, lambda _: (x,)).problem(0)
+    (gradient,) = complex_step_gradients(problem)[0].values()
+    exact = problem.output_gradients["output"] * steps(x)
+    assert exact.any()
+    np.testing.assert_allclose(gradient, exact, rtol=1e-15)
+
+
 def test_an_adjoint_stands_for_complex_steps():
     def adjoint(x, w, grad):
         return grad * w * (1.0 - np.tanh(x) ** 2), grad * np.tanh(x)
@@ -243,8 +255,12 @@ def test_one_backend_and_no_gradients():
                         lambda random: (random.integers(0, 9, 3),))  # fmt: skip
     assert {row.tensor for row in parity.prove(counted, draws=2, dtypes=("float64",)).require().rows} == {"output"}
     if not adapters.missing("jax"):
+        import jax.numpy as jnp
+
         alone = parity.FunctionOperation(name="it", reference=np.sin, jax=lambda x: x - x**3 / 6, draw=normal((3,)))
         assert parity.prove(alone, draws=1).failures[0].backend == "jax"
+        found = parity.prove(replace(alone, jax=jnp.sin), draws=2).require()
+        assert {(row.backend, row.tensor) for row in found.rows} == {("jax", "output"), ("jax", "gradient of a0")}
 
 
 def unsteady(_):

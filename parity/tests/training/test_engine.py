@@ -104,3 +104,13 @@ def test_a_planted_difference_is_found():
     assert differences(Kept, Kept, {}) == []
     assert [one.partition("(")[0] for one in differences(Kept, Renamed, {})] == ["train_step", "profile"]
     assert [one.partition("(")[0] for one in differences(Kept, Retyped, {})] == ["train_step", "profile is missing"]
+
+
+def test_threads_are_those_that_the_process_may_use(backend: str, monkeypatch: pytest.MonkeyPatch):
+    """Not those of the machine: a run that goes on with others is told that its bits may differ."""
+    engine = module(backend, "training.engine").Engine(CONFIG, TrainingConfig(batch_size=1, seq_len=8))
+    if backend == "torch":
+        monkeypatch.setattr(module(backend, "training.engine").torch, "get_num_threads", lambda: 57)
+    else:
+        monkeypatch.setattr("os.sched_getaffinity", lambda process: {*range(57)})
+    assert engine.environment()["threads"] == 57
