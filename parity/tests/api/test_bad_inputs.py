@@ -207,6 +207,22 @@ def eager_jax(name, **arrays):
     return float(model(name, "jax").loss(**{**good, **arrays})[0])
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64])
+@pytest.mark.parametrize("backend", adapters.FRAMEWORKS)
+def test_an_id_of_any_dtype_stays_itself_or_outside(backend, dtype):
+    """No wrapping: the lower 32 bits of 2^32 - 100 are those of a label that is ignored."""
+    if adapters.missing(backend):
+        pytest.skip(str(adapters.missing(backend)))
+    most, span = np.iinfo(dtype).max, range(np.iinfo(dtype).min, np.iinfo(dtype).max + 1)
+    near = (0, 12, IGNORED_LABEL, -1, 2**31, 2**32, 2**32 + 3, 2**32 - 100, 2**64 - 100, most, most - 99)
+    ids = np.array([value for value in near if value in span], dtype)
+    make = adapters.load_module(backend, "ops.token_ids").as_ids
+    (given,) = adapters.load("torch")._tensors(ids) if backend == "torch" else (ids,)
+    for value, found in zip(ids.tolist(), np.asarray(make(given)).tolist(), strict=True):
+        outside = found != IGNORED_LABEL and found not in range(2**31 - 1)
+        assert found == value or (value >= 2**31 and outside), (value, found)
+
+
 def test_zero_gaps_and_ignored_labels_are_good():
     for backend in ("reference", "torch"):
         if backend == "reference" or not adapters.missing(backend):
