@@ -65,6 +65,19 @@ def test_a_directory_may_be_there_already(kind: str, tmp_path: Path, monkeypatch
         require_new(target)
 
 
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is deep inside too, files and directories: a power cut leaves no empty file under a valid name."""
+    events: list[str] = []
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(os, "rename", lambda *paths: (events.append("rename"), rename(*paths)))
+    write(tmp_path / "target")
+    before, after = events[: events.index("rename")], events[events.index("rename") :]
+    (temporary,) = {path for path in before if Path(path).parent == tmp_path}
+    inside = {path.relative_to(tmp_path / "target").as_posix() for path in (tmp_path / "target").rglob("*")}
+    assert {*before} == {temporary, *(f"{temporary}/{name}" for name in inside)} and str(tmp_path) in after
+
+
 def test_a_link_to_nothing_is_refused(tmp_path: Path):
     (tmp_path / "target").symlink_to("nowhere")
     with pytest.raises(ValueError, match="target is a link to nowhere, which is not there"):

@@ -6,6 +6,7 @@ import json
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -67,6 +68,10 @@ WRONG = {
     "far away": ([(at(0, 0), HALF), (at(2**50, 0), HALF)], "hold 12 numbers of tensor w"),
     "the first is missing": ([(at(2, 0), HALF)], "hold 6 numbers of tensor w, whose shape is"),
     "two dtypes": ([(at(0, 0), HALF), (at(2, 0), HALF.astype(np.float64))], "in float32 and in float64"),
+    "two dtypes of one width": (
+        [(at(0, 0), HALF.astype(np.float16)), (at(2, 0), HALF.astype(ml_dtypes.bfloat16))],
+        "in float16 and in bfloat16",
+    ),
     "no place": ([({}, HALF)], "tensor w lacks its place"),
     "one offset": ([(at(0), HALF)], "needs 2 offsets, got .0."),
     "negative": ([(at(0, -1), HALF)], "place of w must be an integer"),

@@ -239,6 +239,7 @@ BAD_FILES = {
     "half.jsonl": (rb'{"text": "\ud800"}', "half.jsonl: line 1"),
     "deep.jsonl": (b"[" * 200_000, "deep.jsonl: line 1"),
     "bytes.jsonl": (b'{"text": "a"}\n{"text": "\xe9"}', "bytes.jsonl: not UTF-8 at byte 24"),
+    "blank.jsonl": (b'{"text": "a"}\n\n \r\n{"text": "\xe9"}', "blank.jsonl: not UTF-8 at byte 28"),
     "one.txt": (b"a", "val_fraction 0.1 of 1 characters leaves a part empty"),
 }
 

@@ -44,6 +44,13 @@ def test_a_validation_text_of_its_own(out: Path, tmp_path: Path, tokenizer: str)
     assert open_data(out).meta == meta
 
 
+def test_a_cut_between_two_documents_ends_the_first(out: Path, tmp_path: Path):
+    """Nothing of the second is for training, so the end of the first is."""
+    (tmp_path / "two.jsonl").write_text('{"text": "abcdefgh"}\n{"text": "stuvwxyz"}\n')
+    prepare(text=(tmp_path / "two.jsonl",), val_fraction=0.5, out=out)
+    assert texts_of(out, "train") == ["abcdefgh", ""] and texts_of(out, "val") == ["stuvwxyz", ""]
+
+
 def test_stories_with_a_validation_text(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "val.txt").write_text("One document only.\n")
     prepare(stories=3, val_text=(tmp_path / "val.txt",), out=out)
