@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import socket
 import stat
 import subprocess
 import sys
@@ -93,6 +95,19 @@ def test_of_two_runs_that_begin_at_once_the_refused_one_leaves_the_other(
         with pytest.raises(ValueError, match="another live run"), RunDir(tmp_path / "run").locked():
             pass
         assert tmp_path / "run" in asked and (tmp_path / "run" / ".lock").is_file()
+
+
+def test_a_holder_signs_alone(tmp_path: Path):
+    """Over the longer signature of one that was killed."""
+    path = tmp_path / ".lock"
+    path.write_text("process 1234567890 on a-long-name.of-another-machine.example.org\n")
+    with file_lock.exclusive_lock(path, ""):
+        assert path.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+        with (
+            pytest.raises(ValueError, match=rf"by process {os.getpid()} on {re.escape(socket.gethostname())}$"),
+            file_lock.exclusive_lock(path, "held by {}"),
+        ):
+            pass
 
 
 @pytest.mark.parametrize("mode, lock_mode", [(0o2775, 0o664), (0o700, 0o600), (0o755, 0o644)])

@@ -109,11 +109,11 @@ def test_the_summary_adds_up():
 class Linear:
     """A step that needs 1 GB and 2 GB a row, on a chip of 31.25 GiB: 16 rows fit; one batch of rows is odd."""
 
-    def __init__(self, odd: int | None = None):
-        self.odd, self.compiled = odd, []
+    def __init__(self, odd: int | None = None, parts: int = 16):
+        self.odd, self.parts, self.compiled = odd, parts, []
 
     def __call__(self, spec: StepSpec) -> CompiledStep:
-        rows = spec.training.batch_size // 16
+        rows = spec.training.batch_size // self.parts
         self.compiled.append(rows)
         peak = 1e9 + 2e9 * rows
         if peak > CHIP.memory or rows == self.odd:
@@ -128,6 +128,13 @@ def test_the_largest_batch_is_where_memory_is_full(rows):
     found = largest_batch(BatchSearch(step_spec(training=training), 16, compile), bisect=False)
     assert found["batch_size"] == 16 * 16 and found["tokens_per_chip"] == 16 * 8192
     assert len(compile.compiled) == len(set(compile.compiled)) <= 5
+
+
+def test_chips_that_share_a_sequence_have_a_part_of_its_tokens():
+    """Two groups of eight chips: sixteen rows a group are two a chip."""
+    spec = step_spec(training=replace(step_spec().training, batch_size=2 * 16))
+    found = largest_batch(BatchSearch(spec, 2, Linear(parts=2)), bisect=False)
+    assert found["batch_size"] == 2 * 16 and found["tokens_per_chip"] == 2 * 8192
 
 
 def test_a_line_that_promises_too_much_is_followed_back():

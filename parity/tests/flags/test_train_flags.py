@@ -17,6 +17,7 @@ import pytest
 from parity.suite.support.flags import Own, Row, Typed, require_seen, run
 from spec.checkpoint.format import Checkpoint, list_checkpoints, write_checkpoint
 from spec.init import initial_parameters
+from spec.inputs import IGNORED_LABEL
 from spec.optimizer import MOMENTS
 from spec.presets import PRESETS, RECIPES
 from spec.runtime.parallel import ParallelContext
@@ -44,6 +45,7 @@ class StubEngine:
         found |= {f"training.{name}": value for name, value in asdict(training).items()}
         found |= dict(zip(("method", "remat", "compile", "micro_batch", "context"), how, strict=True))
         found |= {"rates": [], "tokens": [], "rows": [], "profiled": [], "loaded": None, "in parts": False}
+        found["evaluated labels"] = 0
         self.nats = 9.0
 
     def train_step(self, batch: Any, lr: float) -> tuple[float, float]:
@@ -53,6 +55,7 @@ class StubEngine:
 
     def evaluate(self, batch: Any, states: Any = None) -> tuple[float, Any]:
         self.found["rows"].append(len(batch.tokens))
+        self.found["evaluated labels"] += int((batch.labels != IGNORED_LABEL).sum())
         # Never better than before, so that no checkpoint is kept for being the best.
         self.nats += 1.0
         return self.nats, states
@@ -128,7 +131,8 @@ def trained(monkeypatch, small_data, tmp_path):
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         found["evaluated"] = [line["step"] for line in lines if "val_loss" in line]
         found["events"] = (out / "tensorboard").is_dir()
-        found["asked to compile"] = json.loads((out / "config.json").read_text())["execution"]["compile"]
+        written = json.loads((out / "config.json").read_text())
+        found["asked to compile"], found["init_from"] = written["execution"]["compile"], written["init_from"]
         found["steps"] = len(found["rates"])
         found["length"] = found["tokens"][0].shape if found["tokens"] else None
         return dict(found)
@@ -155,13 +159,23 @@ def test_a_trace_is_of_some_steps_after_the_start_of_the_segment(trained):
     assert again["profiled"] == [f"step_{step:08d}" for step in (18, 19, 20)]
 
 
-def test_weights_are_taken_from_elsewhere(trained, tmp_path):
+def test_windows_are_as_many_tokens_of_a_stream(trained):
+    flags = {"--eval-windows": ("3",), "--seq-len": ("10",)}
+    for more in ({}, {"--stream": ()}):
+        assert trained({**flags, **more})["evaluated labels"] == 30
+
+
+def test_weights_are_taken_from_elsewhere(trained, tmp_path, monkeypatch):
     config = replace(PRESETS["nano"], vocab_size=257, d_model=8, d_ff=12, n_layers=1, max_seq_len=99)
     parameters = {path: array + np.float32(0.5) for path, array in initial_parameters(config, 1).items()}
     state = {"step": 4, "samples_consumed": 0, "tokens": 0, "seed": 0}
     write_checkpoint(tmp_path / "weights", Checkpoint(config, parameters, state=state))
     found = trained({"--init-from": (str(tmp_path / "weights"),)})
     assert found["loaded"] == parameters["embedding.weight"][0, 0] and found["steps"] == 4
+    # The run says where they were, wherever it goes on.
+    monkeypatch.chdir(tmp_path)
+    found = trained({"--init-from": ("weights",)})
+    assert found["loaded"] is not None and found["init_from"] == str(tmp_path / "weights")
     assert trained({})["loaded"] is None
 
 
@@ -214,6 +228,7 @@ ROWS: list[Row | Own] = [
     Row("--keep", ("2",), "kept", [3, 4]),
     Row("--eval-every", ("2",), "evaluated", [2, 4]),
     Row("--eval-windows", ("1",), "rows", [1]),
+    Own("--eval-windows", test_windows_are_as_many_tokens_of_a_stream),
     Own("--init-from", test_weights_are_taken_from_elsewhere),
     Own("--profile", test_a_trace_is_of_some_steps_after_the_start_of_the_segment),
     Row("--tensorboard", (), "events", True),

@@ -116,6 +116,9 @@ def test_commands(dialogue, tmp_path):
     said(dialogue, "/reset")
     said(dialogue, "//slash")
     assert dialogue.session.position == len("/slash") + 2
+    said(dialogue, "/reset")
+    said(dialogue, "//see //all")
+    assert dialogue.session.position == len("/see //all") + 2
     with pytest.raises(EOFError):
         said(dialogue, "/quit")
 
