@@ -32,6 +32,17 @@ def test_labels_are_the_newest_first_with_the_best_marked(handed_over):
     assert list(several) == ["step_00000010", "tale, step 30", "tale, step 20 (best)", "tale, step 10"]
 
 
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    runs = [tmp_path / where / "tale" for where in ("a", "b")] + [tmp_path / "c" / "other"]
+    for run in runs:
+        (run / "checkpoints" / "step_00000010").mkdir(parents=True)
+        (run / "checkpoints" / "step_00000010" / "SHA256SUMS").touch()
+    assert Catalogue(tuple(runs)).labels() == {
+        label: run / "checkpoints" / "step_00000010"
+        for label, run in zip((f"{runs[0]}, step 10", f"{runs[1]}, step 10", "other, step 10"), runs, strict=True)
+    }
+
+
 @pytest.mark.parametrize("label", ["/etc/passwd", "../tale", "tale, step 40", "", None, 3, ["tale, step 30"]])
 def test_a_browser_names_no_path(handed_over, label):
     catalogue = Catalogue((handed_over,))
