@@ -6,6 +6,7 @@ Decoding writes the marker where the id stands.
 """
 
 import difflib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def parse_tokenizer(content: str, name: str = "tokenizer.json") -> Tokenizer:
     Raises:
         ValueError: if it is not a tokenizer.json, or has no end-of-text token.
     """
+    _require_known_merges(content, name)
     try:
         backend = tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # the library raises nothing narrower
@@ -67,6 +69,27 @@ def parse_tokenizer(content: str, name: str = "tokenizer.json") -> Tokenizer:
         if backend.token_to_id(token) is not None:
             return _wrap(backend, token)
     raise ValueError(f"{name}: no end-of-text token; add {END_OF_TEXT} to it as a special token")
+
+
+def _require_known_merges(content: str, name: str) -> None:
+    """Raises ValueError for a merge that leads to no token: the library panics at one that is longer than all tokens.
+
+    What else is wrong, it says itself.
+    """
+    try:
+        model = json.loads(content)["model"]
+        vocabulary, prefix = model["vocab"], model.get("continuing_subword_prefix") or ""
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        wrong = [
+            (left, right)
+            for left, right in merges
+            if not right.startswith(prefix) or left + right[len(prefix) :] not in vocabulary
+        ]
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return
+    if wrong:
+        left, right = wrong[0]
+        raise ValueError(f"{name}: no token is what its merge of {left!r} and {right!r} leads to; {_DAMAGED}")
 
 
 def _require_own_ids(backend: tokenizers.Tokenizer, name: str) -> None:

@@ -44,6 +44,22 @@ def test_a_tokenizer_whose_ids_the_library_cannot_keep_is_refused(tmp_path: Path
         load_tokenizer(tmp_path / "tokenizer.json")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"merges": ["a b", ["ab", "c"]], "vocab": {"a": 0, "b": 1, "c": 2, "ab": 3}},
+        {"merges": [["a", "b"]], "vocab": {"a": 0, "b": 1, "ab": 2}, "continuing_subword_prefix": "##float"},
+    ],
+    ids=["longer than all", "shorter than the prefix"],
+)
+def test_a_merge_that_leads_nowhere_is_refused_before_the_library_panics(tmp_path: Path, change: dict[str, object]):
+    content = json.loads(build_tokenizer("byte").to_json())
+    content["model"] |= change
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: no token is what its merge of 'a.*' and '[bc]' leads to"):
+        load_tokenizer(tmp_path / "tokenizer.json")
+
+
 def _lines(path: Path) -> None:
     raise ValueError("two\nlines")
 

@@ -249,6 +249,8 @@ def test_what_to_take_in_place_of_a_damaged_checkpoint_is_named(refused, damaged
     remedy = f"the checkpoint before it is {older}: name that, or remove this one and --resume"
     assert refused("generate", "--checkpoint", damaged).endswith(remedy)
     assert refused("train", backend, "--data", small_data, "--out", damaged, "--resume").endswith(remedy)
+    shutil.copytree(newest, newest.with_name("step_99999999"))
+    assert refused("generate", "--checkpoint", newest).endswith(remedy)
     (older / "model.safetensors").write_bytes(b"")
     assert "the checkpoint before it" not in refused("generate", "--checkpoint", older)
 

@@ -1,9 +1,11 @@
 """Collectives in compiled XLA programs, on texts whose bytes are known by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from tools.xla import hlo
-from tools.xla.count import count
+from tools.xla.count import Collective, Cost, ProgramCost, count
 
 ROW = "f32[1024,1024]{1,0:T(8,128)}"
 MB4 = 4 * 2**20
@@ -51,6 +53,13 @@ def test_collectives_are_listed_with_the_bytes_of_a_chip():
     assert sizes["all-reduce"] == (2, 1, whole, whole)
     received = {cost.collective.kind: cost.collective.received for cost in found.costs if cost.collective}
     assert received == {"all-gather": whole * 7 / 8, "reduce-scatter": whole * 15 / 16, "all-reduce": whole}
+
+
+def test_a_collective_in_a_loop_counts_once_a_trip():
+    exchange = Cost("c", "all-reduce", "", times=3, collective=Collective("all-reduce", 10.0, 20.0, 16))
+    (row,) = ProgramCost([exchange, replace(exchange, times=1)]).collectives()
+    sums = {name: row[name] for name in ("count", "operand", "result", "largest")}
+    assert sums == {"count": 4, "operand": 40.0, "result": 80.0, "largest": 10.0}
 
 
 CHAIN = """
