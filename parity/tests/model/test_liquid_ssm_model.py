@@ -157,7 +157,8 @@ def test_noise_is_that_of_the_sample():
     ]
     assert whole.shape == (4, 16, 2, 6) and whole.dtype == np.float32
     np.testing.assert_array_equal(np.concatenate(parts), whole)
-    assert len(np.unique(whole)) == whole.size
+    following = with_side_inputs(next_batch(data, 12, training), SMALL_SSM, training, 12).side["noise"]
+    assert len(np.unique([whole, following])) == 2 * whole.size
     assert abs(whole.mean()) < 5.0 / np.sqrt(whole.size) and abs(whole.std() - 1.0) < 5.0 / np.sqrt(whole.size)
     assert not with_side_inputs(
         next_batch(data, 8, training), replace(SMALL_SSM, exploration_rate=0.0), training, 8
