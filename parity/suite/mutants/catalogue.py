@@ -30,6 +30,7 @@ SUBJECTS = (
     "plain_text",
     "user_facing",
     "files",
+    "unnoticed",
 )
 KEYS = {field.name for field in fields(Mutant)}
 
