@@ -34,10 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run_interruptibly(given, arguments is None)
     except SystemExit as stop:
         _exit_if_distributed(int(stop.code or 0))
-        if stop.code in (signals.EXIT_SIGINT, signals.EXIT_SIGTERM) and arguments is None:
+        ended = isinstance(stop, signals.Terminated) or stop.code in (signals.EXIT_SIGINT, signals.EXIT_SIGTERM)
+        if ended and arguments is None:
             # Neither a thread of a library that is still at work, nor what it says on being ended, is of use any more;
             # nor would a second signal, which finds no handler now, be told from the first.
-            os._exit(int(stop.code))
+            os._exit(int(stop.code or 0))
         raise
     except BaseException:
         # Nobody expected it. The others must not wait for this process, whose interpreter may not come to its end.
@@ -95,8 +96,9 @@ def _drop_output() -> None:
 
 
 def _run_interruptibly(arguments: list[str], process_ends: bool) -> None:
+    heeds_them = arguments[:1] == ["train"]
     try:
-        with signals.sigint_handler(lambda: _resume_hint(arguments), process_ends):
+        with signals.handlers(lambda: _resume_hint(arguments), not heeds_them, process_ends):
             _run(arguments)
     except KeyboardInterrupt:
         # Before the handler was in place.
@@ -108,6 +110,9 @@ def _run(arguments: list[str]) -> None:
         _complete(arguments)
     except KeyboardInterrupt:
         _interrupted(arguments)
+    except signals.Terminated as stop:
+        print(f"liquidnet: stopped by {stop.signal.name}; {_resume_hint(arguments)}", file=sys.stderr)
+        raise
     except Exception as error:
         # Whatever a library makes of a Ctrl-C in the middle of its import, say.
         if signals.interrupted_recently():

@@ -1,4 +1,5 @@
-"""Ctrl-C: a command unwinds, cleans up and says how to go on, whatever it is busy with. SIGTERM and SIGHUP of a run."""
+"""Ctrl-C: a command unwinds, cleans up and says how to go on, whatever it is busy with. So it does after SIGTERM and
+SIGHUP, but for a run, which they end with a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,8 +23,24 @@ UNRESPONSIVE_SECONDS = 3.0
 """Seconds after which a compiler, or another call into C++, has not let Python run the signal's handler."""
 _last = _raised = -math.inf
 _early: list[signal.Signals] = []
+_ended = False
 # A forked child would send its own signals to its parent's watcher.
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+
+class Terminated(SystemExit):
+    """A command is to end because of a signal, with the code that a shell gives to one which that has killed."""
+
+    def __init__(self, number: int):
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number)
+
+
+def terminate(number: int, _frame: FrameType | None) -> None:
+    """The handler of TERMINATING outside of a run: raises Terminated."""
+    global _ended
+    _ended = True
+    raise Terminated(number)
 
 
 def interrupted_recently() -> bool:
@@ -115,43 +132,56 @@ def _handled(numbers: tuple[signal.Signals, ...], handler: Callable[[int, FrameT
 
 
 @contextmanager
-def sigint_handler(resume_hint: Callable[[], str], process_ends: bool = False) -> Iterator[None]:
+def handlers(resume_hint: Callable[[], str], terminating: bool, process_ends: bool = False) -> Iterator[None]:
     """Have Ctrl-C raise KeyboardInterrupt in the block, and a second one end a process in which no Python code runs.
 
     Args:
         resume_hint: how to go on, for a process that ends in the middle of a call that lets no Python code run.
+        terminating: have SIGTERM and SIGHUP raise Terminated, too.
         process_ends: with the block; a Ctrl-C while the interpreter is taken down then ends it without a word.
     """
-    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as nohup asks for
-    if ignored or threading.current_thread() is not threading.main_thread():
+    global _ended
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler, hook = signal.signal(signal.SIGINT, interrupt), sys.unraisablehook
+    # As a shell without job control asks for in the background.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    handler = signal.SIG_IGN if ignored else signal.signal(signal.SIGINT, interrupt)
+    _ended, hook = False, sys.unraisablehook
     near, far = socket.socketpair()
     far.setblocking(False)
     before = signal.set_wakeup_fd(far.fileno(), warn_on_full_buffer=False)
-    sys.unraisablehook = lambda found: _raise_later() if found.exc_type is KeyboardInterrupt else hook(found)
+    sys.unraisablehook = lambda found: _raise_later(found.exc_value) or hook(found)
     threading.Thread(target=_watch, args=(near, resume_hint), daemon=True).start()
     try:
-        yield
+        with _handled(_heeded() if terminating else (), terminate):
+            yield
     finally:
         sys.unraisablehook = hook
         signal.set_wakeup_fd(before)
-        signal.signal(signal.SIGINT, signal.SIG_DFL if process_ends else handler)
+        signal.signal(signal.SIGINT, signal.SIG_DFL if process_ends and not ignored else handler)
         far.close()
 
 
-def _raise_later() -> None:
-    """It was raised where Python drops it, in a destructor or a callback: raise it anew, a moment later."""
+def _raise_later(dropped: BaseException | None) -> bool:
+    """Raise anew, a moment later, what a signal raised where Python drops it, in a destructor or a callback."""
     global _last
+    if not isinstance(dropped, (KeyboardInterrupt, Terminated)):
+        return False
     _last = -math.inf
-    threading.Timer(0.05, signal.raise_signal, (signal.SIGINT,)).start()
+    number = dropped.signal if isinstance(dropped, Terminated) else signal.SIGINT
+    # To the main thread itself, which may be waiting for the system.
+    threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, number)).start()
+    return True
 
 
 def _watch(near: socket.socket, resume_hint: Callable[[], str]) -> None:
     unhandled_since = math.inf
     with near:
         while numbers := near.recv(4096):
+            for number in TERMINATING:
+                if number in numbers and signal.getsignal(number) is terminate:
+                    _end_unless_unwinding(number)
             if signal.SIGINT not in numbers:
                 continue
             pressed = time.monotonic()
@@ -171,3 +201,12 @@ def _watch(near: socket.socket, resume_hint: Callable[[], str]) -> None:
                 os.write(
                     2, b"\nliquidnet: stopping as soon as the call under way returns; Ctrl-C again stops at once\n"
                 )
+
+
+def _end_unless_unwinding(number: signal.Signals) -> None:
+    """What sends them kills next what does not end: a call that lets no Python code run is not waited for."""
+    until = time.monotonic() + UNRESPONSIVE_SECONDS
+    while not _ended and time.monotonic() < until:
+        time.sleep(0.01)
+    if not _ended:
+        os._exit(128 + number)

@@ -166,6 +166,50 @@ def test_a_silent_command_at_work(name, command_lines, tmp_path):
         assert_clean(live, tmp_path, f"after {seconds:.3f} s")
 
 
+@pytest.mark.parametrize("number", signals.TERMINATING)
+def test_what_ends_a_command_lets_it_clean_up(number, tmp_path, monkeypatch, capsys):
+    """The code is the one that a shell gives to a process which the signal has killed."""
+
+    def unheeded(*_: object) -> None:
+        """In place of what would end the tests."""
+
+    monkeypatch.setattr("tools.data.prepare._write_meta", lambda *_: signal.raise_signal(number))
+    before = signal.signal(number, unheeded)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main(["prepare", "--stories", "9", "--out", str(tmp_path / "a" / "out")])
+        assert signal.getsignal(number) is unheeded
+    finally:
+        signal.signal(number, before)
+    assert stop.value.code == 128 + number and not [*tmp_path.iterdir()]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"liquidnet: stopped by {number.name}; nothing half-written is left; run it again"
+
+
+def test_what_ends_a_command_is_never_dropped(monkeypatch):
+    class Late:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGHUP)
+
+    def run() -> None:
+        with signals.handlers(lambda: "", terminating=True):
+            Late()
+            time.sleep(10)
+
+    began = time.monotonic()
+    with pytest.raises(signals.Terminated, match="129"):
+        run()
+    assert time.monotonic() - began < 5
+    # Nor is a call waited for that lets no Python code run.
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(signals, "UNRESPONSIVE_SECONDS", 0.1)
+    signals._end_unless_unwinding(signal.SIGTERM)
+    monkeypatch.setattr(signals, "_ended", False)
+    signals._end_unless_unwinding(signal.SIGTERM)
+    assert ended == [143]
+
+
 @pytest.mark.parametrize("name", ["prepare", "convert"])
 def test_a_command_that_writes(name, command_lines, tmp_path):
     lines = {**command_lines, "prepare": ("--stories", 10, "--out", tmp_path / "out")}
@@ -261,7 +305,7 @@ def test_one_that_an_import_would_drop_interrupts_after_it(monkeypatch):
     dropped = []
 
     def run() -> None:
-        with signals.sigint_handler(lambda: "run it again"):
+        with signals.handlers(lambda: "run it again", terminating=False):
             with signals.interrupted_at_the_end():
                 try:
                     signal.raise_signal(signal.SIGINT)
