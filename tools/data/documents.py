@@ -147,7 +147,8 @@ def _jsonl_texts(path: Path, advance: Advance) -> Iterator[str]:
 
 def _jsonl_text(line: str, where: str) -> str:
     try:
-        record = json.loads(line)
+        # Of a number, which may be longer than Python reads, only that it is none of the texts.
+        record = json.loads(line, parse_int=float)
         text = record.get("text") if isinstance(record, dict) else None
         if not isinstance(text, str):
             raise ValueError("no text field")

@@ -73,7 +73,7 @@ def require_text(path: Path) -> None:
         raise ValueError(f"{path} is compressed by its name ({suffix}); {remedy}")
     if suffix in _FORMATS:
         raise ValueError(f"{path} is a {suffix} file, no plain text; {_FORMATS[suffix]}{f', or {_AS_TEXT}' * text}")
-    if text and suffix not in _SAID and beginning.lstrip().startswith(b'{"'):
+    if text and suffix not in _SAID and beginning.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b'{"'):
         raise ValueError(f"{path} begins as JSON does; if each line is an object, rename it to .jsonl, or {_AS_TEXT}")
     if suffix == ".parquet" or text:
         return

@@ -34,7 +34,11 @@ def parquet_texts(path: Path, advance: Callable[[int], None]) -> Iterator[str]:
     size, done = path.stat().st_size, 0
     try:
         # Without pre_buffer the pages of a group are read one after the other, not the group at once.
-        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
+        # Arrow itself opens no name that is not UTF-8.
+        with (
+            path.open("rb") as opened,
+            parquet.ParquetFile(opened, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file,
+        ):
             _require_text(file.schema_arrow, path)
             for batch in _batches(file):
                 for row, text in enumerate(batch.to_pylist(), start=done):

@@ -21,7 +21,7 @@ from tools.cli.progress import Bar, progress
 from tools.data.datasets import open_dataset
 from tools.data.documents import Advance, Source, StorySource, open_files
 from tools.data.room import Room
-from tools.data.split import DividedSource, Parts, Routed, SeparateSources, choose_split
+from tools.data.split import DividedSource, Parts, Routed, SeparateSources, Split, choose_split
 from tools.data.stories import stories
 from tools.tokenizer import Tokenizer, build_tokenizer, check_tokenizer_name
 
@@ -114,7 +114,7 @@ class Prepare:
             train = open_files(self.text, "--text")
         val = open_files(self.val_text, "--val-text") if self.val_text else None
         for path in self.val_text:
-            if path.resolve() in {other.resolve() for other in self.text}:
+            if any(path.samefile(other) for other in self.text):
                 raise ValueError(f"{path} is in --text and in --val-text; a model would be tested on what it learnt")
         return train, val
 
@@ -122,7 +122,8 @@ class Prepare:
         with progress("reading", source.size) as bar:
             lengths = _document_lengths(source, bar.advance)
         room.characters = sum(lengths)
-        return DividedSource(source, choose_split(lengths, self.val_fraction or _VAL_FRACTION))
+        split = choose_split(lengths, self.val_fraction or _VAL_FRACTION)
+        return DividedSource(source, split, Split(len(lengths), room.characters))
 
     def _origin(self, parts: Parts) -> dict[str, list[str] | int]:
         limit = {} if self.max_tokens is None else {"max_tokens": int(self.max_tokens)}

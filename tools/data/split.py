@@ -78,6 +78,8 @@ class DividedSource:
 
     source: Source
     split: Split
+    whole: Split
+    """All of its documents and characters, as they were when the split was chosen."""
 
     @property
     def names(self) -> dict[str, list[str]]:
@@ -93,10 +95,22 @@ class DividedSource:
     least_size = size
 
     def pieces(self, advance: Advance, whole: bool = False, enough: Callable[[], bool] = _never) -> Iterator[Routed]:
-        """The pieces of both parts; none for training any more once `enough`."""
+        """The pieces of both parts; none for training any more once `enough`.
+
+        Raises:
+            ValueError: at the end, the text is not the one that the split was chosen for.
+        """
+        documents = characters = 0
         for routed in route(self.source.pieces(advance, whole), self.split):
+            documents += routed[2]
+            characters += len(routed[1])
             if routed[0] == "val" or not enough():
                 yield routed
+        if Split(documents, characters) != self.whole:
+            raise ValueError(
+                f"the text changed while it was read ({', '.join(self.source.names)}); run it again once nothing "
+                "writes to it any more"
+            )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
@@ -55,6 +56,7 @@ def test_what_is_compressed(suffix: str, name: str, tmp_path: Path):
     [
         ("a.JSON", b'{"text": "a"}\n', r"rename it to \.jsonl"),
         ("a", b'\n{"text": "a"}\n', r"begins as JSON does; .* rename it to \.jsonl, or rename it to \.txt"),
+        ("b", codecs.BOM_UTF8 + b'{"text": "a"}\n', "begins as JSON does"),
         ("a.geojson", b'{"type": "Point"}', r"write a \.jsonl file"),
         ("a.xml", b"<a>b</a>", "take the text out"),
         ("a.csv", b"text\na\n", r"write a \.jsonl file .* or rename it to \.txt"),

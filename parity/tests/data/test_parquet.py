@@ -38,14 +38,15 @@ def test_every_kind_of_string(tmp_path: Path, kind: str):
 
 
 def test_prepare_takes_it_beside_others(tmp_path: Path):
-    path = write(tmp_path / "some.parquet", TEXTS)
+    """By a name that is not UTF-8, which Arrow itself does not open."""
+    path = write(tmp_path / "some.parquet", TEXTS).rename(tmp_path / "some\udcff.parquet")
     (tmp_path / "val.txt").write_text("some text")
     Prepare(out=tmp_path / "data", text=(path,), val_text=(tmp_path / "val.txt",)).run()
     data = open_data(tmp_path / "data")
     written = load_tokenizer(tmp_path / "data/tokenizer.json").decode(data.train)
     assert written == "".join(document + END_OF_TEXT for document in DOCUMENTS)
     assert (data.train == data.end_of_text_id).sum() == data.meta["train"]["documents"] == len(DOCUMENTS)
-    assert data.meta["source"] == ["some.parquet"]
+    assert data.meta["source"] == ["some\udcff.parquet"]
 
 
 def _garbage(path: Path) -> None:

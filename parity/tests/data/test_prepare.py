@@ -112,8 +112,9 @@ def test_stories(out: Path):
 
 def test_jsonl_and_text_together(out: Path, tmp_path: Path):
     lines = tmp_path / "some.jsonl"
-    rows = [{"text": "first \u00e9\nline", "id": 1}, {"text": "  "}, {"text": "\ntwo\n"}]
-    lines.write_text("\n\n".join(map(json.dumps, rows)))
+    rows = [{"text": "first \u00e9\nline", "id": 1}, {"text": "  "}]
+    # A number longer than Python reads is no text, and no harm.
+    lines.write_text("\n\n".join([*map(json.dumps, rows), r'{"n": %s, "text": "\ntwo\n"}' % ("9" * 5000)]))
     plain = tmp_path / "plain.txt"
     plain.write_bytes(b"\xef\xbb\xbffour\r\n" + END_OF_TEXT.encode() + b"\r\n\r\n" + END_OF_TEXT.encode() + b"five\n")
     prepare(text=(lines, plain), out=out, val_fraction=0.01)
@@ -164,6 +165,7 @@ def test_large_vocabularies_take_four_bytes(out: Path, text_file: Path, tmp_path
     parsed = json.loads(build_tokenizer("byte").to_json())
     parsed["added_tokens"].append(parsed["added_tokens"][0] | {"id": 257, "content": "<|pad|>"})
     vocabulary = parsed["model"]["vocab"]
+    vocabulary |= {END_OF_TEXT: 256, "<|pad|>": 257}
     vocabulary |= {f"unused{index}": index for index in range(258, 70000)}
     path = tmp_path / "large.json"
     path.write_text(json.dumps(parsed))
@@ -329,3 +331,17 @@ def test_a_file_that_breaks_off_between_the_passes(out: Path, text_file: Path, m
 
     monkeypatch.setattr(module, "choose_split", choose_and_spoil)
     refused(out, "not UTF-8", text=(text_file,))
+
+
+@pytest.mark.parametrize("change", [lambda text: text[: len(text) // 2], lambda text: text + b"more"])
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe:300"])
+def test_a_text_that_changes_between_the_passes(
+    tokenizer: str, change: Callable[[bytes], bytes], out: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def choose_and_change(lengths: list[int], fraction: float) -> Split:
+        text_file.write_bytes(change(text_file.read_bytes()))
+        return choose_split(lengths, fraction)
+
+    monkeypatch.setattr(module, "choose_split", choose_and_change)
+    flags = {"text": (text_file,), "tokenizer": tokenizer, "max_tokens": 9}
+    refused(out, r"the text changed while it was read \(text\.txt\); run it again", **flags)

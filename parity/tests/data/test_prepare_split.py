@@ -139,5 +139,7 @@ def test_files_that_cannot_be_validation_text(out: Path, tmp_path: Path):
     refused(out, "check --val-text", FileNotFoundError, stories=5, val_text=(text,))
     text.write_text(" ")
     refused(out, r"text\.txt: no text in it", stories=5, val_text=(text,))
-    link.symlink_to(text)
-    refused(out, r"link\.txt is in --text and in --val-text; a model", text=(text,), val_text=(link,))
+    for same in (link.symlink_to, link.hardlink_to):
+        same(text)
+        refused(out, r"link\.txt is in --text and in --val-text; a model", text=(text,), val_text=(link,))
+        link.unlink()
