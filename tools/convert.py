@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from spec.checkpoint.checksums import checksums, file_sha256, files_below
-from spec.checkpoint.files import new_directory
+from spec.checkpoint.files import new_directory, require_new, require_utf8
 from spec.checkpoint.format import (
     Checkpoint,
     files_beside,
@@ -66,8 +66,11 @@ class Convert:
             raise ValueError(
                 f"{self.target} does not look like format {target_format}; give it the suffix of its format"
             )
+        if target_format == "orbax":
+            require_utf8(self.target, "Orbax")
         if not directory and self.target.is_dir():
             raise ValueError(f"{self.target} is a directory, and format {target_format} is a file; name another place")
+        require_new(self.target)
         require_writable(self.target if directory else self.target.parent, "the target")
         require_room(self.target, _SURE * _size(self.source), "the target")
         with sole_writer(self.target, "target"), working(f"reading {self.source}") as show:

@@ -91,7 +91,7 @@ def write_native(path: Path, checkpoint: Checkpoint) -> None:
         ValueError: the file already exists, or the checkpoint is not valid.
     """
     require_new(path)
-    with new_file(path) as temporary:
+    with new_file(path, replace=False) as temporary:
         temporary.write_bytes(flax.serialization.msgpack_serialize(to_tree(checkpoint)))
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jax_impl.training.distributed import ParallelContext
+from spec.checkpoint.files import require_utf8
 from spec.checkpoint.sharded import ORBAX
 
 try:
@@ -59,7 +60,7 @@ class AsyncSave:
     """
 
     def __init__(self, tensors: Mapping[str, Array | np.ndarray], directory: Path, context: ParallelContext):
-        require_orbax()
+        require_orbax(directory)
         assert context.size == jax.process_count(), "Orbax waits for every process that JAX knows"
         self._context, self._barriers, self._failed_alone = context, _Barriers(), False
         options = ocp.options.AsyncOptions(timeout_secs=TIMEOUT_SECONDS, barrier_sync_fn=self._barriers)
@@ -137,7 +138,7 @@ def read_shards(
         ValueError: a tensor is missing, misshapen, too much or not finite.
         NotImplementedError: Orbax is not installed.
     """
-    require_orbax()
+    require_orbax(directory)
     assert context.size == jax.process_count()
     with _reading(directory):
         _require_same(like, _stored(directory))
@@ -158,7 +159,7 @@ def read_whole(directory: Path) -> dict[str, np.ndarray]:
         ValueError: it cannot be read, or is larger than this machine's memory.
         NotImplementedError: Orbax is not installed.
     """
-    require_orbax()
+    require_orbax(directory)
     with _reading(directory):
         stored = _stored(directory)
         size = sum(math.prod(found.shape) * np.dtype(found.dtype).itemsize for found in stored.values())
@@ -167,12 +168,14 @@ def read_whole(directory: Path) -> dict[str, np.ndarray]:
         return _restore(directory, {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored})
 
 
-def require_orbax() -> None:
-    """Raises NotImplementedError where Orbax is not installed."""
+def require_orbax(directory: Path | None = None) -> None:
+    """Raises NotImplementedError where Orbax is not installed, ValueError for a directory that it cannot open."""
     if ocp is None:
         raise NotImplementedError(
             "sharded checkpoints of JAX need orbax-checkpoint, which is not installed; pip install orbax-checkpoint"
         )
+    if directory is not None:
+        require_utf8(directory, "Orbax")
 
 
 def _stored(directory: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ promises after fsync(2) of the file and of its directory: Pillai et al. 2014, "A
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -19,6 +20,7 @@ TEMPORARY_PREFIX = ".unfinished-"
 #: A temporary directory inside its target, and in that what is being moved out of it.
 _INSIDE = re.compile(re.escape(TEMPORARY_PREFIX) + r"\.[0-9a-f]{8}")
 _MOVED = ".moved"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Bytes of a name that another holds besides what is put around it: file systems allow 255.
 _NAME_BYTES = 200
 #: What systems put into directories by themselves: an empty one that holds them is empty.
@@ -39,31 +41,35 @@ def new_directory(target: Path, last: str = "SHA256SUMS") -> Iterator[Path]:
         last: name of the file whose presence makes the directory valid.
 
     Raises:
-        ValueError: `target` already exists and is not an empty directory.
+        ValueError: `target` already exists and is not an empty directory, or a name in it has come meanwhile.
     """
     target = Path(target)
     require_new(target)
     inside = target.is_dir()
     parent = target if inside else target.parent
     parent.mkdir(parents=True, exist_ok=True)
+    left = _half_moved(target) if inside else set[str]()
     # Not by tempfile, whose directories are their owner's alone whatever the umask is.
-    temporary = parent / f"{TEMPORARY_PREFIX}{'' if inside else name_part(target.name)}.{secrets.token_hex(4)}"
+    temporary = _temporary(parent, "" if inside else target.name)
     temporary.mkdir()
     try:
-        yield temporary
-        for path in sorted(temporary.rglob("*")):
-            fsync(path)
-        fsync(temporary)
+        with _naming_what_fills_the_disk(target):
+            yield temporary
+            for path in sorted(temporary.rglob("*")):
+                fsync(path)
+            fsync(temporary)
         if inside:
-            _move_out(temporary, target, last)
+            _move_out(temporary, target, last, left)
         else:
+            # What has come meanwhile is another's.
+            require_new(target)
             os.rename(temporary, target)
         fsync(parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _move_out(temporary: Path, target: Path, last: str) -> None:
+def _move_out(temporary: Path, target: Path, last: str, replaced: set[str]) -> None:
     names = sorted((path.name for path in temporary.iterdir()), key=lambda name: (name == last, name))
     (temporary / _MOVED).write_text("".join(f"{name}\n" for name in names))
     moved = []
@@ -71,11 +77,29 @@ def _move_out(temporary: Path, target: Path, last: str) -> None:
         for name in names:
             if name == last:
                 fsync(target)
+            if name not in replaced and os.path.lexists(target / name):
+                raise ValueError(f"{target / name} has come meanwhile; move it away, or name another directory")
             os.rename(temporary / name, target / name)
             moved.append(target / name)
     except BaseException:
         for path in moved:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        raise
+
+
+def _temporary(parent: Path, name: str) -> Path:
+    """A new place in `parent` for what is to become `name` there; with no name, for what is to be moved there."""
+    return parent / f"{TEMPORARY_PREFIX}{name_part(name)}.{secrets.token_hex(4)}"
+
+
+@contextmanager
+def _naming_what_fills_the_disk(target: Path) -> Iterator[None]:
+    """Have an OSError of a full disk name `target`: that of a write names nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _FULL:
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
 
 
@@ -86,15 +110,23 @@ def name_part(name: str) -> str:
 
 
 @contextmanager
-def new_file(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target` that replaces it once the block has ended well; a link itself is replaced."""
+def new_file(target: Path, replace: bool = True) -> Iterator[Path]:
+    """A temporary path beside `target` that replaces it once the block has ended well; a link itself is replaced.
+
+    Args:
+        target: the file that is to be.
+        replace: what is there; else ValueError is raised where something has come meanwhile.
+    """
     # Whoever else may write in the directory can neither lead to a file elsewhere by a link, nor know the name before.
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{name_part(target.name)}"
+    temporary = _temporary(target.parent, target.name)
     try:
-        yield temporary
-        fsync(temporary)
+        with _naming_what_fills_the_disk(target):
+            yield temporary
+            fsync(temporary)
+        if not replace:
+            require_new(target)
         os.replace(temporary, target)
         fsync(target.parent)
     finally:
@@ -133,8 +165,8 @@ def _half_moved(directory: Path) -> set[str]:
             names = listed.read_text(errors="replace").splitlines() or [""]
             # With the last of them the directory is valid, whoever filled it since.
             if names[-1] and names[-1] not in here and (directory / name / names[-1]).exists():
-                # A name of this directory leads to no other.
-                moved |= {*names} & here
+                # A name of this directory leads to no other; what is still to be moved is here as another's.
+                moved |= {*names} & here - {path.name for path in listed.parent.iterdir()}
     return moved
 
 
@@ -145,6 +177,21 @@ def _is_own(path: Path, kind: Callable[[int], bool]) -> bool:
     except OSError:
         return False
     return kind(status.st_mode) and status.st_uid == os.geteuid()
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether libraries that take names as text can be given the path: to the system a name is any bytes."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def require_utf8(path: Path, library: str) -> None:
+    """Raises ValueError for a path that the library, which takes names as text, would not open."""
+    if not is_utf8(path.absolute()):
+        raise ValueError(f"{path}: {library} takes no name that is not UTF-8; name another place, or another format")
 
 
 def require_file(path: Path) -> None:
@@ -198,8 +245,10 @@ def remove_unfinished(directory: Path, kept: Path | None = None, of: str = "") -
         kept: what is to stay, a lock that is held.
         of: only what was to become this name in `directory`.
     """
-    of = re.escape(name_part(of)) + r"\.[0-9a-f]{8}" if of else r".*"
-    _remove_named(directory, re.compile(re.escape(TEMPORARY_PREFIX) + of, re.DOTALL), kept)
+    name = re.escape(name_part(of))
+    # Earlier versions put the number of a file before its name.
+    of = rf"{name}\.[0-9a-f]{{8}}|(?!.*\.[0-9a-f]{{8}}\Z)[0-9a-f]{{8}}-{name}" if of else r".*"
+    _remove_named(directory, re.compile(f"{re.escape(TEMPORARY_PREFIX)}({of})", re.DOTALL), kept)
 
 
 def _remove_named(directory: Path, names: re.Pattern[str], kept: Path | None = None) -> None:

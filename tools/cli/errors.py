@@ -28,6 +28,7 @@ _REMEDIES = {
     errno.EISDIR: "name a file",
     errno.ENOTDIR: "name a directory, or leave out what comes after the file",
     errno.EEXIST: "name a directory, or leave out what comes after the file",
+    errno.ENOTEMPTY: "name another place, or remove what is there first",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise the limit with `ulimit -n`",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -31,7 +32,7 @@ def exclusive_lock(path: Path, busy: str, remove: bool = False) -> Iterator[None
         remove: take the file away in the end; by default it stays where it is.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it, or it is a link.
         OSError: the file cannot be written.
     """
     with ExitStack() as held:
@@ -40,7 +41,11 @@ def exclusive_lock(path: Path, busy: str, remove: bool = False) -> Iterator[None
             held.enter_context(FileLock(path, mode=mode).acquire(blocking=False))
         except (Timeout, BlockingIOError) as error:
             raise ValueError(busy.replace("{}", _holder(path))) from error
-        except PermissionError:
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise ValueError(f"{path} is a link, no lock of one process; remove it") from error
+            if not isinstance(error, PermissionError):
+                raise
             # Earlier versions let the maker's umask decide. Who may write in the directory could replace the file, too.
             if not os.access(path.parent, os.W_OK) or not path.is_file():
                 raise
@@ -49,7 +54,7 @@ def exclusive_lock(path: Path, busy: str, remove: bool = False) -> Iterator[None
         try:
             yield
         finally:
-            if remove:
+            if remove and _is_lock(path):
                 path.unlink(missing_ok=True)
 
 
@@ -64,16 +69,29 @@ def sole_writer(target: Path, flag: str) -> Iterator[None]:
     require_new(target)
     inside = target.is_dir()
     place = target if inside else target.parent
-    place.mkdir(parents=True, exist_ok=True)
     lock = place / f"{TEMPORARY_PREFIX}{'' if inside else name_part(target.name) + '.'}lock"
     busy = f"{target} is being written by {{}}; wait for it or name another {flag}"
-    with exclusive_lock(lock, busy, remove=True):
+    with _made(place), exclusive_lock(lock, busy, remove=True):
         require_new(target)
         if inside:
             remove_half_moved(place)
         else:
             remove_unfinished(place, kept=lock, of=target.name)
         yield
+
+
+@contextmanager
+def _made(directory: Path) -> Iterator[None]:
+    """Make a directory and those above it; after an error those of them that are empty go again."""
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 @contextmanager
@@ -102,6 +120,13 @@ def _sign(path: Path) -> None:
                 file.seek(0)
                 file.truncate()
                 file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+
+
+def _is_lock(path: Path) -> bool:
+    """Whether what is in the file is what locks hold, and not another's text under a lock's name."""
+    with suppress(OSError), path.open(errors="replace") as file:
+        return _SIGNATURE.fullmatch(file.read(_LONGEST_SIGNATURE) or "\n") is not None
+    return False
 
 
 def _holder(path: Path) -> str:

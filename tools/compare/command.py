@@ -60,7 +60,8 @@ class Compare:
     """Write everything to this file too."""
 
     def run(self) -> None:
-        require_new_or_file(self.json, "--json")
+        sources = [parse_source(source)[1] for source in (self.a, self.b) if source is not None]
+        require_new_or_file(self.json, "--json", sources if self.text_file is None else [*sources, self.text_file])
         text = self._text()
         a, b = open_models(self.a, self.b)
         constants = compare_configurations(a, b)

@@ -21,6 +21,7 @@ from spec.mixers import state_shape
 from spec.sampling import Sampling, Step, check_tokens, generate
 from tools import convert
 from tools.cli import backends
+from tools.cli.destination import require_outside_checkpoints
 from tools.generation.stop_strings import StopStringFilter
 from tools.tokenizer import Tokenizer, parse_tokenizer
 
@@ -187,6 +188,7 @@ class Session:
             raise ValueError("there is no text yet, so there is no state to save; give some text first")
         if path.exists() and not _is_state(path):
             raise ValueError(f"{path} exists and is no state that /save wrote; name another file")
+        require_outside_checkpoints(path.parent, str(path))
         if not path.parent.is_dir():
             raise ValueError(f"{path.parent} is no directory; make it first, or name another file")
         states = (

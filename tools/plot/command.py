@@ -61,7 +61,7 @@ class Plot:
                 raise ValueError(f"--{name.replace('_', '-')} does nothing for --what {self.what}; leave it out")
         target = self.out or self._default_target()
         require_picture(target)
-        require_new_or_file(target, "--out")
+        require_new_or_file(target, "--out", [self.source])
         if self.what == "loss":
             curves = [_metrics(path) for path in (self.source, self.reference) if path is not None]
             plot_loss(curves[0], target, *curves[1:])

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spec.checkpoint.files import new_file, require_file, require_new
+from spec.checkpoint.files import is_utf8, new_file, require_file, require_new
 from spec.checkpoint.format import Checkpoint
 from spec.checkpoint.tree import from_tree, to_tree
 from spec.config import ModelConfig
@@ -142,7 +142,7 @@ def write_native(path: Path, checkpoint: Checkpoint) -> None:
     # Through memory: torch.save's own writer turns a full disk into a RuntimeError.
     content = io.BytesIO()
     torch.save(_map_arrays(to_tree(checkpoint), np.ndarray, from_numpy), content)
-    with new_file(path) as temporary:
+    with new_file(path, replace=False) as temporary:
         temporary.write_bytes(content.getbuffer())
 
 
@@ -167,7 +167,10 @@ def read_native(path: Path) -> Checkpoint:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a strange pickle protocol: the refusal says it all
             # Mapped, a tensor ends where the file ends; read, it is as long as it claims in some releases of torch.
-            tree = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with path.open("rb") as file:
+                # A name that is not UTF-8 torch does not open, and what is no name it does not map.
+                name = path if is_utf8(path) else f"/dev/fd/{file.fileno()}"
+                tree = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
         tree = _map_arrays(tree, Tensor, copy)
     except _DAMAGE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

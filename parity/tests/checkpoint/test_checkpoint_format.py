@@ -76,9 +76,20 @@ def _require(*forms: str) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_weights_alone_are_a_checkpoint_too(form, tmp_path):
+    """Wherever they lie: a name is any bytes, but to Orbax."""
     _require(form)
-    convert.write(tmp_path / f"a{FORMATS[form]}", Checkpoint(CONFIG, initial_parameters(CONFIG)), form)
-    read = convert.read(tmp_path / f"a{FORMATS[form]}")
+    weights, place = Checkpoint(CONFIG, initial_parameters(CONFIG)), tmp_path / f"w\udcff{FORMATS[form]}"
+    if form == "orbax":
+        with pytest.raises(ValueError, match="Orbax takes no name that is not UTF-8; name another place"):
+            convert.write(place, weights, form)
+        place = tmp_path / "w"
+    convert.write(place, weights, form)
+    if form == "orbax":
+        place.rename(tmp_path / "w\udcff")
+        with pytest.raises(ValueError, match="Orbax takes no name that is not UTF-8; name another place"):
+            convert.read(tmp_path / "w\udcff")
+        (tmp_path / "w\udcff").rename(place)
+    read = convert.read(place)
     assert not read.moments and read.tokenizer is None and read.states is None and read.state["step"] == 0
     assert read.verified
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,17 +98,34 @@ def test_a_name_may_be_as_long_as_the_file_system_allows(name: str, tmp_path: Pa
         write(tmp_path / name)
     with new_file(tmp_path / f"{name}.png") as temporary:
         temporary.touch()
-        assert temporary.suffix == ".png"
     assert names(tmp_path) == {name, f"{name}.png"}
 
 
 def test_what_was_to_have_another_name_stays(tmp_path: Path):
     """A name that begins as the other does, too: somebody may be writing it."""
-    for name in ("run", "run.20260101", "another-run"):
-        (tmp_path / f"{TEMPORARY_PREFIX}{name}.deadbeef").mkdir()
+    stays = {"run.20260101.deadbeef", "another-run.deadbeef", "deadbeef-another-run", "deadbeef-run.deadbeef"}
+    # The second is how earlier versions named a file.
+    for name in (*stays, "run.deadbeef", "deadbeef-run"):
+        (tmp_path / f"{TEMPORARY_PREFIX}{name}").mkdir()
     with sole_writer(tmp_path / "run", "--out"):
         left = {name.removeprefix(TEMPORARY_PREFIX) for name in names(tmp_path)}
-    assert {"run.20260101.deadbeef", "another-run.deadbeef"} <= left and "run.deadbeef" not in left
+    assert left == {*stays, "run.lock"}
+
+
+def test_of_a_file_that_was_not_finished_nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def write_half() -> None:
+        with new_file(tmp_path / "c.pt") as temporary:
+            temporary.touch()
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            write_half()
+    assert len(names(tmp_path)) == 1
+    with sole_writer(tmp_path / "c.pt", "target"):
+        pass
+    assert not names(tmp_path)
 
 
 class Killed(BaseException):
@@ -143,6 +162,60 @@ def test_what_is_half_moved_is_never_finished(
     assert not names(tmp_path)
     write(tmp_path)
     assert names(tmp_path) == {*CONTENT, "deep"}
+
+
+def test_what_another_puts_there_meanwhile_stays(tmp_path: Path):
+    """Whether its name comes first or after what was moved already."""
+
+    def fill(target: Path, mine: str) -> None:
+        with new_directory(target, last="meta.json") as temporary:
+            for name in (*CONTENT, "deep"):
+                (temporary / name).write_bytes(b"new")
+            target.mkdir(exist_ok=True)
+            (target / mine).write_bytes(b"mine")
+
+    def write_file(target: Path) -> None:
+        with new_file(target, replace=False) as temporary:
+            temporary.touch()
+            target.write_bytes(b"mine")
+
+    there, new = tmp_path / "there", tmp_path / "new"
+    for mine in ("a.bin", "meta.json", "deep"):
+        there.mkdir()
+        with pytest.raises(ValueError, match=f"{mine} has come meanwhile; move it away"):
+            fill(there, mine)
+        with pytest.raises(ValueError, match="already exists; name another"):
+            fill(new, mine)
+        for place in (there, new):
+            assert names(place) == {mine} and (place / mine).read_bytes() == b"mine"
+            shutil.rmtree(place)
+    with pytest.raises(ValueError, match="already exists"):
+        write_file(tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == b"mine" and names(tmp_path) == {"c"}
+
+
+def test_what_was_not_moved_yet_is_another_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    left = tmp_path / f"{TEMPORARY_PREFIX}.deadbeef"
+    left.mkdir()
+    for name in ("train.bin", "meta.json"):
+        (left / name).touch()
+    (left / ".moved").write_text("tokenizer.json\ntrain.bin\nmeta.json\n")
+    (tmp_path / "tokenizer.json").touch()
+    (tmp_path / "train.bin").write_text("mine")
+    with pytest.raises(ValueError, match="already exists"), sole_writer(tmp_path, "--out"):
+        pass
+    (tmp_path / "train.bin").rename(tmp_path.parent / "mine")
+    with sole_writer(tmp_path, "--out"):
+        assert names(tmp_path) == {f"{TEMPORARY_PREFIX}lock"}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_is_told_by_what_was_to_be_written(number: int, tmp_path: Path):
+    for write in (new_file, new_directory):
+        with pytest.raises(OSError) as caught, write(tmp_path / "x"):
+            raise OSError(number, os.strerror(number))
+        # Of what was read an error says nothing about the target.
+        assert caught.value.filename == (None if number == errno.EIO else str(tmp_path / "x"))
 
 
 def test_a_finished_directory_is_not_taken_for_a_half_moved_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

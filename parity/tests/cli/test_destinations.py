@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from parity.suite.robustness import corruption
+from tools import convert
 from tools.cli import destination, file_lock
 from tools.cli.backends import installed
 from tools.data import prepare as module
@@ -145,7 +146,7 @@ def test_a_lock_that_can_only_be_read_is_a_lock(tmp_path: Path, monkeypatch: pyt
 
 def commands(tmp_path: Path, place: Path) -> dict[str, list[str]]:
     corruption.write_sample("neutral", tmp_path / "whole")
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run").mkdir(parents=True)
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "lr": 1.0, "backend": "torch"}\n')
     corruption.write_data(tmp_path / "data")
     return {
@@ -179,6 +180,74 @@ def test_every_command_asks_before_its_work(
     assert not [*place.iterdir()]
 
 
+def test_a_checkpoint_is_left_as_it_is(tmp_path: Path, refused: Callable[..., str]):
+    """With one more file in it, or one replaced, it could not be read."""
+    lines = commands(tmp_path, tmp_path / "whole" / "new")
+    for name, flags in lines.items():
+        assert f"would lie in the checkpoint {tmp_path / 'whole'}, which is no" in refused(name, *flags), name
+    (tmp_path / "link").symlink_to("whole")
+    for place in ("whole/config.json", "link/x.json"):
+        assert "would lie in the checkpoint" in refused("doctor", "--json", str(tmp_path / place))
+    assert "already exists" in refused("convert", str(tmp_path / "whole"), str(tmp_path / "whole"))
+    assert "would lie in" in refused("convert", str(tmp_path / "whole"), str(tmp_path / "whole" / "x.pt"))
+    convert.read(tmp_path / "whole")
+
+
+def test_what_a_command_reads_is_not_replaced(tmp_path: Path, refused: Callable[..., str]):
+    text, picture = tmp_path / "text", tmp_path / "b.png"
+    for path in (text, picture):
+        path.write_text("precious")
+    (tmp_path / "link").symlink_to(text)
+    whole = str(tmp_path / "whole")
+    for name, *flags in (
+        ("compare", str(text), "--json", str(text)),
+        ("compare", whole, f"jax:{text}", "--json", str(tmp_path / "x" / ".." / "text")),
+        ("compare", whole, "--text-file", str(text), "--json", str(tmp_path / "link")),
+        ("plot", str(picture), "--what", "scaling", "--out", str(picture)),
+    ):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        assert "is what the command reads, and would be replaced; name another" in refused(name, *flags), flags
+    assert text.read_text() == picture.read_text() == "precious"
+    # Nor what a run, or a data set, is not read without.
+    for kind, there, others in (
+        ("a run", "config.json", ("metrics.jsonl",)),
+        ("a run", "checkpoints", ("config.json", "metrics.jsonl")),
+        ("prepared data", "train.bin", ("meta.json", "tokenizer.json", "val.bin")),
+    ):
+        place = tmp_path / there.partition(".")[0]
+        place.mkdir()
+        (place / there).touch()
+        for other in others:
+            assert f"is a file of {kind}; name" in refused("doctor", "--json", str(place / other))
+        destination.require_new_or_file(place / "x.json", "--json")
+    destination.require_new_or_file(tmp_path / "new" / "config.json", "--json")
+
+
+def test_a_file_under_the_name_of_a_lock_is_its_owner_s(tmp_path: Path, refused: Callable[..., str]):
+    (tmp_path / ".unfinished-a.lock").write_text("mine\n")
+    (tmp_path / ".unfinished-b.lock").write_text("process 12 on a-host\n")
+    (tmp_path / ".unfinished-c.lock").symlink_to("a")
+    for name in ("a", "b"):
+        with file_lock.sole_writer(tmp_path / name, "--out"):
+            pass
+    message = refused("prepare", "--stories", "9", "--out", str(tmp_path / "c"))
+    assert f"{tmp_path / '.unfinished-c.lock'} is a link, no lock of one process; remove it" in message
+    assert {path.name for path in tmp_path.iterdir()} == {".unfinished-a.lock", ".unfinished-c.lock"}
+    assert (tmp_path / ".unfinished-a.lock").read_text() == "mine\n"
+
+
+def test_what_was_made_for_nothing_goes(tmp_path: Path, refused: Callable[..., str]):
+    for target in ("a/b/x.pt", "a/b/x"):
+        refused("convert", str(tmp_path / "nowhere"), str(tmp_path / target))
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_name_that_orbax_does_not_open(tmp_path: Path):
+    """Told before anything is read."""
+    with pytest.raises(ValueError, match="Orbax takes no name that is not UTF-8"):
+        convert.Convert(tmp_path / "nowhere", tmp_path / "o\udcff" / "x", "orbax").run()
+
+
 def test_a_file_in_the_way_is_told(tmp_path: Path, refused: Callable[..., str]):
     (tmp_path / "file").touch()
     for name, flags in commands(tmp_path, tmp_path / "file").items():
@@ -198,6 +267,8 @@ def test_a_directory_in_the_place_of_a_broken_link_is_not_made(tmp_path: Path, r
     (tmp_path / "x").symlink_to("nowhere")
     for name in ("prepare", "train", "convert"):
         assert "x is a link to nowhere, which is not there; make that" in refused(name, *lines[name]), name
+    for name, flags in commands(tmp_path / "new", tmp_path / "x").items():
+        assert "x is a link to nowhere, which is not there; make that" in refused(name, *flags), name
     assert not (tmp_path / "nowhere").exists()
 
 

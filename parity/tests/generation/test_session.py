@@ -272,6 +272,7 @@ def test_a_state_is_written_over_a_state_alone(checkpoint, tmp_path):
         ("novel.txt", "is no state that /save wrote"),
         ("", "is no state"),
         ("a/b", "is no directory"),
+        (checkpoint / "states", "would lie in the checkpoint"),
     ):
         with pytest.raises(ValueError, match=message):
             session.save(tmp_path / place, model)
