@@ -234,26 +234,21 @@ def remove_half_moved(directory: Path) -> None:
     for path in [*directory.iterdir()]:
         if path.name in moved:
             remove(path)
-    _remove_named(directory, _INSIDE)
+    remove_named(directory, _INSIDE)
 
 
-def remove_unfinished(directory: Path, kept: Path | None = None, of: str = "") -> None:
-    """Delete the temporary files and directories that a killed writer left in `directory`.
-
-    Args:
-        directory: where to look.
-        kept: what is to stay, a lock that is held.
-        of: only what was to become this name in `directory`.
-    """
+def remove_unfinished(directory: Path, of: str) -> None:
+    """Delete the temporary files and directories in `directory` that a killed writer left of what was to be `of`."""
     name = re.escape(name_part(of))
     # Earlier versions put the number of a file before its name.
-    of = rf"{name}\.[0-9a-f]{{8}}|(?!.*\.[0-9a-f]{{8}}\Z)[0-9a-f]{{8}}-{name}" if of else r".*"
-    _remove_named(directory, re.compile(f"{re.escape(TEMPORARY_PREFIX)}({of})", re.DOTALL), kept)
+    forms = rf"{name}\.[0-9a-f]{{8}}|(?!.*\.[0-9a-f]{{8}}\Z)[0-9a-f]{{8}}-{name}"
+    remove_named(directory, re.compile(f"{re.escape(TEMPORARY_PREFIX)}({forms})", re.DOTALL))
 
 
-def _remove_named(directory: Path, names: re.Pattern[str], kept: Path | None = None) -> None:
+def remove_named(directory: Path, names: re.Pattern[str]) -> None:
+    """Delete what has such a name in `directory`, where that is one."""
     for path in [*Path(directory).iterdir()] if Path(directory).is_dir() else []:
-        if path != kept and names.fullmatch(path.name):
+        if names.fullmatch(path.name):
             remove(path)
 
 

@@ -76,7 +76,7 @@ def sole_writer(target: Path, flag: str) -> Iterator[None]:
         if inside:
             remove_half_moved(place)
         else:
-            remove_unfinished(place, kept=lock, of=target.name)
+            remove_unfinished(place, of=target.name)
         yield
 
 

@@ -69,7 +69,12 @@ class ShardedCheckpointManager(CheckpointManager):
         self.pending = self.engine.save_shards(self.directory)
 
     def _make_directory(self) -> Path:
-        return self.unfinished.enter_context(new_directory(self.run.checkpoint_path(self.state["step"])))
+        self.run.require_held()
+        with self.run.explaining(self._target()):
+            return self.unfinished.enter_context(new_directory(self._target()))
+
+    def _target(self) -> Path:
+        return self.run.checkpoint_path(self.state["step"])
 
     def poll(self) -> None:
         if self.pending is not None and not self.context.any(not self.pending.done()):
@@ -86,10 +91,10 @@ class ShardedCheckpointManager(CheckpointManager):
             return
         pending, self.pending = self.pending, None
         with self.unfinished:
-            with self.context.raise_together():
+            with self.context.raise_together(), self.run.explaining(self._target()):
                 pending.result()
             names = self.context.broadcast(lambda: sorted(files_below(self.directory)))
-            with self.context.raise_together():
+            with self.context.raise_together(), self.run.explaining(self._target()):
                 own = self._own_digests(names)
             sums = {name: digest for part in self.context.all_gather(own) for name, digest in part.items()}
             with self.context.raise_together():
@@ -103,12 +108,14 @@ class ShardedCheckpointManager(CheckpointManager):
         return {name: file_sha256(self.directory / name) for name in names[self.context.rank :: self.context.size]}
 
     def _complete(self, sums: dict[str, str]) -> None:
-        for name, content in self.beside.items():
-            (self.directory / name).write_bytes(content)
-            sums[name] = sha256(content)
-        (self.directory / "SHA256SUMS").write_bytes(checksums(sums))
-        # Here, where a disk that is full now still makes all processes fail together.
-        self.unfinished.close()
+        self.run.require_held()
+        with self.run.explaining(self._target()):
+            for name, content in self.beside.items():
+                (self.directory / name).write_bytes(content)
+                sums[name] = sha256(content)
+            (self.directory / "SHA256SUMS").write_bytes(checksums(sums))
+            # Here, where a disk that is full now still makes all processes fail together.
+            self.unfinished.close()
         self.run.drop_old(self.state["best"], self.keep)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -11,15 +13,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spec.checkpoint.files import TEMPORARY_PREFIX, new_file, read_utf8, remove, remove_unfinished
+from spec.checkpoint.files import TEMPORARY_PREFIX, new_file, read_utf8, remove, remove_named, require_no_broken_link
 from spec.checkpoint.format import Checkpoint, list_checkpoints, parts_of, read_beside, write_checkpoint
 from spec.config import ModelConfig, TrainingConfig, config_to_json, known_fields, require_integer, training_from_json
 from spec.data import Dataset
 from spec.mixers import config_from_json
 from tools import convert
+from tools.cli.errors import os_error_message
 from tools.cli.file_lock import exclusive_lock
 from tools.training.records import BestCheckpoint, MetricsLine
 from tools.training.tensorboard import event_writer
+
+_FILES, _NUMBER = r"(config\.json|metrics\.jsonl|loss\.png)", r"[0-9a-f]{8}"
+#: What a run that was killed left of its own: others may be writing in the directory, too. Earlier versions put the
+#: number of a file before its name.
+_UNFINISHED = re.compile(
+    rf"{re.escape(TEMPORARY_PREFIX)}({_FILES}\.{_NUMBER}|{_NUMBER}-{_FILES}|step_\d+(\.{_NUMBER})?)"
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,7 @@ class RunDir:
 
     def __init__(self, path: Path, tensorboard: bool = False):
         self.path, self.tensorboard = path, tensorboard
+        self._held: tuple[int, int] | None = None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -115,17 +126,64 @@ class RunDir:
         self.path.mkdir(parents=True, exist_ok=True)
         busy = f"{self.path} is in use by another live run, {{}}; wait for it or name another --out"
         with exclusive_lock(lock, busy):
-            remove_unfinished(self.path)
-            remove_unfinished(self.path / "checkpoints")
+            self._held = _identity(lock)
+            for directory in (self.path, self.path / "checkpoints"):
+                remove_named(directory, _UNFINISHED)
             try:
                 yield
             except BaseException:  # Ctrl-C among them, and it goes on
                 # A run that could not begin leaves nothing: seen while the lock is held, for all is another's after it.
-                if made and {*self.path.iterdir()} <= {lock}:
+                if made and not self.is_lost() and {*self.path.iterdir()} <= {lock}:
                     with suppress(OSError):
                         lock.unlink()
                         self.path.rmdir()
                 raise
+            finally:
+                self._held = None
+
+    def is_lost(self) -> bool:
+        """Whether the locked directory lies here no more: moved or removed, another one in its place perhaps."""
+        try:
+            return self._held is not None and self._held != _identity(self.path / ".lock")
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            # Of a disk that does not answer now, what is written next will tell.
+            return False
+
+    def require_held(self) -> None:
+        """Raises ValueError where the locked directory lies here no more: what does may be another run's."""
+        if self.is_lost():
+            raise ValueError(
+                f"{self.path}, or its file .lock, was moved or removed while this run was in it, and nothing more is "
+                "written there; move it back and add --resume, or name another --out"
+            )
+
+    @contextmanager
+    def explaining(self, path: Path) -> Iterator[None]:
+        """Around what writes a file or directory of the run.
+
+        Raises:
+            ValueError: it cannot be written, for the directory lies here no more.
+            OSError: it cannot be written; the message names it, and where to go on from.
+        """
+        try:
+            yield
+        except OSError as error:
+            self.require_held()
+            known = error.errno and error.strerror
+            why = os_error_message(OSError(error.errno, error.strerror, str(path))) if known else f"{path}: {error}"
+            raise OSError(f"{why}; {self.last_good()}; add --resume to carry on") from error
+
+    def require_files(self) -> None:
+        """Raises ValueError where what a run has is a link to what is not there now, or in its place is not a run's.
+
+        A disk that is not mounted is no run without checkpoints, and a picture without a run is its owner's.
+        """
+        for path in (self.path, *(self.path / name for name in ("checkpoints", "config.json", "metrics.jsonl"))):
+            require_no_broken_link(path)
+        if not self.exists() and os.path.lexists(picture := self.path / "loss.png"):
+            raise ValueError(f"{picture} is there already, without a run; move it away or name another --out")
 
     def exists(self) -> bool:
         """Whether a run has started here, or what is left of one lies here."""
@@ -133,7 +191,7 @@ class RunDir:
         return any((self.path / name).exists() for name in names) or bool(list_checkpoints(self.path))
 
     def settings(self) -> Settings:
-        """RUN/config.json; raises ValueError where it is damaged."""
+        """RUN/config.json; raises ValueError where it is damaged, PermissionError where it may not be read."""
         try:
             stored = json.loads(read_utf8(self.path / "config.json"))
             model, training = config_from_json(stored["model"]), training_from_json(stored["training"])
@@ -142,12 +200,16 @@ class RunDir:
             execution = ExecutionConfig(**known_fields(ExecutionConfig, {"compile": None, **kept}))
             init_from = stored.get("init_from")
             return Settings(model, training, execution, stored["data"], init_from and str(init_from))
+        except PermissionError:
+            raise
         except (OSError, LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"{self.path / 'config.json'} is damaged ({error}); restore it or start anew") from error
 
     def write_settings(self, settings: Settings) -> None:
         """Write RUN/config.json."""
-        with new_file(self.path / "config.json") as temporary:
+        path = self.path / "config.json"
+        self.require_held()
+        with self.explaining(path), new_file(path) as temporary:
             temporary.write_text(json.dumps(settings.to_json(), indent=1) + "\n")
 
     def newest_checkpoint(self, readers: tuple[int, int] | None = None, form: str = "dcp") -> Checkpoint | None:
@@ -174,7 +236,10 @@ class RunDir:
 
     def save(self, checkpoint: Checkpoint, keep: int) -> None:
         """Write a checkpoint, then drop those beyond the newest `keep` and the best."""
-        write_checkpoint(self.checkpoint_path(checkpoint.state["step"]), checkpoint)
+        path = self.checkpoint_path(checkpoint.state["step"])
+        self.require_held()
+        with self.explaining(path):
+            write_checkpoint(path, checkpoint)
         self.drop_old(checkpoint.state.get("best"), keep)
 
     def checkpoint_path(self, step: int) -> Path:
@@ -183,6 +248,7 @@ class RunDir:
 
     def drop_old(self, best: BestCheckpoint | None, keep: int) -> None:
         """Remove the checkpoints beyond the newest `keep` and the best."""
+        self.require_held()
         kept = None if best is None else _name(best["step"])
         for old in list_checkpoints(self.path)[:-keep]:
             if old.name != kept:
@@ -193,23 +259,26 @@ class RunDir:
                     print(f"{doomed} is another's, and was not removed; let its owner do that", file=sys.stderr)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every whole line of metrics.jsonl; a kill can leave the last one torn."""
-        if not (self.path / "metrics.jsonl").is_file():
-            return []
-        lines = []
-        for line in (self.path / "metrics.jsonl").read_text(errors="replace").split("\n"):
-            try:
-                entry = json.loads(line)
-                lines.append({**entry, "step": int(entry["step"])})
-            except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
-                break
-        return lines
+        """Every line of metrics.jsonl that can be read; a kill can leave the last one torn."""
+        return [entry for entry, _ in self._metrics_lines() if entry is not None]
+
+    def _metrics_lines(self) -> Iterator[tuple[dict[str, Any] | None, bytes]]:
+        """Each line's content, None where it cannot be read, and the line itself."""
+        path = self.path / "metrics.jsonl"
+        for line in io.BytesIO(path.read_bytes() if path.is_file() else b""):
+            yield _metrics_entry(line), line
 
     def cut_metrics(self, step: int) -> None:
-        """Forget what came after `step`: it will be computed again."""
-        kept = [line for line in self.metrics() if line["step"] <= step]
-        with new_file(self.path / "metrics.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        """Forget what came after `step`, which will be computed again, and a torn last line; all else stays."""
+        kept, lines = True, list[bytes]()
+        for entry, line in self._metrics_lines():
+            # Somebody may mend by hand what cannot be read; it stays where the line before it does.
+            kept = entry["step"] <= step if entry is not None else kept and line.endswith(b"\n")
+            lines += [line.removesuffix(b"\n") + b"\n"] if kept else []
+        path = self.path / "metrics.jsonl"
+        self.require_held()
+        with self.explaining(path), new_file(path) as temporary:
+            temporary.write_bytes(b"".join(lines))
 
     @contextmanager
     def metrics_writer(self, step: int) -> Iterator[Callable[[MetricsLine], None]]:
@@ -218,14 +287,34 @@ class RunDir:
         Args:
             step: that this segment goes on from.
         """
+        path = self.path / "metrics.jsonl"
+        self.require_held()
         events = event_writer(self.path / "tensorboard", step) if self.tensorboard else nullcontext()
-        with (self.path / "metrics.jsonl").open("a", buffering=1) as file, events as show:
+        # Without a buffer: what a full disk has refused is not tried again at the end, in place of the first error.
+        with path.open("ab", buffering=0) as file, events as show:
 
             def write(line: MetricsLine) -> None:
-                file.write(json.dumps(line) + "\n")
+                content = json.dumps(line).encode() + b"\n"
+                with self.explaining(path):
+                    while content:
+                        content = content[file.write(content) :]
                 if show is not None:
                     show(line)
 
             yield write
-            file.flush()
-            os.fsync(file.fileno())
+            with self.explaining(path):
+                os.fsync(file.fileno())
+
+
+def _metrics_entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line.decode(errors="replace"))
+        return {**entry, "step": int(entry["step"])}
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
+        return None
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What tells a file that is open from any other that takes its name."""
+    status = path.lstat()
+    return status.st_dev, status.st_ino

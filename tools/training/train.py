@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from spec.checkpoint.files import require_no_broken_link
 from spec.checkpoint.format import Checkpoint, list_checkpoints
 from spec.config import ModelConfig, TrainingConfig, require_integer
 from spec.data import Dataset, next_batch, open_data, validation_batches
@@ -155,10 +154,11 @@ class Train:
             data, existed = open_data(self.data), run.exists()
             if existed and not self.resume:
                 raise ValueError(f"{self.out} already holds a run; add --resume to carry it on, or name another --out")
+            run.require_files()
             settings = self.resolve(data, run.settings() if existed else None)
             _require_memory(settings, self.micro_batch_size, context)
             if context.rank == 0:
-                _require_place(self.out, settings.model)
+                self._require_place(settings.model)
             initial = self._initial(data, settings, run)
         with ExitStack() as held:
             # Before methods are tried out and compiled.
@@ -169,6 +169,13 @@ class Train:
                         raise ValueError(f"{self.out} was taken by another run just now; name another --out")
             engine = self._engine(settings, context)
             return Trainer(self, data, run, settings, engine).train(initial)
+
+    def _require_place(self, model: ModelConfig) -> None:
+        """Raises ValueError or OSError where no checkpoint could be written: weights and two moments."""
+        asked = {"tensorboard": self.tensorboard, "profile": self.profile}
+        for place in (self.out, self.out / "checkpoints", *(self.out / name for name in asked if asked[name])):
+            require_writable(place, "--out")
+        require_room(self.out / "checkpoints", 12 * num_parameters(model), "--out")
 
     def _initial(self, data: Dataset, settings: Settings, run: RunDir) -> Checkpoint | None:
         # Killed before its first checkpoint, a run begins again where it began.
@@ -273,13 +280,6 @@ def _warn(text: str) -> None:
 
 def _given(flags: Train, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
-
-
-def _require_place(out: Path, model: ModelConfig) -> None:
-    """Raises ValueError or OSError where no checkpoint could be written: weights and two moments."""
-    require_no_broken_link(out)
-    require_writable(out, "--out")
-    require_room(out, 12 * num_parameters(model), "--out")
 
 
 def _require_memory(settings: Settings, micro_batch: int | None, context: ParallelContext) -> None:

@@ -87,12 +87,14 @@ class Trainer:
         )
         metrics = self.run.metrics_writer(self.step) if self.first_process else nullcontext(lambda line: None)
         with metrics as self.write, signals.collected() as caught, self._bar(last) as self.advance:
-            while self.step < last and not self.context.any(bool(caught)):
+            while self.step < last and not self.context.any(bool(caught) or self.run.is_lost()):
                 self._train_step()
                 is_best = self.best is not None and self.best["step"] == self.step
                 if self.step % execution.checkpoint_every == 0 or is_best:
                     self._save()
                 self.checkpoint_manager.poll()
+            with self.context.raise_together():
+                self.run.require_held()
             if self.step != self.saved:
                 self._save()
             self.checkpoint_manager.finish()
@@ -104,7 +106,8 @@ class Trainer:
         return code
 
     def _finish(self, stopped_by: signal.Signals | None) -> int:
-        curve = self._draw() if self.first_process else ""
+        with self.context.raise_together():
+            curve = self._draw() if self.first_process else ""
         if stopped_by is not None:
             self._say(f"liquidnet: stopped by {stopped_by.name} at step {self.step}; add --resume to carry on")
             return EXIT_SIGINT if stopped_by == signal.SIGINT else EXIT_SIGTERM
@@ -113,6 +116,7 @@ class Trainer:
 
     def _draw(self) -> str:
         """Draw loss.png; where it is. The run is complete without it, whatever keeps it from being drawn."""
+        self.run.require_held()
         picture = self.run.path / "loss.png"
         try:
             plot_loss(self.run.metrics(), picture)

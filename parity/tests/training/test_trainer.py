@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from spec.init import initial_parameters
 from spec.inputs import IGNORED_LABEL
 from spec.optimizer import MOMENTS
 from spec.schedule import learning_rate
+from tools.training.checkpoint_manager import CheckpointManager
 from tools.training.evaluate import mean_loss, total_nats
 from tools.training.run_dir import ExecutionConfig, RunDir, Settings, data_identity
 from tools.training.trainer import Trainer
@@ -187,6 +189,41 @@ def test_the_trainer_keeps_the_best_checkpoint_over_a_resume(segment):
     assert not engine.losses
     assert [path.name for path in list_checkpoints(segment.run.path)] == ["step_00000002", "step_00000008"]
     assert read_checkpoint(segment.run.path).state["best"] == {"step": 2, "val_loss": 1.0}
+
+
+def test_the_trainer_stops_where_its_directory_is_another_one(segment, monkeypatch):
+    """At the end of the step in which it was taken away, and not only at the next checkpoint; at the end of the run."""
+    path, train_step, finish = segment.run.path, Loss.train_step, CheckpointManager.finish
+    engines = []
+
+    def lose():
+        path.rename(path.with_name("moved"))
+        path.mkdir()
+        (path / ".lock").touch()
+
+    def lost_in_step_3(engine, batch, lr):
+        engines.append(engine)
+        if len(engine.batches) == 2:
+            lose()
+        return train_step(engine, batch, lr)
+
+    def lost_at_the_end(manager):
+        finish(manager)
+        lose()
+
+    for owner, name, lost, last in (
+        (Loss, "train_step", lost_in_step_3, 2),
+        (CheckpointManager, "finish", lost_at_the_end, 8),
+    ):
+        with monkeypatch.context() as patch, segment.run.locked():
+            patch.setattr(owner, name, lost)
+            with pytest.raises(ValueError, match="was moved or removed while this run was in it"):
+                segment()
+        assert [file.name for file in path.iterdir()] == [".lock"]
+        moved = path.with_name("moved")
+        assert read_checkpoint(moved).state["step"] == last
+        shutil.rmtree(moved)
+    assert len(engines[-1].batches) == 3
 
 
 def test_the_trainer_says_in_which_step_and_batch_a_token_is_none(segment, monkeypatch):
