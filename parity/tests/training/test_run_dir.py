@@ -131,6 +131,8 @@ def test_a_run_that_cannot_begin_leaves_the_directory_that_another_has_made_mean
 
 def test_of_what_is_unfinished_a_run_takes_away_its_own(tmp_path: Path):
     own = (
+        "config.json.0123abcd",
+        "loss.png.0123abcd",
         "0123abcd-config.json",
         "0123abcd-metrics.jsonl",
         "0123abcd-loss.png",
