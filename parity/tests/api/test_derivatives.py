@@ -18,6 +18,7 @@ from torch_impl.mixers import mixer_module
 from torch_impl.model import build
 from torch_impl.ops import matmul, rowwise
 from torch_impl.ops.cross_entropy import METHODS as LOSSES
+from torch_impl.ops.cross_entropy import cross_entropy
 from torch_impl.ops.gated_scan import METHODS as GATED_SCANS
 from torch_impl.ops.gated_scan import gated_scan
 from torch_impl.ops.gated_scan.unfused import decay_gates
@@ -267,6 +268,47 @@ def test_what_is_frozen_has_no_gradient_and_leaves_the_others():
         for _ in range(2):
             found = torch.autograd.grad(value, [leaves[name] for name in wanted], retain_graph=True)
             assert_close(found, [expected[name] for name in wanted], 1e-12)
+
+
+OPERATIONS = {
+    **{f"scan {name}": (partial(scan, method=name), ((2, 5, 3), (2, 5, 3), (2, 3))) for name in SCANS},
+    **{
+        f"gated scan {name}": (
+            lambda pre, bias, state, name=name: gated_scan(pre, bias, 0.1, state, method=name),
+            ((2, 5, 9), (3,), (2, 3)),
+        )
+        for name in GATED_SCANS
+    },
+    **{
+        f"loss {name}": (
+            lambda hidden, embedding, name=name: cross_entropy(hidden, embedding, LABELS, torch.float32, name)[:1],
+            ((2, 5, 3), (7, 3)),
+        )
+        for name in LOSSES
+    },
+}
+LABELS = torch.tensor([[1, 2, -100, 3, 0], [6, 5, 4, -100, 1]])
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_gradient_of_one_input_alone_is_that_among_all(name):
+    """What is kept for it does not hang on which of the others require one."""
+    function, shapes = OPERATIONS[name]
+    draw = torch.Generator().manual_seed(11)
+    inputs = [torch.rand(shape, generator=draw) for shape in shapes]
+
+    def gradients(wanted):
+        leaves = [x.clone().requires_grad_(i in wanted) for i, x in enumerate(inputs)]
+        try:
+            value = sum((x * x).sum() for x in function(*leaves))
+        except NotImplementedError as error:
+            pytest.skip(str(error))
+        return torch.autograd.grad(value, [leaves[i] for i in wanted])
+
+    whole = gradients(range(len(inputs)))
+    for i, expected in enumerate(whole):
+        (found,) = gradients([i])
+        assert expected.any() and torch.equal(found, expected), i
 
 
 @pytest.mark.parametrize("method", methods_of("liquidnet"))

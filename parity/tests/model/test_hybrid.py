@@ -38,6 +38,9 @@ def test_the_pattern_repeats_over_the_blocks_with_each_familys_own_parameters() 
         prefix = f"blocks.{i}.mixer."
         found = {path.removeprefix(prefix): shape for path, shape in rows.items() if path.startswith(prefix)}
         assert found == {row.path: row.shape for row in own.layer_parameters(own_config, i)}
+    # Of a pattern that is longer than the model, what no block has counts for nothing.
+    short = replace(config, n_layers=2, layers=("liquidnet", "liquidnet", "rg_lru"))
+    assert FAMILY.state_size(short) == families()["liquidnet"].state_size(short.members["liquidnet"][1])
     # What follows from the position is of the position in the model.
     bounds = replace(config, layers=("mingru", "hgrn"), mixers=())
     own = families()["hgrn"].Config(n_layers=4, d_model=128)

@@ -68,12 +68,13 @@ def test_parallel_says_where_it_did_not_converge(adapter, monkeypatch):
         np.testing.assert_array_equal(fallen_back[name], expected, err_msg=name)
 
 
-def test_every_row_settles_by_its_own_size(adapter):
-    """However large its neighbour: half of what is missing, again and again."""
+@pytest.mark.parametrize("of_large", [0.5, 1.0])
+def test_every_row_settles_by_its_own_size(adapter, of_large):
+    """However large its neighbour, and however fast that has settled: a part of what is missing, again and again."""
     solvers = adapters.load_module(adapter.NAME, "mixers.liquid_ssm.solvers")
-    target = np.array([[[1.0]], [[1e6]]], np.float32)
-    goal = own_arrays(adapter, target)[0]
-    found, iterations, _, converged = solvers._settled(lambda guess: guess + 0.5 * (goal - guess), goal * 0.0)
+    target, rate = (np.array(rows, np.float32).reshape(2, 1, 1) for rows in ((1.0, 1e6), (0.5, of_large)))
+    goal, share = own_arrays(adapter, target, rate)
+    found, iterations, _, converged = solvers._settled(lambda guess: guess + share * (goal - guess), goal * 0.0)
     assert bool(converged) and int(iterations) < solvers.MOST_ITERATIONS
     np.testing.assert_allclose(np.asarray(found), target, rtol=8 * np.finfo(np.float32).eps)
 

@@ -274,6 +274,22 @@ def test_an_unknown_loss_method_raises(adapter):
         adapter.loss_and_gradients(case.parameters, CONFIG, *case.arrays(), loss_method="fulll")
 
 
+def test_both_operands_of_the_logits_are_rounded(adapter):
+    """To the compute dtype, whatever multiplies them: what they were before they were rounded cannot show."""
+    head = adapters.load_module(adapter.NAME, "ops.cross_entropy").lm_head
+    random = np.random.default_rng(0)
+    wide = [random.standard_normal(shape).astype(np.float32) for shape in ((3, 32), (64, 32))]
+    narrow = [x.astype(ml_dtypes.bfloat16).astype(np.float32) for x in wide]
+    if adapter.NAME == "torch":
+        compute, own = adapters.load_module("torch", "layers").torch.bfloat16, adapter._tensors
+    else:
+        compute, own = ml_dtypes.bfloat16, lambda *arrays: arrays
+    truth = np.asarray(head(*own(*narrow), compute))
+    for hidden in (wide[0], narrow[0]):
+        for embedding in (wide[1], narrow[1]):
+            np.testing.assert_array_equal(np.asarray(head(*own(hidden, embedding), compute)), truth)
+
+
 def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16(adapter):
     """Products in bfloat16, sums in float32: hardly a logit is a number of bfloat16."""
     random = np.random.default_rng(0)

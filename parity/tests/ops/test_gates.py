@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from parity.proof import adapters
 from parity.proof.bounds import assert_within, in_units
 from parity.proof.bounds.running_error import EXP, LOG, RSQRT, SIGMOID, TANH
 from spec.mixers.liquidnet import half_life_bias
@@ -53,6 +54,24 @@ def test_ends_are_exact(adapter):
         assert np.isfinite(x).all() and (x >= 0).all() and (x <= 1).all()
     np.testing.assert_array_equal(alpha[:3], np.float32(math.exp(-1e-6)))
     np.testing.assert_array_equal(fresh[3:], np.float32(1.0))
+
+
+def test_the_gradients_of_recurrence_gates_that_are_shut_are_numbers(adapter):
+    """Where sigmoid(pre) or the whole exponent is 0 in float32, 1 - a^2 is, and its root has no derivative there."""
+    gates = adapters.load_module(adapter.NAME, "mixers.rg_lru").recurrence_gates
+    pre, logit = np.array([[[-200.0, -104.0, 0.5, 1.0, 1.0, 1.0]]], np.float32), np.array([0.5, 0.5, 200.0], np.float32)
+    if adapter.NAME == "torch":
+        leaves = [x.requires_grad_() for x in adapter._tensors(pre, logit)]
+        sum(x.sum() for x in gates(*leaves)).backward()
+        found = [leaf.grad.numpy() for leaf in leaves]
+    else:
+        import jax
+
+        found = jax.grad(lambda *leaves: sum(x.sum() for x in gates(*leaves)), (0, 1))(pre, logit)
+    for gradient in map(np.asarray, found):
+        assert np.isfinite(gradient).all()
+    # Nothing passes through a gate that is shut; the input gates beside them are open.
+    assert not np.asarray(found[0])[..., :3].any() and np.asarray(found[0])[..., 3:].all()
 
 
 def test_the_gradient_of_the_decay_gate_keeps_its_digits(adapter):
