@@ -160,3 +160,14 @@ def test_a_thousand_tokens(config, n, report):
         for method in adapters.load(backend).METHODS["liquid_ssm"][: 1 if config is DENSE else None]:
             units = check(NAMES[config.state], backend, method, "float32", case)
             report(f"{config.state}, n {n}, 1000 tokens: {backend} {method} at {units:.2f} of the bound")
+
+
+@pytest.mark.parametrize("target, fastest", [(0.1, []), (0.2, [0])])
+def test_of_time_constants_that_are_least_the_first_sets_the_step_and_the_target_before_any(adapter, target, fastest):
+    """All of them 1, so that a tenth is a step: the gradient goes to one of them, or to none."""
+    _, solvers, pre, of, state, _ = given(adapter, CASE)
+    n, config = DIAGONAL.d_state, replace(DIAGONAL, target_dt=target)
+    equal = type(of)(*(None if weight is None else weight * 0.0 for weight in of))
+    found = solvers.clock(state * 0.0, solvers.Inputs(pre[:, 0, :n], pre[:, 0, n:], None, None, None), equal, config)
+    assert np.asarray(found.tau).min() == np.asarray(found.tau).max() == 1.0
+    assert [*np.flatnonzero(np.asarray(found.fastest).any(axis=0))] == fastest

@@ -11,6 +11,7 @@ import pytest
 
 from spec import LiquidNetConfig
 from spec.config import TrainingConfig
+from spec.mixers import families
 from spec.runtime.memory import keep_freed_memory
 from tools.bench.train_step import random_batch
 
@@ -179,3 +180,31 @@ def test_a_step_makes_no_copy_of_a_parameter(convolutions):
             "aten::add": 1,
         }
     )
+
+
+MOVES = {"_to_copy", "_unsafe_view", "clone", "permute", "squeeze", "t", "transpose", "unsqueeze", "view"}
+"""What computes nothing."""
+
+
+class Narrow(TorchDispatchMode):
+    """The operators that bfloat16 is given to."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        if any(x.dtype == torch.bfloat16 for x in tensors):
+            self.seen.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", families())
+def test_in_bfloat16_nothing_is_computed_but_products(name):
+    """Gates, norms, recurrence, softmax and sums are wide, forward and in every gradient."""
+    model = build(families()[name].small_config(), compute_dtype="bfloat16")
+    tokens = torch.zeros((2, 5), dtype=torch.int32)
+    with Narrow() as narrow:
+        model.loss(tokens, tokens)[0].backward()
+    assert "mm" in narrow.seen and narrow.seen <= {"mm", "bmm", *MOVES}

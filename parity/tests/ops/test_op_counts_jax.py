@@ -10,7 +10,9 @@ pytest.importorskip("jax", reason="the counts are of JAX's programs")
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from jax_impl.model import build
 from jax_impl.ops import cross_entropy as losses
 from jax_impl.ops.scan import scan
 from jax_impl.training.distributed import ParallelContext
@@ -19,6 +21,7 @@ from jax_impl.training.step import abstract_step
 from spec import LiquidNetConfig
 from spec.config import TrainingConfig
 from spec.data import Batch
+from spec.mixers import families
 
 LAYERS, D, F, V = 2, 32, 64, 1000
 CONFIG = LiquidNetConfig(vocab_size=V, d_model=D, d_ff=F, n_layers=LAYERS)
@@ -113,3 +116,35 @@ def test_the_scan_takes_its_arrays_as_they_lie(gradient):
     text = jax.jit(run).trace(shape, shape).lower(lowering_platforms=("cpu",)).as_text()
     assert not re.search(r"stablehlo\.(transpose|reverse|gather|pad)", text)
     assert text.count("stablehlo.while") == (2 if gradient else 1)
+
+
+MOVES = {
+    "broadcast_in_dim", "concatenate", "convert_element_type", "optimization_barrier", "pad", "reshape", "slice",
+    "split", "squeeze", "transpose",
+}  # fmt: skip
+"""What computes nothing."""
+
+
+def equations(jaxpr):
+    """Those of a program, and of the programs inside it."""
+    for equation in jaxpr.eqns:
+        inner = [x for x in jax.tree.leaves([*equation.params.values()]) if hasattr(x, "eqns") or hasattr(x, "jaxpr")]
+        for one in inner:
+            yield from equations(getattr(one, "jaxpr", one))
+        if not inner:
+            yield equation
+
+
+@pytest.mark.parametrize("name", families())
+def test_in_bfloat16_nothing_is_computed_but_products(name):
+    """Gates, norms, recurrence, softmax and sums are wide, forward and in every gradient."""
+    model = build(families()[name].small_config(), compute_dtype="bfloat16")
+    graph, parameters = nnx.split(model, nnx.Param)[:2]
+    tokens = np.zeros((2, 5), np.int32)
+    program = jax.make_jaxpr(jax.grad(lambda x: nnx.merge(graph, x).loss(tokens, tokens)[0]))(parameters)
+    narrow = {
+        equation.primitive.name
+        for equation in equations(program.jaxpr)
+        if any(x.aval.dtype == jnp.bfloat16 for x in equation.invars)
+    }
+    assert "dot_general" in narrow and narrow <= {"dot_general", *MOVES}
