@@ -43,6 +43,8 @@ def test_every_field_of_a_family_is_a_flag_that_says_whose_it_is(told) -> None:
 def test_a_field_takes_what_its_type_says(refused) -> None:
     given = sizes("--d-state", "6", "--state", "dense", "--exploration-rate", "1e-3", name="ssm-nano")
     assert given == {"d_state": 6, "state": "dense", "exploration_rate": 1e-3}
+    # Zero is a value.
+    assert sizes("--exploration-rate", "0", name="ssm-nano") == {"exploration_rate": 0.0}
     assert "--state takes one of dense, diagonal, got 'dens'; did you mean" in refused(*HERE, "--state", "dens")
     assert "--gate-blocks takes a whole number, got '2.5'" in refused(*HERE, "--gate-blocks", "2.5")
     assert "there is no flag --gate-block; did you mean '--gate-blocks'?" in refused(*HERE, "--gate-block", "2")

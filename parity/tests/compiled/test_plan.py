@@ -106,6 +106,26 @@ def test_the_summary_adds_up():
     json.dumps(found, allow_nan=False)
 
 
+def test_rows_by_kind_add_up_to_the_program():
+    """What is in a loop counts once a trip."""
+    exchange = Collective("all-reduce", 1e9, 1e9, 16)
+    counted = ProgramCost([
+        Cost("a", "fusion", "", times=2, read=1e9, written=1e9, flops=1e12, passes=1e12),
+        Cost("b", "fusion", "", times=3, read=2e9, written=1e9, flops=2e12, passes=2e12),
+        Cost("c", "copy", "", times=4, read=1e9, written=3e9),
+        Cost("d", "all-reduce", "", read=1e9, written=1e9, collective=exchange),
+    ])  # fmt: skip
+    rows = {row["kind"]: row for row in compile_step.by_kind(counted, CHIP)}
+    assert set(rows) == {"products", "copy", "all-reduce"}
+    assert {kind: (row["bytes"], row["flops"]) for kind, row in rows.items()} == {
+        "products": (2 * 2e9 + 3 * 3e9, 2 * 1e12 + 3 * 2e12),
+        "copy": (4 * 4e9, 0.0),
+        "all-reduce": (2e9, 0.0),
+    }
+    milliseconds = sum(row["milliseconds"] for row in rows.values())
+    assert milliseconds == pytest.approx(1e3 * sum(compile_step.roofline_seconds(one, CHIP) for one in counted.costs))
+
+
 class Linear:
     """A step that needs 1 GB and 2 GB a row, on a chip of 31.25 GiB: 16 rows fit; one batch of rows is odd."""
 
