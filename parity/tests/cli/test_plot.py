@@ -115,9 +115,11 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(run, small_data, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_other_tokens_are_refused(run, tmp_path, refused, capsys):
+@pytest.mark.parametrize("tokenizer", ["bpe:300", "bpe:257"])
+def test_other_tokens_are_refused(run, tmp_path, refused, capsys, tokenizer):
+    """Of as many, too: the same ids would mean other bytes."""
     text, data = tmp_path / "text", tmp_path / "data"
     text.write_text("The fox ran home to the den. " * 400)
-    main(["prepare", "--text", str(text), "--tokenizer", "bpe:300", "--out", str(data)])
+    main(["prepare", "--text", str(text), "--tokenizer", tokenizer, "--out", str(data)])
     capsys.readouterr()
     assert "have different tokenizers" in refused("plot", str(run), "--what", "half-lives", "--data", str(data))

@@ -12,6 +12,8 @@ from spec import LiquidNetConfig, LiquidSSMConfig, initial_parameters
 from spec.mixers.liquidnet import LONGEST_HALF_LIFE
 from spec.reference import forward
 from tools.plot.compute_half_lives import half_lives, half_lives_on_text
+from tools.plot.figure import new_figure
+from tools.plot.half_lives import _split_histograms
 
 LIQUID = LiquidNetConfig(vocab_size=11, d_model=6, d_ff=8, n_layers=3, max_seq_len=16)
 DENSE = LiquidSSMConfig(11, d_model=6, d_ff=8, n_layers=2, max_seq_len=16, d_state=6, d_tau=4)
@@ -97,3 +99,12 @@ def test_a_text_of_two_documents_is_the_mean_of_both(config):
     resets[0, TOKENS] = True
     found = half_lives_on_text(params, config, both, resets)
     np.testing.assert_allclose(1.0 / found, np.mean(rates, axis=0), rtol=1e-12)
+
+
+def test_a_layer_with_fewer_channels_has_its_median():
+    """Those of a hybrid differ in size: what is missing is filled up with NaN."""
+    axes = new_figure(4, 3).subplots()
+    values = np.array([[1.0, 2.0, np.nan], [3.0, 4.0, 5.0]])
+    _split_histograms(axes, np.array([1.0, 2.5, 6.0]), values, values + 1.0)
+    middles = [line.get_ydata()[0] for line in axes.get_lines()]
+    assert middles == [1.5, 4.0, 2.5, 5.0]

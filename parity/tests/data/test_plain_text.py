@@ -115,6 +115,18 @@ def test_text_that_spells_a_special_token_is_other_text(case: str):
     assert marker and tokenizer.decode([*ids, tokenizer.end_of_text_id]).endswith(marker)
 
 
+@pytest.mark.parametrize(
+    "normalizer",
+    [normalizers.Strip(), normalizers.Sequence([normalizers.Lowercase(), normalizers.Strip()])],
+    ids=["alone", "among others"],
+)
+def test_what_goes_on_keeps_its_spaces(normalizer: normalizers.Normalizer):
+    """They are cut off from the ends of a whole text alone."""
+    tokenizer = parse_tokenizer(normalized(build_tokenizer("byte").backend, normalizer).to_str())
+    assert bytes(tokenizer.encode(" a ").tolist()) == b"a"
+    assert bytes(tokenizer.encode(" a ", continues=True).tolist()) == b" a "
+
+
 @pytest.mark.parametrize("make", [*CASES, "byte", "bpe:300"])
 def test_a_copy_is_the_same(make: str):
     """The library's own flag is lost where its tokenizer is copied or pickled, on the way to another process."""

@@ -163,6 +163,16 @@ def test_a_tokenizer_without_end_of_text():
         parse_tokenizer(backend.to_str())
 
 
+def test_a_tokenizer_that_prefixes_a_space_encodes_a_document_whole():
+    """Each piece of it would get a space of its own."""
+    backend = build_tokenizer("bpe:300", ["a b c"] * 9).backend
+    for prefixes in (False, True):
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefixes)
+        tokenizer = parse_tokenizer(backend.to_str())
+        assert tokenizer.cuts_before_spaces is not prefixes
+        assert (tokenizer.decode(tokenizer.encode("a b")) == " a b") is prefixes
+
+
 def test_a_foreign_tokenizer_neither_truncates_nor_adds():
     vocabulary = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "hello": 3, "world": 4, "##s": 5}
     backend = tokenizers.Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
