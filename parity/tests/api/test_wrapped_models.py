@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -150,3 +151,17 @@ def test_of_jax_a_state_is_no_model_and_a_shared_parameter_is_told():
     merged.blocks[1].mlp_norm.weight = merged.blocks[0].mlp_norm.weight
     with pytest.raises(ValueError, match=r"blocks.1.mlp_norm.weight has shape None, its configuration says \(8,\)"):
         native("jax").dump_parameters(merged)
+
+
+@pytest.mark.parametrize("backend", adapters.FRAMEWORKS)
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_a_model_keeps_its_dtype_whatever_it_is_given(backend, dtype):
+    """Narrow parameters would make its norms, its logits and what is trained narrow."""
+    if adapters.missing(backend):
+        pytest.skip(str(adapters.missing(backend)))
+    model = adapters.load_module(backend, "model").build(CONFIG)
+    given = {path: array.astype(dtype) for path, array in TRUTH.items()}
+    native(backend).load_parameters(model, given)
+    for path, array in native(backend).dump_parameters(model).items():
+        assert array.dtype == np.float32, path
+        np.testing.assert_array_equal(array, given[path].astype(np.float32), err_msg=path)
