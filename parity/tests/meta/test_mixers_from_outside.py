@@ -52,6 +52,7 @@ FORWARD = """    def forward(self, z_btd, weights, config, state_bn, masks, side
         return super().forward(z_btd, weights, config, state_bn, masks._replace({}=None), side)
 
 """
+AT_ITS_ENDS = "padding * (np.arange(masks.padding.shape[1]) % max(1, masks.padding.shape[1] - 1) == 0)"
 FIRST = next(iter(families()))
 REFUSED = {  # by what is said when families are looked for
     "lacks_method": Variant("spec", "def gates_adjoint", "def gates_gradient", "abstract class MyMixerFamily"),
@@ -102,6 +103,9 @@ WRONG = {  # by what `parity.proof.family_checks` says
                         "no_reset: after a reset: y["),
     "sees_padding": Variant("spec", BEFORE, FORWARD.format("padding") + BEFORE,
                             "sees_padding: another padded token: y["),
+    "sees_padding_inside": Variant("spec", BEFORE, FORWARD.replace("{}=None", "padding=None if masks.padding is None "
+                                   f"else masks.{AT_ITS_ENDS}") + BEFORE,
+                                   "sees_padding_inside: another padded token: y["),
     "enters_nowhere": Variant("spec", 'enters = {"mixer.rate_bias": "mixer.gated"}', "enters = {}",
                               "no activation of enters_nowhere is known to take blocks.0.mixer.rate_bias"),
     "other_list": Variant("spec", "    moving_average", '    activations = ("input", "output")\n    moving_average',
