@@ -189,16 +189,28 @@ def double(x):
 
 def unused(x):
     return x + 1
+
+
+def made_once(x):
+    return x + 1
 """
 TEST = """import pathlib, subprocess, sys
-from spec import double
+import pytest
+from spec import double, made_once
+
+@pytest.fixture(scope="module")
+def once():
+    return made_once(3)
 
 def test_double():
     assert double(3) == 6
 
-def test_elsewhere():
+def test_elsewhere(once):
     done = subprocess.run([sys.executable, "-c", "from spec import double; print(double(200))"], capture_output=True)
     assert done.stdout == b"200\\n"
+
+def test_shared(once):
+    assert once == 4
 
 def test_fails():
     assert double(3) == 7
@@ -222,7 +234,7 @@ def test_each_mutant_meets_the_tests_that_execute_it(toy, tmp_path, capsys):
     pytest.importorskip("coverage", reason="coverage is not installed")
     flags = Flags(generic=1, workers=1, record=tmp_path / "score.json")
     assert main(flags, (), toy) in (0, 1)
-    assert f"1/1 {FILE}: 2 tests, 1 others" in capsys.readouterr().out
+    assert f"1/1 {FILE}: 3 tests, 1 others" in capsys.readouterr().out
     score = json.loads((tmp_path / "score.json").read_text())
     assert score["total"] == 1 == score["caught"] + len(score["survivors"])
     # What is there is taken as it is. The child alone executes line 6.
@@ -230,11 +242,14 @@ def test_each_mutant_meets_the_tests_that_execute_it(toy, tmp_path, capsys):
     finder = Finder(coverage_record.record([copy], toy, lambda line: pytest.fail(line)), toy)
     assert finder.record.executing("spec/__init__.py", [6]) == {f"{FILE}::test_elsewhere"}
     assert finder.record.executing("spec/__init__.py", [7]) == {f"{FILE}::test_double"}
+    # What a fixture of several tests executes, each of them may notice.
+    asking = {f"{FILE}::{name}" for name in ("test_elsewhere", "test_shared")}
+    assert finder.record.executing("spec/__init__.py", [15]) == asking
     found = {(one.first, one.operator): one for one in mutations("spec/__init__.py", SOURCE.encode())}
     noticed, missed = (run._try(copy, found[line, "AOR"], finder, 60.0, SOURCE.encode()) for line in (7, 11))
     assert (noticed.outcome, noticed.caught_by, noticed.executed) == ("caught", f"{FILE}::test_double", True)
     # No test executes it, so those of the modules that import it have a try.
-    assert (missed.outcome, missed.tests, missed.executed) == ("survived", 2, False)
+    assert (missed.outcome, missed.tests, missed.executed) == ("survived", 3, False)
     assert missed.diff == "@@ -11 +11 @@\n-    return x + 1\n+    return x - 1\n"
     assert (copy.tree / "spec" / "__init__.py").read_text() == SOURCE
     (toy / "spec" / "__init__.py").write_text(SOURCE + "\n")

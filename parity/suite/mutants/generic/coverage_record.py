@@ -76,12 +76,13 @@ class Record:
         self.files.add(file)
         self.seconds |= part["seconds"]
         self.others |= set(part["others"])
-        names = part["tests"]
         for source, found in part["lines"].items():
             for index, lines in found.items():
-                if names[int(index)] in self.seconds:
-                    for line in lines:
-                        self.lines[source][line].add(names[int(index)])
+                name = part["tests"][int(index)]
+                asking = part["fixtures"].get(name.removeprefix(plugin.FIXTURE), [name])
+                tests = self.seconds.keys() & set(asking)
+                for line in lines if tests else ():
+                    self.lines[source][line] |= tests
 
     def executing(self, file: str, lines: Iterable[int]) -> set[str]:
         """The tests that execute one of these lines."""
@@ -127,7 +128,9 @@ def _kept(file: str, root: Path, make: bool) -> dict[str, Any] | None:
             part = json.load(stream)
     except (OSError, ValueError, EOFError, zlib.error):
         return None
-    if make and any(digest(root / name) != known for name, known in part["digests"].items()):
+    if "fixtures" not in part or (
+        make and any(digest(root / name) != known for name, known in part["digests"].items())
+    ):
         return None
     return part
 
@@ -149,7 +152,7 @@ def _record_file(copy: Copy, file: str) -> dict[str, Any]:
         environment["COVERAGE_PROCESS_START"] = str(place / "rc")
     arguments, module = ("--maxfail=0", *NOT_SLOW, file), plugin.__name__.rpartition(".")[2]
     ended = copy.run(arguments, environment, (IN_PROCESS,), module, max(copy.timeout, WHOLE_FILE))
-    times = {"passed": {}, "others": [f"{file}: {ended.code}"]}
+    times: dict[str, Any] = {"passed": {}, "others": [f"{file}: {ended.code}"], "fixtures": {}}
     if (place / "times.json").is_file():
         times = json.loads((place / "times.json").read_text())
     tests, lines = _lines(place, copy.tree)
@@ -159,6 +162,7 @@ def _record_file(copy: Copy, file: str) -> dict[str, Any]:
         "digests": {name: digest(copy.tree / name) for name in sorted(read)},
         "seconds": times["passed"],
         "others": times["others"],
+        "fixtures": times["fixtures"],
         "tests": tests,
         "lines": lines,
     }

@@ -12,9 +12,14 @@ import pytest
 # The context of what a process that a test starts executes: coverage's configuration file asks for this variable.
 TEST = "MUTATION_TEST"
 TIMES, ORDER = "MUTATION_TIMES", "MUTATION_ORDER"
+# The context of what a fixture executes that several tests share: this, and its name.
+FIXTURE = "fixture:"
 
 _seconds: dict[str, float] = {}
 _not_passed: set[str] = set()
+# The tests that ask for a fixture, and the fixtures that several share.
+_askers: dict[str, list[str]] = {}
+_shared: set[str] = set()
 
 
 def _coverage() -> Any:
@@ -25,19 +30,39 @@ def _coverage() -> Any:
     return coverage.Coverage.current()
 
 
+def _switch(context: str) -> str:
+    """To what is executed from now on; what it was before."""
+    before = os.environ.pop(TEST, "")
+    if context:
+        os.environ[TEST] = context
+    if (found := _coverage()) is not None:
+        found.switch_context(context)
+    return before
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Any:
-    """Fixtures belong to the first test that asks for them."""
-    found = _coverage()
-    os.environ[TEST] = item.nodeid
-    if found is not None:
-        found.switch_context(item.nodeid)
+    """What is executed is the test's."""
+    for name in getattr(item, "fixturenames", ()):
+        _askers.setdefault(name, []).append(item.nodeid)
+    _switch(item.nodeid)
     try:
         return (yield)
     finally:
-        os.environ.pop(TEST, None)
-        if found is not None:
-            found.switch_context("")
+        _switch("")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Any:
+    """Made once for several tests, it is not the first one's alone."""
+    if fixturedef.scope == "function":
+        return (yield)
+    _shared.add(fixturedef.argname)
+    before = _switch(FIXTURE + fixturedef.argname)
+    try:
+        return (yield)
+    finally:
+        _switch(before)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -59,4 +84,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_sessionfinish() -> None:
     if TIMES in os.environ:
         passed = {name: round(seconds, 3) for name, seconds in _seconds.items() if name not in _not_passed}
-        Path(os.environ[TIMES]).write_text(json.dumps({"passed": passed, "others": sorted(_not_passed)}))
+        fixtures = {name: _askers.get(name, []) for name in sorted(_shared)}
+        written = {"passed": passed, "others": sorted(_not_passed), "fixtures": fixtures}
+        Path(os.environ[TIMES]).write_text(json.dumps(written))
