@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from functools import cache
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 pytest.importorskip("jax", reason="meshes are JAX's")
 
+from jax_impl.training import distributed
 from jax_impl.training.distributed import mesh_sizes
 from parity.proof.bounds import TIGHT, assert_within, rounding, unit
 from parity.proof.bounds.monte_carlo_arithmetic import FACTOR, Rounding
@@ -159,3 +162,40 @@ def test_a_mesh_is_as_large_as_there_are_devices():
         mesh_sizes(8, "ddp", 3, None)
     with pytest.raises(ValueError, match="says it all"):
         mesh_sizes(8, "fsdp", 1, "data=8")
+
+
+@pytest.mark.parametrize("timeout", [0.5, -1.0, float("nan"), 1e12])
+def test_a_time_to_wait_that_is_none_is_refused_first(timeout):
+    with pytest.raises(ValueError, match="--rank-timeout must be from 1 to"):
+        distributed.initialize("ddp", 1, timeout)
+
+
+@pytest.mark.parametrize(
+    "address, number, expected",
+    [
+        ("host:1234", "1", {"coordinator_address": "host:1234", "num_processes": 2, "process_id": 1,
+                            "cluster_detection_method": "deactivate"}),
+        ("auto", "1", {}),
+        ("host", "1", "process 1 of 2 at host cannot be; use HOST:PORT"),
+        ("host:1234", "2", "process 2 of 2 at host:1234 cannot be; use HOST:PORT"),
+        ("host:1234", "x", "needs whole JAX_NUM_PROCESSES and JAX_PROCESS_ID"),
+    ],
+)  # fmt: skip
+def test_processes_find_each_other_as_the_environment_says(address, number, expected, monkeypatch):
+    """By an address, or by what the cluster tells JAX itself, which an address would hide."""
+    seen = []
+    for name, value in {"COORDINATOR_ADDRESS": address, "NUM_PROCESSES": "2", "PROCESS_ID": number}.items():
+        monkeypatch.setenv(f"JAX_{name}", value)
+    monkeypatch.setattr(distributed.jax.config, "update", lambda *_: None)
+
+    def initialize(**given):
+        seen.append((given, os.environ.get("JAX_COORDINATOR_ADDRESS")))
+
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", initialize)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            distributed._initialize(30.5)
+        return
+    distributed._initialize(30.5)
+    times = {"initialization_timeout": 31, "heartbeat_timeout_seconds": 31}
+    assert seen == [(expected | times, None if address == "auto" else address)]
