@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spec.checkpoint.checksums import checksums, file_sha256, files_below, sha256
-from spec.checkpoint.files import new_directory
+from spec.checkpoint.files import new_directory, require_utf8
 from spec.checkpoint.format import Checkpoint, files_beside
 from spec.config import ModelConfig
 from spec.runtime.engine import Engine, PendingSave
@@ -119,14 +119,16 @@ class ShardedCheckpointManager(CheckpointManager):
         self.run.drop_old(self.state["best"], self.keep)
 
 
-def require_format(backend: backends.Backend, format: CheckpointFormat) -> None:
-    """Raises ValueError or NotImplementedError for a format that a backend does not write, or not here."""
+def require_format(backend: backends.Backend, format: CheckpointFormat, out: Path) -> None:
+    """Raises ValueError or NotImplementedError for a format that a backend does not write, or not here, or not there."""
     if format not in ("neutral", own := OWN_FORMAT[backend]):
         other = {"dcp": "PyTorch's", "orbax": "JAX's"}[format]
         raise ValueError(f"--checkpoint-format {format} is {other}; {backend} reads it, and writes neutral or {own}")
     if format != "neutral":
         sharded = backends.load(backend, "checkpoint.sharded")
         (sharded.require_orbax if format == "orbax" else sharded.require_safetensors)()
+    if format == "orbax":
+        require_utf8(out, "Orbax")
 
 
 def make_checkpoint_manager(format: CheckpointFormat, run: RunDir, engine: Engine[Any], keep: int) -> CheckpointManager:

@@ -129,7 +129,7 @@ class Train:
     def _run(self) -> None:
         if self.stop_at is not None:
             require_integer("stop_at", self.stop_at, 1)
-        require_format(self.backend, self.checkpoint_format)
+        require_format(self.backend, self.checkpoint_format, self.out)
         if self.tensorboard:
             require_tensorboard()
         parallel = backends.load(self.backend, "training.distributed")

@@ -259,15 +259,19 @@ def test_each_backend_refuses_the_other_ones_format():
     with pytest.raises(
         ValueError, match=r"--checkpoint-format orbax is JAX's; torch reads it, and writes neutral or dcp"
     ):
-        require_format("torch", "orbax")
+        require_format("torch", "orbax", Path("run"))
     with pytest.raises(
         ValueError, match=r"--checkpoint-format dcp is PyTorch's; jax reads it, and writes neutral or orb"
     ):
-        require_format("jax", "dcp")
+        require_format("jax", "dcp", Path("run"))
     for backend, own in (("torch", "dcp"), ("jax", "orbax")):
         if not adapters.missing(backend):
-            require_format(backend, own)
-            require_format(backend, "neutral")
+            require_format(backend, own, Path("run"))
+            require_format(backend, "neutral", Path("run"))
+            require_format(backend, "neutral", Path("r\udcff"))
+    if not adapters.missing("jax"):
+        with pytest.raises(ValueError, match="Orbax takes no name that is not UTF-8; name another place, or another"):
+            require_format("jax", "orbax", Path("r\udcff"))
 
 
 def test_without_orbax_it_is_said_what_to_install(written, monkeypatch):
@@ -275,7 +279,7 @@ def test_without_orbax_it_is_said_what_to_install(written, monkeypatch):
     with pytest.raises(ValueError, match=r"written by Orbax: .*pip install orbax-checkpoint; or use liquidnet convert"):
         convert.read(written)
     with pytest.raises(NotImplementedError, match="orbax-checkpoint"):
-        require_format("jax", "orbax")
+        require_format("jax", "orbax", Path("run"))
     # JAX itself is what cannot be imported; a stand-in for the loader says so as the real one does.
     monkeypatch.setattr(convert.backends, "load", lambda *names: (_ for _ in ()).throw(ValueError("needs jax")))
     with pytest.raises(ValueError, match=r"written by Orbax: needs jax; or use liquidnet convert"):
