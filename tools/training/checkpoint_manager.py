@@ -120,7 +120,7 @@ class ShardedCheckpointManager(CheckpointManager):
 
 
 def require_format(backend: backends.Backend, format: CheckpointFormat, out: Path) -> None:
-    """Raises ValueError or NotImplementedError for a format that a backend does not write, or not here, or not there."""
+    """Raises ValueError or NotImplementedError for a format that a backend does not write here, or not to `out`."""
     if format not in ("neutral", own := OWN_FORMAT[backend]):
         other = {"dcp": "PyTorch's", "orbax": "JAX's"}[format]
         raise ValueError(f"--checkpoint-format {format} is {other}; {backend} reads it, and writes neutral or {own}")
