@@ -224,6 +224,16 @@ def test_an_id_of_any_dtype_stays_itself_or_outside(backend, dtype):
         assert found == value or (abs(value) >= 2**31 and outside), (value, found)
 
 
+@pytest.mark.parametrize("backend", ["reference", *adapters.FRAMEWORKS])
+def test_a_side_input_that_is_none_hides_no_other(backend):
+    if backend != "reference" and adapters.missing(backend):
+        pytest.skip(str(adapters.missing(backend)))
+    gaps = np.full(SHAPE, 0.25, np.float32)
+    assert call("liquid_ssm", backend, {"noise": None, "gaps": gaps}) == call("liquid_ssm", backend, {"gaps": gaps})
+    message = "takes no side input 'weather'"
+    assert message in refusal(call, "liquid_ssm", backend, {"noise": None, "weather": gaps})
+
+
 def test_zero_gaps_and_ignored_labels_are_good():
     for backend in ("reference", "torch"):
         if backend == "reference" or not adapters.missing(backend):

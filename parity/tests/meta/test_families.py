@@ -14,7 +14,7 @@ from spec.checkpoint.checksums import checksums, sha256
 from spec.checkpoint.format import Checkpoint, read_checkpoint, write_checkpoint
 from spec.config import ModelConfig, config_to_json
 from spec.init import initial_parameters
-from spec.mixers import config_from_json, families, family
+from spec.mixers import backend_attributes, config_from_json, families, family
 from spec.parameters import parameter_table
 from spec.presets import PRESETS
 
@@ -190,3 +190,11 @@ def test_the_state_of_a_backend_is_that_of_the_reference(backend, name) -> None:
 
 def test_presets_are_in_the_order_of_the_families() -> None:
     assert list(PRESETS) == [key for one in families().values() for key in one.presets]
+
+
+@pytest.mark.parametrize("name", families())
+def test_a_family_of_blocks_of_its_own_has_a_mixer(name):
+    """One that is made of others has theirs."""
+    own = families()[name]
+    blocks = {own.of_block(own.small_config(), i)[0] for i in range(own.small_config().n_layers)}
+    assert ("Mixer" in backend_attributes(own)) is (blocks == {own})

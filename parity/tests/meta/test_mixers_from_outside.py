@@ -103,6 +103,12 @@ WRONG = {  # by what `parity.proof.family_checks` says
                         "no_reset: after a reset: y["),
     "sees_padding": Variant("spec", BEFORE, FORWARD.format("padding") + BEFORE,
                             "sees_padding: another padded token: y["),
+    "wrong_arity": Variant("spec", BEFORE, "    def of_layer(self, config, side, layer, more=None):\n"
+                           "        return super().of_layer(config, side, layer)\n\n" + BEFORE,
+                           ".of_layer takes (config, side, layer, more); it is called with (config, side, layer)"),
+    "list_for_tuple": Variant("spec", 'family: ClassVar[str] = "NAME"',
+                              'pair: tuple = (1, 2)\n    family: ClassVar[str] = "NAME"',
+                              "MyMixerConfig does not come back from its JSON"),
     "sees_padding_inside": Variant("spec", BEFORE, FORWARD.replace("{}=None", "padding=None if masks.padding is None "
                                    f"else masks.{AT_ITS_ENDS}") + BEFORE,
                                    "sees_padding_inside: another padded token: y["),

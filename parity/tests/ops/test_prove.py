@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import parity
 from parity.proof import adapters
 from parity.proof.environment import ROOT
 from parity.proof.functions.command import main
+from parity.proof.functions.result import TensorErrors
 from parity.proof.functions.rounded_complex import RoundingComplex
 from parity.proof.functions.truth import complex_step_gradients, expected
 from parity.proof.problems.cases import NANO
@@ -229,6 +231,33 @@ def test_a_step_function_is_taken_of_the_value_and_has_no_slope(steps):
     exact = problem.output_gradients["output"] * steps(x)
     assert exact.any()
     np.testing.assert_allclose(gradient, exact, rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "function, slope",
+    [
+        (lambda x: np.arctan2(x, 2.0), lambda x: 2.0 / (x * x + 4.0)),
+        (lambda x: np.hypot(x, 2.0), lambda x: x / np.hypot(x, 2.0)),
+        (lambda x: np.logaddexp(x, 0.5), lambda x: 1.0 / (1.0 + np.exp(0.5 - x))),
+    ],
+    ids=["arctan2", "hypot", "logaddexp"],
+)
+def test_functions_that_take_no_complex_numbers_take_a_variable_beside_a_constant(function, slope):
+    x = np.random.default_rng(0).standard_normal(9)
+    problem = operation(function, lambda x: x, lambda _: (x,)).problem(0)
+    (gradient,), (drawn,) = complex_step_gradients(problem)[0].values(), problem.inputs.values()
+    of_output = problem.output_gradients["output"].astype(np.float64)
+    np.testing.assert_allclose(gradient, of_output * slope(drawn.astype(np.float64)), rtol=1e-13)
+
+
+def test_a_report_says_what_is_not_finite_in_words(tmp_path):
+    """JSON has no such numbers."""
+    result = parity.Result("it", 1, 0, False)
+    assert result.rows == [] == result.failures
+    rows = [TensorErrors("torch", "float32", "output", worst) for worst in (math.inf, math.nan, 0.5)]
+    replace(result, rows=rows).report(tmp_path)
+    told = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert [row["worst"] for row in told] == ["inf", "nan", 0.5]
 
 
 def test_an_adjoint_stands_for_complex_steps():
