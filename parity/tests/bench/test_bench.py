@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from spec import LiquidNetConfig
 from spec.config import TrainingConfig
-from tools.bench import gpu_check, measure, results
+from tools.bench import gpu_check, measure, results, train_step
 from tools.bench import sizes as bench_sizes
 from tools.bench.sizes import Decoding, Sizes, TrainStep
 from tools.bench.timer import NotRun, Row, Timer, bandwidth, guarded
@@ -116,6 +119,69 @@ def test_a_section_or_a_method_that_fails_leaves_the_others_alone(monkeypatch, t
     assert any(row["name"] == "a peer" and "error" in row for row in result["sections"]["scan"])
     assert not any("a peer" in error for error in result["errors"])
     assert "a fault of the device" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fails", [(), (True,), (True, False)])
+def test_a_section_that_fails_is_measured_again_without_peers(fails, monkeypatch):
+    """Each time in a process of its own; what the first one said stays."""
+    asked = []
+
+    class Process:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def submit(self, measure_rows, name, device, rounds, sizes):
+            asked.append(sizes)
+            with_peers = sizes.peers
+            fault = {"name": "a", "error": f"fault, {with_peers}"} if with_peers in fails else {"name": "a"}
+            return SimpleNamespace(result=lambda: [fault])
+
+    monkeypatch.setattr(measure, "ProcessPoolExecutor", Process)
+    rows = measure._in_own_process("scan", "cuda", 3, TINY)
+    assert asked == [TINY, replace(TINY, peers=False)][: 1 + bool(fails)]
+    beside = [{"name": "beside peers", "peer": True, "error": "fault, True"}] if fails else []
+    last = {"name": "a", "error": "fault, False"} if False in fails else {"name": "a"}
+    assert rows == [last, *beside]
+
+
+def test_a_mamba_is_timed_beside_the_others_where_peers_are(monkeypatch):
+    pytest.importorskip("torch", reason="the peer is torch's")
+    monkeypatch.setattr(train_step, "_configuration", lambda timer, sizes, step: [{"name": "ours"}])
+    monkeypatch.setattr(train_step, "_beside_mamba", lambda timer, sizes, mamba: [{"name": f"mamba {mamba}"}])
+    for sizes, found in (
+        (replace(TINY, gpu=False, mamba=(1, 8)), ["ours", "mamba (1, 8)"]),
+        (replace(TINY, gpu=False, mamba=(1, 8), peers=False), ["ours"]),
+        (replace(TINY, gpu=True, mamba=(1, 8)), ["ours"]),
+    ):
+        assert [row["name"] for row in train_step.train_steps(Timer("cpu", 1), sizes)] == found
+
+
+def test_a_peers_step_clips_as_ours_does():
+    torch = pytest.importorskip("torch", reason="peers are torch's")
+    from tools.bench import peers
+
+    model = torch.nn.Linear(3, 1, bias=False)
+    before = model.weight.detach().clone()
+    step = peers._optimizer_step(
+        model, lambda: (1e3 * model.weight).sum(), torch.optim.SGD(model.parameters(), lr=1.0), 0.5
+    )
+    step()
+    assert torch.linalg.vector_norm(model.weight.detach() - before).item() == pytest.approx(0.5, rel=1e-4)
+    assert model.weight.grad is None
+
+
+def test_reasons_stand_in_order(capsys):
+    names = [f"method {letter}" for letter in "cafebd"]
+    rows = [{"name": name, "not_run": "needs a GPU"} for name in names for _ in range(2)]
+    results.show_table(Console(width=200), "scan", {"ms": "milliseconds"}, rows)
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines() if "needs a GPU" in line]
+    assert shown == [f"{name}: not run: needs a GPU" for name in sorted(names)]
 
 
 def test_what_cannot_run_is_no_error():

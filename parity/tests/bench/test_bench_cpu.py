@@ -55,6 +55,18 @@ def test_every_section_measures_every_method_of_every_backend(result):
         assert ("milliseconds" in row) != ("not_run" in row), row
 
 
+def test_what_a_machine_does_is_counted_by_hand(result):
+    """A pass reads two arrays and writes one, of which each is a quarter of the bytes in float32."""
+    work = {
+        machine.PASS: ("bytes", 3 * 2**12),
+        machine.READING: ("bytes", 2**12),
+        machine.PRODUCT: ("flops", 2 * 32**3),
+    }
+    for name, (key, amount) in work.items():
+        rows = [row for row in result["sections"]["machine"] if row["name"] == name]
+        assert rows and all(row[key] == amount for row in rows), name
+
+
 def test_ratios_are_of_the_bytes_that_must_move(result):
     for section, forward, both in (("scan", 12, 32), ("mixer", 16, 44)):
         passes = [row for row in result["sections"][section] if row["name"].startswith("memory pass")]

@@ -18,6 +18,7 @@ from spec.checkpoint.sharded import is_shard, join_shards, one_shard
 from spec.checkpoint.tensors import pack
 from spec.config import TrainingConfig
 from spec.data import WHOLE, Batch
+from tools import convert
 from tools.training.checkpoint_manager import make_checkpoint_manager
 from tools.training.run_dir import RunDir
 
@@ -108,6 +109,12 @@ def sharded(directory, shards: int = 3):
 def bits(arrays):
     """Comparable bit for bit."""
     return {path: (x.dtype, x.shape, x.tobytes()) for path, x in arrays.items()}
+
+
+def test_convert_writes_in_parts_where_it_is_asked_to(tmp_path):
+    for form in ("neutral", "dcp"):
+        convert.write(tmp_path / form, corruption.sample(), form)
+        assert any(is_shard(path.name) for path in (tmp_path / form).iterdir()) is (form == "dcp")
 
 
 def test_a_sharded_checkpoint_is_read_as_it_was_written(tmp_path):

@@ -6,6 +6,7 @@ import importlib
 import json
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -23,6 +24,7 @@ from spec.checkpoint.format import Checkpoint, write_checkpoint
 from spec.reference import activations
 from tools.cli.main import main
 from tools.compare.command import encode, open_models, parse_source
+from tools.compare.report import _shown
 from tools.tokenizer import build_tokenizer
 
 CONFIG = LiquidNetConfig(vocab_size=257, d_model=16, d_ff=24, n_layers=2, max_seq_len=8)
@@ -284,3 +286,11 @@ def test_bad_input_is_refused_in_one_line(refused, checkpoint, tmp_path):
     assert "not both" in refused(a, a, "--text", "a", "--text-file", tmp_path / "text")
     assert "text" in refused(a, a, "--text-file", tmp_path / "text")
     assert "--max-tokens must be in [1, 4096], got 0" in refused(a, a, "--max-tokens", 0)
+
+
+def test_where_all_agrees_the_table_has_what_each_block_gives():
+    rows = [SimpleNamespace(tensor=name) for name in ("embedding", "blocks.0", "blocks.0.mixer.input", "blocks.1",
+                                                       "final_norm", "logits")]  # fmt: skip
+    shown = [row.tensor for _, row in _shown(rows, None, everything=False)]
+    assert shown == ["embedding", "blocks.0", "blocks.1", "logits"]
+    assert [row.tensor for _, row in _shown(rows, None, everything=True)] == [row.tensor for row in rows]

@@ -311,3 +311,9 @@ def test_a_terminal_that_is_closed_ends_a_run_with_a_checkpoint(small_data, tmp_
     os.close(terminal)
     assert child.wait() == 75
     assert read_checkpoint(out).state["step"] == len(metrics.read_text().splitlines())
+
+
+def test_an_error_of_the_system_without_words_is_told_as_it_is():
+    assert errors.os_error_message(OSError(5, "")) == str(OSError(5, ""))
+    assert errors.os_error_message(OSError("a line of our own")) == "a line of our own"
+    assert errors.os_error_message(OSError(5, "Input/output error", "there")).startswith("there: Input/output error")

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from spec import LiquidNetConfig, LiquidSSMConfig, initial_parameters
-from spec.checkpoint.format import Checkpoint, write_checkpoint
+from spec.checkpoint.format import Checkpoint, read_checkpoint, write_checkpoint
 from spec.data import open_data
 from tools.cli.main import main
+from tools.plot import compute_half_lives, half_lives, loss
 from tools.plot.loss import plot_loss
+from tools.training.run_dir import RunDir
 
 LIQUID = LiquidNetConfig(vocab_size=257, d_model=8, d_ff=12, n_layers=2, max_seq_len=16)
 SSM = LiquidSSMConfig(257, d_model=8, d_ff=12, n_layers=2, max_seq_len=16, d_state=4, d_tau=4, state="diagonal")
@@ -123,3 +125,28 @@ def test_other_tokens_are_refused(run, tmp_path, refused, capsys, tokenizer):
     main(["prepare", "--text", str(text), "--tokenizer", tokenizer, "--out", str(data)])
     capsys.readouterr()
     assert "have different tokenizers" in refused("plot", str(run), "--what", "half-lives", "--data", str(data))
+
+
+def drawn(monkeypatch, module):
+    """The figures that are not written."""
+    figures = []
+    monkeypatch.setattr(module, "write_picture", lambda figure, target: figures.append(figure))
+    return figures
+
+
+def test_axes_say_what_they_show(run, tmp_path, monkeypatch):
+    figures = drawn(monkeypatch, loss)
+    loss.plot_loss(RunDir(run).metrics(), tmp_path / "a.png")
+    above, below = figures[0].axes
+    assert above.get_ylabel() == "loss (nats a token)" and below.get_xlabel() == "optimizer step"
+    # A learning rate is shown from zero.
+    assert below.get_ylabel() == "learning rate" and below.get_ylim()[0] == 0.0
+
+
+def test_every_half_life_and_the_window_lie_in_the_picture(run, tmp_path, monkeypatch):
+    figures, checkpoint = drawn(monkeypatch, half_lives), read_checkpoint(run)
+    half_lives.plot_half_lives(checkpoint, tmp_path / "a.png")
+    values = [compute_half_lives.half_lives(arrays, checkpoint.config) for arrays in
+              (checkpoint.parameters, initial_parameters(checkpoint.config, checkpoint.state["seed"]))]  # fmt: skip
+    low, high = figures[0].axes[0].get_ylim()
+    assert low <= np.nanmin(values) and max(np.nanmax(values), 1.5 * checkpoint.config.max_seq_len) <= high

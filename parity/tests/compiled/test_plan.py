@@ -14,7 +14,7 @@ from parity.proof import adapters
 from parity.suite.compiled.tpu import budget, steps
 from parity.suite.compiled.triton.budget import to_text
 from spec.presets import PRESETS, RECIPES
-from tools.plan import compile_step, topology
+from tools.plan import command, compile_step, topology
 from tools.plan.batch import BatchSearch, largest_batch
 from tools.plan.compile_step import CompiledStep, DoesNotFit, StepSpec
 from tools.xla.count import Collective, Cost, ProgramCost
@@ -148,6 +148,19 @@ def test_the_largest_batch_is_where_memory_is_full(rows):
     found = largest_batch(BatchSearch(step_spec(training=training), 16, compile), bisect=False)
     assert found["batch_size"] == 16 * 16 and found["tokens_per_chip"] == 16 * 8192
     assert len(compile.compiled) == len(set(compile.compiled)) <= 5
+
+
+@pytest.mark.parametrize(
+    "asked, told", [("skip", "too much"), ("estimate", "too much; --batch-size 256 fits, or try --remat")]
+)
+def test_what_does_not_fit_is_told_with_what_does(asked, told, monkeypatch):
+    """Unless it is not to be looked for: nothing more is compiled then."""
+    compile = Linear()
+    monkeypatch.setattr(command, "compiled_step", compile)
+    spec = step_spec(training=replace(step_spec().training, batch_size=16 * 40))
+    with pytest.raises(DoesNotFit, match=told) as raised:
+        command.Plan(largest_batch=asked)._result(spec, lambda text: None)
+    assert asked != "skip" or (str(raised.value) == told and compile.compiled == [40])
 
 
 def test_chips_that_share_a_sequence_have_a_part_of_its_tokens():

@@ -1,5 +1,6 @@
 """Two texts in place of one divided, and a training part that ends where it has enough: validation never changes."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +144,22 @@ def test_files_that_cannot_be_validation_text(out: Path, tmp_path: Path):
         same(text)
         refused(out, r"link\.txt is in --text and in --val-text; a model", text=(text,), val_text=(link,))
         link.unlink()
+
+
+def test_the_time_left_is_of_what_will_be_read(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With --max-tokens that is all of the validation text, and of the other as much as makes so many tokens."""
+    expected: list[float] = []
+
+    class Shown:
+        def expect(self, total: float) -> None:
+            expected.append(total)
+
+        def advance(self, amount: float) -> None: ...
+
+    monkeypatch.setattr(module, "progress", lambda *_: nullcontext(Shown()))
+    monkeypatch.setattr(module, "_BATCH_CHARACTERS", 1000)
+    (tmp_path / "train.txt").write_text(f"{'a' * 99}{END_OF_TEXT}" * 1000)
+    (tmp_path / "val.txt").write_text("b" * 500)
+    prepare(text=(tmp_path / "train.txt",), val_text=(tmp_path / "val.txt",), out=out, max_tokens=5000)
+    # A document of 99 bytes is 100 tokens.
+    assert expected and expected[-1] == pytest.approx(500 + 4950, rel=0.01)

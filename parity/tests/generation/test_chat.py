@@ -156,6 +156,13 @@ def test_a_line_is_appended_as_it_is(dialogue, monkeypatch, capsys, way):
     assert bytes(given) == wanted
 
 
+def test_an_empty_line_before_any_text_asks_for_one(dialogue, monkeypatch, capsys):
+    lines = iter(["", "a"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines) if lines.__length_hint__() else fail(EOFError))
+    chat._at_terminal(dialogue)
+    assert "type its beginning" in capsys.readouterr().err and not dialogue.session.is_empty
+
+
 def fail(error: type[Exception]) -> str:
     raise error
 
