@@ -125,6 +125,7 @@ def test_other_tokens_are_refused(run, tmp_path, refused, capsys, tokenizer):
     main(["prepare", "--text", str(text), "--tokenizer", tokenizer, "--out", str(data)])
     capsys.readouterr()
     assert "have different tokenizers" in refused("plot", str(run), "--what", "half-lives", "--data", str(data))
+    assert "have different tokenizers" in refused("evaluate", "--checkpoint", str(run), "--data", str(data))
 
 
 def drawn(monkeypatch, module):

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -158,3 +160,13 @@ def test_only_matrices_decay():
     assert decayed_paths(config) == {row.path for row in table if len(row.shape) == 2}
     assert num_parameters(config) == sum(math.prod(row.shape) for row in table)
     assert len({row.path for row in table}) == len(table) == 2 + 7 * config.n_layers
+
+
+def test_presets_stay_what_they_were_when_they_were_published():
+    """A run that names one is the run that others have had; what a later version adds stands beside."""
+    published = json.loads((Path(__file__).parent / "published" / "presets.json").read_text())
+    assert published.keys() <= {*PRESETS}
+    for name, parts in published.items():
+        found = json.loads(json.dumps({"model": config_to_json(PRESETS[name]), "training": asdict(RECIPES[name])}))
+        for part, values in parts.items():
+            assert values == {key: found[part][key] for key in values}, (name, part)
