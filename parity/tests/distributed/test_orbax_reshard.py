@@ -193,7 +193,7 @@ def test_a_killed_writer_leaves_whole_checkpoints(tmp_path):
     process.kill()
     process.wait()
     process.stdout.close()
-    left = tmp_path / "checkpoints" / f"{TEMPORARY_PREFIX}x" / "orbax.orbax-checkpoint-tmp" / "d"
+    left = tmp_path / "checkpoints" / f"{TEMPORARY_PREFIX}step_00000099.0123abcd" / "orbax.orbax-checkpoint-tmp" / "d"
     left.mkdir(parents=True)
     (left / "part").write_bytes(b"x")
     with RunDir(tmp_path).locked():
