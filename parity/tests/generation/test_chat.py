@@ -157,8 +157,8 @@ def test_a_line_is_appended_as_it_is(dialogue, monkeypatch, capsys, way):
 
 
 def test_an_empty_line_before_any_text_asks_for_one(dialogue, monkeypatch, capsys):
-    lines = iter(["", "a"])
-    monkeypatch.setattr("builtins.input", lambda _: next(lines) if lines.__length_hint__() else fail(EOFError))
+    lines = ["", "a"]
+    monkeypatch.setattr("builtins.input", lambda _: lines.pop(0) if lines else fail(EOFError))
     chat._at_terminal(dialogue)
     assert "type its beginning" in capsys.readouterr().err and not dialogue.session.is_empty
 
