@@ -14,10 +14,9 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from spec.checkpoint.files import read_utf8
-from tools.cli.errors import first_line
 from tools.tokenizer.gpt2 import END_OF_TEXT, byte_backend, byte_level, gpt2_backend
 from tools.tokenizer.streaming import StreamDecoder
-from tools.tokenizer.tokenizer import Tokenizer
+from tools.tokenizer.tokenizer import Tokenizer, library_message
 
 _OTHER_END_OF_TEXT = ("<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 _BYTE_VOCABULARY = 257
@@ -60,8 +59,9 @@ def parse_tokenizer(content: str, name: str = "tokenizer.json") -> Tokenizer:
     _require_known_merges(content, name)
     try:
         backend = tokenizers.Tokenizer.from_str(content)
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{name}: not a tokenizer.json of the tokenizers library ({first_line(error)})") from error
+    except BaseException as error:  # `library_message` raises again what is not of the library
+        message = library_message(error)
+        raise ValueError(f"{name}: not a tokenizer.json of the tokenizers library ({message})") from error
     _require_own_ids(backend, name)
     backend.no_truncation()
     backend.no_padding()

@@ -150,8 +150,8 @@ class Tokenizer:
         encoder = self._continuing_encoder if continues else self._encoder
         try:
             encodings = encoder.encode_batch_fast(texts, add_special_tokens=False)
-        except BaseException as error:  # a panic of the library is no Exception; `_message` raises all else again
-            message = _message(error)
+        except BaseException as error:  # `library_message` raises again what is not of the library
+            message = library_message(error)
             for text in texts:
                 text.encode()  # a lone surrogate is told as such
             raise ValueError(f"the tokenizer cannot encode this text: {reason(message)}; {remedy}") from error
@@ -221,8 +221,8 @@ class Tokenizer:
         decoder = self.backend.decoder
         try:
             return " ".join(strings) if decoder is None else decoder.decode(strings)
-        except BaseException as error:  # a panic of the library is no Exception; `_message` raises all else again
-            raise ValueError(f"the tokenizer cannot decode these ids: {_message(error)}") from error
+        except BaseException as error:  # `library_message` raises again what is not of the library
+            raise ValueError(f"the tokenizer cannot decode these ids: {library_message(error)}") from error
 
     def stream_decoder(self, context: Sequence[int] = ()) -> StreamDecoder:
         """A decoder that takes one id at a time.
@@ -260,7 +260,7 @@ def _unpickled(content: str, end_of_text_id: int) -> Tokenizer:
     return Tokenizer(tokenizers.Tokenizer.from_str(content), end_of_text_id)
 
 
-def _message(error: BaseException) -> str:
+def library_message(error: BaseException) -> str:
     """What the library says: it raises nothing narrower than Exception, and a panic of its Rust code is none."""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error

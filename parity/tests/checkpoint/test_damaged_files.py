@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from parity.suite.robustness import damaged_files
 from parity.suite.robustness.damaged_files import READ, REFUSED, Cases, DamagedFiles, Kind
 from parity.suite.support.fixtures import ROOT
+from tools import tokenizer as tokenizer_module
 from tools.tokenizer import build_tokenizer, load_tokenizer
 
 LIGHT = ("neutral", "data", "run", "tokenizer", "gpt2", "jsonl", "text", "state", "bench")
@@ -58,6 +60,20 @@ def test_a_merge_that_leads_nowhere_is_refused_before_the_library_panics(tmp_pat
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"tokenizer\.json: no token is what its merge of 'a.*' and '[bc]' leads to"):
         load_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_a_panic_of_the_library_is_a_refusal_and_ctrl_c_is_none(monkeypatch: pytest.MonkeyPatch):
+    panic = type("PanicException", (BaseException,), {})
+    for raised, told in ((panic("range end index 8\nmore"), ValueError), (KeyboardInterrupt(), KeyboardInterrupt)):
+
+        def fail(content: str, raised: BaseException = raised) -> None:
+            raise raised
+
+        monkeypatch.setattr(tokenizer_module.tokenizers, "Tokenizer", SimpleNamespace(from_str=fail))
+        with pytest.raises(told) as found:
+            tokenizer_module.parse_tokenizer("{}", "a.json")
+        assert told is KeyboardInterrupt or str(found.value).startswith("a.json: not a tokenizer.json of the tok")
+        assert "\n" not in str(found.value)
 
 
 def _lines(path: Path) -> None:
