@@ -41,8 +41,13 @@ def require_outside_checkpoints(place: Path, flag: str) -> None:
     """Raises ValueError for a directory of a checkpoint, or one in it: with anything more it could not be read."""
     there = Path(os.path.realpath(place))
     for path in (there, *there.parents):
-        if all((path / name).is_file() for name in ("SHA256SUMS", "config.json")):
+        if (path / "config.json").is_file() and _lists(path / "SHA256SUMS", "config.json"):
             raise ValueError(f"{flag} would lie in the checkpoint {path}, which is no longer read then; name another")
+
+
+def _lists(sums: Path, name: str) -> bool:
+    """Whether a file of sha256sum names this one."""
+    return sums.is_file() and any(line.endswith(f"  {name}") for line in sums.read_text(errors="replace").splitlines())
 
 
 def require_new_or_file(path: Path | None, flag: str, inputs: Iterable[Path] = ()) -> None:

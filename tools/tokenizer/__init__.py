@@ -79,7 +79,9 @@ def _require_known_merges(content: str, name: str) -> None:
     try:
         model = json.loads(content)["model"]
         vocabulary, prefix = model["vocab"], model.get("continuing_subword_prefix") or ""
-        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        # The first line of a merges.txt is passed over there, too.
+        listed = [merge for merge in model["merges"] if not (isinstance(merge, str) and merge.startswith("#version"))]
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in listed]
         wrong = [
             (left, right)
             for left, right in merges

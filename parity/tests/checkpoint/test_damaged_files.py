@@ -62,6 +62,15 @@ def test_a_merge_that_leads_nowhere_is_refused_before_the_library_panics(tmp_pat
         load_tokenizer(tmp_path / "tokenizer.json")
 
 
+def test_merges_may_begin_as_their_file_does(tmp_path: Path):
+    content = json.loads(build_tokenizer("bpe:300", ["a b c"] * 9).to_json())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    plain = load_tokenizer(tmp_path / "tokenizer.json").encode("a b c").tolist()
+    content["model"]["merges"] = ["#version: 0.2", *map(" ".join, content["model"]["merges"])]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    assert load_tokenizer(tmp_path / "tokenizer.json").encode("a b c").tolist() == plain
+
+
 def test_a_panic_of_the_library_is_a_refusal_and_ctrl_c_is_none(monkeypatch: pytest.MonkeyPatch):
     panic = type("PanicException", (BaseException,), {})
     for raised, told in ((panic("range end index 8\nmore"), ValueError), (KeyboardInterrupt(), KeyboardInterrupt)):
