@@ -1,4 +1,4 @@
-"""The loop of generation: a prompt, and what a model says after it. Twin: jax_impl. Truth: spec/sampling.py."""
+"""The loop of generation: a prompt, and what a model says next. Twin: jax_impl. Truth: spec/sampling/__init__.py."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -135,7 +135,7 @@ class Dialogue:
         return f"going on after {self.session.position:,} tokens"
 
     def _set(self, name: str = "", value: str = "", *more: str) -> str:
-        known = {field.name: getattr(self.sampling, field.name) for field in fields(Sampling)}
+        known = {setting: getattr(self.sampling, setting) for setting in ("temperature", "top_k", "top_p", "seed")}
         known["max_tokens"] = self.max_tokens
         if name:
             name = name.replace("-", "_")

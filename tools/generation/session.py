@@ -5,31 +5,41 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import safetensors
+import safetensors.numpy
 
 from spec.checkpoint.files import new_file, require_file
 from spec.checkpoint.format import Checkpoint
 from spec.checkpoint.quantization import Weights, rounded
 from spec.checkpoint.tensors import pack
 from spec.mixers import state_shape
-from spec.sampling import Sampling, Step, check_tokens, generate
+from spec.sampling import Sampling, Step, StepInput, StepOutput, check_tokens, draw_tokens, logprobs, piece_starts
 from tools import convert
 from tools.cli import backends
 from tools.cli.destination import require_outside_checkpoints
-from tools.generation.stop_strings import StopStringFilter
+from tools.generation.request import FinishReason, Piece, SessionState, TokenLogprobs
+from tools.generation.stop_strings import HeldTokens, StopStringFilter
 from tools.tokenizer import Tokenizer, parse_tokenizer
 
 #: States, of the backend's own kind, the number of tokens they have absorbed, the last of these, and the tokens after.
 Snapshot = tuple[object, int, tuple[int, ...], list[int]]
 #: Absorbed tokens that are kept, for the text of those that follow depends on them.
 RECENT = 64
-#: Of these, in a file: with the one that is pending, a character of four bytes that the text ends in the middle of.
+#: Tokens of a prompt that are absorbed at a time: on a processor little more is gained by more of them, and texts that
+#: are written at the same time wait for no longer than this.
+PROMPT_PIECE = 64
+#: The same on a GPU or a TPU, which is idle half of the time with fewer; a model until measured.
+ACCELERATOR_PROMPT_PIECE = 1024
+#: Bytes of the file of a state, far more than any model's; what is larger is not read.
+LARGEST_STATE = 1 << 30
+#: Of these tokens, in a file: with the one that is pending, a character of four bytes that the text ends in the middle
+#: of.
 RECENT_SAVED = 3
 
 
@@ -42,12 +52,18 @@ class OpenModel:
         checkpoint: configuration and weights, without moments.
         tokenizer: the checkpoint's.
         step: (tokens [b, t], states or None) -> (logits of the last position [b, v], states).
+        score: the same with the logits of every position, [b, t, v]; None where no prompt is scored.
+        batch_invariant: whether what a step gives a row does not depend, to the bit, on the rows beside it.
+        prompt_piece: tokens of a prompt that are absorbed at a time; None is as many as `spec.sampling.generate` takes.
     """
 
     backend: backends.Backend
     checkpoint: Checkpoint
     tokenizer: Tokenizer
     step: Step
+    score: Step | None = None
+    batch_invariant: bool = False
+    prompt_piece: int | None = None
 
     @cached_property
     def identity(self) -> str:
@@ -59,7 +75,7 @@ class OpenModel:
 
     def session(self) -> Session:
         """A new text."""
-        return Session(self.step, self.tokenizer)
+        return Session(self.step, self.tokenizer, self.prompt_piece)
 
 
 def open_model(path: Path, backend: backends.Backend | None = None, weights: Weights = "float32") -> OpenModel:
@@ -83,13 +99,29 @@ def open_model(path: Path, backend: backends.Backend | None = None, weights: Wei
     if backend == "torch":  # JAX places arrays itself
         model.to(backends.load(backend, "ops.devices").default_device())
     backends.load(backend, "checkpoint.native").load_parameters(model, checkpoint.parameters)
-    step, lock = backends.load(backend, "ops.decode").make_step(model, weights=weights), threading.Lock()
+    decode, lock = backends.load(backend, "ops.decode"), threading.Lock()
+    method = decode.choose_method(model, weights)
 
-    def locked_step(tokens_bt: np.ndarray, states: object) -> tuple[np.ndarray, object]:
-        with lock:  # a recorded graph has one set of buffers
-            return step(tokens_bt, states)
+    def locked(step: Step) -> Step:
+        def locked_step(tokens_bt: np.ndarray, states: object) -> StepOutput:
+            with lock:  # a recorded graph has one set of buffers
+                return step(tokens_bt, states)
 
-    return OpenModel(backend, checkpoint, parse_tokenizer(checkpoint.tokenizer), locked_step)
+        return locked_step
+
+    return OpenModel(
+        backend, checkpoint, parse_tokenizer(checkpoint.tokenizer),
+        locked(decode.make_step(model, weights=weights)), locked(decode.make_scorer(model)),
+        decode.is_batch_invariant(method), PROMPT_PIECE if _on_processor(backend) else ACCELERATOR_PROMPT_PIECE,
+    )  # fmt: skip
+
+
+def _on_processor(backend: backends.Backend) -> bool:
+    if backend == "torch":
+        return backends.load(backend, "ops.devices").default_device().type == "cpu"
+    import jax
+
+    return jax.default_backend() == "cpu"
 
 
 class Session:
@@ -98,10 +130,12 @@ class Session:
     Args:
         step: of a model.
         tokenizer: the model's.
+        prompt_piece: tokens of a prompt that are absorbed at a time, see `spec.sampling.piece_starts`; None is as
+            many as `spec.sampling.generate` takes.
     """
 
-    def __init__(self, step: Step, tokenizer: Tokenizer):
-        self._step, self.tokenizer = step, tokenizer
+    def __init__(self, step: Step, tokenizer: Tokenizer, prompt_piece: int | None = None):
+        self._step, self.tokenizer, self._prompt_piece = step, tokenizer, prompt_piece
         self.reset()
 
     def reset(self) -> None:
@@ -113,8 +147,8 @@ class Session:
         #: Tokens of the text that have not been absorbed yet.
         self.pending: list[int] = []
         self._previous = self._snapshot()
-        #: Whether the last turn met an end-of-text token.
-        self.ended = False
+        #: Whether the last turn met an end-of-text token, and how many tokens it drew.
+        self.ended, self.drawn = False, 0
 
     @property
     def is_empty(self) -> bool:
@@ -146,37 +180,87 @@ class Session:
         Raises:
             ValueError: there is no text to go on from.
         """
+        turn = self.turn(sampling, max_tokens, stop)
+        try:
+            event = next(turn)
+            while True:
+                if isinstance(event, StepInput):
+                    event = turn.send(self._step(*event))
+                else:
+                    yield event.text
+                    event = next(turn)
+        except StopIteration:
+            return
+        finally:
+            turn.close()
+
+    def turn(
+        self, sampling: Sampling, max_tokens: int, stop: Sequence[str] = (), alternatives: int | None = None
+    ) -> Generator[StepInput | Piece, StepOutput | None, FinishReason]:
+        """`write` as a coroutine, whose steps are taken by whoever runs it, alone or with those of other texts.
+
+        It yields StepInput and is sent what the step gives; it yields each Piece that may be shown; it returns why it
+        ended. Closing it, or an error in a step, leaves the text as it was shown.
+
+        Args:
+            sampling, max_tokens, stop: see `write`; with 0 tokens the prompt is absorbed, all but its last token.
+            alternatives: how likely each token was, and so many of the most likely ones; None leaves it out.
+
+        Raises:
+            ValueError: there is no text to go on from.
+        """
         if not self.pending:
             raise ValueError("there is nothing to go on from; give at least one character")
+        self._previous = self._snapshot()
         try:
-            yield from self._generate(sampling, max_tokens, stop)
+            return (yield from self._turn(sampling, max_tokens, stop, alternatives))
         finally:
             if not self.pending:  # no token was drawn after the last step, or none that belongs to the text
                 self._restore(self._previous)
 
-    def _generate(self, sampling: Sampling, max_tokens: int, stop: Sequence[str]) -> Iterator[str]:
+    def _turn(
+        self, sampling: Sampling, max_tokens: int, stop: Sequence[str], alternatives: int | None
+    ) -> Generator[StepInput | Piece, StepOutput | None, FinishReason]:
         # What the turn appends is the text of all tokens without that of those before: a decoder may drop the space of
         # the first one, and the last turn may have ended in the middle of a character.
         decoder = self.tokenizer.stream_decoder(self._context)
         visible = StopStringFilter(stop, self._snapshot())
-        self.ended = False
-        tokens = generate(self._absorb, np.asarray([self.pending]), sampling, self.states, self.position)
-        for _, tokens_b in zip(range(max_tokens), tokens, strict=False):
-            token = int(tokens_b[0])
+        scored = HeldTokens()
+        self.ended, self.drawn = False, 0
+        piece = self._prompt_piece
+        starts = None if piece is None else piece_starts(self.position, len(self.pending), piece)
+        loop = draw_tokens(np.asarray([self.pending]), sampling, self.states, self.position, starts=starts)
+        event, logits_bv = next(loop), np.empty((1, 0))
+        while self.drawn < max_tokens or len(self.pending) > 1:
+            if isinstance(event, StepInput):
+                output = yield event
+                assert output is not None
+                logits_bv = output[0]
+                self._absorbed(event.tokens_bt.shape[1], output[1])
+                event = loop.send(output)
+                continue
+            token, self.drawn = int(event[0]), self.drawn + 1
             if token == self.tokenizer.end_of_text_id:
                 self.ended = True
                 break
             self.pending = [token]
             piece = decoder.push(token)
+            if alternatives is not None:
+                scored.push(TokenLogprobs(token, *logprobs(logits_bv[0], token, alternatives)), piece)
             # A token may complete one character and begin another: going back must not leave the half of it.
-            yield visible.push(piece, None if decoder.is_unfinished else self._snapshot())
+            shown = visible.push(piece, None if decoder.is_unfinished else self._snapshot())
+            yield Piece(shown, scored.take(shown))
             if visible.stopped:
                 snapshot, text = visible.before_stop()
                 self._restore(snapshot)
                 self.pending = self.pending + self.tokenizer.encode_after(self._context, text)
-                return
+                return "stop"
+            if self.drawn < max_tokens:
+                event = next(loop)
         # Half of a character that the text ends with is never completed; one that a turn ends with may be.
-        yield visible.rest() + (decoder.flush() if self.ended else "")
+        rest = visible.rest() + (decoder.flush() if self.ended else "")
+        yield Piece(rest, scored.rest())
+        return "stop" if self.ended else "length"
 
     def save(self, path: Path, model: OpenModel) -> None:
         """Write the state and what belongs to it to a safetensors file, of one size whatever the length of the text.
@@ -191,19 +275,8 @@ class Session:
         require_outside_checkpoints(path.parent, str(path))
         if not path.parent.is_dir():
             raise ValueError(f"{path.parent} is no directory; make it first, or name another file")
-        states = (
-            np.zeros(state_shape(model.checkpoint.config, 1), np.float32)
-            if self.states is None
-            else as_array(self.states)
-        )
-        metadata = {
-            "weights": model.identity,
-            "position": str(self.position),
-            "recent": json.dumps(self._recent[-RECENT_SAVED:]),
-            "pending": json.dumps(self.pending),
-        }
         with new_file(path) as temporary:
-            temporary.write_bytes(pack({"states": states}, metadata))
+            temporary.write_bytes(pack_state(self.state(), model))
 
     def load(self, path: Path, model: OpenModel) -> None:
         """Go on from what `save` wrote, on either backend.
@@ -213,35 +286,33 @@ class Session:
         """
         require_file(path)
         try:
-            with safetensors.safe_open(path, "np") as file:
-                metadata, states = file.metadata() or {}, file.get_tensor("states")
-            position, pending = int(metadata["position"]), json.loads(metadata["pending"])
-            tokens = np.asarray(pending, np.int64)
-            recent = np.asarray(json.loads(metadata.get("recent", "[]")), np.int64)  # older files have none
-            others = metadata["weights"] != model.identity or states.shape != state_shape(model.checkpoint.config, 1)
-            if not others:
-                check_tokens(np.concatenate([recent, tokens]), model.checkpoint.config.vocab_size)
-            if states.dtype != np.float32 or not np.isfinite(states).all():
-                raise ValueError("its numbers are not float32, or not finite")
-            if tokens.ndim != 1 or tokens.size == 0 or position < 0:
-                raise ValueError("no text")
-        except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError, OverflowError) as error:
+            state = parse_state(_content(path), model)
+        except OtherWeightsError as error:
+            raise ValueError(f"{path} is {error}") from error
+        except ValueError as error:
             raise ValueError(
                 f"{path} is no state that /save wrote, or is damaged ({error}); name another file"
             ) from error
-        if others:
-            raise ValueError(
-                f"{path} is a state of other weights; load it with the checkpoint and the --weights it was saved with"
-            )
-        self._restore((states if position else None, position, tuple(recent.tolist()), tokens.tolist()))
+        self.go_on_from(state)
 
-    def _absorb(self, tokens_bt: np.ndarray, states: object) -> tuple[np.ndarray, object]:
+    def state(self) -> SessionState:
+        """All that is kept of the text."""
+        states = None if self.states is None else as_array(self.states)
+        return SessionState(states, self.position, self._recent, tuple(self.pending))
+
+    def go_on_from(self, state: SessionState) -> None:
+        """Go on from what `state` gave, of this model, on either backend."""
+        self._restore((state.states, state.position, state.recent, [*state.pending]))
+
+    def go_on_from_prefix(self, states: np.ndarray, tokens: Sequence[int]) -> None:
+        """Go on from the states [l, 1, n] after these tokens; more have to be pending before it can write."""
+        self._restore((states, len(tokens), tuple(tokens[-RECENT:]), []))
+
+    def _absorbed(self, count: int, states: object) -> None:
+        """The first tokens of those that were pending have been absorbed."""
         self._previous = self._snapshot()
-        logits_bv, states = self._step(tokens_bt, states)
-        count = tokens_bt.shape[1]
         self._recent = (*self._recent, *self.pending[:count][-RECENT:])[-RECENT:]
         self.states, self.position, self.pending = states, self.position + count, self.pending[count:]
-        return logits_bv, states
 
     def _snapshot(self) -> Snapshot:
         return self.states, self.position, self._recent, self.pending
@@ -251,8 +322,71 @@ class Session:
 
     @property
     def _context(self) -> list[int]:
-        """The last tokens of the text."""
-        return [*self._recent, *self.pending]
+        """The last tokens of the text: as many, however many of them have been absorbed."""
+        return [*self._recent, *self.pending][-RECENT:]
+
+
+class OtherWeightsError(ValueError):
+    """A state means nothing to other weights than those that made it."""
+
+
+def pack_state(state: SessionState, model: OpenModel) -> bytes:
+    """A state as the content of a safetensors file, of one size whatever the length of the text.
+
+    Args:
+        state: with at least one pending token.
+        model: that made it.
+    """
+    zeros = np.zeros(state_shape(model.checkpoint.config, 1), np.float32)
+    metadata = {
+        "weights": model.identity,
+        "position": str(state.position),
+        "recent": json.dumps(state.recent[-RECENT_SAVED:]),
+        "pending": json.dumps(state.pending),
+    }
+    return pack({"states": zeros if state.states is None else state.states}, metadata)
+
+
+def parse_state(content: bytes, model: OpenModel) -> SessionState:
+    """The state that `pack_state` has made a file of, on either backend.
+
+    Raises:
+        OtherWeightsError: it belongs to another model, or to other rounding.
+        ValueError: it is no such file, or damaged; the message says how.
+    """
+    try:
+        metadata = _metadata(content)
+        states = safetensors.numpy.load(content)["states"]
+        position, pending = int(metadata["position"]), json.loads(metadata["pending"])
+        tokens = np.asarray(pending, np.int64)
+        recent = np.asarray(json.loads(metadata.get("recent", "[]")), np.int64)  # older files have none
+        others = metadata["weights"] != model.identity or states.shape != state_shape(model.checkpoint.config, 1)
+        if not others:
+            check_tokens(np.concatenate([recent, tokens]), model.checkpoint.config.vocab_size)
+        if states.dtype != np.float32 or not np.isfinite(states).all():
+            raise ValueError("its numbers are not float32, or not finite")
+        if tokens.ndim != 1 or tokens.size == 0 or position < 0:
+            raise ValueError("no text")
+    except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise ValueError(str(error)) from error
+    if others:
+        raise OtherWeightsError(
+            "a state of other weights; load it with the checkpoint and the --weights it was saved with"
+        )
+    return SessionState(states if position else None, position, tuple(recent.tolist()), tuple(tokens.tolist()))
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """What a safetensors file says of itself; source: the format's description, safetensors 0.5, README."""
+    size = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + size]).get("__metadata__") or {}
+
+
+def _content(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > LARGEST_STATE:
+        raise ValueError(f"it has {size:,} bytes")
+    return path.read_bytes()
 
 
 def as_array(states: object) -> np.ndarray:

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
+from tools.generation.request import TokenLogprobs
+
 Snapshot = TypeVar("Snapshot")
 
 
@@ -52,3 +54,29 @@ class StopStringFilter(Generic[Snapshot]):
     def before_stop(self) -> tuple[Snapshot, str]:
         """The last snapshot before the stop string, and the text between the two."""
         return self._snapshots[0][1], self._text[: self._seen]
+
+
+class HeldTokens:
+    """Tokens that are told of once their text is shown."""
+
+    def __init__(self) -> None:
+        # Each with the length of the text through it; how much of the text has been shown.
+        self._held: deque[tuple[int, TokenLogprobs]] = deque()
+        self._length = self._shown = 0
+
+    def push(self, token: TokenLogprobs, piece: str) -> None:
+        """A token, and the text that it completes."""
+        self._length += len(piece)
+        self._held.append((self._length, token))
+
+    def take(self, shown: str) -> tuple[TokenLogprobs, ...]:
+        """So much more is shown: the tokens that end in it."""
+        self._shown += len(shown)
+        taken = []
+        while self._held and self._held[0][0] <= self._shown:
+            taken.append(self._held.popleft()[1])
+        return tuple(taken)
+
+    def rest(self) -> tuple[TokenLogprobs, ...]:
+        """All that were held back."""
+        return tuple(token for _, token in self._held)

@@ -1,4 +1,4 @@
-"""A language model as a step of generation. Twin: torch_impl. Truth: spec/sampling.py.
+"""A language model as a step of generation. Twin: torch_impl. Truth: spec/sampling/__init__.py.
 
     jit   one compiled program for a token and one for each power of two of a prompt (jit.py), everywhere
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jax_impl.ops.decode.jit import jit_step
+from jax_impl.ops.decode.jit import jit_scorer, jit_step
 from jax_impl.protocols import LanguageModel
 from spec.checkpoint.quantization import WEIGHTS
 from spec.config import require_known
@@ -41,3 +41,17 @@ def make_step(model: LanguageModel, method: str = "auto", weights: str = "float3
     method = choose_method(model, weights) if method == "auto" else method
     require_known("decode method", method, METHODS)
     return METHODS[method](model)
+
+
+def make_scorer(model: LanguageModel) -> Step:
+    """As `make_step`, with the logits of every position, [b, t, v]: how likely each token of a text was."""
+    return jit_scorer(model)
+
+
+def is_batch_invariant(method: str) -> bool:
+    """Whether a token's logits and state do not depend, to the bit, on the rows that are decoded beside its own.
+
+    Matrix products of libraries are not: another number of rows is summed in another order.
+    Source: He 2025, "Defeating Nondeterminism in LLM Inference", for the term.
+    """
+    return False

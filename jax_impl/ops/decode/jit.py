@@ -5,6 +5,7 @@ Truth: spec/reference/model.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,22 @@ from spec.sampling import Step, check_tokens
 
 def jit_step(model: LanguageModel) -> Step:
     """One compiled program for a token and one for each power of two of a prompt; the parameters are this moment's."""
+    return _outside(model, _advance)
+
+
+def jit_scorer(model: LanguageModel) -> Step:
+    """The same with the logits of every position, [b, t, v]."""
+    scored = _outside(model, _advance_with_all_logits)
+
+    def score(tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
+        logits_btv, states = scored(tokens_bt, states)
+        return logits_btv[:, -tokens_bt.shape[1] :], states  # those of the padding came before
+
+    return score
+
+
+def _outside(model: LanguageModel, inside: Callable[..., tuple[jax.Array, jax.Array]]) -> Step:
+    """NumPy outside, a compiled program inside."""
     graph, parameters = nnx.split(model, nnx.Param)
     c = model.config
 
@@ -29,8 +46,8 @@ def jit_step(model: LanguageModel) -> Step:
         check_tokens(tokens_bt, c.vocab_size)
         if states is None:
             states = jnp.zeros(state_shape(c, len(tokens_bt)), accumulate_dtype(model.compute_dtype))
-        logits_bv, states = _advance(graph, parameters, *_to_power_of_two(tokens_bt), jnp.asarray(states))
-        return np.asarray(logits_bv, np.float32), states
+        logits, states = inside(graph, parameters, *_to_power_of_two(tokens_bt), jnp.asarray(states))
+        return np.asarray(logits, np.float32), states
 
     return step
 
@@ -52,3 +69,10 @@ def _advance(graph, parameters, tokens_bt, padding_bt, states):
     model = nnx.merge(graph, parameters)
     hidden_btd, states = model.hidden(tokens_bt, states, padding=padding_bt)
     return lm_head(hidden_btd[:, -1], model.embedding.weight[...], COMPUTE[model.compute_dtype]), states
+
+
+@partial(jax.jit, static_argnums=0)
+def _advance_with_all_logits(graph, parameters, tokens_bt, padding_bt, states):
+    model = nnx.merge(graph, parameters)
+    hidden_btd, states = model.hidden(tokens_bt, states, padding=padding_bt)
+    return lm_head(hidden_btd, model.embedding.weight[...], COMPUTE[model.compute_dtype]), states

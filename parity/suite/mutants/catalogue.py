@@ -27,6 +27,7 @@ SUBJECTS = (
     "liquid_ssm",
     "mixers",
     "sessions",
+    "engine",
     "plain_text",
     "user_facing",
     "files",

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from parity.proof import adapters
 from parity.proof.problems.cases import CONFIG, perturbed_parameters
 from spec.data import document_resets
-from spec.sampling import Sampling, check_tokens, complete, generate, sample, uniforms
+from spec.sampling import (
+    Sampling,
+    adjusted,
+    check_tokens,
+    complete,
+    generate,
+    logprobs,
+    piece_starts,
+    reference,
+    sample,
+    uniforms,
+)
 
 PROMPT = np.array([[1, 2, 3], [4, 5, 6]])
 
@@ -87,6 +98,100 @@ def test_filters_of_longer_rows_at_other_temperatures(logits, temperature, top_k
     expected = np.array(probabilities(logits, temperature, top_k, top_p))
     assert np.abs(counts - 1001 * expected).max() <= 1.0 + 1e-6
     assert not counts[expected == 0.0].any()
+
+
+#: Every filter alone and with others, at three temperatures.
+MODES = [
+    {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    for temperature in (0.8, 1.0, 3.0)
+    for top_k, top_p, min_p in ((0, 1.0, 0.0), (0, 0.95, 0.0), (50, 1.0, 0.0), (2000, 0.5, 0.0), (0, 0.9, 0.05))
+]
+
+
+@pytest.mark.parametrize("v", [5, 257, 1025, 5000])
+def test_selecting_draws_what_sorting_does(v):
+    """10,000 draws: peaked and flat logits, and such with ties; rows alone and together."""
+    rng, draws = np.random.default_rng(v), 0
+    for mode, scale in itertools.product(MODES, (0.01, 1.0, 8.0)):
+        for rows in (1, 6):
+            sampling = Sampling(**mode)
+            logits = (scale * rng.standard_normal((rows, v))).astype(np.float32)
+            logits = np.round(logits, 1) if rng.random() < 0.3 else logits
+            for uniforms_b in rng.random((9, rows)):
+                drawn = sample(logits, sampling, uniforms_b)
+                np.testing.assert_array_equal(drawn, reference.sample(logits, sampling, uniforms_b))
+                draws += rows
+    assert draws >= 2500
+
+
+@pytest.mark.parametrize("v", [1, 3, 4096])
+def test_of_equal_tokens_the_first_are_kept(v):
+    """Whatever of them is needed: the border lies within them in any order that they are looked at."""
+    logits, grid = np.zeros((1, v), np.float32), np.linspace(0.0, 1.0, 65, endpoint=False)
+    for count in {1, v // 2 or 1, v - 1 or 1}:
+        for sampling in (Sampling(top_k=count), Sampling(top_p=(count - 0.5) / v)):
+            drawn = [int(sample(logits, sampling, np.array([u]))[0]) for u in grid]
+            assert drawn == [int(u * count) for u in grid]
+
+
+def test_min_p_keeps_what_is_likely_enough():
+    logits = np.log(np.array([[0.1, 0.4, 0.2, 0.3]], np.float32))
+    for least, left in ((0.0, [0, 1, 2, 3]), (0.26, [1, 2, 3]), (0.51, [1, 3]), (1.0, [1])):
+        counts = drawn_counts(logits, Sampling(min_p=least), 400)[0]
+        assert np.flatnonzero(counts).tolist() == left
+    # Of what top-k has left, and at a temperature: 0.3 / 0.4 becomes its square.
+    counts = drawn_counts(logits, Sampling(temperature=0.5, top_k=3, min_p=0.57), 400)[0]
+    assert np.flatnonzero(counts).tolist() == [1]
+    counts = drawn_counts(logits, Sampling(temperature=0.5, top_k=3, min_p=0.56), 400)[0]
+    assert np.flatnonzero(counts).tolist() == [1, 3]
+
+
+def test_biases_and_penalties_are_of_the_logits():
+    logits = np.array([0.5, -1.0, 2.0, 0.0], np.float32)
+    sampling = Sampling(presence_penalty=0.5, frequency_penalty=-0.25, logit_bias=((0, 100.0), (3, -7.5)))
+    expected = [100.5, -1.0 - 0.5 + 3 * 0.25, 2.0, -7.5 - 0.5 + 0.25]
+    np.testing.assert_array_equal(adjusted(logits, sampling, {1: 3, 3: 1}), expected)
+    np.testing.assert_array_equal(adjusted(logits, Sampling(logit_bias=((2, 1.0),)), {2: 9}), [0.5, -1.0, 3.0, 0.0])
+    assert adjusted(logits, Sampling(), {1: 3}) is logits
+    np.testing.assert_array_equal(logits, np.array([0.5, -1.0, 2.0, 0.0], np.float32))
+    with pytest.raises(ValueError, match="names token 4; the vocabulary has 4"):
+        adjusted(logits, Sampling(logit_bias=((4, 1.0),)), {})
+
+
+def test_penalties_count_what_was_drawn():
+    """Of a model that always says the same: each row its own count, the prompt's tokens not among them."""
+
+    def step(tokens_bt, states):
+        return np.array([[3.0, 2.0, 1.0], [1.0, 2.0, 0.0]]), None
+
+    greedy = Sampling(temperature=0.0, frequency_penalty=0.75)
+    text = complete(step, np.array([[0, 0], [1, 1]]), 8, greedy)
+    assert text[:, 2:].tolist() == [[0, 0, 1, 0, 1, 2], [1, 1, 0, 1, 0, 2]]
+    once = complete(step, np.array([[0], [0]]), 6, Sampling(temperature=0.0, presence_penalty=1.5))
+    assert once[:, 1:].tolist() == [[0, 1, 0, 0, 0], [1, 0, 1, 1, 1]]
+
+
+def test_logprobs_are_the_log_softmax():
+    logits = np.array([1.0, -2.0, 3.0, 1.0, -300.0], np.float32)
+    total = math.log(sum(math.exp(x) for x in logits.tolist()))
+    for token, count in itertools.product(range(5), (0, 1, 3, 9)):
+        own, likely = logprobs(logits, token, count)
+        assert own == pytest.approx(float(logits[token]) - total, abs=1e-14)
+        assert [index for index, _ in likely] == [2, 0, 3, 1, 4][:count]
+        assert [value for _, value in likely] == [logprobs(logits, index, 0)[0] for index, _ in likely]
+
+
+def test_pieces_of_a_prompt_depend_on_where_it_lies():
+    assert piece_starts(0, 1, 4) == [0]
+    assert piece_starts(0, 4, 4) == [0, 3]
+    assert piece_starts(0, 5, 4) == [0, 4]
+    assert piece_starts(0, 10, 4) == [0, 4, 8, 9]
+    assert piece_starts(3, 10, 4) == [0, 1, 5, 9]
+    assert piece_starts(4, 6, 4) == [0, 4, 5]
+    for length, known in itertools.product(range(2, 40), range(1, 39)):
+        whole = piece_starts(0, length, 4)
+        if known in whole:  # read from there on, the pieces are the same
+            assert [known + start for start in piece_starts(known, length - known, 4)] == whole[whole.index(known) :]
 
 
 def test_frequencies_follow_probabilities():

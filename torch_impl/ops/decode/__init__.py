@@ -1,4 +1,4 @@
-"""A language model as a step of generation. Twin: jax_impl. Truth: spec/sampling.py.
+"""A language model as a step of generation. Twin: jax_impl. Truth: spec/sampling/__init__.py.
 
     graph                               one token a row replayed from a CUDA graph (graph.py): GPUs
     numba, numba_bfloat16, numba_int8   one token a row compiled as one, weights stored so (numba.py): float32 on a
@@ -20,7 +20,7 @@ from spec.checkpoint.quantization import WEIGHTS
 from spec.config import require_known
 from spec.sampling import Step
 from torch_impl.mixers import capabilities
-from torch_impl.ops.decode.eager import eager_step
+from torch_impl.ops.decode.eager import eager_scorer, eager_step
 from torch_impl.ops.decode.graph import graph_step
 from torch_impl.protocols import LanguageModel
 
@@ -65,3 +65,17 @@ def make_step(model: LanguageModel, method: str = "auto", weights: str = "float3
     method = choose_method(model, weights) if method == "auto" else method
     require_known("decode method", method, METHODS)
     return METHODS[method](model)
+
+
+def make_scorer(model: LanguageModel) -> Step:
+    """As `make_step`, with the logits of every position, [b, t, v]: how likely each token of a text was."""
+    return eager_scorer(model)
+
+
+def is_batch_invariant(method: str) -> bool:
+    """Whether a token's logits and state do not depend, to the bit, on the rows that are decoded beside its own.
+
+    Matrix products of libraries are not: another number of rows is summed in another order.
+    Source: He 2025, "Defeating Nondeterminism in LLM Inference", for the term.
+    """
+    return method in _NUMBA.values()

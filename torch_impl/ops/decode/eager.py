@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,16 @@ from torch_impl.protocols import LanguageModel
 
 def eager_step(model: LanguageModel) -> Step:
     """Each operation on its own, for any number of tokens a row."""
+    return _outside(model, advance)
+
+
+def eager_scorer(model: LanguageModel) -> Step:
+    """The same with the logits of every position, [b, t, v]."""
+    return _outside(model, _advance_with_all_logits)
+
+
+def _outside(model: LanguageModel, inside: Callable[..., tuple[Tensor, Tensor]]) -> Step:
+    """NumPy outside, tensors where the model is inside."""
 
     @torch.inference_mode()
     def step(tokens_bt: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
@@ -23,8 +34,8 @@ def eager_step(model: LanguageModel) -> Step:
         device = model.embedding.weight.device
         if isinstance(states, np.ndarray):
             states = torch.as_tensor(states, device=device)
-        logits_bv, states = advance(model, torch.as_tensor(tokens_bt, dtype=torch.long, device=device), states)
-        return logits_bv.float().cpu().numpy(), states
+        logits, states = inside(model, torch.as_tensor(tokens_bt, dtype=torch.long, device=device), states)
+        return logits.float().cpu().numpy(), states
 
     return step
 
@@ -33,3 +44,10 @@ def advance(model: LanguageModel, tokens_bt: Tensor, states_lbd: Tensor | None) 
     """Logits of the last position [b, v], and the states after it."""
     hidden_btd, states_lbd = model.hidden(tokens_bt, states_lbd)
     return lm_head(hidden_btd[:, -1], model.embedding.weight, COMPUTE[model.compute_dtype]), states_lbd
+
+
+def _advance_with_all_logits(
+    model: LanguageModel, tokens_bt: Tensor, states_lbd: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    hidden_btd, states_lbd = model.hidden(tokens_bt, states_lbd)
+    return lm_head(hidden_btd, model.embedding.weight, COMPUTE[model.compute_dtype]), states_lbd
