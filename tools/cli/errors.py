@@ -35,6 +35,7 @@ _REMEDIES = {
 _EXTRAS = {"torch": "torch", "triton": "triton", "libtpu": "tpu", "hypothesis": "parity"}
 _EXTRAS |= {"numba": "cpu", "transformers": "bench"}
 _EXTRAS |= dict.fromkeys(("gradio", "pandas", "PIL"), "ui")
+_EXTRAS |= dict.fromkeys(("fastapi", "starlette", "pydantic", "uvicorn", "jinja2", "prometheus_client"), "serve")
 _EXTRAS |= dict.fromkeys(("jax", "jaxlib", "flax", "optax", "orbax", "msgpack"), "jax")
 _TYPES = {"INT": "a whole number", "FLOAT": "a number"}
 

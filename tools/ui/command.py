@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from spec.checkpoint.quantization import Weights
 from tools.cli import backends
+from tools.cli.listening import address, is_loopback, listen
 from tools.ui.controller import Controller
 from tools.ui.models import Catalogue
 
@@ -45,8 +44,8 @@ class Ui:
     """Tokens that one click may ask for."""
 
     def run(self) -> None:
-        with serve(self) as (address, controller):
-            print(f"LiquidNet is at {address} (Ctrl-C ends it)", flush=True)
+        with serve(self) as (place, controller):
+            print(f"LiquidNet is at {place} (Ctrl-C ends it)", flush=True)
             wait()
         if controller.is_busy():
             # A thread inside a compiler cannot be asked to stop, and Python's end would tear it down with a crash.
@@ -92,8 +91,7 @@ def serve(options: Ui) -> Iterator[tuple[str, Controller]]:
         print(f"liquidnet: WARNING: {warning}", file=sys.stderr, flush=True)
     _launch(page, options.host, options.port)
     try:
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        yield f"http://{host}:{options.port}", controller
+        yield address(options.host, options.port), controller
     finally:
         controller.stop_all()
         # An open page would be waited for; what uvicorn says of cutting it off helps nobody.
@@ -129,20 +127,5 @@ def _launch(page: gr.Blocks, host: str, port: int) -> None:
     )  # fmt: skip
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _check_place(host: str, port: int) -> None:
-    if not 1 <= port < 2**16:
-        raise ValueError(f"--port must be in [1, 65535], got {port}")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        why = str(error.strerror or error).split(" (while")[0]
-        raise ValueError(f"cannot listen on {host}:{port} ({why}); name another --port or --host") from error
+    listen(host, port).close()

@@ -1,0 +1,1 @@
+"""`liquidnet serve`."""
