@@ -103,7 +103,7 @@ def separate_invalid_bytes(tokens: Sequence[str]) -> list[str]:
     """
     if not any(token.startswith("<0x") for token in tokens):
         return [*tokens]
-    values = [int(match[1], 16) if (match := _BYTE.fullmatch(token)) else None for token in tokens]
+    values = [byte_value(token) for token in tokens]
     separated: list[str] = []
     at, valid = 0, True
     while at < len(tokens):
@@ -130,6 +130,12 @@ def _character_size(values: Sequence[int | None]) -> int:
             continue
         return size
     return 0
+
+
+def byte_value(token: str) -> int | None:
+    """The byte that a token like <0xE2> stands for."""
+    match = _BYTE.fullmatch(token)
+    return int(match[1], 16) if match else None
 
 
 def unfinished_character(content: bytes) -> int:

@@ -16,6 +16,7 @@ from tools.tokenizer.streaming import (
     ByteStream,
     StreamDecoder,
     WindowStream,
+    byte_value,
     separate_invalid_bytes,
     unfinished_byte_tokens,
     unfinished_character,
@@ -223,6 +224,22 @@ class Tokenizer:
             return " ".join(strings) if decoder is None else decoder.decode(strings)
         except BaseException as error:  # `library_message` raises again what is not of the library
             raise ValueError(f"the tokenizer cannot decode these ids: {library_message(error)}") from error
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes by which an id makes a text grow; of a special token, those of its name.
+
+        Raises:
+            ValueError: it lies outside the vocabulary.
+        """
+        name = self._string(self._checked(token)) or ""
+        if token in self.special_ids:
+            return name.encode()
+        if "ByteLevel" in self._facts.decoders:
+            return self._bytes[token]
+        if "ByteFallback" in self._facts.decoders and (value := byte_value(name)) is not None:
+            return bytes([value])
+        # After another one: a decoder may drop the space before the first.
+        return self.decode([token, token])[len(self.decode([token])) :].encode()
 
     def stream_decoder(self, context: Sequence[int] = ()) -> StreamDecoder:
         """A decoder that takes one id at a time.
