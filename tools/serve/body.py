@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import NoReturn, TypeVar
 
 from pydantic import ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from tools.serve.errors import ApiError, ClientLeft, bad_request
 from tools.serve.schema import Body
@@ -54,44 +55,43 @@ async def read_body(request: Request, limit: int, seconds: float) -> bytes:
         ApiError: 413 where there are more than `limit`, 408 where they have not come within `seconds`.
     """
     declared = request.headers.get("content-length", "")
-    content = bytearray()
+    content, more = bytearray(), True
+    # Where a client asks first (Expect: 100-continue), it is answered before it has sent anything.
+    asks = request.headers.get("expect", "").lower() == "100-continue"
     try:
         async with asyncio.timeout(seconds):
-            # Where a client asks first (Expect: 100-continue), it is answered before it has sent anything.
-            if not (declared.isdecimal() and len(declared) < 20 and int(declared) > limit and _asks_first(request)):
-                async for chunk in request.stream():
-                    content += chunk
-                    if len(content) > limit:
-                        break
+            too_large = asks and declared.isdecimal() and int(declared[:20]) > limit
+            while more and not too_large:
+                part, more = await _next_part(request)
+                content += part
+                too_large = len(content) > limit
     except TimeoutError:
         message = f"the body has not come within {seconds:g} seconds"
         raise ApiError(408, message, code="request_timeout", headers={"Connection": "close"}) from None
-    except ClientDisconnect:
-        raise ClientLeft from None
-    if len(content) > limit or (declared.isdecimal() and int(declared[:20]) > limit):
-        await _discard(request, limit)
+    if too_large:
+        if more and not asks:
+            await _discard(request, limit)
         message = f"the body is larger than {limit} bytes"
         raise ApiError(413, message, code="request_too_large", headers={"Connection": "close"})
     return bytes(content)
 
 
-def _asks_first(request: Request) -> bool:
-    return request.headers.get("expect", "").lower() == "100-continue"
+async def _next_part(request: Request) -> tuple[bytes, bool]:
+    """A part of the body, and whether there are more."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientLeft
+    return message.get("body", b""), message.get("more_body", False)
 
 
 async def _discard(request: Request, limit: int) -> None:
-    if _asks_first(request):
-        return
-    dropped = 0
-    try:
+    """Drop what still comes, for a while: a connection that is closed on it would take the answer with it."""
+    dropped, more = 0, True
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DISCARD_SECONDS):
-            while dropped <= 4 * limit:
-                message = await request.receive()
-                dropped += len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
-    except TimeoutError:
-        return
+            while more and dropped <= 4 * limit:
+                part, more = await _next_part(request)
+                dropped += len(part)
 
 
 def parse(content: bytes, kind: type[B]) -> B:

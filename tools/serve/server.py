@@ -18,6 +18,8 @@ from tools.serve.errors import bad_request, dumped
 HEADER_SECONDS = 20.0
 #: That a connection is kept for the next request.
 KEEP_ALIVE_SECONDS = 30
+#: After which a client that takes nothing of what is sent to it is given up, where the system can tell.
+UNREAD_SECONDS = 60.0
 #: In which answers are sent that are finished when the server ends.
 LAST_SECONDS = 5
 
@@ -78,6 +80,8 @@ class HttpServer:
             app, http=_Protocol, ws="none", lifespan="off", log_config=None, access_log=False, proxy_headers=False,
             server_header=False, timeout_keep_alive=KEEP_ALIVE_SECONDS, timeout_graceful_shutdown=LAST_SECONDS,
         )  # fmt: skip
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections have it from the socket that listens
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_SECONDS * 1000))
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), name="http", daemon=True)
 
