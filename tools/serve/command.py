@@ -90,6 +90,7 @@ class Serve:
         key, template = self._key(), self._template()
         with closing(listen(self.host, self.port)) as listener:
             model = open_model(self.checkpoint, self.backend, self.weights)
+            _ = model.identity  # of all weights, so that the first request need not wait for it
             engine = Engine(model, self.slots, self.queue, self.cache_mib << 20)
             name = self.model_name or _run_name(self.checkpoint)
             pack, parse = partial(pack_state, model=model), partial(parse_state, model=model)
@@ -105,7 +106,7 @@ class Serve:
             serve_until_ended(service, server, self.grace)
 
     def _check(self) -> None:
-        at_least = {"slots": 1, "queue": 0, "cache_mib": 0, "max_prompt_tokens": 1, "max_tokens": 1, "max_states": 0}
+        at_least = {"slots": 1, "queue": 1, "cache_mib": 0, "max_prompt_tokens": 1, "max_tokens": 1, "max_states": 0}
         for name, least in {**at_least, "max_body_mib": 1}.items():
             require_integer(f"--{name.replace('_', '-')}", getattr(self, name), least)
         if not 0 < self.timeout < float("inf"):

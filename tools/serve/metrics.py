@@ -23,10 +23,10 @@ _GAUGES = {
 }
 _COUNTERS = {
     "prompt_tokens": "Tokens of prompts",
-    "cache_hit_tokens": "Tokens of prompts that the prefix cache had absorbed already",
+    "cached_tokens": "Tokens of prompts that the prefix cache had absorbed already",
     "completion_tokens": "Tokens that were written",
     "steps": "Steps of all slots",
-    "prefill_pieces": "Pieces in which prompts were absorbed",
+    "prompt_pieces": "Pieces in which prompts were absorbed",
 }
 
 
@@ -77,7 +77,7 @@ class _EngineCollector(Collector):
         for name, text in _COUNTERS.items():
             yield CounterMetricFamily(f"liquidnet_{name}", text, value=getattr(stats, name))
         finished = CounterMetricFamily("liquidnet_texts_finished", "Texts that have ended", labels=["reason"])
-        for reason, count in sorted(stats.requests_finished.items()):
+        for reason, count in sorted(stats.requests.items()):
             finished.add_metric([reason], count)
         yield finished
         yield GaugeMetricFamily("liquidnet_states", "States that clients keep", value=self._states())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 
 import h11
 import uvicorn
@@ -83,20 +82,28 @@ class HttpServer:
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections have it from the socket that listens
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_SECONDS * 1000))
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([listener],), name="http", daemon=True)
+        # Not the thread's `join`: after one that a signal has interrupted, Python takes the thread for ended.
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(listener,), name="http", daemon=True)
+
+    def _run(self, listener: socket.socket) -> None:
+        try:
+            self._server.run([listener])
+        finally:
+            self._ended.set()
 
     def start(self) -> None:
         """Begin to answer."""
         self._thread.start()
-        while not self._server.started and self._thread.is_alive():
-            time.sleep(0.01)
+        while not self._server.started and not self._ended.wait(0.01):
+            pass
 
     def wait(self) -> None:
         """Until it ends, which it does by itself only where it fails."""
-        self._thread.join()
+        self._ended.wait()
 
     def stop(self) -> None:
         """End, once answers that are being sent have been, or LAST_SECONDS are over."""
         self._server.should_exit = True
-        self._thread.join(LAST_SECONDS + 2)
+        self._ended.wait(LAST_SECONDS + 2)
         self._server.force_exit = True

@@ -88,12 +88,12 @@ class Stats:
     waiting: int = 0
     cache_bytes: int = 0
     cache_entries: int = 0
-    cache_hit_tokens: int = 0
+    cached_tokens: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    requests_finished: Counter[str] = field(default_factory=Counter)
+    requests: Counter[str] = field(default_factory=Counter)
     steps: int = 0
-    prefill_pieces: int = 0
+    prompt_pieces: int = 0
 
 
 class FakeEngine:
@@ -189,7 +189,7 @@ class FakeEngine:
         self._active.remove(running)
         request, count = running.request, len(running.text)
         self._stats.completion_tokens += count
-        self._stats.requests_finished[reason] += 1
+        self._stats.requests[reason] += 1
         state = (
             SessionState(np.ones((2, 1, 3), np.float32), running.before + count, (), ()) if request.keep_state else None
         )

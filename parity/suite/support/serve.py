@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from parity.suite.support.fake_engine import FakeEngine, fake_model, fake_pack, fake_parse
+from parity.suite.support.ui import free_port
 from tools.cli.listening import listen
 from tools.serve.app import create_app
 from tools.serve.chat_template import ChatTemplate
@@ -138,8 +142,7 @@ def serving(
     states = StateStore(most_states, NAME, fake_pack, fake_parse)
     compiled = None if template is None else ChatTemplate(template)
     service = Service(fake_model(), engine, states, NAME, limits or Limits(), compiled, ("\nuser:",))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     server = HttpServer(create_app(service, api_key, hosts), listen("127.0.0.1", port))
     server.start()
     try:
@@ -148,3 +151,40 @@ def serving(
     finally:
         engine.close(0)
         server.stop()
+
+
+#: `liquidnet serve` with the stand-ins for model and engine, DELAY seconds a step.
+PROGRAM = """
+import signal, sys, types
+from parity.suite.support import fake_engine
+from tools.cli.main import main
+from tools.generation import session
+
+delay = float(sys.argv.pop(1))
+engine = types.ModuleType("tools.generation.engine")
+engine.Engine = lambda model, slots, queue, cache: fake_engine.FakeEngine(slots, queue, delay)
+sys.modules["tools.generation.engine"] = engine
+session.open_model = lambda path, backend, weights: fake_engine.fake_model()
+session.pack_state = lambda state, model: fake_engine.fake_pack(state)
+session.parse_state = lambda content, model: fake_engine.fake_parse(content)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main()
+"""
+
+
+@contextlib.contextmanager
+def process(*flags: object, delay: float = 0.0, **environment: str) -> Iterator[tuple[subprocess.Popen[str], Served]]:
+    """`liquidnet serve` in a process of its own, once it answers."""
+    port = free_port()
+    command = [sys.executable, "-c", PROGRAM, str(delay), "serve", "--checkpoint", "run", "--port", str(port)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen([*command, *map(str, flags)], **pipes, env={**os.environ, **environment})
+    try:
+        assert running.stdout is not None
+        line = running.stdout.readline()
+        assert f":{port} (Ctrl-C ends it)" in line, running.communicate()
+        none: Any = None
+        yield running, Served(port, none, none, none)
+    finally:
+        running.kill()
+        running.communicate()
