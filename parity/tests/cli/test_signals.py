@@ -62,6 +62,7 @@ def command_lines(data, run, tmp_path):
         "generate": (*checkpoint, "--max-tokens", 10**6),
         "chat": checkpoint,
         "ui": checkpoint,
+        "serve": checkpoint,
         "plot": (run, "--out", tmp_path / "loss.png"),
         "convert": (run, out),
         "compare": (run, run, "--max-tokens", 4096),

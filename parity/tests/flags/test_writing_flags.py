@@ -1,4 +1,4 @@
-"""Every flag of `generate`, `chat`, `ui` and `evaluate` reaches the model, the session, the page or the batches."""
+"""Every flag of `generate`, `chat`, `ui`, `serve` and `evaluate` reaches what it is for."""
 
 from __future__ import annotations
 
@@ -56,6 +56,27 @@ ROWS = {
         Row("--port", ("7871",), "address", ("127.0.0.1", 7871)),
         Row("--max-length", ("33",), "max_length", 33),
     ],
+    "serve": [
+        Row("--checkpoint", ("other",), "checkpoint", Path("other")),
+        Row("--backend", (OTHER,), "backend", OTHER),
+        Row("--weights", ("int8",), "weights", "int8"),
+        Row("--host", ("127.0.0.5",), "address", ("127.0.0.5", 8000)),
+        Row("--host", ("0.0.0.0",), "hosts", ()),
+        Row("--port", ("8071",), "address", ("127.0.0.1", 8071)),
+        Row("--api-key", ("secret",), "api_key", "secret"),
+        Row("--model-name", ("tiny",), "name", "tiny"),
+        Row("--slots", ("3",), "slots", 3),
+        Row("--queue", ("5",), "queue", 5),
+        Row("--cache-mib", ("2",), "cache_bytes", 2 << 20),
+        Row("--chat-template", ("chat.jinja",), "chat", "[]"),
+        Row("--chat-stop", ("###", "\\n\\n"), "chat_stop", ("###", "\n\n")),
+        Row("--max-prompt-tokens", ("41",), "max_prompt_tokens", 41),
+        Row("--max-tokens", ("42",), "max_tokens", 42),
+        Row("--max-states", ("0",), "keeps states", False),
+        Row("--max-body-mib", ("3",), "max_body_bytes", 3 << 20),
+        Row("--timeout", ("7.5",), "timeout", 7.5),
+        Row("--grace", ("1.5",), "grace", 1.5),
+    ],
     "evaluate": [
         Row("--checkpoint", ("other",), "checkpoint", Path("other")),
         Row("--data", ("others",), "data", Path("others")),
@@ -67,7 +88,11 @@ ROWS = {
         Row("--stream", (), "carried", True),
     ],
 }
-GIVEN: dict[str, Typed] = {"ui": {"--checkpoint": ("run",)}, "evaluate": {"--checkpoint": ("run",), "--data": ("d",)}}
+GIVEN: dict[str, Typed] = {
+    "ui": {"--checkpoint": ("run",)},
+    "serve": {"--checkpoint": ("run",)},
+    "evaluate": {"--checkpoint": ("run",), "--data": ("d",)},
+}
 
 
 class Recorder(dict[str, Any]):
@@ -139,6 +164,65 @@ def test_ui(row, monkeypatch):
     monkeypatch.setattr(ui, "_check_place", lambda host, port: found.update(checked=(host, port)))
     require_seen(row, GIVEN["ui"], seen)
     assert found["checked"] == found["address"]
+
+
+@pytest.mark.parametrize("row", ROWS["serve"], ids=lambda row: row.flag)
+def test_serve(row, monkeypatch, tmp_path):
+    for package in ("fastapi", "uvicorn", "jinja2", "prometheus_client"):
+        pytest.importorskip(package, reason="the server is made of them")
+    from tools.generation import session
+    from tools.serve import app, command, middleware, server
+    from tools.serve.errors import ApiError
+
+    monkeypatch.chdir(tmp_path)
+    Path("chat.jinja").write_text("{{ messages }}")
+    found: dict[str, Any] = {}
+
+    def open_model(path: Path, backend: str | None, weights: str) -> Any:
+        found.update(checkpoint=path, backend=backend, weights=weights)
+        return SimpleNamespace(identity="")
+
+    def engine(model: object, slots: int, queue: int, cache_bytes: int) -> None:
+        found.update(slots=slots, queue=queue, cache_bytes=cache_bytes)
+
+    def listen(host: str, port: int) -> Any:
+        found["address"] = host, port
+        return SimpleNamespace(close=lambda: None)
+
+    def create_app(service: Any, api_key: str, hosts: tuple[str, ...]) -> None:
+        found.update(vars(service.limits), api_key=api_key, hosts=hosts)
+        found.update(name=service.name, chat_stop=service.chat_stop)
+        found["chat"] = None if service.template is None else "".join(service.template.render([]))
+        try:
+            service.states.reserve()
+            found["keeps states"] = True
+        except ApiError:
+            found["keeps states"] = False
+
+    def seen(typed: Typed) -> dict[str, Any]:
+        run("serve", typed)
+        return dict(found)
+
+    monkeypatch.setitem(sys.modules, "tools.generation.engine", SimpleNamespace(Engine=engine))
+    for name in ("pack_state", "parse_state"):
+        monkeypatch.setattr(session, name, None, raising=False)
+    monkeypatch.setattr(session, "open_model", open_model)
+    monkeypatch.setattr(command, "listen", listen)
+    monkeypatch.setattr(app, "create_app", create_app)
+    monkeypatch.setattr(middleware, "configure_log", lambda: None)
+    monkeypatch.setattr(server, "HttpServer", lambda *_: SimpleNamespace(start=lambda: None))
+    monkeypatch.setattr(command, "serve_until_ended", lambda service, http, grace: found.update(grace=grace))
+    require_seen(row, GIVEN["serve"], seen)
+
+
+def test_the_key_of_the_environment(monkeypatch):
+    from tools.serve.command import Serve
+
+    monkeypatch.setenv("LIQUIDNET_API_KEY", "of-the-environment")
+    assert Serve(Path("run"))._key() == "of-the-environment"
+    assert Serve(Path("run"), api_key="of-the-flag")._key() == "of-the-flag"
+    monkeypatch.delenv("LIQUIDNET_API_KEY")
+    assert Serve(Path("run"))._key() == ""
 
 
 class Evaluated:
