@@ -240,13 +240,13 @@ class Session:
                 event = loop.send(output)
                 continue
             token, self.drawn = int(event[0]), self.drawn + 1
-            if token == self.tokenizer.end_of_text_id:
-                self.ended = True
-                break
-            self.pending = [token]
-            piece = decoder.push(token)
+            self.ended = token == self.tokenizer.end_of_text_id
+            piece = "" if self.ended else decoder.push(token)
             if alternatives is not None:
                 scored.push(TokenLogprobs(token, *logprobs(logits_bv[0], token, alternatives)), piece)
+            if self.ended:
+                break
+            self.pending = [token]
             # A token may complete one character and begin another: going back must not leave the half of it.
             shown = visible.push(piece, None if decoder.is_unfinished else self._snapshot())
             yield Piece(shown, scored.take(shown))
