@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from tools.generation.engine import EngineStats
 from tools.generation.request import Event, Finished, GenerationRequest, Piece, QueueFullError, SessionState
 from tools.generation.session import OpenModel
 from tools.serve.chat_template import ChatTemplate, TemplateRefusal
@@ -25,33 +26,6 @@ class Ticket(Protocol):
     def cancel(self) -> None:
         """Nobody waits for it any more; from any thread."""
         ...
-
-
-class EngineStats(Protocol):
-    """What the engine counts."""
-
-    @property
-    def slots(self) -> int: ...
-    @property
-    def active(self) -> int: ...
-    @property
-    def waiting(self) -> int: ...
-    @property
-    def cache_bytes(self) -> int: ...
-    @property
-    def cache_entries(self) -> int: ...
-    @property
-    def cached_tokens(self) -> int: ...
-    @property
-    def prompt_tokens(self) -> int: ...
-    @property
-    def completion_tokens(self) -> int: ...
-    @property
-    def requests(self) -> Mapping[str, int]: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def prompt_pieces(self) -> int: ...
 
 
 class GenerationEngine(Protocol):

@@ -7,12 +7,13 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from tools.generation.engine import EngineStats
 from tools.generation.request import (
     Event,
     Finished,
@@ -79,23 +80,6 @@ class _Running:
         return TokenLogprobs(token, -0.5, top)
 
 
-@dataclass
-class Stats:
-    """What the engine counts."""
-
-    slots: int
-    active: int = 0
-    waiting: int = 0
-    cache_bytes: int = 0
-    cache_entries: int = 0
-    cached_tokens: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    requests: Counter[str] = field(default_factory=Counter)
-    steps: int = 0
-    prompt_pieces: int = 0
-
-
 class FakeEngine:
     """Writes letters that depend on the length of the text, on the seed and on nothing else.
 
@@ -108,7 +92,9 @@ class FakeEngine:
     """
 
     def __init__(self, slots: int = 4, queue: int = 8, delay: float = 0.0):
-        self.delay, self._queue, self._stats = delay, queue, Stats(slots)
+        self.delay, self._queue, self._slots = delay, queue, slots
+        self._counts: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
         self.requests: list[GenerationRequest] = []
         self._waiting: deque[_Running] = deque()
         self._active: list[_Running] = []
@@ -122,7 +108,7 @@ class FakeEngine:
         if request.stop == ("refused",):
             raise ValueError("stop strings of this kind cannot be")
         with self._lock:
-            free = self._stats.slots - len(self._active)
+            free = self._slots - len(self._active)
             if self._closing or len(self._waiting) >= self._queue + free:
                 raise QueueFullError(len(self._waiting), 3)
             running = _Running(request, deliver)
@@ -131,9 +117,12 @@ class FakeEngine:
             self._lock.notify()
         return running
 
-    def stats(self) -> Stats:
-        self._stats.active, self._stats.waiting = len(self._active), len(self._waiting)
-        return self._stats
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            slots=self._slots, active=len(self._active), waiting=len(self._waiting), cache_bytes=0, cache_entries=0,
+            prompt_tokens=self._counts["prompt"], cached_tokens=0, completion_tokens=self._counts["completion"],
+            requests=dict(self._reasons), steps=self._counts["steps"], prompt_pieces=0,
+        )  # fmt: skip
 
     def close(self, grace: float) -> None:
         with self._lock:
@@ -146,19 +135,19 @@ class FakeEngine:
             with self._lock:
                 while not self._active and not self._waiting and not self._closing:
                     self._lock.wait()
-                while self._waiting and len(self._active) < self._stats.slots:
+                while self._waiting and len(self._active) < self._slots:
                     self._begin(self._waiting.popleft())
                 if self._closing and not self._active:
                     return
             time.sleep(self.delay)
-            self._stats.steps += 1
+            self._counts["steps"] += 1
             for running in [*self._active]:
                 self._step(running)
 
     def _begin(self, running: _Running) -> None:
         self._active.append(running)
         request = running.request
-        self._stats.prompt_tokens += len(request.prompt)
+        self._counts["prompt"] += len(request.prompt)
         if request.prompt_logprobs:
             first = request.state is None
             tokens = [running.scored(token) for token in request.prompt]
@@ -188,8 +177,8 @@ class FakeEngine:
     def _finish(self, running: _Running, reason: FinishReason) -> None:
         self._active.remove(running)
         request, count = running.request, len(running.text)
-        self._stats.completion_tokens += count
-        self._stats.requests[reason] += 1
+        self._counts["completion"] += count
+        self._reasons[reason] += 1
         state = (
             SessionState(np.ones((2, 1, 3), np.float32), running.before + count, (), ()) if request.keep_state else None
         )

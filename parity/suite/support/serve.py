@@ -12,11 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from parity.suite.support.fake_engine import FakeEngine, fake_model, fake_pack, fake_parse
 from parity.suite.support.ui import free_port
 from tools.cli.listening import listen
+from tools.generation.engine import Engine
+from tools.generation.session import pack_state, parse_state
 from tools.serve.app import create_app
 from tools.serve.chat_template import ChatTemplate
 from tools.serve.server import HttpServer
@@ -71,7 +74,7 @@ class Served:
     """A server that runs."""
 
     port: int
-    engine: FakeEngine
+    engine: Any
     service: Service
     connections: Callable[[], int]
     headers: dict[str, str] = field(default_factory=dict)
@@ -130,18 +133,26 @@ def wait_until(condition: Callable[[], object], seconds: float = 5.0) -> None:
 
 @contextlib.contextmanager
 def serving(
-    engine: FakeEngine | None = None,
+    engine: FakeEngine | Engine | None = None,
     limits: Limits | None = None,
     api_key: str = "",
     template: str | None = TEMPLATE,
     most_states: int = 5,
     hosts: tuple[str, ...] = ("127.0.0.1", "localhost"),
 ) -> Iterator[Served]:
-    """A server on loopback while the block runs."""
+    """A server on loopback while the block runs; its states are files where its engine is the true one."""
     engine = FakeEngine() if engine is None else engine
-    states = StateStore(most_states, NAME, fake_pack, fake_parse)
+    if isinstance(engine, Engine):
+        model, pack, parse = (
+            engine.model,
+            partial(pack_state, model=engine.model),
+            partial(parse_state, model=engine.model),
+        )
+    else:
+        model, pack, parse = fake_model(), fake_pack, fake_parse
+    states = StateStore(most_states, NAME, pack, parse)
     compiled = None if template is None else ChatTemplate(template)
-    service = Service(fake_model(), engine, states, NAME, limits or Limits(), compiled, ("\nuser:",))
+    service = Service(model, engine, states, NAME, limits or Limits(), compiled, ("\nuser:",))
     port = free_port()
     server = HttpServer(create_app(service, api_key, hosts), listen("127.0.0.1", port))
     server.start()
@@ -155,15 +166,13 @@ def serving(
 
 #: `liquidnet serve` with the stand-ins for model and engine, DELAY seconds a step.
 PROGRAM = """
-import signal, sys, types
+import signal, sys
 from parity.suite.support import fake_engine
 from tools.cli.main import main
-from tools.generation import session
+from tools.generation import engine, session
 
 delay = float(sys.argv.pop(1))
-engine = types.ModuleType("tools.generation.engine")
 engine.Engine = lambda model, slots, queue, cache: fake_engine.FakeEngine(slots, queue, delay)
-sys.modules["tools.generation.engine"] = engine
 session.open_model = lambda path, backend, weights: fake_engine.fake_model()
 session.pack_state = lambda state, model: fake_engine.fake_pack(state)
 session.parse_state = lambda content, model: fake_engine.fake_parse(content)

@@ -203,9 +203,7 @@ def test_serve(row, monkeypatch, tmp_path):
         run("serve", typed)
         return dict(found)
 
-    monkeypatch.setitem(sys.modules, "tools.generation.engine", SimpleNamespace(Engine=engine))
-    for name in ("pack_state", "parse_state"):
-        monkeypatch.setattr(session, name, None, raising=False)
+    monkeypatch.setattr("tools.generation.engine.Engine", engine)
     monkeypatch.setattr(session, "open_model", open_model)
     monkeypatch.setattr(command, "listen", listen)
     monkeypatch.setattr(app, "create_app", create_app)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from parity.suite.support.fake_engine import FakeEngine, written
+from parity.suite.support.fake_engine import written
 from parity.suite.support.serve import KEY, process, received
 from parity.suite.support.ui import free_port
 from tools.generation import session
@@ -78,10 +76,7 @@ def test_a_second_signal_ends_it_at_once(number):
 
 
 @pytest.fixture
-def stand_ins(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tools.generation.engine", SimpleNamespace(Engine=FakeEngine))
-    for name in ("pack_state", "parse_state"):
-        monkeypatch.setattr(session, name, None, raising=False)
+def unloaded(monkeypatch):
     monkeypatch.setattr(session, "open_model", lambda *_: pytest.fail("the model was loaded"))
 
 
@@ -105,19 +100,19 @@ def stand_ins(monkeypatch):
         ({"chat_template": Path("nowhere.jinja")}, "nowhere.jinja cannot be read: No such file"),
     ],
 )
-def test_mistakes_are_one_line(stand_ins, wrong, message):
+def test_mistakes_are_one_line(unloaded, wrong, message):
     with pytest.raises(ValueError, match=message):
         Serve(**{"checkpoint": Path("run"), "port": free_port(), **wrong}).run()
 
 
-def test_a_place_that_is_taken_is_told_before_anything_is_loaded(stand_ins):
+def test_a_place_that_is_taken_is_told_before_anything_is_loaded(unloaded):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=rf"127.0.0.1:{port} \(Address already in use\); name another --port"):
             Serve(Path("run"), port=port).run()
 
 
-def test_a_template_that_is_none(stand_ins, tmp_path):
+def test_a_template_that_is_none(unloaded, tmp_path):
     for content, reason in ((b"{% if %}", "it is no Jinja2: line 1"), (b"\xff", "utf-8")):
         (tmp_path / "chat.jinja").write_bytes(content)
         with pytest.raises(ValueError, match=rf"--chat-template .*chat\.jinja cannot be used: .*{reason}"):
