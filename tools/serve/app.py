@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from tools.generation.request import Event, Finished, GenerationRequest
 from tools.serve import chat, completions
-from tools.serve.body import read_body, read_json
+from tools.serve.body import aside, read_body, read_json
 from tools.serve.errors import ApiError, bad_request, json_response
 from tools.serve.metrics import Metrics
 from tools.serve.middleware import Gate
@@ -88,7 +88,7 @@ def _tokens(service: Service) -> APIRouter:
     @router.post("/tokenize")
     async def tokenize(request: Request) -> Response:
         body = await read_json(request, TokenizeRequest, limits.max_body_bytes, limits.body_seconds)
-        tokens = await asyncio.to_thread(encode, body)
+        tokens = await aside(request, encode, body)
         return json_response({"tokens": tokens, "count": len(tokens), "max_model_len": None})
 
     @router.post("/detokenize")
@@ -96,7 +96,7 @@ def _tokens(service: Service) -> APIRouter:
         body = await read_json(request, DetokenizeRequest, limits.max_body_bytes, limits.body_seconds)
         service.require_model(body.model)
         try:
-            return json_response({"prompt": await asyncio.to_thread(service.model.tokenizer.decode, body.tokens)})
+            return json_response({"prompt": await aside(request, service.model.tokenizer.decode, body.tokens)})
         except ValueError as error:
             raise bad_request(f"tokens: {error}", "tokens") from None
 
@@ -127,7 +127,7 @@ def _states(service: Service) -> APIRouter:
         body = await read_json(request, StateRequest, limits.max_body_bytes, limits.body_seconds)
         states.reserve()
         try:
-            last = await while_connected(request.receive, absorbed([await asyncio.to_thread(prepare, body)]))
+            last = await while_connected(request.receive, absorbed([await aside(request, prepare, body)]))
             if not isinstance(last, Finished) or last.state is None:
                 raise ApiError(500, "the engine has kept no state", code="engine_error")
         except BaseException:

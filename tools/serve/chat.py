@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from fastapi import APIRouter
@@ -10,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tools.generation.request import Event, Finished, GenerationRequest, Piece, SessionState, TokenLogprobs
-from tools.serve.body import read_json
+from tools.serve.body import aside, read_json
 from tools.serve.errors import bad_request
 from tools.serve.logprobs import chat_logprobs
 from tools.serve.schema import ChatRequest
@@ -98,7 +97,7 @@ def routes(service: Service) -> APIRouter:
         body = await read_json(request, ChatRequest, limits.max_body_bytes, limits.body_seconds)
         request.state.user = body.user
         check(body)
-        prompt, state = await asyncio.to_thread(prepare, body)
+        prompt, state = await aside(request, prepare, body)
         return await ChatCompletion(service, body, prompt, state).respond(request)
 
     return router

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from fastapi import APIRouter
@@ -18,7 +17,7 @@ from tools.generation.request import (
     SessionState,
     TokenLogprobs,
 )
-from tools.serve.body import read_json
+from tools.serve.body import aside, read_json
 from tools.serve.errors import bad_request
 from tools.serve.logprobs import TextOffsets, completion_logprobs
 from tools.serve.schema import CompletionRequest
@@ -129,7 +128,7 @@ def routes(service: Service) -> APIRouter:
         body = await read_json(request, CompletionRequest, limits.max_body_bytes, limits.body_seconds)
         request.state.user = body.user
         check(body)
-        prompts, state = await asyncio.to_thread(prepare, body)
+        prompts, state = await aside(request, prepare, body)
         return await Completion(service, body, prompts, state).respond(request)
 
     return router
