@@ -103,7 +103,9 @@ def _largest(weight_bk: np.ndarray, least_b: np.ndarray, count_b: np.ndarray) ->
     Those that a row does not keep are 0; of equal ones the first are kept.
     """
     columns_k = np.flatnonzero((weight_bk >= least_b[:, None]).any(axis=0))
-    weight_bk = weight_bk[:, columns_k]
+    weight_bk = np.take(weight_bk, columns_k, axis=-1)
+    if weight_bk.size == count_b.sum():
+        return columns_k, weight_bk  # one row, and no two weights at the border are equal
     larger_bk, equal_bk = weight_bk > least_b[:, None], weight_bk == least_b[:, None]
     missing_b = count_b - larger_bk.sum(axis=-1)
     if (equal_bk.sum(axis=-1) > missing_b).any():

@@ -35,6 +35,7 @@ from tools.generation.request import (
 from tools.generation.session import OpenModel, Session, as_array
 
 Deliver = Callable[[Event], None]
+Observe = Callable[[Session, list[int]], None]
 #: Rows of a step at most: those up to which decoding on a processor is one compiled function.
 ROWS = 16
 _log = logging.getLogger(__name__)
@@ -68,8 +69,8 @@ class EngineStats:
 class Ticket:
     """A request that was taken; `cancel` may be called from any thread, at any time."""
 
-    def __init__(self, request: GenerationRequest, deliver: Deliver):
-        self.request, self.deliver = request, deliver
+    def __init__(self, request: GenerationRequest, deliver: Deliver, observe: Observe | None):
+        self.request, self.deliver, self.observe = request, deliver, observe
         self.cancelled = False
 
     def cancel(self) -> None:
@@ -106,12 +107,14 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="generation engine", daemon=True)
         self._thread.start()
 
-    def submit(self, request: GenerationRequest, deliver: Deliver) -> Ticket:
+    def submit(self, request: GenerationRequest, deliver: Deliver, observe: Observe | None = None) -> Ticket:
         """Take a request.
 
         Args:
             request: what to write.
             deliver: called with each event, on the engine's thread, `Finished` last; it must return at once.
+            observe: called after each step, on the engine's thread, with the session, whose states it may look at, and
+                the tokens that it has absorbed.
 
         Raises:
             QueueFullError: too many are waiting, or the engine is closing.
@@ -128,7 +131,7 @@ class Engine:
         for token, _ in request.sampling.logit_bias:
             if token >= vocabulary:
                 raise ValueError(f"logit_bias names token {token}; the vocabulary has {vocabulary}")
-        ticket = Ticket(request, deliver)
+        ticket = Ticket(request, deliver, observe)
         with self._changed:
             if self._closing is not None or len(self._waiting) >= self._queue:
                 raise QueueFullError(len(self._waiting), 1 + len(self._waiting) // self.slots)
@@ -136,12 +139,13 @@ class Engine:
             self._changed.notify()
         return ticket
 
-    def close(self, grace: float = 0.0) -> None:
+    def close(self, grace: float = 0.0, wait: bool = True) -> None:
         """Take no more, let what is there go on for `grace` seconds, and end the rest with "shutdown"."""
         with self._changed:
             self._closing = time.monotonic() + grace
             self._changed.notify()
-        self._thread.join()
+        if wait:
+            self._thread.join()
 
     def stats(self) -> EngineStats:
         """Counts, as of now."""
@@ -231,6 +235,8 @@ class Engine:
         try:
             while True:
                 event = text.turn.send(output)
+                if output is not None and text.ticket.observe is not None:
+                    text.ticket.observe(text.session, text.needs.tokens_bt[0].tolist())
                 output = None
                 if (scored := text.scored()) is not None:
                     self._deliver(text.ticket, scored)
@@ -342,6 +348,5 @@ class _Text:
 
     def finished(self, reason: FinishReason, message: str) -> Finished:
         """What is said in the end."""
-        keeps = self.ticket.request.keep_state and reason in ("stop", "length")
-        state = self.session.state() if keeps else None
+        state = self.session.state() if self.ticket.request.keep_state else None
         return Finished(reason, len(self._prompt), self.cached, self.session.drawn, state, message)

@@ -48,7 +48,7 @@ class GenerationRequest:
         state: the text so far; None is an empty one.
         logprobs: of each token that is written: 0 its own, n > 0 those of the n most likely tokens too; None is none.
         prompt_logprobs: as `logprobs` of the prompt's tokens, all but the first of a text.
-        keep_state: whether `Finished` carries the state after the text.
+        keep_state: whether `Finished` carries the state after the text, or after what there is of it.
     """
 
     prompt: tuple[int, ...]

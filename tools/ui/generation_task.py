@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -14,6 +16,9 @@ import numpy as np
 
 from spec.sampling import Sampling
 from tools.cli.backends import Backend
+from tools.generation import engine
+from tools.generation.engine import Ticket
+from tools.generation.request import Event, Finished, Piece, QueueFullError
 from tools.generation.session import Session, as_array
 from tools.ui.models import LoadedModel, ModelCache
 
@@ -58,38 +63,59 @@ class Generation:
         self.half_lives_ln = opened.half_lives_ln
         #: The last tokens that the state has absorbed, and the states [l, n] after each.
         self.recent_states: deque[tuple[str, np.ndarray]] = deque(maxlen=WINDOW)
-        self.session = Session(self._step, opened.model.tokenizer)
+        self.session = opened.model.session()
         self.session.append(prompt)
+        #: How many tokens the text has, the prompt's among them.
+        self.tokens = len(self.session.pending)
 
-    @property
-    def tokens(self) -> int:
-        """How many the text has, the prompt's among them."""
-        return self.session.position + len(self.session.pending)
+    def start(self, request: GenerationRequest, deliver: Callable[[Event], None]) -> Ticket:
+        """Have the engine go on with the text.
 
-    def take(self, pieces: Iterator[str]) -> bool:
-        """Append the next piece; false where there is none."""
-        piece = next(pieces, None)
-        self.text += piece or ""
-        return piece is not None
+        Args:
+            request: what to write.
+            deliver: takes what the engine says, on its thread.
 
-    def _step(self, tokens_bt: np.ndarray, states: object) -> tuple[np.ndarray, object]:
+        Raises:
+            QueueFullError: too many texts wait.
+        """
         assert self.opened is not None
-        step, shown = self.opened.model.step, states
-        result = step(tokens_bt, states)
-        if tokens_bt.shape[1] == 1:
-            self._record(tokens_bt, result[1])
-            return result
-        # The text must not depend on being shown: it goes on from the states of the prompt read at once.
-        head_bt, tail_bt = tokens_bt[:, :-WINDOW], tokens_bt[:, -WINDOW:]
-        if head_bt.shape[1]:
-            shown = step(head_bt, shown)[1]
-        for t in range(tail_bt.shape[1]):
-            shown = step(tail_bt[:, t : t + 1], shown)[1]
-            self._record(tail_bt[:, t : t + 1], shown)
-        return result
+        shown = self.session.position
+        if shown == 0:
+            self._show_prompt()
+            shown = self.tokens
+        asked = engine.GenerationRequest(
+            (), request.sampling, request.max_tokens, state=self.session.state(), keep_state=True
+        )
 
-    def _record(self, tokens_bt: np.ndarray, states: object) -> None:
-        self.recent_states.append((self.session.tokenizer.decode(tokens_bt[0]), as_array(states)[:, 0]))
+        def observe(session: Session, tokens: list[int]) -> None:
+            if session.position > shown:
+                self._record(tokens, session.states)
+                self.tokens = session.position + 1
+
+        return self.opened.engine.submit(asked, deliver, observe)
+
+    def finish(self, finished: Finished) -> None:
+        """The engine has ended the turn: the text goes on from its state."""
+        if finished.state is not None:
+            self.session.go_on_from(finished.state)
+            self.tokens = finished.state.tokens
+
+    def _show_prompt(self) -> None:
+        """The states that the prompt goes through, token by token, computed beside the text's.
+
+        The text must not depend on being shown: it goes on from the states of the prompt read in pieces.
+        """
+        assert self.opened is not None
+        step, states = self.opened.model.step, None
+        head_bt, tail_bt = np.split(np.asarray([self.session.pending]), [max(0, self.tokens - WINDOW)], axis=1)
+        if head_bt.shape[1]:
+            _, states = step(head_bt, None)
+        for t in range(tail_bt.shape[1]):
+            _, states = step(tail_bt[:, t : t + 1], states)
+            self._record([int(tail_bt[0, t])], states)
+
+    def _record(self, tokens: list[int], states: object) -> None:
+        self.recent_states.append((self.session.tokenizer.decode(tokens), as_array(states)[:, 0]))
 
 
 class GenerationTask:
@@ -151,13 +177,31 @@ class GenerationTask:
 
     def _tokens(self, request: GenerationRequest) -> Iterator[str]:
         before, began = self.generations[0].tokens, time.monotonic()
-        shown_at = began - SLICE
-        live = [(one, one.session.write(request.sampling, request.max_tokens)) for one in self.generations]
-        while live and not self.stopped:
-            live = [(one, pieces) for one, pieces in live if one.take(pieces)]
-            if time.monotonic() - shown_at >= SLICE:
-                yield self._progress_line("Writing:", self.generations[0].tokens - before, began)
-                shown_at = time.monotonic()
+        events: queue.SimpleQueue[tuple[Generation, Event]] = queue.SimpleQueue()
+        tickets: dict[Generation, Ticket] = {}
+        errors: list[str] = []
+        try:
+            for one in self.generations:
+                tickets[one] = one.start(request, lambda event, one=one: events.put((one, event)))
+            yield self._progress_line("Writing:", 0, began)
+            shown_at = time.monotonic()
+            while tickets:
+                if self.stopped:
+                    _cancel(tickets)
+                with contextlib.suppress(queue.Empty):
+                    _take(tickets, errors, *events.get(timeout=SLICE))
+                if time.monotonic() - shown_at >= SLICE:
+                    yield self._progress_line("Writing:", self.generations[0].tokens - before, began)
+                    shown_at = time.monotonic()
+        except QueueFullError as error:
+            raise ValueError(str(error)) from error
+        finally:
+            # The page was left, or there was no room: what the engine writes still is waited for, a step of it.
+            _cancel(tickets)
+            while tickets:
+                _take(tickets, errors, *events.get())
+        if errors:
+            raise ValueError(errors[0])
         written = self.generations[0].tokens - before
         self.ended = not self.stopped and written < request.max_tokens
         how = "The text ends here:" if self.ended else "Stopped:" if self.stopped else "Done:"
@@ -168,6 +212,22 @@ class GenerationTask:
         layers, channels = self.generations[0].half_lives_ln.shape
         after = f"; after {self.generations[0].tokens:,} tokens its memory is still {layers} x {channels} numbers"
         return f"{how} {written:,} tokens, {speed:,.0f} a second{after}. {agreement(self.generations)}".strip()
+
+
+def _cancel(tickets: Mapping[Generation, Ticket]) -> None:
+    for ticket in tickets.values():
+        ticket.cancel()
+
+
+def _take(tickets: dict[Generation, Ticket], errors: list[str], one: Generation, event: Event) -> None:
+    """What an engine says of one text."""
+    if isinstance(event, Piece):
+        one.text += event.text
+    elif isinstance(event, Finished):
+        one.finish(event)
+        del tickets[one]
+        if event.reason == "error":
+            errors.append(event.message)
 
 
 def _check_prompt(prompt: str) -> None:

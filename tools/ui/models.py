@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from spec.checkpoint.format import find_checkpoint, list_checkpoints
 from spec.checkpoint.quantization import Weights
 from tools.cli.backends import Backend
 from tools.convert import SUFFIXES
+from tools.generation.engine import Engine
 from tools.generation.session import OpenModel, open_model
 from tools.plot.compute_half_lives import half_lives
 from tools.plot.loss import MetricsLine
@@ -102,6 +105,21 @@ class LoadedModel:
     model: OpenModel
     half_lives_ln: np.ndarray
 
+    @cached_property
+    def engine(self) -> Engine:
+        """Writes the texts of all browsers; it ends with those that it has once `close` was called."""
+        return Engine(self.model)
+
+    def close(self) -> None:
+        """Take no new text; those that are being written are let go on."""
+        if "engine" in self.__dict__:
+            self.engine.close(grace=math.inf, wait=False)
+
+
+def _close(future: Future[LoadedModel]) -> None:
+    if future.exception() is None:
+        future.result().close()
+
 
 class ModelCache:
     """Models that stay in memory, the last few that were asked for; each is loaded once, whoever asks meanwhile.
@@ -124,7 +142,7 @@ class ModelCache:
                 future = self._found[key] = Future()
             self._found.move_to_end(key)
             while len(self._found) > OPEN_MODELS:
-                self._found.popitem(last=False)
+                self._found.popitem(last=False)[1].add_done_callback(_close)
         if mine:
             try:
                 model = open_model(path, backend, self._weights)

@@ -77,6 +77,10 @@ def test_continue_goes_on_from_the_state(controller, handed_over):
     finish(task, request(handed_over, "something else", 20), onward=True)
     assert task.generations[0].text == whole
     assert task.generations[0].session.position == position + 20
+    # The picture goes on without a gap: after each token of the prompt and of what was absorbed since.
+    recent = task.generations[0].recent_states
+    assert "".join(token for token, _ in recent) == whole[:-1] and len(recent) == position + 20
+    np.testing.assert_array_equal(recent[-1][1], np.asarray(task.generations[0].session.states, np.float32)[:, 0])
 
 
 def test_continue_by_another_model_is_refused_and_the_page_goes_on(controller, handed_over):
@@ -137,25 +141,20 @@ def test_threads_that_write_at_once_do_not_mix(controller, handed_over):
     ]
 
 
-def test_stop_ends_it_within_a_token(controller, handed_over, monkeypatch):
-    task, taken = controller.task("one"), []
-    steps = iter(range(10**6))
-    finish(task, request(handed_over, max_tokens=1))
-    generation = type(task.generations[0])
-
-    def take(self, pieces, real=generation.take):
-        taken.append(next(steps))
-        if len(taken) == 7:
-            task.stopped = True
-        return real(self, pieces)
-
-    monkeypatch.setattr(generation, "take", take)
-    line = finish(task, request(handed_over, max_tokens=4000))
-    assert line.startswith("Stopped: 7 tokens") and len(taken) == 7
-    monkeypatch.undo()
+def test_stop_ends_it_and_the_text_goes_on_from_what_is_shown(controller, handed_over):
+    task, whole = controller.task("one"), alone(handed_over, "Once", 4000)
+    lines = task.write(request(handed_over, max_tokens=4000))
+    assert [next(lines).partition(":")[0], next(lines).partition(":")[0]] == [
+        "Loading the model in " + BACKENDS[0] + " …",
+        "Writing",
+    ]
+    task.stopped = True
+    line = [*lines][-1]
+    shown = task.generations[0].text
+    assert line.startswith(f"Stopped: {len(shown) - 4} tokens") and whole.startswith(shown) and len(shown) < len(whole)
     task.stopped = False
     finish(task, request(handed_over, max_tokens=13), onward=True)
-    assert task.generations[0].text == alone(handed_over, "Once", 20)
+    assert task.generations[0].text == whole[: len(shown) + 13]
 
 
 def test_a_browser_writes_one_text_at_a_time(controller, handed_over):
