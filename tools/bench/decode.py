@@ -11,6 +11,7 @@ import numpy as np
 from spec.checkpoint.quantization import WEIGHTS
 from spec.config import ModelConfig
 from spec.parameters import parameter_table
+from spec.sampling import Sampling, generate
 from tools.bench.machine import READING, read_ways
 from tools.bench.sizes import Decoding, Sizes
 from tools.bench.timer import Call, Candidate, Row, Timer, add_gb_per_s
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     Step = Callable[[np.ndarray, State | None], tuple[np.ndarray, State]]
 
 GPT2 = "GPT-2, KV cache"
+DRAWN = ", tokens drawn"
+"""Of rows that draw each token, as `liquidnet generate` does by default, from logits that are as flat as they come."""
+SAMPLING = Sampling(temperature=0.8, top_p=0.95)
 PIECE = 4096
 """Tokens of a context that are taken at a time: their logits are never made, their states are carried."""
 
@@ -95,8 +99,11 @@ def _candidates(timer: Timer, sizes: Sizes, model: Decoding) -> list[Candidate]:
                 row |= {"batch": batch, "bytes": weight_bytes(model.config, method), "auto": method == chosen}
                 if sizes.gpu:
                     row = {"name": method, "batch": batch, "tokens": batch * model.tokens}
-                candidates.append((row, partial(_stream, decode.make_step, network, method, batch, model.tokens,
-                                                states[context])))  # fmt: skip
+                stream = partial(_stream, decode.make_step, network, method, batch, model.tokens, states[context])
+                candidates.append((row, stream))
+                if batch == 1 and context == model.contexts[0] and not sizes.gpu and method != "eager":
+                    drawn = {**row, "name": row["name"] + DRAWN, "auto": False}
+                    candidates.append((drawn, partial(_drawn, decode.make_step, network, method, model.tokens)))
     if "torch" in sizes.backends:
         for context in model.peer_contexts:
             row = {"name": GPT2, "peer": True, "context": context, "batch": 1}
@@ -126,6 +133,18 @@ def _stream(
         nonlocal carried
         for _ in range(tokens):
             _, carried = step(tokens_bt, carried)
+
+    return call
+
+
+def _drawn(make_step: Callable[..., Step], model: Model, method: str, tokens: int, row: Row) -> Call:
+    """A call that writes so many tokens more, each drawn from the logits of the one before."""
+    text = generate(make_step(model, method=method), np.zeros((1, 1), np.int64), SAMPLING)
+    next(text)
+
+    def call() -> None:
+        for _ in range(tokens):
+            next(text)
 
     return call
 

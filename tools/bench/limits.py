@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tools.bench.decode import DRAWN
 from tools.bench.decode import GPT2 as DECODED_GPT2
 from tools.bench.machine import JAX_PRODUCTS, TORCH_PRODUCTS
 from tools.bench.timer import Row, ran
@@ -73,6 +74,18 @@ def _decode(rows: list[Row]) -> Iterator[Target]:
             if weights and wide and peers and context == contexts[0]:
                 ratio = ours[name, context]["tokens_per_second"] / wide["tokens_per_second"]
                 yield _at_least(f"decode {what}, {name}: x float32", ratio, limits[weights])
+        if peers:
+            yield from _drawn(what, {name: row for (name, context), row in ours.items() if context == contexts[0]})
+
+
+def _drawn(what: str, rows: dict[str, Row]) -> Iterator[Target]:
+    """What is left of the steps' speed where each token is drawn from their logits."""
+    for name, row in rows.items():
+        steps = rows.get(name.removesuffix(DRAWN))
+        weights = next((each for each in ("bfloat16", "int8") if f"_{each}" in name), "float32")
+        if name.endswith(DRAWN) and steps and weights in LIMITS["decode"]["times_steps"]:
+            ratio = row["tokens_per_second"] / steps["tokens_per_second"]
+            yield _at_least(f"decode {what}, {name}: x steps", ratio, LIMITS["decode"]["times_steps"][weights])
 
 
 def _chosen(what: str, rows: list[Row], contexts: list[int], peers: dict[int, float]) -> Iterator[Target]:

@@ -85,6 +85,10 @@ def test_ratios_are_of_the_bytes_that_must_move(result):
         assert steps == pytest.approx(2e3 / row["milliseconds"])
         assert row["of_reading"] == pytest.approx(steps * row["bytes"] / 1e9 / reading)
     assert {row["batch"] for row in decode if "context" in row} == {1, 2}
+    drawn = {row["name"].removesuffix(bench_decode.DRAWN) for row in timed if bench_decode.DRAWN in row["name"]}
+    assert drawn == {row["name"] for row in timed if row.get("backend") and row["batch"] == 1} - {"torch eager"} - {
+        row["name"] for row in timed if bench_decode.DRAWN in row["name"]
+    }
 
 
 def test_targets_are_taken_from_the_rows():
@@ -106,7 +110,8 @@ def test_targets_are_taken_from_the_rows():
                   train(machine.TORCH_PRODUCTS, 100.0)],
         "decode": [decoded("torch numba", 32, 400.0, of_reading=0.8), decoded("torch numba", 9, 440.0, of_reading=0.7),
                    decoded("torch numba_int8", 9, 1320.0), decoded("GPT-2, KV cache", 4096, 90.0, peer=True),
-                   decoded("GPT-2, KV cache", 32, 100.0, peer=True)],
+                   decoded("GPT-2, KV cache", 32, 100.0, peer=True), decoded("torch numba, tokens drawn", 9, 396.0),
+                   decoded("torch numba_int8, tokens drawn", 9, 924.0)],
         "growth": [grown(512, 1.0, 100.0), grown(65536, 1.25, 100.0)],
     }  # fmt: skip
     found = {one["name"]: (round(one["measured"], 3), one["limit"], one["holds"]) for one in targets(sections)}
@@ -120,6 +125,8 @@ def test_targets_are_taken_from_the_rows():
         "decode small, torch: time at 32 / 9": (1.1, 1.1, True),
         "decode small, torch: x GPT-2 at 4,096": (4.444, 4.0, True),
         "decode small, torch numba_int8: x float32": (3.0, 2.5, True),
+        "decode small, torch numba, tokens drawn: x steps": (0.9, 0.9, True),
+        "decode small, torch numba_int8, tokens drawn: x steps": (0.7, 0.75, False),
         "growth torch, T 65,536 / 512: time a token": (1.25, 1.2, False),
         "growth torch, T 65,536 / 512: memory a token": (1.0, 1.1, True),
     }
