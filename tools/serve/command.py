@@ -47,8 +47,7 @@ class Serve:
     port: int = 8000
     """Port to listen on."""
     api_key: str = ""
-    """What clients must send as their key. Lists of processes show it here: LIQUIDNET_API_KEY in the environment is
-    safer."""
+    """What clients must send. Lists of processes show it here; LIQUIDNET_API_KEY in the environment is safer."""
     model_name: str = ""
     """What clients call the model; by default as the run's directory."""
     slots: int = 16
@@ -58,10 +57,9 @@ class Serve:
     cache_mib: int = 64
     """MiB of states that are kept of what prompts begin with; 0 keeps none."""
     chat_template: Path | None = None
-    """A Jinja2 file that makes a text of messages, as chat_template.jinja of transformers; chats need one. Its variable
-    `continues` is true where the messages are appended to a state that holds the turns before."""
+    """Jinja2 file that makes text of messages, as chat_template.jinja of transformers; chats need one."""
     chat_stop: tuple[str, ...] = ()
-    """Strings that end a reply of a chat and are no part of it, \\n a line break; a request may name its own."""
+    """Strings that end a chat's reply and are no part of it, \\n a line break; a request may name others."""
     max_prompt_tokens: int = 131072
     """Tokens that a prompt may have."""
     max_tokens: int = 4096
@@ -73,8 +71,7 @@ class Serve:
     timeout: float = 600.0
     """Seconds that a request may take, waiting for a slot included."""
     grace: float = 10.0
-    """Seconds for which texts are written to their end once the server is told to end; a second Ctrl-C ends it at
-    once."""
+    """Seconds for which texts go on once the server is told to end; a second Ctrl-C ends it at once."""
 
     def run(self) -> None:
         self._check()

@@ -6,6 +6,8 @@ import datetime
 
 import pytest
 
+pytest.importorskip("prometheus_client", reason="pip install 'liquidnet-dual[serve]'")
+
 from tools.serve.chat_template import ChatTemplate, TemplateRefusal
 
 MESSAGES = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]

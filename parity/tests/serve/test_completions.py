@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytest.importorskip("prometheus_client", reason="pip install 'liquidnet-dual[serve]'")
+
 from parity.suite.support.fake_engine import written
 from parity.suite.support.serve import NAME
 from spec.sampling import Sampling

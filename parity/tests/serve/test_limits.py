@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+pytest.importorskip("prometheus_client", reason="pip install 'liquidnet-dual[serve]'")
+
 from parity.suite.support.fake_engine import FakeEngine, written
 from parity.suite.support.serve import KEY, received, serving, wait_until
 from tools.serve import server as server_module
@@ -36,6 +38,23 @@ def test_nobody_is_answered_without_the_key(server, method, path, given):
     answer = server.ask(method, path, Authorization=given)
     assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
     assert answer.headers["www-authenticate"] == "Bearer" and KEY not in answer.content.decode()
+
+
+def test_the_client_knows_each_error_by_its_class(server, client):
+    import openai
+
+    messages, tiny = [{"role": "user", "content": "a"}], {"model": "tiny", "max_tokens": 1}
+    for wrong, error in (
+        (lambda: client.with_options(api_key="x").models.list(), openai.AuthenticationError),
+        (lambda: client.models.retrieve("other"), openai.NotFoundError),
+        (lambda: client.completions.create(prompt="a", **{**tiny, "max_tokens": -1}), openai.BadRequestError),
+        (lambda: client.completions.create(prompt="fail", **tiny), openai.InternalServerError),
+        (lambda: client.chat.completions.create(messages=messages, **tiny, tools=[{}]), openai.BadRequestError),
+        (lambda: client.embeddings.create(model="tiny", input="a"), openai.NotFoundError),
+    ):
+        with pytest.raises(error) as raised:
+            wrong()
+        assert raised.value.body.keys() == {"message", "type", "param", "code"}
 
 
 def test_two_keys_are_none(server):

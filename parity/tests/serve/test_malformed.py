@@ -8,6 +8,8 @@ import socket
 
 import pytest
 
+pytest.importorskip("prometheus_client", reason="pip install 'liquidnet-dual[serve]'")
+
 from parity.suite.support.serve import HELLO, received
 
 COMPLETIONS, CHAT, STATES = "/v1/completions", "/v1/chat/completions", "/v1/states"

@@ -9,6 +9,8 @@ import re
 
 import pytest
 
+pytest.importorskip("prometheus_client", reason="pip install 'liquidnet-dual[serve]'")
+
 from parity.suite.support.fake_engine import FakeEngine
 from parity.suite.support.serve import HELLO, KEY, NAME, serving, wait_until
 from tools.serve.middleware import JsonFormatter

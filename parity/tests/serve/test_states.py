@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+pytest.importorskip("prometheus_client", reason="pip install 'liquidnet-dual[serve]'")
+
 from parity.suite.support.fake_engine import fake_pack, fake_parse, written
 from parity.suite.support.serve import NAME, serving
 from tools.generation.request import SessionState

@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+pytest.importorskip("prometheus_client", reason="pip install 'liquidnet-dual[serve]'")
+
 from parity.suite.support.fake_engine import FakeEngine, written
 from parity.suite.support.serve import NAME, received, serving, wait_until
 from tools.serve import server as server_module

@@ -8,6 +8,8 @@ import threading
 import numpy as np
 import pytest
 
+pytest.importorskip("prometheus_client", reason="pip install 'liquidnet-dual[serve]'")
+
 from parity.proof.problems.cases import perturbed_parameters
 from parity.suite.support.serve import serving
 from spec import LiquidNetConfig
