@@ -55,6 +55,34 @@ def test_streaming_equals_decoding(tokenizer: Tokenizer, data: st.DataObject):
 
 @settings(max_examples=50, deadline=None)
 @given(text=TEXTS)
+def test_the_bytes_of_the_tokens_are_those_of_the_text(tokenizer: Tokenizer, text: str):
+    assert b"".join(tokenizer.token_bytes(token) for token in tokenizer.encode(text).tolist()) == text.encode()
+
+
+@pytest.mark.parametrize(
+    "vocabulary, decoder, expected",
+    [
+        (
+            {"<s>": 0, "\u2581the": 1, "re": 2, "<0xE2>": 3, END_OF_TEXT: 4, "\u2581": 5},
+            decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]),
+            [b"<s>", b" the", b"re", b"\xe2", END_OF_TEXT.encode(), b" "],
+        ),
+        ({"the": 0, "##re": 1, END_OF_TEXT: 2}, decoders.WordPiece(), [b" the", b"re", END_OF_TEXT.encode()]),
+        ({"the": 0, "re": 1, END_OF_TEXT: 2}, decoders.Metaspace(), [b"the", b"re", END_OF_TEXT.encode()]),
+    ],
+)
+def test_the_bytes_of_a_token_of_a_foreign_tokenizer(vocabulary, decoder, expected):
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=END_OF_TEXT))
+    backend.decoder = decoder
+    backend.add_special_tokens([END_OF_TEXT])
+    tokenizer = parse_tokenizer(backend.to_str())
+    assert [tokenizer.token_bytes(token) for token in range(len(vocabulary))] == expected
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        tokenizer.token_bytes(len(vocabulary))
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=TEXTS)
 def test_streaming_never_emits_half_a_character(tokenizer: Tokenizer, text: str):
     stream = tokenizer.stream_decoder()
     shown = ""
