@@ -55,11 +55,13 @@ class Completion(Answer):
         ]  # fmt: skip
         super().__init__(service, body, requests)
         self._prompts, self._state, self._scored = prompts, state, scored
+        shown = body.prompt if body.echo or body.logprobs is not None else ()
+        decode = service.model.tokenizer.decode
+        self._shown = [given if isinstance(given, str) else decode(given) for given in shown]
         self._offsets = [self._text_offsets(index) for index in range(len(requests))]
 
     def _prompt_text(self, index: int) -> str:
-        given = self.body.prompt[index // self.body.n]
-        return given if isinstance(given, str) else self.service.model.tokenizer.decode(given)
+        return self._shown[index // self.body.n]
 
     def _text_offsets(self, index: int) -> TextOffsets | None:
         if self.body.logprobs is None:

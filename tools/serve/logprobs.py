@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from tools.generation.request import TokenLogprobs
 from tools.tokenizer import Tokenizer
@@ -11,17 +12,17 @@ from tools.tokenizer import Tokenizer
 LEAST = -9999.0
 
 
-def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
-    """The bytes of a token; none of one that the model has and its tokenizer has not."""
-    return tokenizer.token_bytes(token) if token < tokenizer.vocab_size else b""
+@lru_cache(maxsize=1 << 16)
+def _spelled(tokenizer: Tokenizer, token: int) -> tuple[str, bytes]:
+    """A token's text, and its bytes; neither of one that the model has and its tokenizer has not.
 
-
-def token_string(content: bytes) -> str:
-    """The text of a token's bytes; of half of a character `bytes:\\xe2\\x80`, as in OpenAI's completions."""
+    The text of half of a character is `bytes:\\xe2\\x80`, as in OpenAI's completions.
+    """
+    content = tokenizer.token_bytes(token) if token < tokenizer.vocab_size else b""
     try:
-        return content.decode()
+        return content.decode(), content
     except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content), content
 
 
 def _finite(logprob: float) -> float:
@@ -53,19 +54,16 @@ def completion_logprobs(
 ) -> dict[str, object]:
     """`logprobs` of a completion; the token itself is among the most likely ones, whether it is one or not."""
 
-    def spelled(token: int) -> str:
-        return token_string(token_bytes(tokenizer, token))
-
     def top(one: TokenLogprobs) -> dict[str, float] | None:
         if one.logprob is None:
             return None
         found: dict[str, float] = {}
         for token, logprob in (*one.top, (one.token, one.logprob)):
-            found.setdefault(spelled(token), _finite(logprob))
+            found.setdefault(_spelled(tokenizer, token)[0], _finite(logprob))
         return found
 
     return {
-        "tokens": [spelled(one.token) for one in tokens],
+        "tokens": [_spelled(tokenizer, one.token)[0] for one in tokens],
         "token_logprobs": [None if one.logprob is None else _finite(one.logprob) for one in tokens],
         "top_logprobs": [top(one) for one in tokens] if most_likely else None,
         "text_offset": [offsets.push(one.token) for one in tokens],
@@ -76,9 +74,9 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenLogprobs]) -> dict
     """`logprobs` of a choice of a chat completion."""
 
     def entry(token: int, logprob: float | None) -> dict[str, object]:
-        content = token_bytes(tokenizer, token)
+        text, content = _spelled(tokenizer, token)
         number = LEAST if logprob is None else _finite(logprob)
-        return {"token": token_string(content), "logprob": number, "bytes": list(content)}
+        return {"token": text, "logprob": number, "bytes": list(content)}
 
     content = [
         {**entry(one.token, one.logprob), "top_logprobs": [entry(token, logprob) for token, logprob in one.top]}

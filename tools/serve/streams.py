@@ -23,6 +23,8 @@ from tools.serve.service import Generation, Service
 
 T = TypeVar("T")
 LOGGER = logging.getLogger("liquidnet.serve")
+#: Tokens whose log-probabilities are told at once; of more a thread tells, and nobody's stream waits for that.
+FEW_TOKENS = 100
 #: Seconds that a client which has stopped reading has for the last of a stream, once time is over.
 LAST_SECONDS = 5.0
 
@@ -140,7 +142,7 @@ class Answer:
                 self._holds_place = True
             self.generation.start()
             if not self.body.stream:
-                return json_response(await while_connected(request.receive, self._whole()))
+                return await while_connected(request.receive, self._whole())
         except BaseException:
             self.close()
             raise
@@ -153,13 +155,17 @@ class Answer:
             self._holds_place = False
             self.service.states.release()
 
-    async def _whole(self) -> dict[str, object]:
+    async def _whole(self) -> Response:
         async with aclosing(self.generation.batches()) as batches:
             async for batch in batches:
                 for index, event in batch:
                     self._take(index, event)
+        told = sum(len(text.prompt_tokens) + len(text.tokens) for text in self.texts)
+        return await asyncio.to_thread(self._response) if told > FEW_TOKENS else self._response()
+
+    def _response(self) -> Response:
         choices = [self.choice(index, text) for index, text in enumerate(self.texts)]
-        return self._object(self.whole_object, choices, {"usage": self.usage()})
+        return json_response(self._object(self.whole_object, choices, {"usage": self.usage()}))
 
     def _take(self, index: int, event: Event) -> None:
         self.texts[index].take(event)
@@ -197,7 +203,7 @@ class Answer:
             yield b"".join(self._line([choice]) for choice in opened if choice is not None)
             async with aclosing(self.generation.batches()) as batches:
                 async for batch in batches:
-                    yield b"".join(self._lines_of(index, event) for index, event in batch)
+                    yield b"".join([await self._lines_of(index, event) for index, event in batch])
             yield (self._line([], self.usage()) if self.body.include_usage else b"") + b"data: [DONE]\n\n"
         except ApiError as error:
             yield event_line(error.body())
@@ -205,8 +211,13 @@ class Answer:
             LOGGER.exception("a stream has failed")
             yield event_line(ApiError(500, "the server has failed", code="internal_error").body())
 
-    def _lines_of(self, index: int, event: Event) -> bytes:
+    async def _lines_of(self, index: int, event: Event) -> bytes:
         self._take(index, event)
+        if isinstance(event, PromptScored) and len(event.tokens) > FEW_TOKENS:
+            return await asyncio.to_thread(self._told, index, event)
+        return self._told(index, event)
+
+    def _told(self, index: int, event: Event) -> bytes:
         choice = self.chunk(index, event)
         return b"" if choice is None else self._line([choice])
 

@@ -84,7 +84,7 @@ class Served:
         content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         given = {**self.headers, **({"Content-Type": "application/json"} if content is not None else {})}
         given |= {name.replace("_", "-"): value for name, value in headers.items()}
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
             connection.request(method, path, content, {name: value for name, value in given.items() if value})
             answer = connection.getresponse()
             return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
@@ -93,14 +93,14 @@ class Served:
         """JSON, which names the model."""
         return self.ask("POST", path, {"model": NAME, **body})
 
-    def raw(self, content: bytes, seconds: float = 10.0) -> bytes:
+    def raw(self, content: bytes, seconds: float = 30.0) -> bytes:
         """What the server says to these bytes, until it closes the connection."""
         with self.connected(seconds) as connection:
             connection.sendall(content)
             return received(connection)
 
     @contextlib.contextmanager
-    def connected(self, seconds: float = 10.0) -> Iterator[socket.socket]:
+    def connected(self, seconds: float = 30.0) -> Iterator[socket.socket]:
         """A bare connection."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
             yield connection
