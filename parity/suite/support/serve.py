@@ -123,7 +123,7 @@ def received(connection: socket.socket) -> bytes:
     return content
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     """Fails where a condition does not come true in time."""
     until = time.monotonic() + seconds
     while not condition():

