@@ -80,6 +80,8 @@ def _tokens(service: Service) -> APIRouter:
         service.require_model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise bad_request("prompt: give prompt or messages", "prompt")
+        if body.prompt == service.end_of_text:
+            return [service.model.tokenizer.end_of_text_id]  # so clients look up its id; in a text it is text
         if body.prompt is not None:
             return service.encode(body.prompt, False, "prompt")
         turns = [message.turn() for message in body.messages or ()]
@@ -90,6 +92,11 @@ def _tokens(service: Service) -> APIRouter:
         body = await read_json(request, TokenizeRequest, limits.max_body_bytes, limits.body_seconds)
         tokens = await aside(request, encode, body)
         return json_response({"tokens": tokens, "count": len(tokens), "max_model_len": None})
+
+    @router.get("/tokenizer_info")
+    async def tokenizer_info() -> Response:
+        template = None if service.template is None else service.template.source
+        return json_response({"eos_token": service.end_of_text, "bos_token": None, "chat_template": template})
 
     @router.post("/detokenize")
     async def detokenize(request: Request) -> Response:

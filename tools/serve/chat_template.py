@@ -41,6 +41,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str):
+        self.source = source
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"]
         )

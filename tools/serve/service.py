@@ -97,6 +97,11 @@ class Service:
     closing: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 
+    @property
+    def end_of_text(self) -> str:
+        """What the vocabulary calls the end of text."""
+        return self.model.tokenizer.token_string(self.model.tokenizer.end_of_text_id) or ""
+
     def require_model(self, name: str | None) -> None:
         """Raises ApiError 404 for another model than the one that is served; None is that one."""
         if name is not None and name != self.name:

@@ -96,7 +96,7 @@ class Tokenizer:
         literal = frozenset(index for content, index in added.items() if content not in by_model)
         return _Facts(special, names, literal, tuple(kind["type"] for kind in flat(parts["decoder"])))
 
-    def _string(self, token: int) -> str | None:
+    def token_string(self, token: int) -> str | None:
         """What the vocabulary calls an id; None for one that it leaves out."""
         return self._facts.names.get(token, self.backend.id_to_token(token))
 
@@ -123,7 +123,7 @@ class Tokenizer:
         byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
         pieces = []
         for index in range(self.vocab_size):
-            symbols = self._string(index) or ""
+            symbols = self.token_string(index) or ""
             known = index not in self._facts.literal and all(symbol in byte_of for symbol in symbols)
             pieces.append(bytes(byte_of[symbol] for symbol in symbols) if known else symbols.encode())
         return tuple(pieces)
@@ -160,7 +160,7 @@ class Tokenizer:
         every = np.concatenate(documents) if documents else np.array([], self.dtype)
         slipped = every[np.isin(every, [*self.special_ids])]
         if slipped.size:
-            token = self._string(int(slipped[0]))
+            token = self.token_string(int(slipped[0]))
             raise ValueError(f"the tokenizer cannot encode this text: it makes {token!r} of it; {remedy}")
         return documents
 
@@ -209,7 +209,7 @@ class Tokenizer:
         tokens = [self._checked(token) for token in ids]
         if self._pieces is not None:
             return b"".join([self._pieces[token] for token in tokens]).decode("utf-8", errors="replace")
-        named = [(token, text) for token in tokens if (text := self._string(token)) is not None]
+        named = [(token, text) for token in tokens if (text := self.token_string(token)) is not None]
         strings = [text for _, text in named]
         if "ByteLevel" in self._facts.decoders:
             symbols = byte_symbols()
@@ -231,7 +231,7 @@ class Tokenizer:
         Raises:
             ValueError: it lies outside the vocabulary.
         """
-        name = self._string(self._checked(token)) or ""
+        name = self.token_string(self._checked(token)) or ""
         if token in self.special_ids:
             return name.encode()
         if "ByteLevel" in self._facts.decoders:
@@ -254,7 +254,7 @@ class Tokenizer:
     def _unfinished(self, ids: Sequence[int]) -> int:
         """How many U+FFFD the text of ids ends with that the next ones may still make a character of."""
         if "ByteFallback" in self._facts.decoders:
-            return unfinished_byte_tokens([self._string(token) or "" for token in ids[-3:]])
+            return unfinished_byte_tokens([self.token_string(token) or "" for token in ids[-3:]])
         if "ByteLevel" in self._facts.decoders:
             return unfinished_character(b"".join(self._bytes[token] for token in ids[-8:]))
         return 0

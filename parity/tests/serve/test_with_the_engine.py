@@ -130,3 +130,13 @@ def test_a_prefix_that_is_known_is_told(served):
     first, second = (served.post("/v1/completions", prompt=prompt, max_tokens=1).json["usage"] for _ in range(2))
     assert second["prompt_tokens"] == first["prompt_tokens"] == len(prompt)
     assert second["prompt_tokens_details"]["cached_tokens"] > first["prompt_tokens_details"]["cached_tokens"]
+
+
+def test_what_clients_ask_of_the_tokenizer(served):
+    """As lm-evaluation-harness does with tokenizer_backend=remote: the end of text by its name alone."""
+    info = served.ask("GET", "/tokenizer_info").json
+    assert info == {"eos_token": "<|endoftext|>", "bos_token": None, "chat_template": served.service.template.source}
+    asked = {"add_special_tokens": False}
+    assert served.post("/tokenize", prompt=info["eos_token"], **asked).json["tokens"] == [256]
+    within = f"a{info['eos_token']}"
+    assert served.post("/tokenize", prompt=within, **asked).json["tokens"] == [*within.encode()]
