@@ -51,6 +51,7 @@ class EngineStats:
         prompt_tokens, cached_tokens, completion_tokens: read, of these found in the cache, and drawn.
         requests: finished ones by their reason.
         steps, prompt_pieces: taken.
+        alive: whether its thread runs, or has ended as it was told to.
     """
 
     slots: int
@@ -64,6 +65,7 @@ class EngineStats:
     requests: dict[str, int]
     steps: int
     prompt_pieces: int
+    alive: bool = True
 
 
 class Ticket:
@@ -101,6 +103,7 @@ class Engine:
         self._texts: list[_Text] = []
         self._changed = threading.Condition()
         self._closing: float | None = None
+        self._failed = False
         self._counts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._turn = 0
@@ -154,14 +157,26 @@ class Engine:
             return EngineStats(
                 self.slots, len(self._texts), len(self._waiting), self._cache.bytes, len(self._cache),
                 counts["prompt"], counts["cached"], counts["completion"], reasons, counts["steps"], counts["pieces"],
+                not self._failed,
             )  # fmt: skip
 
     def _run(self) -> None:
-        while self._admit():
-            for text in [text for text in self._texts if text.ticket.cancelled]:
-                self._end(text, "cancelled")
-            self._absorb_piece()
-            self._step_all()
+        try:
+            while self._admit():
+                for text in [text for text in self._texts if text.ticket.cancelled]:
+                    self._end(text, "cancelled")
+                self._absorb_piece()
+                self._step_all()
+        except BaseException:  # a fault of ours: nobody must wait for this thread
+            self._failed = True
+            _log.exception("the engine has failed")
+            with self._changed:
+                self._closing = time.monotonic()
+                left = [*self._waiting, *(text.ticket for text in self._texts)]
+            for ticket in left:
+                self._finish(
+                    ticket, Finished("error", len(ticket.request.prompt), 0, 0, message="the engine has failed")
+                )
 
     def _admit(self) -> bool:
         """Fill free slots, and wait where there is nothing to do; false once the engine is closed."""

@@ -39,7 +39,11 @@ def create_app(service: Service, api_key: str = "", hosts: Collection[str] = ())
 
     @app.get("/health")
     async def health() -> Response:
-        return json_response({"status": "shutting down"}, 503) if service.closing else json_response({"status": "ok"})
+        if service.closing:
+            return json_response({"status": "shutting down"}, 503)
+        if not service.engine.stats().alive:
+            return json_response({"status": "the engine has failed"}, 503)
+        return json_response({"status": "ok"})
 
     @app.get("/metrics")
     async def scrape() -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,11 +19,13 @@ from spec.checkpoint.quantization import Weights
 from spec.config import require_integer
 from tools.cli import backends, signals
 from tools.cli.listening import address, is_loopback, listen
+from tools.generation.request import Event, Finished, GenerationRequest
+from tools.generation.session import PROMPT_PIECE
 
 if TYPE_CHECKING:
     from tools.serve.chat_template import ChatTemplate
     from tools.serve.server import HttpServer
-    from tools.serve.service import Limits, Service
+    from tools.serve.service import GenerationEngine, Limits, Service
 
 KEY_VARIABLE = "LIQUIDNET_API_KEY"
 
@@ -54,6 +57,8 @@ class Serve:
     """Texts that are written at the same time."""
     queue: int = 64
     """Texts that may wait for a slot; more are refused with status 429."""
+    no_batch_invariance: bool = False
+    """Let texts share steps on a GPU and in JAX too: faster, but beside others a near-tie may be drawn otherwise."""
     cache_mib: int = 64
     """MiB of states that are kept of what prompts begin with; 0 keeps none."""
     chat_template: Path | None = None
@@ -88,7 +93,8 @@ class Serve:
         with closing(listen(self.host, self.port)) as listener:
             model = open_model(self.checkpoint, self.backend, self.weights)
             _ = model.identity  # of all weights, so that the first request need not wait for it
-            engine = Engine(model, self.slots, self.queue, self.cache_mib << 20)
+            engine = Engine(model, self.slots, self.queue, self.cache_mib << 20, not self.no_batch_invariance)
+            warm_up(engine)
             name = self.model_name or _run_name(self.checkpoint)
             pack, parse = partial(pack_state, model=model), partial(parse_state, model=model)
             states = StateStore(self.max_states, name, pack, parse)
@@ -147,6 +153,18 @@ class Serve:
         # A name that someone else's DNS points at this machine must not make their page ours.
         names = (self.host.lower(), f"[{self.host}]", "127.0.0.1", "localhost", "[::1]")
         return names if is_loopback(self.host) else ()
+
+
+def warm_up(engine: GenerationEngine) -> None:
+    """Have compiled what a prompt and a token need, before anybody waits for it."""
+    ended = threading.Event()
+
+    def deliver(event: Event) -> None:
+        if isinstance(event, Finished):
+            ended.set()
+
+    engine.submit(GenerationRequest((0,) * (PROMPT_PIECE + 1), max_tokens=2), deliver)
+    ended.wait()
 
 
 def _run_name(checkpoint: Path) -> str:

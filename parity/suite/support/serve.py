@@ -172,7 +172,7 @@ from tools.cli.main import main
 from tools.generation import engine, session
 
 delay = float(sys.argv.pop(1))
-engine.Engine = lambda model, slots, queue, cache: fake_engine.FakeEngine(slots, queue, delay)
+engine.Engine = lambda model, slots, queue, cache, invariant: fake_engine.FakeEngine(slots, queue, delay)
 session.open_model = lambda path, backend, weights: fake_engine.fake_model()
 session.pack_state = lambda state, model: fake_engine.fake_pack(state)
 session.parse_state = lambda content, model: fake_engine.fake_parse(content)

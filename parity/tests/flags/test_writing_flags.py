@@ -67,6 +67,7 @@ ROWS = {
         Row("--model-name", ("tiny",), "name", "tiny"),
         Row("--slots", ("3",), "slots", 3),
         Row("--queue", ("5",), "queue", 5),
+        Row("--no-batch-invariance", (), "batch_invariant", False),
         Row("--cache-mib", ("2",), "cache_bytes", 2 << 20),
         Row("--chat-template", ("chat.jinja",), "chat", "[]"),
         Row("--chat-stop", ("###", "\\n\\n"), "chat_stop", ("###", "\n\n")),
@@ -182,8 +183,8 @@ def test_serve(row, monkeypatch, tmp_path):
         found.update(checkpoint=path, backend=backend, weights=weights)
         return SimpleNamespace(identity="")
 
-    def engine(model: object, slots: int, queue: int, cache_bytes: int) -> None:
-        found.update(slots=slots, queue=queue, cache_bytes=cache_bytes)
+    def engine(model: object, slots: int, queue: int, cache_bytes: int, batch_invariant: bool) -> None:
+        found.update(slots=slots, queue=queue, cache_bytes=cache_bytes, batch_invariant=batch_invariant)
 
     def listen(host: str, port: int) -> Any:
         found["address"] = host, port
@@ -206,6 +207,7 @@ def test_serve(row, monkeypatch, tmp_path):
     monkeypatch.setattr("tools.generation.engine.Engine", engine)
     monkeypatch.setattr(session, "open_model", open_model)
     monkeypatch.setattr(command, "listen", listen)
+    monkeypatch.setattr(command, "warm_up", lambda engine: None)
     monkeypatch.setattr(app, "create_app", create_app)
     monkeypatch.setattr(middleware, "configure_log", lambda: None)
     monkeypatch.setattr(server, "HttpServer", lambda *_: SimpleNamespace(start=lambda: None))

@@ -314,6 +314,20 @@ def test_one_fault_is_not_the_others(model, monkeypatch):
         assert finished.reason == "error" and "not finite" in finished.message
 
 
+def test_a_thread_that_fails_leaves_nobody_waiting(model, monkeypatch):
+    monkeypatch.setattr(engines._log, "exception", lambda *_: None)
+    engine = Engine(model, slots=1)
+    assert engine.stats().alive
+    first, waits = Client(engine, endless("a")), Client(engine, endless("b"))
+    assert isinstance(first.next(), Piece)
+    monkeypatch.setattr(engine, "_step_all", lambda: 1 // 0)
+    assert [first.finish().reason, waits.finish().reason] == ["error", "error"]
+    engine.close()
+    assert not engine.stats().alive
+    with pytest.raises(QueueFullError):
+        engine.submit(request("c"), lambda event: None)
+
+
 def test_closing_lets_texts_end_and_cuts_off_the_rest(model):
     engine = Engine(model, slots=2)
     long = Client(engine, endless("a"))
