@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_TPU ?= .venv-tpu
-EXTRAS ?= torch,cpu,jax,ui,dev
+EXTRAS ?= torch,cpu,jax,ui,serve,dev
 CONSTRAINTS ?= constraints.txt
 PIP_ARGS ?=
 PYTEST_ARGS ?=
@@ -26,7 +26,7 @@ test browser proofs kills: export JAX_PLATFORMS ?= cpu
 test browser proofs kills: export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test browser parity proofs report mutants mutant-tests mutation soak kills check kernels tpu bench gpu-check clean
+.PHONY: help setup demo test browser parity proofs report mutants mutant-tests mutation soak kills serve-load check kernels tpu bench gpu-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,10 @@ kills: setup  ## runs that are SIGKILLed KILLS times, in torch, in two processes
 	$(BIN)/python -m parity.suite.runs.crash_resume --kills $(KILLS) --backend torch --ranks 2 --checkpoint-format dcp --parallel fsdp
 	$(BIN)/python -m parity.suite.runs.crash_resume --kills $(KILLS) --backend jax
 	$(BIN)/python -m parity.suite.runs.crash_resume --kills $(KILLS) --backend jax --checkpoint-format orbax
+
+serve-load: setup  ## 64 clients ask the server for 5 minutes, on each backend: every text is the one written alone
+	$(BIN)/python -m parity.suite.runs.serve_load --backend torch
+	$(BIN)/python -m parity.suite.runs.serve_load --backend jax
 
 check: setup  ## lint, format, import fences, types
 	$(BIN)/ruff check .

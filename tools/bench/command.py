@@ -12,11 +12,12 @@ import tyro
 from spec.config import ModelConfig, TrainingConfig, require_integer
 from spec.mixers import family
 from spec.presets import PRESETS, RECIPES, preset
-from tools.bench import liquid_ssm_solvers, measure, results, roofline, sizes
+from tools.bench import liquid_ssm_solvers, measure, results, roofline, serving, sizes
 from tools.cli.destination import require_new_or_file, require_writable
 from tools.cli.json_file import write_json
 
 LIQUID_SSM = liquid_ssm_solvers.Sizes()
+SERVING = serving.Sizes()
 CPU_FLAGS = ("full", "compiled", "sections", "history")
 
 
@@ -29,7 +30,8 @@ class Bench:
     the project's limits; a limit that is missed is a result, not an error. About two and a half minutes on
     two cores; --full takes about ten, --compiled a minute more.
 
-    With --liquid-ssm: the two methods for the states of a Liquid SSM, over the length of a row. With --device cuda:
+    With --liquid-ssm: the two methods for the states of a Liquid SSM, over the length of a row. With --serving:
+    `liquidnet serve` over HTTP against the steps alone, and the time to a first token. With --device cuda:
     everything there is on one GPU, in GB/s against a measured copy and in tokens a second, beside the peers that are
     installed. With --roofline: nothing is timed; the least time a train step can take on known devices, from counted
     bytes and FLOPs. Exit code 1 where something failed.
@@ -53,6 +55,8 @@ class Bench:
     """Print the modelled step time and where each number comes from; needs no backend and no GPU."""
     liquid_ssm: bool = False
     """Compare the methods for the states of a Liquid SSM instead: minutes."""
+    serving: bool = False
+    """Compare the server with the steps alone instead, 1, 4 and 16 clients: a minute or two."""
     preset: str | None = None
     """Of the model that --roofline or --device cuda is about; small by default."""
     batch_size: int | None = None
@@ -69,6 +73,9 @@ class Bench:
         elif self.liquid_ssm:
             result = liquid_ssm_solvers.compare(self.rounds, LIQUID_SSM, lambda line: print(line, file=sys.stderr))
             liquid_ssm_solvers.show(result, LIQUID_SSM)
+        elif self.serving:
+            result = serving.compare(self.rounds, SERVING, lambda line: print(line, file=sys.stderr))
+            serving.show(result, SERVING)
         else:
             result = self._measured(config, recipe)
         if self.json is not None:
@@ -83,14 +90,19 @@ class Bench:
             raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
         if self.roofline and self.device != "cpu":
             raise ValueError("--roofline times nothing: leave out --device, or --roofline")
-        if self.liquid_ssm and (self.roofline or self.device != "cpu"):
-            raise ValueError("--liquid-ssm is a comparison of its own: leave out --roofline and --device")
-        elsewhere = self.roofline or self.liquid_ssm or self.device != "cpu"
+        for name in ("liquid_ssm", "serving"):
+            others = self.roofline or self.device != "cpu" or (self.liquid_ssm and self.serving)
+            if getattr(self, name) and others:
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(
+                    f"{flag} is a comparison of its own: leave out --roofline, --device and others like it"
+                )
+        elsewhere = self.roofline or self.liquid_ssm or self.serving or self.device != "cpu"
         for name in CPU_FLAGS if elsewhere else ():
             if getattr(self, name):
                 raise ValueError(
                     f"--{name} goes with the measurements of a processor; "
-                    "leave out --device, --roofline and --liquid-ssm"
+                    "leave out --device, --roofline, --liquid-ssm and --serving"
                 )
         if not self.roofline:
             measure.require_device(self.device)

@@ -97,7 +97,7 @@ class Engine:
         batch_invariant: bool = True,
     ):  # fmt: skip
         self.model, self.slots, self._queue = model, slots, queue
-        self._rows = ROWS if not batch_invariant or is_batch_invariant(model) else 1
+        self._rows, self._batch_invariant = ROWS, batch_invariant
         self._cache = PrefixCache(cache_bytes)
         self._waiting: deque[Ticket] = deque()
         self._texts: list[_Text] = []
@@ -162,6 +162,9 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            # On this thread, which is to be the only one that computes.
+            if self._batch_invariant and not is_batch_invariant(self.model):
+                self._rows = 1
             while self._admit():
                 for text in [text for text in self._texts if text.ticket.cancelled]:
                     self._end(text, "cancelled")

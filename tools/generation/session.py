@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import safetensors
@@ -27,6 +29,7 @@ from tools.generation.request import FinishReason, Piece, SessionState, TokenLog
 from tools.generation.stop_strings import HeldTokens, StopStringFilter
 from tools.tokenizer import Tokenizer, parse_tokenizer
 
+T = TypeVar("T")
 #: States, of the backend's own kind, the number of tokens they have absorbed, the last of these, and the tokens after.
 Snapshot = tuple[object, int, tuple[int, ...], list[int]]
 #: Absorbed tokens that are kept, for the text of those that follow depends on them.
@@ -89,7 +92,29 @@ def open_model(path: Path, backend: backends.Backend | None = None, weights: Wei
     Raises:
         ValueError: there is no such checkpoint, it is damaged, cannot be rounded, or holds no tokenizer.
     """
-    backend = backend or backends.default()
+    name = backend or backends.default()
+    return in_a_thread_that_ends(lambda: _opened(path, name, weights))
+
+
+def in_a_thread_that_ends(work: Callable[[], T]) -> T:
+    """What `work` comes to, or raises.
+
+    A thread that has computed keeps those that OpenMP started for it. With more of them than there are processors,
+    libgomp has them all sleep between two turns: texts that another thread writes take half as long again.
+    """
+    found: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(work())
+        except BaseException as error:  # whoever waits must hear of it
+            found.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return found.result()
+
+
+def _opened(path: Path, backend: backends.Backend, weights: Weights) -> OpenModel:
     checkpoint = replace(convert.read(path), moments={}, states=None)
     if weights != "float32":
         checkpoint = replace(checkpoint, parameters=rounded(checkpoint.parameters, weights))

@@ -100,7 +100,7 @@ def server(checkpoint: Path, load: Load) -> Iterator[tuple[int, subprocess.Popen
             yield port, process
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(PATIENCE)
+            process.communicate(timeout=PATIENCE)
 
 
 class Client:

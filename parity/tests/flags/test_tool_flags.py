@@ -94,6 +94,7 @@ ROWS = {
         Row("--roofline", (), "roofline", ("small", PRESETS["small"], *(RECIPES["small"].batch_size, 512))),
         Row("--model", (), "roofline", ("small", PRESETS["small"], *(RECIPES["small"].batch_size, 512))),
         Row("--liquid-ssm", (), "liquid-ssm", 15),
+        Row("--serving", (), "serving", 15),
         Row("--preset", ("tiny",), "preset", "tiny"),
         Row("--batch-size", ("6",), "batch_size", 6),
         Row("--seq-len", ("40",), "seq_len", 40),
@@ -332,10 +333,11 @@ def test_bench(row, monkeypatch):
     monkeypatch.setattr(bench.measure, "require_device", lambda name: None)
     monkeypatch.setattr(bench.results, "show", lambda result: None)
     monkeypatch.setattr(bench.results, "append", append)
-    for module in (bench.roofline, bench.liquid_ssm_solvers):
+    for module in (bench.roofline, bench.liquid_ssm_solvers, bench.serving):
         monkeypatch.setattr(module, "show", lambda *_: None)
     monkeypatch.setattr(bench.roofline, "modelled", modelled)
     monkeypatch.setattr(bench.liquid_ssm_solvers, "compare", compared)
+    monkeypatch.setattr(bench.serving, "compare", lambda rounds, *_: found.update(serving=rounds) or {})
     given: dict[str, tuple[str, ...]] = {}
     if row.flag in ("--preset", "--batch-size", "--seq-len"):
         given = {"--device": ("cuda",)} if row.where == "sizes" else {"--roofline": ()}
