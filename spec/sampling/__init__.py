@@ -110,8 +110,10 @@ def draw_tokens(
     before_b = prompt_bt[:, -1]
     drawn: list[Counter[int]] = [Counter() for _ in prompt_bt]
     while True:
-        rows = [adjusted(logits_v, sampling, counts) for logits_v, counts in zip(logits_bv, drawn, strict=True)]
-        tokens_b = sample(np.stack(rows), sampling, uniforms(sampling.seed, position, len(rows)))
+        if sampling.adjusts_logits:
+            rows = [adjusted(logits_v, sampling, counts) for logits_v, counts in zip(logits_bv, drawn, strict=True)]
+            logits_bv = np.stack(rows)
+        tokens_b = sample(logits_bv, sampling, uniforms(sampling.seed, position, len(logits_bv)))
         yield tokens_b
         for counts, token in zip(drawn, tokens_b.tolist(), strict=True):
             counts[token] += 1

@@ -32,14 +32,18 @@ def sample(logits_bv: np.ndarray, sampling: Sampling, uniforms_b: np.ndarray) ->
     Raises:
         ValueError: a logit is not finite.
     """
-    if not np.isfinite(logits_bv).all():
-        raise ValueError("the model produced a logit that is not finite; its weights are broken; take others")
+    _require_finite(logits_bv)
     if sampling.temperature == 0.0:
         return logits_bv.argmax(axis=-1)
     v = logits_bv.shape[-1]
     rows = 1 if v > _SORTED else _BLOCK // v
     blocks = [slice(start, start + rows) for start in range(0, len(logits_bv), rows)]
     return np.concatenate([_sample(logits_bv[block], sampling, uniforms_b[block]) for block in blocks])
+
+
+def _require_finite(logits: np.ndarray) -> None:
+    if not np.isfinite(logits).all():
+        raise ValueError("the model produced a logit that is not finite; its weights are broken; take others")
 
 
 def _sample(logits_bv: np.ndarray, sampling: Sampling, uniforms_b: np.ndarray) -> np.ndarray:
@@ -75,7 +79,8 @@ def _top_p(weight_bk: np.ndarray, p: float) -> tuple[np.ndarray | None, np.ndarr
     count, mass, among_bk = _narrowed(weight_bk, needed_b)
     ranked_bk = np.sort(among_bk, axis=-1)[:, ::-1]
     before_bk = mass + np.cumsum(ranked_bk, axis=-1) - ranked_bk
-    more_b = (before_bk < needed_b[:, None]).sum(axis=-1)
+    # One at least: what `mass` was rounded by may have it seem that none is needed.
+    more_b = np.maximum((before_bk < needed_b[:, None]).sum(axis=-1), 1)
     least_b = np.take_along_axis(ranked_bk, more_b[:, None] - 1, axis=-1)[:, 0]
     return _largest(weight_bk, least_b, count + more_b)
 
@@ -163,10 +168,14 @@ def logprobs(logits_v: np.ndarray, token: int, count: int) -> tuple[float, tuple
     l_i - m - ln sum_j exp(l_j - m), m the largest logit, in float64.
 
     Args:
-        logits_v: logits, [v], all finite.
+        logits_v: logits, [v].
         token: an id.
         count: how many of the most likely ones.
+
+    Raises:
+        ValueError: a logit is not finite.
     """
+    _require_finite(logits_v)
     logits_v = logits_v.astype(np.float64)
     logprob_v = logits_v - logits_v.max()
     logprob_v -= np.log(np.exp(logprob_v).sum())

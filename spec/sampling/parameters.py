@@ -62,6 +62,11 @@ class Sampling:
                 raise ValueError(f"{name} must be in [-2, 2], got {getattr(self, name)}")
         self._check_logit_bias()
 
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether it has biases or penalties."""
+        return bool(self.logit_bias or self.presence_penalty or self.frequency_penalty)
+
     def _check_logit_bias(self) -> None:
         ids = [token for token, _ in self.logit_bias]
         if len({*ids}) < len(ids):

@@ -23,6 +23,7 @@ from spec.mixers import state_shape
 from spec.sampling import StepInput, StepOutput, check_tokens, logprobs, piece_starts
 from tools.generation.prefix_cache import PrefixCache
 from tools.generation.request import (
+    EngineClosedError,
     Event,
     Finished,
     FinishReason,
@@ -120,7 +121,8 @@ class Engine:
                 the tokens that it has absorbed.
 
         Raises:
-            QueueFullError: too many are waiting, or the engine is closing.
+            QueueFullError: too many are waiting.
+            EngineClosedError: the engine is closing, or has failed.
             ValueError: a request that cannot be: no token to go on from, or one outside the vocabulary.
         """
         vocabulary = self.model.checkpoint.config.vocab_size
@@ -136,7 +138,9 @@ class Engine:
                 raise ValueError(f"logit_bias names token {token}; the vocabulary has {vocabulary}")
         ticket = Ticket(request, deliver, observe)
         with self._changed:
-            if self._closing is not None or len(self._waiting) >= self._queue:
+            if self._closing is not None:
+                raise EngineClosedError("the engine has failed" if self._failed else "the engine is closed")
+            if len(self._waiting) >= self._queue:
                 raise QueueFullError(len(self._waiting), 1 + len(self._waiting) // self.slots)
             self._waiting.append(ticket)
             self._changed.notify()
@@ -211,18 +215,21 @@ class Engine:
         self._turn += 1
         text = reading[self._turn % len(reading)]
         try:
-            step = self.model.score if text.scores else self.model.step
-            assert step is not None
-            logits, states = step(*text.needs)
+            output = self._piece_read(text)
         except Exception as error:  # the device's; whatever it is, the client must hear of it and the others go on
             self._fail(text, error)
             return
         self._counts["pieces"] += 1
-        states = as_array(states)
-        if text.scores:
-            text.score(logits)
-            logits = logits[:, -1]
-        self._advance(text, (logits, states))
+        self._advance(text, output)
+
+    def _piece_read(self, text: _Text) -> StepOutput:
+        if not text.scores:
+            logits_bv, states = self.model.step(*text.needs)
+            return logits_bv, as_array(states)
+        assert self.model.score is not None
+        logits_btv, states = self.model.score(*text.needs)
+        text.score(logits_btv)
+        return logits_btv[:, -1], as_array(states)
 
     def _step_all(self) -> None:
         """One token of every text that waits for that, in as few steps as there are rows for."""
@@ -234,12 +241,12 @@ class Engine:
                     np.concatenate([text.needs.tokens_bt for text in texts]),
                     np.concatenate([self._states(text) for text in texts], axis=1),
                 )
+                states = as_array(states)
             except Exception as error:  # as above
                 for text in texts:
                     self._fail(text, error)
                 continue
             self._counts["steps"] += 1
-            states = as_array(states)
             for row, text in enumerate(texts):
                 # A copy: what a text keeps must not hold on to the states of those beside it.
                 self._advance(text, (logits_bv[row : row + 1], states[:, row : row + 1].copy()))

@@ -115,6 +115,10 @@ class Finished:
 Event = PromptScored | Piece | Finished
 
 
+class EngineClosedError(Exception):
+    """The engine has been closed, or has failed."""
+
+
 class QueueFullError(Exception):
     """No more requests are taken now; `retry_after` seconds are a guess at when one may be."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
@@ -39,6 +40,8 @@ RECENT = 64
 PROMPT_PIECE = 64
 #: The same on a GPU or a TPU, which is idle half of the time with fewer; a model until measured.
 ACCELERATOR_PROMPT_PIECE = 1024
+#: More tokens than anything reads, in digits that every JSON takes.
+_POSITION = re.compile(r"[0-9]{1,15}", re.ASCII)
 #: Bytes of the file of a state, far more than any model's; what is larger is not read.
 LARGEST_STATE = 1 << 30
 #: Of these tokens, in a file: with the one that is pending, a character of four bytes that the text ends in the middle
@@ -249,43 +252,52 @@ class Session:
         # What the turn appends is the text of all tokens without that of those before: a decoder may drop the space of
         # the first one, and the last turn may have ended in the middle of a character.
         decoder = self.tokenizer.stream_decoder(self._context)
-        visible = StopStringFilter(stop, self._snapshot())
-        scored = HeldTokens()
+        visible, scored = StopStringFilter(stop, self._snapshot()), HeldTokens()
         self.ended, self.drawn = False, 0
         piece = self._prompt_piece
         starts = None if piece is None else piece_starts(self.position, len(self.pending), piece)
         loop = draw_tokens(np.asarray([self.pending]), sampling, self.states, self.position, starts=starts)
-        event, logits_bv = next(loop), np.empty((1, 0))
-        while self.drawn < max_tokens or len(self.pending) > 1:
-            if isinstance(event, StepInput):
-                output = yield event
-                assert output is not None
-                logits_bv = output[0]
-                self._absorbed(event.tokens_bt.shape[1], output[1])
-                event = loop.send(output)
-                continue
-            token, self.drawn = int(event[0]), self.drawn + 1
-            self.ended = token == self.tokenizer.end_of_text_id
-            piece = "" if self.ended else decoder.push(token)
-            if alternatives is not None:
-                scored.push(TokenLogprobs(token, *logprobs(logits_bv[0], token, alternatives)), piece)
-            if self.ended:
-                break
-            self.pending = [token]
-            # A token may complete one character and begin another: going back must not leave the half of it.
-            shown = visible.push(piece, None if decoder.is_unfinished else self._snapshot())
-            yield Piece(shown, scored.take(shown))
-            if visible.stopped:
-                snapshot, text = visible.before_stop()
-                self._restore(snapshot)
-                self.pending = self.pending + self.tokenizer.encode_after(self._context, text)
-                return "stop"
-            if self.drawn < max_tokens:
-                event = next(loop)
+        try:
+            event, logits_bv = next(loop), np.empty((1, 0))
+            while self.drawn < max_tokens or len(self.pending) > 1:
+                if isinstance(event, StepInput):
+                    output = yield event
+                    assert output is not None
+                    logits_bv = output[0]
+                    self._absorbed(event.tokens_bt.shape[1], output[1])
+                    event = loop.send(output)
+                    continue
+                token, self.drawn = int(event[0]), self.drawn + 1
+                if self.drawn == 1:  # the prompt has been read: nothing goes back to before it
+                    visible = StopStringFilter(stop, self._previous)
+                self.ended = token == self.tokenizer.end_of_text_id
+                grown = "" if self.ended else decoder.push(token)
+                if alternatives is not None:
+                    scored.push(TokenLogprobs(token, *logprobs(logits_bv[0], token, alternatives)), grown)
+                if self.ended:
+                    break
+                self.pending = [token]
+                # A token may complete one character and begin another: going back must not leave the half of it.
+                shown = visible.push(grown, None if decoder.is_unfinished else self._snapshot())
+                yield Piece(shown, scored.take(shown))
+                if visible.stopped:
+                    self._go_back_to_shown(visible)
+                    return "stop"
+                if self.drawn < max_tokens:
+                    event = next(loop)
+        except BaseException:  # closed, or a step has failed: what was held back was never shown
+            if visible.rest():
+                self._go_back_to_shown(visible)
+            raise
         # Half of a character that the text ends with is never completed; one that a turn ends with may be.
         rest = visible.rest() + (decoder.flush() if self.ended else "")
         yield Piece(rest, scored.rest())
         return "stop" if self.ended else "length"
+
+    def _go_back_to_shown(self, visible: StopStringFilter[Snapshot]) -> None:
+        snapshot, text = visible.before_stop()
+        self._restore(snapshot)
+        self.pending = self.pending + self.tokenizer.encode_after(self._context, text)
 
     def save(self, path: Path, model: OpenModel) -> None:
         """Write the state and what belongs to it to a safetensors file, of one size whatever the length of the text.
@@ -382,15 +394,16 @@ def parse_state(content: bytes, model: OpenModel) -> SessionState:
     try:
         metadata = _metadata(content)
         states = safetensors.numpy.load(content)["states"]
-        position, pending = int(metadata["position"]), json.loads(metadata["pending"])
-        tokens = np.asarray(pending, np.int64)
-        recent = np.asarray(json.loads(metadata.get("recent", "[]")), np.int64)  # older files have none
+        if not _POSITION.fullmatch(metadata["position"]):
+            raise ValueError("its position is no number of tokens")
+        position, tokens = int(metadata["position"]), _token_ids(metadata["pending"])
+        recent = _token_ids(metadata.get("recent", "[]"))[-RECENT:]  # older files have none
         others = metadata["weights"] != model.identity or states.shape != state_shape(model.checkpoint.config, 1)
         if not others:
             check_tokens(np.concatenate([recent, tokens]), model.checkpoint.config.vocab_size)
         if states.dtype != np.float32 or not np.isfinite(states).all():
             raise ValueError("its numbers are not float32, or not finite")
-        if tokens.ndim != 1 or tokens.size == 0 or position < 0:
+        if tokens.size == 0:
             raise ValueError("no text")
     except (safetensors.SafetensorError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(str(error)) from error
@@ -399,6 +412,13 @@ def parse_state(content: bytes, model: OpenModel) -> SessionState:
             "a state of other weights; load it with the checkpoint and the --weights it was saved with"
         )
     return SessionState(states if position else None, position, tuple(recent.tolist()), tuple(tokens.tolist()))
+
+
+def _token_ids(text: str) -> np.ndarray:
+    ids = json.loads(text)
+    if not isinstance(ids, list) or not all(type(index) is int for index in ids):
+        raise ValueError("its tokens are no list of ids")
+    return np.asarray(ids, np.int64)
 
 
 def _metadata(content: bytes) -> dict[str, str]:

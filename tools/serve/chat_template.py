@@ -49,8 +49,9 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise ValueError(f"it is no Jinja2: line {error.lineno}: {error.message}") from error
+        except (jinja2.TemplateSyntaxError, SyntaxError) as error:  # the latter of the Python that it becomes
+            told = error.message if isinstance(error, jinja2.TemplateSyntaxError) else error.msg
+            raise ValueError(f"it is no Jinja2: line {error.lineno}: {told}") from error
 
     def render(
         self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True, continues: bool = False

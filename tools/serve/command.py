@@ -95,7 +95,8 @@ class Serve:
             _ = model.identity  # of all weights, so that the first request need not wait for it
             engine = Engine(model, self.slots, self.queue, self.cache_mib << 20, not self.no_batch_invariance)
             warm_up(engine)
-            name = self.model_name or _run_name(self.checkpoint)
+            # JSON has no bytes that are no text.
+            name = (self.model_name or _run_name(self.checkpoint)).encode(errors="replace").decode()
             pack, parse = partial(pack_state, model=model), partial(parse_state, model=model)
             states = StateStore(self.max_states, name, pack, parse)
             service = Service(model, engine, states, name, self._limits(), template, self._stops())
@@ -105,8 +106,8 @@ class Serve:
             if not is_loopback(self.host) and not key:
                 warning = f"anyone who can reach {self.host} can use this model: there is no --api-key"
                 print(f"liquidnet: WARNING: {warning}", file=sys.stderr, flush=True)
-            print(f"LiquidNet is at {address(self.host, self.port)} (Ctrl-C ends it)", flush=True)
-            serve_until_ended(service, server, self.grace)
+            ready = f"LiquidNet is at {address(self.host, self.port)} (Ctrl-C ends it)"
+            serve_until_ended(service, server, self.grace, ready)
 
     def _check(self) -> None:
         at_least = {"slots": 1, "queue": 1, "cache_mib": 0, "max_prompt_tokens": 1, "max_tokens": 1, "max_states": 0}
@@ -174,14 +175,16 @@ def _run_name(checkpoint: Path) -> str:
     return path.stem if path.is_file() else path.name
 
 
-def serve_until_ended(service: Service, server: HttpServer, grace: float) -> None:
-    """Answer until a signal comes; then write texts to their end for `grace` seconds, and end the rest.
+def serve_until_ended(service: Service, server: HttpServer, grace: float, ready: str) -> None:
+    """Say that it is ready, and answer until a signal comes; then write texts to their end for `grace` seconds, and end
+    the rest.
 
     Raises:
         KeyboardInterrupt: a second signal came.
     """
     with _terminated_as_interrupted():
         try:
+            print(ready, flush=True)
             server.wait()
         except KeyboardInterrupt:
             service.closing = True

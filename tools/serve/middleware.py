@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable, Collection
@@ -21,6 +22,8 @@ OPEN_PATHS = frozenset({"/health"})
 #: Of a request that nobody waited for; no status of HTTP, but what others log.
 CLIENT_LEFT = 499
 _LONGEST_USER = 64
+#: A name, or an IPv6 address in brackets, and perhaps a port.
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
 
 
 class Gate:
@@ -84,8 +87,8 @@ class Gate:
 
 def _host(header: str) -> str:
     """The name in a Host header, without the port."""
-    name, bracket, _ = header.partition("]")
-    return f"{name}]" if bracket else header.partition(":")[0].lower()
+    found = _HOST.fullmatch(header)
+    return "" if found is None else found[1].lower()
 
 
 def _fields(scope: Scope, name: str, route: str, status: int, seconds: float) -> dict[str, object]:

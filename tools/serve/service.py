@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tools.generation.engine import EngineStats
-from tools.generation.request import Event, Finished, GenerationRequest, Piece, QueueFullError, SessionState
+from tools.generation.request import (
+    EngineClosedError,
+    Event,
+    Finished,
+    GenerationRequest,
+    Piece,
+    QueueFullError,
+    SessionState,
+)
 from tools.generation.session import OpenModel
 from tools.serve.chat_template import ChatTemplate, TemplateRefusal
 from tools.serve.errors import ApiError, bad_request, queue_full, shutting_down
@@ -117,11 +125,14 @@ class Service:
 
     def check_prompt(self, tokens: Sequence[int], state: SessionState | None, param: str) -> None:
         """Raises ApiError 400 for a prompt that is empty, too long, or of other tokens than the model's."""
-        size = self.model.checkpoint.config.vocab_size
+        # A model may have rows for more tokens than there are.
+        size = min(self.model.checkpoint.config.vocab_size, self.model.tokenizer.vocab_size)
         if not tokens and (state is None or state.tokens == 0):
             raise bad_request(f"{param}: must not be empty where there is no state to go on from", param)
-        if len(tokens) > self.limits.max_prompt_tokens:
-            message = f"{param}: has {len(tokens)} tokens, and at most {self.limits.max_prompt_tokens} are taken"
+        count = len(tokens) + (0 if state is None else len(state.pending))
+        if count > self.limits.max_prompt_tokens:
+            what = "has" if state is None else "and what its state has not read yet have"
+            message = f"{param}: {what} {count} tokens, and at most {self.limits.max_prompt_tokens} are taken"
             raise bad_request(message, param, "context_length_exceeded")
         outside = next((token for token in tokens if not 0 <= token < size), None)
         if outside is not None:
@@ -162,9 +173,9 @@ class Service:
         try:
             return self.engine.submit(request, deliver)
         except QueueFullError:
-            if self.closing:
-                raise shutting_down() from None
             raise
+        except EngineClosedError as error:
+            raise (shutting_down() if self.closing else ApiError(503, str(error), code="engine_error")) from None
         except ValueError as error:
             raise bad_request(str(error)) from None
 
@@ -188,7 +199,9 @@ class Generation:
         self._running: dict[int, Ticket] = {}
         self._next, self._told = 0, False
         # So that a long list leaves room for others.
-        self._at_once = max(1, service.engine.stats().slots)
+        self._at_once = max(1, service.engine.stats().slots // 2)
+        # Prompts that are being read: another text of the same one waits for what the cache will have of it.
+        self._reading: dict[int, tuple[int, ...]] = {}
         self.deadline = self._loop.time() + service.limits.timeout
 
     def start(self) -> None:
@@ -214,12 +227,17 @@ class Generation:
             with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
-        self._running[index] = self._service.submit(self._requests[index], deliver)
+        request = self._requests[index]
+        self._running[index] = self._service.submit(request, deliver)
+        if request.state is None:
+            self._reading[index] = request.prompt
         self._next += 1
 
     def _fill(self) -> None:
         with contextlib.suppress(QueueFullError):
             while self._next < len(self._requests) and len(self._running) < self._at_once:
+                if self._requests[self._next].prompt in self._reading.values():
+                    return
                 self._submit()
 
     async def batches(self) -> AsyncGenerator[list[tuple[int, Event]], None]:
@@ -231,6 +249,7 @@ class Generation:
         while self._running or self._next < len(self._requests):
             batch = await self._batch()
             for index, event in batch:
+                self._reading.pop(index, None)
                 if isinstance(event, Finished):
                     del self._running[index]
                     _require_finished(event)

@@ -18,7 +18,7 @@ from spec.sampling import Sampling
 from tools.cli.backends import Backend
 from tools.generation import engine
 from tools.generation.engine import Ticket
-from tools.generation.request import Event, Finished, Piece, QueueFullError
+from tools.generation.request import EngineClosedError, Event, Finished, Piece, QueueFullError
 from tools.generation.session import Session, as_array
 from tools.ui.models import LoadedModel, ModelCache
 
@@ -193,6 +193,8 @@ class GenerationTask:
                 if time.monotonic() - shown_at >= SLICE:
                     yield self._progress_line("Writing:", self.generations[0].tokens - before, began)
                     shown_at = time.monotonic()
+        except EngineClosedError as error:
+            raise ValueError("the model was put away meanwhile; press the button again") from error
         except QueueFullError as error:
             raise ValueError(str(error)) from error
         finally:

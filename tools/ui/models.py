@@ -146,7 +146,9 @@ class ModelCache:
         if mine:
             try:
                 model = open_model(path, backend, self._weights)
-                future.set_result(LoadedModel(model, half_lives(model.checkpoint.parameters, model.checkpoint.config)))
+                loaded = LoadedModel(model, half_lives(model.checkpoint.parameters, model.checkpoint.config))
+                _ = loaded.engine  # so that there is one to be closed, whenever the model is put away
+                future.set_result(loaded)
             except BaseException as error:  # whatever it is, those who wait must hear of it, and the next one may try
                 with self._lock:
                     self._found.pop(key, None)

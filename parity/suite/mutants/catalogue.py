@@ -28,6 +28,7 @@ SUBJECTS = (
     "mixers",
     "sessions",
     "engine",
+    "serve",
     "plain_text",
     "user_facing",
     "files",

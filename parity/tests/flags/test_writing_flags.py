@@ -211,7 +211,7 @@ def test_serve(row, monkeypatch, tmp_path):
     monkeypatch.setattr(app, "create_app", create_app)
     monkeypatch.setattr(middleware, "configure_log", lambda: None)
     monkeypatch.setattr(server, "HttpServer", lambda *_: SimpleNamespace(start=lambda: None))
-    monkeypatch.setattr(command, "serve_until_ended", lambda service, http, grace: found.update(grace=grace))
+    monkeypatch.setattr(command, "serve_until_ended", lambda service, http, grace, ready: found.update(grace=grace))
     require_seen(row, GIVEN["serve"], seen)
 
 

@@ -134,6 +134,21 @@ def test_of_equal_tokens_the_first_are_kept(v):
             assert drawn == [int(u * count) for u in grid]
 
 
+def test_what_a_sum_is_rounded_by_keeps_no_more():
+    """A share that the first half of the weights holds but for the last bit: one token more, and not all of them."""
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        logits = rng.standard_normal((1, 2050))
+        weights = np.exp(logits - logits.max())
+        mass = float(np.partition(weights, 1025, axis=-1)[0, 1025:].sum())
+        share = Sampling(top_p=float(np.nextafter(mass, np.inf) / weights.sum()))
+        ranked = np.argsort(-weights[0], kind="stable")
+        last = sample(logits, share, np.array([1.0 - 2.0**-53]))[0]
+        kept = np.flatnonzero(ranked == last)[0]
+        # The last id that is kept may have any rank, but none after the border's.
+        assert kept <= 1026
+
+
 def test_min_p_keeps_what_is_likely_enough():
     logits = np.log(np.array([[0.1, 0.4, 0.2, 0.3]], np.float32))
     for least, left in ((0.0, [0, 1, 2, 3]), (0.26, [1, 2, 3]), (0.51, [1, 3]), (1.0, [1])):

@@ -96,6 +96,30 @@ def test_a_reply_that_is_cut_off_stays_what_was_shown():
     assert text_of(session)[:10] == [*PROMPT, *b"a lo!"]
 
 
+def test_a_reply_that_is_cut_off_keeps_nothing_that_was_held_back():
+    """What may begin a stop string was not shown, and whoever goes on has not seen it."""
+    session = started(scripted(b"one\nUse", end=False))
+    reply = session.write(GREEDY, 100, ["\nUser:"])
+    shown = "".join(itertools.islice(reply, 6))
+    reply.close()
+    assert shown == "one" and text_of(session) == [*PROMPT, *b"one"] and session.pending
+
+
+def test_a_stop_string_in_the_first_token_leaves_the_prompt_read():
+    """It is not read again for the next turn: all but its last token."""
+    read = []
+
+    def step(tokens_bt, states):
+        read.append(tokens_bt.shape[1])
+        return scripted(b"z")(tokens_bt, states)
+
+    session = Session(step, BYTES, prompt_piece=4)
+    for turn in range(3):
+        session.append("Say: again")
+        assert "".join(session.write(Sampling(temperature=0.0, logit_bias=((122, 99.0),)), 9, ["z"])) == ""
+        assert len(session.pending) == 1 and session.position == 10 * (turn + 1) - 1
+
+
 def test_a_held_back_beginning_is_shown_in_the_end():
     assert "".join(started(scripted(b"one\nUse")).write(GREEDY, 100, ["\nUser:"])) == "one\nUse"
     assert "".join(started(scripted(b"one\nUsual")).write(GREEDY, 100, ["\nUser:"])) == "one\nUsual"

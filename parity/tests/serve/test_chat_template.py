@@ -42,6 +42,12 @@ def test_what_templates_use(source, pieces):
     assert ChatTemplate(source).render(MESSAGES) == pieces
 
 
+def test_a_template_that_is_no_program_is_refused():
+    for source in ("{% if %}", "{{ 1 +", "{% break %}"):
+        with pytest.raises(ValueError, match="it is no Jinja2: line 1"):
+            ChatTemplate(source)
+
+
 def test_nobody_can_write_the_end_of_text():
     template = ChatTemplate("{{ messages[0].content }}{{ eos_token }}")
     marks = {template.render([{"role": "user", "content": text}])[0] for text in ("\ue000\ue000", "\ue000" + "0" * 32)}

@@ -277,8 +277,26 @@ def test_a_broken_chunk_ends_the_connection(server, chunk):
     assert server.ask("GET", "/health").status == 200
 
 
+def test_a_key_given_twice_among_many_is_found_at_once(server):
+    """A megabyte of names: whoever looks through all of them for each is at it for a minute."""
+    names = ",".join(f'"{index}":0' for index in range(100_000))
+    answer = server.ask("POST", "/v1/completions", b"{" + names.encode() + b',"7":0}')
+    assert answer.status == 400 and "'7' is given twice" in answer.error["message"]
+
+
 def test_hosts_that_are_not_this_machine(server):
-    for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "evil.example:80", "[::2]", "a]b"):
+    for host in (
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "evil.example:80",
+        "[::2]",
+        "a]b",
+        "localhost:1@evil",
+        "[::1].evil.example",
+        "localhost:",
+        "localhost: 1",
+    ):
         answer = server.ask("GET", "/health", Host=host)
         assert (answer.status, answer.error["code"]) == (400, "invalid_host")
     for host in ("localhost", "LOCALHOST:5", "127.0.0.1:1"):

@@ -14,10 +14,11 @@ from parity.proof.problems.cases import perturbed_parameters
 from parity.suite.support.serve import serving
 from spec import LiquidNetConfig
 from spec.checkpoint.format import Checkpoint, write_checkpoint
+from spec.checkpoint.tensors import pack
 from spec.sampling import Sampling, logprobs
 from tools.cli import backends
 from tools.generation.engine import Engine
-from tools.generation.session import open_model, parse_state
+from tools.generation.session import RECENT, open_model, parse_state
 from tools.tokenizer import build_tokenizer
 
 CONFIG = LiquidNetConfig(vocab_size=257, d_model=12, d_ff=16, n_layers=2, max_seq_len=16)
@@ -130,6 +131,83 @@ def test_a_prefix_that_is_known_is_told(served):
     first, second = (served.post("/v1/completions", prompt=prompt, max_tokens=1).json["usage"] for _ in range(2))
     assert second["prompt_tokens"] == first["prompt_tokens"] == len(prompt)
     assert second["prompt_tokens_details"]["cached_tokens"] > first["prompt_tokens_details"]["cached_tokens"]
+
+
+def test_choices_share_the_reading_of_their_prompt(served):
+    prompt, before = [*b"It was a dark night. " * 12, served.port % 250], served.engine.stats()
+    answer = served.post("/v1/completions", prompt=prompt, n=5, max_tokens=3, temperature=1.0, seed=3).json
+    after = served.engine.stats()
+    assert after.prompt_pieces - before.prompt_pieces == len(prompt) // 64 + 1
+    assert after.cached_tokens - before.cached_tokens == 4 * (len(prompt) - 1)
+    assert answer["usage"]["prompt_tokens"] == len(prompt)
+    assert len({choice["text"] for choice in answer["choices"]}) > 1
+
+
+def forget_all(served):
+    """The states of the tests before."""
+    for one in served.ask("GET", "/v1/states").json["data"]:
+        served.ask("DELETE", f"/v1/states/{one['id']}")
+
+
+def test_a_state_is_of_one_size_where_a_stop_string_comes_first(served):
+    """The prompt has been read: the state must not go back to before it, however often."""
+    forget_all(served)
+    sizes, state = [], {}
+    for _ in range(3):
+        body = {"prompt": "a" * 500, "max_tokens": 9, "stop": ["z"], "logit_bias": {"122": 100}, "save_state": True}
+        state = {"state": served.post("/v1/completions", **body, **state).json["state"]}
+        kept = parse_state(served.ask("GET", f"/v1/states/{state['state']}").content, served.service.model)
+        sizes.append((kept.tokens, len(kept.pending)))
+    assert sizes == [(500, 1), (1000, 1), (1500, 1)]
+
+
+def test_a_state_file_is_as_strict_as_a_request(served):
+    """What another program has written into it: nothing is kept that could not be listed, read or gone on from."""
+    forget_all(served)
+    model = served.service.model
+    shape = (CONFIG.n_layers, 1, CONFIG.d_model)
+    good = {"weights": model.identity, "position": "5", "recent": "[97]", "pending": "[98]"}
+
+    def put(**changed):
+        content = pack({"states": np.full(shape, 0.5, np.float32)}, {**good, **changed})
+        return served.ask("PUT", "/v1/states/strict", content)
+
+    for wrong in (
+        {"position": "9" * 4300},
+        {"position": "1_0"},
+        {"position": "\u0664"},
+        {"position": "-1"},
+        {"pending": "[97.9]"},
+        {"pending": "[true]"},
+        {"pending": '["97"]'},
+        {"pending": "[]"},
+        {"pending": "{}"},
+        {"pending": "[257]"},
+        {"recent": "[[97]]"},
+        {"recent": "7"},
+    ):
+        answer = put(**wrong)
+        assert (answer.status, answer.error["code"]) == (400, "invalid_state"), wrong
+    assert served.ask("GET", "/v1/states").json["data"] == []
+    assert put(recent=f"[{','.join(['97'] * 100_000)}]").status == 200
+    assert len(served.service.states.get("strict").state.recent) == RECENT
+    assert put(pending=f"[{','.join(['97'] * (served.service.limits.max_prompt_tokens + 1))}]").status == 200
+    answer = served.post("/v1/completions", prompt="a", state="strict", max_tokens=1)
+    assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
+    served.ask("DELETE", "/v1/states/strict")
+
+
+def test_a_state_that_overflows_is_told_of(served):
+    forget_all(served)
+    content = pack(
+        {"states": np.full((CONFIG.n_layers, 1, CONFIG.d_model), 3e38, np.float32)},
+        {"weights": served.service.model.identity, "position": "5", "pending": "[98]"},
+    )
+    assert served.ask("PUT", "/v1/states/huge", content).status == 200
+    for asked in ({}, {"echo": True, "logprobs": 1}):
+        answer = served.post("/v1/completions", prompt="ab", state="huge", max_tokens=2, **asked)
+        assert answer.status == 500 and "not finite" in answer.error["message"]
+    served.ask("DELETE", "/v1/states/huge")
 
 
 def test_what_clients_ask_of_the_tokenizer(served):

@@ -88,9 +88,13 @@ def test_a_model_is_loaded_once_and_few_are_kept(handed_over, monkeypatch):
     for thread in threads:
         thread.join()
     assert loads == [handed_over] and models.is_open(handed_over, BACKENDS[0])
+    first = models.open(handed_over, BACKENDS[0])
     for _ in range(2):  # what failed is tried again
         with pytest.raises(ValueError, match="broken"):
             models.open(Path("broken"), BACKENDS[0])
     for i in range(OPEN_MODELS):
         models.open(Path(f"other {i}"), BACKENDS[0])
     assert len(loads) == 3 + OPEN_MODELS and not models.is_open(handed_over, BACKENDS[0])
+    # What was put away ends its thread, which would keep it in memory.
+    first.engine._thread.join(30)
+    assert not first.engine._thread.is_alive()
