@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +15,7 @@ _SORTED = 1 << 10
 _BLOCK = 1 << 16
 #: Tokens whose weights are summed at a time before one of them is drawn.
 _SEGMENT = 256
+_kept = threading.local()
 
 
 def sample(logits_bv: np.ndarray, sampling: Sampling, uniforms_b: np.ndarray) -> np.ndarray:
@@ -47,75 +49,78 @@ def _require_finite(logits: np.ndarray) -> None:
 
 
 def _sample(logits_bv: np.ndarray, sampling: Sampling, uniforms_b: np.ndarray) -> np.ndarray:
-    below_best = logits_bv.astype(np.float64)
-    below_best -= logits_bv.max(axis=-1, keepdims=True)
+    weight_bv, scratch_bv = _buffers(logits_bv.shape)
+    np.subtract(logits_bv, logits_bv.max(axis=-1, keepdims=True), out=weight_bv, dtype=np.float64)
     with np.errstate(over="ignore", under="ignore"):  # a temperature near 0 takes the others to exp(-inf)
-        below_best /= sampling.temperature
-        weight_bv = np.exp(below_best, out=below_best)
-    of_top_k, weight_bk = _top_k(weight_bv, sampling.top_k)
-    of_top_p, weight_bk = _top_p(weight_bk, sampling.top_p)
+        weight_bv /= sampling.temperature
+        np.exp(weight_bv, out=weight_bv)
+    if sampling.top_k > 0 or sampling.top_p < 1.0:
+        np.copyto(scratch_bv, weight_bv)
+    if 0 < sampling.top_k < weight_bv.shape[-1]:
+        scratch_bv = _keep_top_k(weight_bv, sampling.top_k, scratch_bv)
+    if sampling.top_p < 1.0:
+        _keep_top_p(weight_bv, sampling.top_p, scratch_bv)
     if sampling.min_p > 0.0:
-        weight_bk = np.where(weight_bk >= sampling.min_p, weight_bk, 0.0)  # the most likely token has weight 1
-    token_b = _inverted(weight_bk, uniforms_b)
-    for columns in (of_top_p, of_top_k):
-        token_b = token_b if columns is None else columns[token_b]
-    return token_b
+        np.copyto(weight_bv, 0.0, where=weight_bv < sampling.min_p)  # the most likely token has weight 1
+    return _inverted(weight_bv, uniforms_b)
 
 
-def _top_k(weight_bv: np.ndarray, k: int) -> tuple[np.ndarray | None, np.ndarray]:
-    """Ids of the tokens that any row keeps, None for all, and their weights, 0 where a row does not."""
-    v = weight_bv.shape[-1]
-    if not 0 < k < v:
-        return None, weight_bv
-    least_b = np.partition(weight_bv, v - k, axis=-1)[:, v - k]
-    return _largest(weight_bv, least_b, np.full(len(weight_bv), k))
+def _buffers(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Two arrays of the shape to work in, this thread's own: those of a vocabulary are so large that the system would
+    clear new memory for them at every token, which takes as long as the rest."""
+    if getattr(_kept, "shape", None) != shape:
+        _kept.shape, _kept.arrays = shape, (np.empty(shape), np.empty(shape))
+    return _kept.arrays
 
 
-def _top_p(weight_bk: np.ndarray, p: float) -> tuple[np.ndarray | None, np.ndarray]:
-    """The same of the smallest set of largest weights that holds at least p of the whole."""
-    if p == 1.0:
-        return None, weight_bk
-    needed_b = p * weight_bk.sum(axis=-1)
-    count, mass, among_bk = _narrowed(weight_bk, needed_b)
+def _keep_top_k(weight_bv: np.ndarray, k: int, copy_bv: np.ndarray) -> np.ndarray:
+    """The weights of all but the k largest of a row become 0; returns the k largest, in any order."""
+    place = weight_bv.shape[-1] - k
+    copy_bv.partition(place, axis=-1)
+    _keep_largest(weight_bv, copy_bv[:, place], np.full(len(weight_bv), k))
+    return copy_bv[:, place:]
+
+
+def _keep_top_p(weight_bv: np.ndarray, p: float, copy_bk: np.ndarray) -> None:
+    """The same of all but the smallest set of largest weights that holds at least p of the whole, which `copy` has."""
+    needed_b = p * weight_bv.sum(axis=-1)
+    count, mass, among_bk = _narrowed(copy_bk, needed_b)
     ranked_bk = np.sort(among_bk, axis=-1)[:, ::-1]
     before_bk = mass + np.cumsum(ranked_bk, axis=-1) - ranked_bk
     # One at least: what `mass` was rounded by may have it seem that none is needed.
     more_b = np.maximum((before_bk < needed_b[:, None]).sum(axis=-1), 1)
-    least_b = np.take_along_axis(ranked_bk, more_b[:, None] - 1, axis=-1)[:, 0]
-    return _largest(weight_bk, least_b, count + more_b)
+    _keep_largest(weight_bv, np.take_along_axis(ranked_bk, more_b[:, None] - 1, axis=-1)[:, 0], count + more_b)
 
 
 def _narrowed(weight_bk: np.ndarray, needed_b: np.ndarray) -> tuple[int, float, np.ndarray]:
     """How many of the largest weights surely belong to those that are needed, their sum, and the next ones.
 
-    Of one row, halved as in quickselect (Hoare 1961), so that it takes time in proportion to k; several are left whole.
+    Of one row, halved in place as in quickselect (Hoare 1961), so that it takes time in proportion to k; several rows
+    are left whole.
     """
     count, mass = 0, 0.0
     while len(weight_bk) == 1 and weight_bk.size > _SORTED:
         half = weight_bk.size // 2
-        parted = np.partition(weight_bk, half, axis=-1)
-        through = mass + float(parted[0, half:].sum())
+        weight_bk.partition(half, axis=-1)
+        through = mass + float(weight_bk[0, half:].sum())
         if through >= needed_b[0]:
-            weight_bk = parted[:, half:]
+            weight_bk = weight_bk[:, half:]
         else:
-            count, mass, weight_bk = count + weight_bk.size - half, through, parted[:, :half]
+            count, mass, weight_bk = count + weight_bk.size - half, through, weight_bk[:, :half]
     return count, mass, weight_bk
 
 
-def _largest(weight_bk: np.ndarray, least_b: np.ndarray, count_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Columns of the `count` largest weights of each row, of which `least` is the smallest, and the weights in them.
+def _keep_largest(weight_bv: np.ndarray, least_b: np.ndarray, count_b: np.ndarray) -> None:
+    """All but the `count` largest weights of a row, of which `least` is the smallest, become 0.
 
-    Those that a row does not keep are 0; of equal ones the first are kept.
+    Of equal ones the first are kept.
     """
-    columns_k = np.flatnonzero((weight_bk >= least_b[:, None]).any(axis=0))
-    weight_bk = np.take(weight_bk, columns_k, axis=-1)
-    if weight_bk.size == count_b.sum():
-        return columns_k, weight_bk  # one row, and no two weights at the border are equal
-    larger_bk, equal_bk = weight_bk > least_b[:, None], weight_bk == least_b[:, None]
-    missing_b = count_b - larger_bk.sum(axis=-1)
-    if (equal_bk.sum(axis=-1) > missing_b).any():
-        equal_bk &= np.cumsum(equal_bk, axis=-1) <= missing_b[:, None]
-    return columns_k, np.where(larger_bk | equal_bk, weight_bk, 0.0)
+    smaller_bv = weight_bv < least_b[:, None]
+    if weight_bv.size - np.count_nonzero(smaller_bv) > count_b.sum():
+        equal_bv = weight_bv == least_b[:, None]
+        missing_b = count_b - (weight_bv > least_b[:, None]).sum(axis=-1)
+        smaller_bv |= equal_bv & (np.cumsum(equal_bv, axis=-1) > missing_b[:, None])
+    np.copyto(weight_bv, 0.0, where=smaller_bv)
 
 
 def _inverted(weight_bk: np.ndarray, uniforms_b: np.ndarray) -> np.ndarray:
