@@ -163,6 +163,28 @@ def test_texts_are_written_together(models):
         assert 40 <= engine.stats().steps <= 45
 
 
+@pytest.mark.parametrize("asked", [True, False], ids=["batch-invariant", "any batch"])
+def test_rows_are_alone_where_a_batch_would_change_them(models, asked):
+    """Unless nobody asks for texts that are the same beside others."""
+    model, rows = next(iter(models.values())), []
+
+    def step(tokens_bt, states):
+        rows.append(len(tokens_bt))
+        return model.step(tokens_bt, states)
+
+    with closing(Engine(replace(model, step=step, batch_invariant=False), slots=4, batch_invariant=asked)) as engine:
+        held = threading.Event()
+        engine.submit(request("a", max_tokens=1), lambda event: held.wait(WAIT))
+        clients = [Client(engine, endless("ab")) for _ in range(3)]
+        held.set()
+        for client in clients:
+            assert isinstance(client.next(), Piece)
+        for client in clients:
+            client.ticket.cancel()
+            client.finish()
+    assert max(rows) == (1 if asked else 3)
+
+
 def test_a_method_that_only_claims_to_be_batch_invariant_is_found_out(models):
     model = next(iter(models.values()))
 
