@@ -61,19 +61,18 @@ def uniforms(seed: int, position: int, rows: int) -> np.ndarray:
     return stream(seed, f"sampling, position {position}").random(rows)
 
 
-def piece_starts(position: int, length: int, piece: int) -> list[int]:
-    """Where the pieces begin in which a prompt is absorbed: every multiple of `piece` of the text, and the last token.
+def piece_starts(length: int, piece: int) -> list[int]:
+    """Where the pieces begin in which a prompt is absorbed: every `piece` tokens, and the last token of a longer one.
 
-    So they are a function of where the prompt lies in the text: what two texts begin with alike is absorbed alike, to
-    the bit, and the states in between can be kept for the next one. The last token is a step like any that is drawn,
-    which can be taken together with those of other texts.
+    So they are a function of the prompt: what two texts begin with alike is absorbed alike, to the bit, and the states
+    in between can be kept for the next one. The last token of a prompt of several pieces is a step like any that is
+    drawn; one of a single piece is read at once, which takes no longer than a step more would.
 
     Args:
-        position: how many tokens come before the prompt.
         length: of the prompt, at least 1.
         piece: tokens absorbed at a time, at most.
     """
-    return sorted({0, *range(piece - position % piece, length - 1, piece), length - 1})
+    return [0] if length <= piece else sorted({*range(0, length, piece), length - 1})
 
 
 def draw_tokens(

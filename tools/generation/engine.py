@@ -340,7 +340,7 @@ class _Text:
             self.session.go_on_from(request.state)
         elif not self.scores:
             piece = model.prompt_piece
-            ends = [] if piece is None else piece_starts(0, len(self._prompt), piece)[1:]
+            ends = [] if piece is None else piece_starts(len(self._prompt), piece)[1:]
             self.cached, states = cache.find(self._prompt, ends)
             if states is not None:
                 self.session.go_on_from_prefix(states, self._prompt[: self.cached])

@@ -255,7 +255,7 @@ class Session:
         visible, scored = StopStringFilter(stop, self._snapshot()), HeldTokens()
         self.ended, self.drawn = False, 0
         piece = self._prompt_piece
-        starts = None if piece is None else piece_starts(self.position, len(self.pending), piece)
+        starts = None if piece is None else piece_starts(len(self.pending), piece)
         loop = draw_tokens(np.asarray([self.pending]), sampling, self.states, self.position, starts=starts)
         try:
             event, logits_bv = next(loop), np.empty((1, 0))

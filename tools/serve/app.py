@@ -63,7 +63,7 @@ async def _not_found(request: Request, error: Exception) -> Response:
 
 def _models(service: Service) -> APIRouter:
     router = APIRouter()
-    model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "liquidnet"}
+    model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "user"}
 
     @router.get("/v1/models")
     async def all_models() -> Response:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tools.serve.errors import ApiError, ClientLeft, bad_request
 
-LOGGER = logging.getLogger("liquidnet.serve")
+LOGGER = logging.getLogger(__package__)
 #: What answers to nobody in particular, so that a balancer needs no key.
 OPEN_PATHS = frozenset({"/health"})
 #: Of a request that nobody waited for; no status of HTTP, but what others log.
@@ -119,7 +119,7 @@ def configure_log() -> None:
     """Have every request, and what uvicorn warns of, be a line on stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
-    for name, level in (("liquidnet.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
+    for name, level in ((LOGGER.name, logging.INFO), ("uvicorn.error", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)

@@ -22,7 +22,7 @@ from tools.serve.schema import Generating
 from tools.serve.service import Generation, Service
 
 T = TypeVar("T")
-LOGGER = logging.getLogger("liquidnet.serve")
+LOGGER = logging.getLogger(__package__)
 #: Tokens whose log-probabilities are told at once; of more a thread tells, and nobody's stream waits for that.
 FEW_TOKENS = 100
 #: Seconds that a client which has stopped reading has for the last of a stream, once time is over.

@@ -270,7 +270,7 @@ def test_the_file_keeps_the_half_of_a_character(checkpoint, tmp_path):
     session, first, others = model.session(), *np.split(np.frombuffer("\U0001f600".encode(), np.uint8), [1])
     session.append("Hello ")
     session.pending += first.tolist()
-    session._step = writes([0, *others.tolist()], model.step)  # the prompt's last token is a step of its own
+    session._step = writes(others.tolist(), model.step)
     assert "".join(session.write(GREEDY, 2)) == "" and session.pending == [others[1]]
     session.save(path, model)
     session = model.session()

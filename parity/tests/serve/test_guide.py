@@ -44,7 +44,7 @@ def test_its_python_runs(served, capsys):
 def test_its_curl_runs(served, tmp_path):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    state = served.post("/v1/states", prompt="Once").json
+    state = served.post("/v1/states", prompt="Once " * 20).json
     (tmp_path / "state.safetensors").write_bytes(served.ask("GET", f"/v1/states/{state['id']}").content)
     lines = commands(GUIDE, "console curl")
     assert len(lines) == 5
@@ -58,7 +58,7 @@ def test_its_curl_runs(served, tmp_path):
     assert answers[1].endswith("data: [DONE]\n\n")
     assert json.loads(answers[2])["tokens"] == 16 and json.loads(answers[3])["id"] == "mine"
     kept = parse_state((tmp_path / "kept.safetensors").read_bytes(), served.service.model)
-    assert kept.tokens == 4 and kept.states is not None and kept.states.shape == (CONFIG.n_layers, 1, CONFIG.d_model)
+    assert kept.tokens == 100 and kept.states is not None and kept.states.shape == (CONFIG.n_layers, 1, CONFIG.d_model)
 
 
 def test_its_template_is_one():

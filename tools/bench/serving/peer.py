@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from spec.config import ModelConfig
-from tools.bench import peers
 from tools.bench.serving.clients import Server, started
 from tools.bench.timer import NotRun
 
@@ -41,6 +40,8 @@ def peer(directory: Path, config: ModelConfig, tokenizer: str, positions: int) -
 
 def _write(directory: Path, config: ModelConfig, tokenizer: str, positions: int) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    from tools.bench import peers  # it needs torch
 
     shape = peers.equal_to(config, positions)
     GPT2LMHeadModel(

@@ -19,7 +19,7 @@ from tools.serve.middleware import JsonFormatter
 def test_models(server, client):
     assert [model.id for model in client.models.list()] == [NAME]
     model = client.models.retrieve(NAME)
-    assert (model.id, model.object, model.owned_by) == (NAME, "model", "liquidnet")
+    assert (model.id, model.object, model.owned_by) == (NAME, "model", "user")
     answer = server.post("/v1/completions", model="other", prompt="a")
     assert (answer.status, answer.error["code"], answer.error["param"]) == (404, "model_not_found", "model")
     assert server.ask("POST", "/v1/completions", {"prompt": "a", "max_tokens": 1}).json["model"] == NAME
@@ -74,7 +74,7 @@ def log():
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
-    logger = logging.getLogger("liquidnet.serve")
+    logger = logging.getLogger("tools.serve")
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -139,8 +139,8 @@ def test_a_text_is_the_one_that_a_session_writes(models, family, backend):
             assert {one.reason for one in finished} == {"stop", "length"}
             assert [one.prompt_tokens for one in finished] == [len(one.prompt) for one in asked]
             for one, client in zip(finished, asked, strict=True):
-                if again and len(client.prompt) > 1:
-                    assert one.cached_tokens == len(client.prompt) - 1
+                if again:
+                    assert one.cached_tokens == (len(client.prompt) - 1 if len(client.prompt) > 64 else 0)
         stats = engine.stats()
         assert stats.active == stats.waiting == 0
         assert stats.requests["cancelled"] == 4 and sum(stats.requests.values()) == 2 * (len(asked) + 2)
