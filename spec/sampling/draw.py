@@ -61,7 +61,7 @@ def _sample(logits_bv: np.ndarray, sampling: Sampling, uniforms_b: np.ndarray) -
     if sampling.top_p < 1.0:
         _keep_top_p(weight_bv, sampling.top_p, scratch_bv)
     if sampling.min_p > 0.0:
-        np.copyto(weight_bv, 0.0, where=weight_bv < sampling.min_p)  # the most likely token has weight 1
+        weight_bv *= weight_bv >= sampling.min_p  # the most likely token has weight 1
     return _inverted(weight_bv, uniforms_b)
 
 
@@ -115,12 +115,12 @@ def _keep_largest(weight_bv: np.ndarray, least_b: np.ndarray, count_b: np.ndarra
 
     Of equal ones the first are kept.
     """
-    smaller_bv = weight_bv < least_b[:, None]
-    if weight_bv.size - np.count_nonzero(smaller_bv) > count_b.sum():
+    kept_bv = weight_bv >= least_b[:, None]
+    if np.count_nonzero(kept_bv) > count_b.sum():
         equal_bv = weight_bv == least_b[:, None]
         missing_b = count_b - (weight_bv > least_b[:, None]).sum(axis=-1)
-        smaller_bv |= equal_bv & (np.cumsum(equal_bv, axis=-1) > missing_b[:, None])
-    np.copyto(weight_bv, 0.0, where=smaller_bv)
+        kept_bv &= ~equal_bv | (np.cumsum(equal_bv, axis=-1) <= missing_b[:, None])
+    weight_bv *= kept_bv  # a processor guesses wrong at every other one, where it is asked which
 
 
 def _inverted(weight_bk: np.ndarray, uniforms_b: np.ndarray) -> np.ndarray:
