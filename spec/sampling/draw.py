@@ -39,7 +39,7 @@ def sample(logits_bv: np.ndarray, sampling: Sampling, uniforms_b: np.ndarray) ->
         return logits_bv.argmax(axis=-1)
     v = logits_bv.shape[-1]
     rows = 1 if v > _SORTED else _BLOCK // v
-    blocks = [slice(start, start + rows) for start in range(0, len(logits_bv), rows)]
+    blocks = [slice(start, start + rows) for start in range(0, len(logits_bv) or 1, rows)]
     return np.concatenate([_sample(logits_bv[block], sampling, uniforms_b[block]) for block in blocks])
 
 

@@ -16,7 +16,7 @@ class StopStringFilter(Generic[Snapshot]):
 
     Args:
         stop: the strings.
-        snapshot: of the session before the turn.
+        snapshot: of the session before the first token that is drawn, the furthest it goes back to.
     """
 
     def __init__(self, stop: Sequence[str], snapshot: Snapshot):

@@ -124,6 +124,11 @@ def test_selecting_draws_what_sorting_does(v):
     assert draws >= 2500
 
 
+def test_no_row_draws_no_token():
+    for v, mode in itertools.product((3, 2000), ({}, {"top_k": 2}, {"top_p": 0.5}, {"temperature": 0.0})):
+        assert sample(np.zeros((0, v), np.float32), Sampling(**mode), np.zeros(0)).shape == (0,)
+
+
 @pytest.mark.parametrize("v", [1, 3, 4096])
 def test_of_equal_tokens_the_first_are_kept(v):
     """Whatever of them is needed: the border lies within them in any order that they are looked at."""
