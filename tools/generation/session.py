@@ -175,6 +175,8 @@ class Session:
         #: Tokens of the text that have not been absorbed yet.
         self.pending: list[int] = []
         self._previous = self._snapshot()
+        # Of the prompt of the next turn, what `go_on_from_prefix` has been given the state after.
+        self._prefix = 0
         #: Whether the last turn met an end-of-text token, and how many tokens it drew.
         self.ended, self.drawn = False, 0
 
@@ -231,7 +233,8 @@ class Session:
         ended. Closing it, or an error in a step, leaves the text as it was shown.
 
         Args:
-            sampling, max_tokens, stop: see `write`; with 0 tokens the prompt is absorbed, all but its last token.
+            sampling, max_tokens, stop: see `write`; with 0 tokens a prompt of several pieces is absorbed, all but its
+                last token, and a shorter one is left to the next turn.
             alternatives: how likely each token was, and so many of the most likely ones; None leaves it out.
 
         Raises:
@@ -255,7 +258,10 @@ class Session:
         visible, scored = StopStringFilter(stop, self._snapshot()), HeldTokens()
         self.ended, self.drawn = False, 0
         piece = self._prompt_piece
-        starts = None if piece is None else piece_starts(len(self.pending), piece)
+        read, self._prefix = self._prefix, 0
+        whole = [] if piece is None else piece_starts(read + len(self.pending), piece)
+        # What is left of a prompt is read in the pieces that it has as a part of the whole.
+        starts = [start - read for start in whole if start >= read] or None
         loop = draw_tokens(np.asarray([self.pending]), sampling, self.states, self.position, starts=starts)
         try:
             event, logits_bv = next(loop), np.empty((1, 0))
@@ -344,6 +350,7 @@ class Session:
     def go_on_from_prefix(self, states: np.ndarray, tokens: Sequence[int]) -> None:
         """Go on from the states [l, 1, n] after these tokens; more have to be pending before it can write."""
         self._restore((states, len(tokens), tuple(tokens[-RECENT:]), []))
+        self._prefix = len(tokens)
 
     def _absorbed(self, count: int, states: object) -> None:
         """The first tokens of those that were pending have been absorbed."""

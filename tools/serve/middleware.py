@@ -23,7 +23,7 @@ OPEN_PATHS = frozenset({"/health"})
 CLIENT_LEFT = 499
 _LONGEST_USER = 64
 #: A name, or an IPv6 address in brackets, and perhaps a port.
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{0,5})?")
 
 
 class Gate:

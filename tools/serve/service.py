@@ -19,7 +19,7 @@ from tools.generation.request import (
     QueueFullError,
     SessionState,
 )
-from tools.generation.session import OpenModel
+from tools.generation.session import PROMPT_PIECE, OpenModel
 from tools.serve.chat_template import ChatTemplate, TemplateRefusal
 from tools.serve.errors import ApiError, bad_request, queue_full, shutting_down
 from tools.serve.states import StateStore
@@ -229,7 +229,7 @@ class Generation:
 
         request = self._requests[index]
         self._running[index] = self._service.submit(request, deliver)
-        if request.state is None:
+        if request.state is None and len(request.prompt) > PROMPT_PIECE:  # of a shorter one nothing is kept
             self._reading[index] = request.prompt
         self._next += 1
 

@@ -194,7 +194,7 @@ class GenerationTask:
                     yield self._progress_line("Writing:", self.generations[0].tokens - before, began)
                     shown_at = time.monotonic()
         except EngineClosedError as error:
-            raise ValueError("the model was put away meanwhile; press the button again") from error
+            raise ValueError(f"{error}; press the button again, or start the page anew") from error
         except QueueFullError as error:
             raise ValueError(str(error)) from error
         finally:

@@ -147,6 +147,20 @@ def test_a_text_is_the_one_that_a_session_writes(models, family, backend):
         assert stats.cached_tokens > 0 and stats.cache_entries > 0 and stats.cache_bytes > 0
 
 
+@pytest.mark.parametrize("size", [65, 66, 72, 127, 128, 129, 130, 192])
+def test_what_the_cache_holds_changes_no_bit(model, size):
+    """Of a prompt that another one began like: its last pieces are those that it has when it is read whole."""
+    begun, text = "the quick brown fox jumps over the lazy dog and " * 4, "".join(map(chr, range(40, 120))) * 3
+    asked = [GenerationRequest(ids((begun[:64] + rest)[:size]), keep_state=True) for rest in (text[::-1], text)]
+    asked = [replace(one, sampling=Sampling(seed=2), max_tokens=3) for one in asked]
+    with closing(Engine(model)) as filled, closing(Engine(model, cache_bytes=0)) as empty:
+        Client(filled, asked[0]).finish()
+        one, other = Client(filled, asked[1]).finish(), Client(empty, asked[1]).finish()
+    assert one.cached_tokens >= 64 and other.cached_tokens == 0
+    assert one.state is not None and other.state is not None and one.state.pending == other.state.pending
+    np.testing.assert_array_equal(one.state.states, other.state.states)
+
+
 def test_texts_are_written_together(models):
     """Steps are shared where the method is batch-invariant: as many as the longest text has."""
     model = models.get(("liquidnet", "torch"))

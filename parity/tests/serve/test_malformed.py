@@ -294,10 +294,9 @@ def test_hosts_that_are_not_this_machine(server):
         "a]b",
         "localhost:1@evil",
         "[::1].evil.example",
-        "localhost:",
         "localhost: 1",
     ):
         answer = server.ask("GET", "/health", Host=host)
         assert (answer.status, answer.error["code"]) == (400, "invalid_host")
-    for host in ("localhost", "LOCALHOST:5", "127.0.0.1:1"):
+    for host in ("localhost", "localhost:", "LOCALHOST:5", "127.0.0.1:1"):
         assert server.ask("GET", "/health", Host=host).status == 200
