@@ -110,7 +110,11 @@ def initialize(
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "cpu:gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-        return on_ranks(list(range(size)), parallel, context_parallel, timeout)
+        context = on_ranks(list(range(size)), parallel, context_parallel, timeout)
+        # Gloo connects two processes when both are there, not when both are done: one that then ends at once (a command
+        # line that is refused) breaks off what another still sets up, and that one reports a lost process.
+        dist.barrier(context.host_group)
+        return context
     except RuntimeError as error:
         raise ConnectionError(f"process {os.environ['RANK']} of {size} did not find the others: {error}") from error
 
