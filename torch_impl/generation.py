@@ -6,6 +6,7 @@ import numpy as np
 
 from spec.sampling import Sampling, check_end_of_text, complete
 from torch_impl.ops.decode import make_step
+from torch_impl.ops.sampling import sample
 from torch_impl.protocols import LanguageModel
 
 
@@ -20,4 +21,5 @@ def generate(
 ) -> np.ndarray:
     """The prompt and what follows it, [b, max_length]; `method` is a key of ops.decode.METHODS, or `auto`."""
     check_end_of_text(end_of_text_id, model.config.vocab_size)
-    return complete(make_step(model, method), prompt_bt, max_length, sampling, resets_bt, end_of_text_id)
+    step = make_step(model, method)
+    return complete(step, prompt_bt, max_length, sampling, resets_bt, end_of_text_id, sampler=sample)

@@ -13,11 +13,12 @@ import numpy as np
 from spec.data import document_resets
 from spec.init import stream
 from spec.inputs import INTEGER, check_masks, check_token_values, require_dtype
-from spec.sampling.draw import adjusted, logprobs, sample
+from spec.sampling.draw import adjusted, logprobs, not_finite, sample
 from spec.sampling.parameters import Sampling
 
 __all__ = [
     "PROMPT_PIECE",
+    "Sampler",
     "Sampling",
     "Step",
     "StepInput",
@@ -29,6 +30,7 @@ __all__ = [
     "draw_tokens",
     "generate",
     "logprobs",
+    "not_finite",
     "piece_starts",
     "sample",
     "uniforms",
@@ -37,6 +39,8 @@ __all__ = [
 StepOutput = tuple[np.ndarray, Any]
 """Logits of the last position [b, v], and the states after it."""
 Step = Callable[[np.ndarray, Any], StepOutput]
+Sampler = Callable[[np.ndarray, Sampling, np.ndarray], np.ndarray]
+"""`sample`, or what computes the same faster where logits are."""
 #: Tokens of a prompt that `generate` absorbs at a time: what a prompt needs of memory does not grow with it.
 PROMPT_PIECE = 4096
 
@@ -83,6 +87,7 @@ def draw_tokens(
     resets_bt: np.ndarray | None = None,
     end_of_text_id: int | None = None,
     starts: Iterable[int] | None = None,
+    sampler: Sampler = sample,
 ) -> Generator[StepInput | np.ndarray, StepOutput | None, None]:
     """The loop of generation as a coroutine: whoever runs it takes the steps, of one text or of many at once.
 
@@ -91,6 +96,7 @@ def draw_tokens(
     Args:
         prompt_bt, sampling, states, position, resets_bt, end_of_text_id: see `generate`.
         starts: where the pieces begin in which the prompt is absorbed, 0 among them; None is every PROMPT_PIECE tokens.
+        sampler: draws a token a row.
     """
     if prompt_bt.ndim != 2 or 0 in prompt_bt.shape:
         raise ValueError(f"the prompt [b, t] needs at least one token, got shape {prompt_bt.shape}")
@@ -112,7 +118,7 @@ def draw_tokens(
         if sampling.adjusts_logits:
             rows = [adjusted(logits_v, sampling, counts) for logits_v, counts in zip(logits_bv, drawn, strict=True)]
             logits_bv = np.stack(rows)
-        tokens_b = sample(logits_bv, sampling, uniforms(sampling.seed, position, len(logits_bv)))
+        tokens_b = sampler(logits_bv, sampling, uniforms(sampling.seed, position, len(logits_bv)))
         yield tokens_b
         for counts, token in zip(drawn, tokens_b.tolist(), strict=True):
             counts[token] += 1
@@ -131,6 +137,7 @@ def generate(
     position: int = 0,
     resets_bt: np.ndarray | None = None,
     end_of_text_id: int | None = None,
+    sampler: Sampler = sample,
 ) -> Iterator[np.ndarray]:
     """Yield the tokens [b] that follow the prompt, without end: memory is one state, whatever the length.
 
@@ -142,11 +149,12 @@ def generate(
         position: how many tokens those were.
         resets_bt: true clears the state before that token of the prompt is absorbed, [b, t]; None is nowhere.
         end_of_text_id: as `resets_bt` after each such token, of the prompt or drawn: a new document, as in training.
+        sampler: draws a token a row.
 
     Raises:
         ValueError: the prompt is empty, or the resets have another shape or are not bool.
     """
-    loop = draw_tokens(prompt_bt, sampling, states, position, resets_bt, end_of_text_id)
+    loop = draw_tokens(prompt_bt, sampling, states, position, resets_bt, end_of_text_id, sampler=sampler)
     event = next(loop)
     while True:
         if isinstance(event, StepInput):
@@ -172,6 +180,7 @@ def complete(
     sampling: Sampling,
     resets_bt: np.ndarray | None = None,
     end_of_text_id: int | None = None,
+    sampler: Sampler = sample,
 ) -> np.ndarray:
     """The prompt and what follows it, [b, max_length], see `generate`.
 
@@ -186,7 +195,7 @@ def complete(
     missing = max_length - prompt_bt.shape[1]
     if missing < 0:
         raise ValueError(f"max_length {max_length} counts the prompt, which alone has {prompt_bt.shape[1]} tokens")
-    drawn = generate(step, prompt_bt, sampling, resets_bt=resets_bt, end_of_text_id=end_of_text_id)
+    drawn = generate(step, prompt_bt, sampling, resets_bt=resets_bt, end_of_text_id=end_of_text_id, sampler=sampler)
     return np.concatenate([prompt_bt, *(tokens_b[:, None] for tokens_b in itertools.islice(drawn, missing))], axis=1)
 
 

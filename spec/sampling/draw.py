@@ -43,9 +43,14 @@ def sample(logits_bv: np.ndarray, sampling: Sampling, uniforms_b: np.ndarray) ->
     return np.concatenate([_sample(logits_bv[block], sampling, uniforms_b[block]) for block in blocks])
 
 
+def not_finite() -> ValueError:
+    """What is told of logits that are not finite."""
+    return ValueError("the model produced a logit that is not finite; its weights are broken; take others")
+
+
 def _require_finite(logits: np.ndarray) -> None:
     if not np.isfinite(logits).all():
-        raise ValueError("the model produced a logit that is not finite; its weights are broken; take others")
+        raise not_finite()
 
 
 def _sample(logits_bv: np.ndarray, sampling: Sampling, uniforms_b: np.ndarray) -> np.ndarray:

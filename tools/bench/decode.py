@@ -11,7 +11,7 @@ import numpy as np
 from spec.checkpoint.quantization import WEIGHTS
 from spec.config import ModelConfig
 from spec.parameters import parameter_table
-from spec.sampling import Sampling, generate
+from spec.sampling import Sampler, Sampling, generate
 from tools.bench.machine import READING, read_ways
 from tools.bench.sizes import Decoding, Sizes
 from tools.bench.timer import Call, Candidate, Row, Timer, add_gb_per_s
@@ -86,7 +86,7 @@ def _candidates(timer: Timer, sizes: Sizes, model: Decoding) -> list[Candidate]:
     candidates: list[Candidate] = []
     states: dict[int, np.ndarray | None] = {}
     for backend in sizes.backends:
-        decode = backends.load(backend, "ops.decode")
+        decode, sampler = backends.load(backend, "ops.decode"), backends.load(backend, "ops.sampling").sample
         network = backends.load(backend, "model").build(model.config, compute_dtype=model.compute_dtype)
         if backend == "torch":
             network = network.to(timer.device).eval()
@@ -103,7 +103,8 @@ def _candidates(timer: Timer, sizes: Sizes, model: Decoding) -> list[Candidate]:
                 candidates.append((row, stream))
                 if batch == 1 and context == model.contexts[0] and not sizes.gpu and method != "eager":
                     drawn = {**row, "name": row["name"] + DRAWN, "auto": False}
-                    candidates.append((drawn, partial(_drawn, decode.make_step, network, method, model.tokens)))
+                    draw = partial(_drawn, decode.make_step, sampler, network, method, model.tokens)
+                    candidates.append((drawn, draw))
     if "torch" in sizes.backends:
         for context in model.peer_contexts:
             row = {"name": GPT2, "peer": True, "context": context, "batch": 1}
@@ -137,9 +138,9 @@ def _stream(
     return call
 
 
-def _drawn(make_step: Callable[..., Step], model: Model, method: str, tokens: int, row: Row) -> Call:
+def _drawn(make_step: Callable[..., Step], sampler: Sampler, model: Model, method: str, tokens: int, row: Row) -> Call:
     """A call that writes so many tokens more, each drawn from the logits of the one before."""
-    text = generate(make_step(model, method=method), np.zeros((1, 1), np.int64), SAMPLING)
+    text = generate(make_step(model, method=method), np.zeros((1, 1), np.int64), SAMPLING, sampler=sampler)
     next(text)
 
     def call() -> None:

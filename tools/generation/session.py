@@ -22,7 +22,18 @@ from spec.checkpoint.format import Checkpoint
 from spec.checkpoint.quantization import Weights, rounded
 from spec.checkpoint.tensors import pack
 from spec.mixers import state_shape
-from spec.sampling import Sampling, Step, StepInput, StepOutput, check_tokens, draw_tokens, logprobs, piece_starts
+from spec.sampling import (
+    Sampler,
+    Sampling,
+    Step,
+    StepInput,
+    StepOutput,
+    check_tokens,
+    draw_tokens,
+    logprobs,
+    piece_starts,
+    sample,
+)
 from tools import convert
 from tools.cli import backends
 from tools.cli.destination import require_outside_checkpoints
@@ -61,6 +72,7 @@ class OpenModel:
         score: the same with the logits of every position, [b, t, v]; None where no prompt is scored.
         batch_invariant: whether what a step gives a row does not depend, to the bit, on the rows beside it.
         prompt_piece: tokens of a prompt that are absorbed at a time; None is as many as `spec.sampling.generate` takes.
+        sampler: draws a token a row.
     """
 
     backend: backends.Backend
@@ -70,6 +82,7 @@ class OpenModel:
     score: Step | None = None
     batch_invariant: bool = False
     prompt_piece: int | None = None
+    sampler: Sampler = sample
 
     @cached_property
     def identity(self) -> str:
@@ -81,7 +94,7 @@ class OpenModel:
 
     def session(self) -> Session:
         """A new text."""
-        return Session(self.step, self.tokenizer, self.prompt_piece)
+        return Session(self.step, self.tokenizer, self.prompt_piece, self.sampler)
 
 
 def open_model(path: Path, backend: backends.Backend | None = None, weights: Weights = "float32") -> OpenModel:
@@ -141,6 +154,7 @@ def _opened(path: Path, backend: backends.Backend, weights: Weights) -> OpenMode
         backend, checkpoint, parse_tokenizer(checkpoint.tokenizer),
         locked(decode.make_step(model, weights=weights)), locked(decode.make_scorer(model)),
         decode.is_batch_invariant(method), PROMPT_PIECE if _on_processor(backend) else ACCELERATOR_PROMPT_PIECE,
+        backends.load(backend, "ops.sampling").sample,
     )  # fmt: skip
 
 
@@ -160,10 +174,11 @@ class Session:
         tokenizer: the model's.
         prompt_piece: tokens of a prompt that are absorbed at a time, see `spec.sampling.piece_starts`; None is as
             many as `spec.sampling.generate` takes.
+        sampler: draws a token a row.
     """
 
-    def __init__(self, step: Step, tokenizer: Tokenizer, prompt_piece: int | None = None):
-        self._step, self.tokenizer, self._prompt_piece = step, tokenizer, prompt_piece
+    def __init__(self, step: Step, tokenizer: Tokenizer, prompt_piece: int | None = None, sampler: Sampler = sample):
+        self._step, self.tokenizer, self._prompt_piece, self._sampler = step, tokenizer, prompt_piece, sampler
         self.reset()
 
     def reset(self) -> None:
@@ -262,7 +277,8 @@ class Session:
         whole = [] if piece is None else piece_starts(read + len(self.pending), piece)
         # What is left of a prompt is read in the pieces that it has as a part of the whole.
         starts = [start - read for start in whole if start >= read] or None
-        loop = draw_tokens(np.asarray([self.pending]), sampling, self.states, self.position, starts=starts)
+        prompt_bt = np.asarray([self.pending])
+        loop = draw_tokens(prompt_bt, sampling, self.states, self.position, starts=starts, sampler=self._sampler)
         try:
             event, logits_bv = next(loop), np.empty((1, 0))
             while self.drawn < max_tokens or len(self.pending) > 1:

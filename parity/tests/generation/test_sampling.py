@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,8 +24,22 @@ from spec.sampling import (
     sample,
     uniforms,
 )
+from torch_impl.ops import sampling as torch_sampling
+from torch_impl.ops.devices import HAS_NUMBA
 
 PROMPT = np.array([[1, 2, 3], [4, 5, 6]])
+
+
+@pytest.fixture(params=["numpy", "numba"])
+def drawn(request, monkeypatch):
+    """What draws a token a row: NumPy, and the kernel at any size of a vocabulary."""
+    if request.param == "numpy":
+        return sample
+    if not HAS_NUMBA:
+        pytest.skip("Numba is not installed")
+    monkeypatch.setattr(torch_sampling, "SMALL", 1)
+    monkeypatch.setattr(torch_sampling, "sample_in_numpy", None)
+    return torch_sampling.sample
 
 
 def probabilities(logits, temperature, top_k, top_p):
@@ -109,7 +124,7 @@ MODES = [
 
 
 @pytest.mark.parametrize("v", [5, 257, 1025, 5000])
-def test_selecting_draws_what_sorting_does(v):
+def test_selecting_draws_what_sorting_does(v, drawn):
     """10,000 draws: peaked and flat logits, and such with ties; rows alone and together."""
     rng, draws = np.random.default_rng(v), 0
     for mode, scale in itertools.product(MODES, (0.01, 1.0, 8.0)):
@@ -118,28 +133,28 @@ def test_selecting_draws_what_sorting_does(v):
             logits = (scale * rng.standard_normal((rows, v))).astype(np.float32)
             logits = np.round(logits, 1) if rng.random() < 0.3 else logits
             for uniforms_b in rng.random((9, rows)):
-                drawn = sample(logits, sampling, uniforms_b)
-                np.testing.assert_array_equal(drawn, reference.sample(logits, sampling, uniforms_b))
+                tokens_b = drawn(logits, sampling, uniforms_b)
+                np.testing.assert_array_equal(tokens_b, reference.sample(logits, sampling, uniforms_b))
                 draws += rows
     assert draws >= 2500
 
 
-def test_no_row_draws_no_token():
-    for v, mode in itertools.product((3, 2000), ({}, {"top_k": 2}, {"top_p": 0.5}, {"temperature": 0.0})):
-        assert sample(np.zeros((0, v), np.float32), Sampling(**mode), np.zeros(0)).shape == (0,)
+def test_no_row_draws_no_token(drawn):
+    for v, mode in itertools.product((3, 2000), ({}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.5})):
+        assert drawn(np.zeros((0, v), np.float32), Sampling(**mode), np.zeros(0)).shape == (0,)
 
 
 @pytest.mark.parametrize("v", [1, 3, 4096])
-def test_of_equal_tokens_the_first_are_kept(v):
+def test_of_equal_tokens_the_first_are_kept(v, drawn):
     """Whatever of them is needed: the border lies within them in any order that they are looked at."""
     logits, grid = np.zeros((1, v), np.float32), np.linspace(0.0, 1.0, 65, endpoint=False)
     for count in {1, v // 2 or 1, v - 1 or 1}:
         for sampling in (Sampling(top_k=count), Sampling(top_p=(count - 0.5) / v)):
-            drawn = [int(sample(logits, sampling, np.array([u]))[0]) for u in grid]
-            assert drawn == [int(u * count) for u in grid]
+            tokens = [int(drawn(logits, sampling, np.array([u]))[0]) for u in grid]
+            assert tokens == [int(u * count) for u in grid]
 
 
-def test_what_a_sum_is_rounded_by_keeps_no_more():
+def test_what_a_sum_is_rounded_by_keeps_no_more(drawn):
     """A share that the first half of the weights holds but for the last bit: one token more, and not all of them."""
     rng = np.random.default_rng(1)
     for _ in range(300):
@@ -148,10 +163,59 @@ def test_what_a_sum_is_rounded_by_keeps_no_more():
         mass = float(np.partition(weights, 1025, axis=-1)[0, 1025:].sum())
         share = Sampling(top_p=float(np.nextafter(mass, np.inf) / weights.sum()))
         ranked = np.argsort(-weights[0], kind="stable")
-        last = sample(logits, share, np.array([1.0 - 2.0**-53]))[0]
+        last = drawn(logits, share, np.array([1.0 - 2.0**-53]))[0]
         kept = np.flatnonzero(ranked == last)[0]
         # The last id that is kept may have any rank, but none after the border's.
         assert kept <= 1026
+
+
+#: Rows whose limit lies where weights are hardly apart, or so far that most are nothing.
+EDGES = {
+    "one token": lambda rng: np.where(np.arange(3000) == 2999, 0.0, -2000.0),
+    "two heights": lambda rng: rng.integers(2, size=3000) * 40.0,
+    "a long tail": lambda rng: -np.arange(3000.0) / 3.0,
+    "one ulp apart": lambda rng: 1.0 + rng.permutation(3000) * 2.0**-23,
+    "below 2^-32, all but one": lambda rng: np.where(np.arange(3000) == 7, 0.0, -30.0 - rng.random(3000)),
+    "nothing but the largest": lambda rng: np.where(np.arange(3000) < 4, 3e38, -3e38),
+}
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_weights_at_the_edges_are_selected_as_sorted(edge, drawn):
+    rng = np.random.default_rng(5)
+    uniforms_b = np.array([0.0, 2.0**-53, 0.25, 0.5, 0.999, 1.0 - 1e-9])
+    for dtype, top_k, top_p, min_p, temperature in itertools.product(
+        (np.float32, np.float64), (0, 1, 5, 2999), (1.0, 1.0 - 1e-9, 0.5, 1e-300), (0.0, 1.0), (1.0, 1e-6, 1e3)
+    ):
+        logits = np.repeat(EDGES[edge](rng).astype(dtype)[None], len(uniforms_b), axis=0)
+        sampling = Sampling(temperature, top_k, top_p, min_p=min_p)
+        found, wanted = drawn(logits, sampling, uniforms_b), reference.sample(logits, sampling, uniforms_b)
+        np.testing.assert_array_equal(found, wanted, str(sampling))
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_logit_that_is_not_finite_is_refused(broken, drawn):
+    for place in (0, 777, 4999):
+        logits = np.zeros((2, 5000), np.float32)
+        logits[1, place] = broken
+        for sampling in (Sampling(), Sampling(top_k=3, top_p=0.5)):
+            with pytest.raises(ValueError, match="a logit that is not finite; its weights are broken"):
+                drawn(logits, sampling, np.array([0.5, 0.5]))
+
+
+@pytest.mark.skipif(not HAS_NUMBA, reason="Numba is not installed")
+def test_the_number_of_threads_changes_no_bit_of_a_weight():
+    logits, before, kept = np.random.default_rng(2).standard_normal((1, 9001)), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            token = torch_sampling.sample(logits, Sampling(top_k=4000, top_p=0.9), np.array([0.7]))
+            kept.append([token, *(array.copy() for array in torch_sampling._memory_of(9001)[:3])])
+    finally:
+        torch.set_num_threads(before)
+    token, weight_v, _, segment_s = kept[0]
+    assert np.count_nonzero(weight_v) > 1000 and segment_s.sum() > 0.0
+    assert all(np.array_equal(*pair) for index in (0, 1, 3) for pair in [(kept[0][index], kept[1][index])])
 
 
 def test_min_p_keeps_what_is_likely_enough():

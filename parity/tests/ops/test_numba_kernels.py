@@ -28,6 +28,7 @@ from torch_impl.kernels import numba as cpu_kernels
 from torch_impl.kernels.numba import arithmetic, calls, cross_entropy, decode
 from torch_impl.kernels.numba import gated_scan as gated_scan_kernels
 from torch_impl.kernels.numba import rowwise as rowwise_kernels
+from torch_impl.kernels.numba import sampling as sampling_kernels
 from torch_impl.kernels.numba import scan as scan_kernels
 from torch_impl.ops import matmul
 from torch_impl.ops.gated_scan import gated_scan
@@ -72,6 +73,17 @@ def test_functions_are_right_to_their_units(name):
     errors = np.abs(found - truth) / (np.abs(truth) * 2.0**-24 + tiny)
     assert errors.max() <= units, (x[errors.argmax()], errors.max())
     assert errors.max() > units / 30
+
+
+def test_the_exponential_of_float64_is_right_to_a_unit():
+    """In units of an ulp, where the platform has longer numbers to tell; from the least normal result to 709."""
+    x = np.concatenate(
+        [np.linspace(-708.0, 709.0, 1_000_001)[1:], np.logspace(-300, 0, 1001), -np.logspace(-300, 0, 1001)]
+    )
+    found, truth = sweep(SWEPT["exp"][0], x), np.exp(x.astype(np.longdouble))
+    errors = np.abs(found - truth) / np.spacing(truth.astype(np.float64))
+    assert errors.max() <= (1.01 if np.finfo(np.longdouble).eps < 1e-18 else 2.0), x[errors.argmax()]
+    assert sweep(SWEPT["exp"][0], np.array([-708.5, -1e6, 710.0])).tolist() == [0.0, 0.0, np.exp(709.0)]
 
 
 @pytest.mark.parametrize("name", SWEPT)
@@ -229,10 +241,21 @@ def test_machine_code_is_kept_by_what_it_was_made_of(tmp_path, monkeypatch):
     assert cpu_kernels._cache_directory() != before
 
 
+def test_code_for_several_threads_is_kept_apart():
+    """Numba's cache knows a function by its types: where one thread came first, no process ever had two again."""
+    found = [cell.cell_contents for cell in cross_entropy.online_softmax.__closure__]
+    alone, together = sorted(
+        (one for one in found if hasattr(one, "signatures")), key=lambda one: one.targetoptions.get("parallel", False)
+    )
+    assert together.targetoptions["parallel"] and not alone.targetoptions.get("parallel")
+    assert alone.stats.cache_path != together.stats.cache_path
+
+
 def test_only_what_python_calls_is_kept():
     """Taken from the cache, a function that a kernel calls would not become part of its loops."""
     kept, parts = [], []
-    for module in (arithmetic, cross_entropy, gated_scan_kernels, rowwise_kernels, scan_kernels, decode):
+    modules = arithmetic, cross_entropy, gated_scan_kernels, rowwise_kernels, sampling_kernels, scan_kernels, decode
+    for module in modules:
         for each in vars(module).values():
             inside = [cell.cell_contents for cell in getattr(each, "__closure__", None) or ()]
             kept += [one for one in inside if hasattr(one, "signatures")]

@@ -66,7 +66,9 @@ def kept(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compile a function that Python calls, with options of `numba.njit`, when it is first called; keep its code."""
     found = _compiled(function, **options)
     if _CACHE is not None:
-        before, _config.CACHE_DIR = _config.CACHE_DIR, _CACHE
+        # Numba tells entries apart by the function and its types, not by options: of two it would give the first.
+        place = Path(_CACHE) / ("parallel" if options.get("parallel") else "one_thread")
+        before, _config.CACHE_DIR = _config.CACHE_DIR, str(place)
         found.enable_caching()
         _config.CACHE_DIR = before
     return found

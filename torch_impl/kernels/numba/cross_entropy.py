@@ -1,27 +1,9 @@
 """Online softmax and its gradient over blocks of the vocabulary. No twin: Numba. Truth: spec/reference/model.py."""
 
-import numpy as np
 from numba import prange
 
 from torch_impl.kernels.numba import kernel, parallel, summing
-from torch_impl.kernels.numba.arithmetic import exp, number
-
-LANES = 64
-
-
-@kernel
-def _largest(z):
-    """So many maxima side by side: one after another, a comparison would wait for the one before it."""
-    lanes = z.shape[0] // LANES
-    found = np.empty(LANES, z.dtype)
-    found[:] = -np.inf
-    for i in range(lanes):
-        for j in range(LANES):
-            found[j] = z[i * LANES + j] if z[i * LANES + j] > found[j] else found[j]
-    most = found.max()
-    for j in range(lanes * LANES, z.shape[0]):
-        most = z[j] if z[j] > most else most
-    return most
+from torch_impl.kernels.numba.arithmetic import exp, number, row_maximum
 
 
 @summing
@@ -45,7 +27,7 @@ def online_softmax(z, labels, first, largest, total, label_logit):
     `largest` logit, `total` = sum of exp(logit - largest), and the label's logit; of no words yet: -inf, 0, NaN.
     """
     for i in prange(z.shape[0]):
-        most = _largest(z[i])
+        most = row_maximum(z[i])
         if most > largest[i]:
             total[i] *= exp(largest[i] - most)
             largest[i] = most
