@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -190,12 +191,15 @@ class Generation:
     Args:
         service: whose engine.
         requests: the texts.
+        stream: whether somebody waits for each piece; else only for the first one of a text and for its end.
     """
 
-    def __init__(self, service: Service, requests: Sequence[GenerationRequest]):
-        self._service, self._requests = service, requests
+    def __init__(self, service: Service, requests: Sequence[GenerationRequest], stream: bool = True):
+        self._service, self._requests, self._stream = service, requests, stream
         self._loop, self._began = asyncio.get_running_loop(), time.monotonic()
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        # Both ends of it may be used at once; the event says that there is something.
+        self._events: deque[tuple[int, Event]] = deque()
+        self._come = asyncio.Event()
         self._running: dict[int, Ticket] = {}
         self._next, self._told = 0, False
         # So that a long list leaves room for others.
@@ -221,11 +225,16 @@ class Generation:
         self._fill()
 
     def _submit(self) -> None:
-        index = self._next
+        index, first = self._next, True
 
         def deliver(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited
-                self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+            nonlocal first
+            self._events.append((index, event))
+            # To wake the loop's thread takes time from the engine's.
+            if first or self._stream or isinstance(event, Finished):
+                first = False
+                with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+                    self._loop.call_soon_threadsafe(self._come.set)
 
         request = self._requests[index]
         self._running[index] = self._service.submit(request, deliver)
@@ -266,12 +275,14 @@ class Generation:
                     self._fill()
                     if not self._running:
                         await asyncio.sleep(RETRY_SECONDS)
-                batch = [await self._events.get()]
+                await self._come.wait()
         except TimeoutError:
             message = f"the request has taken {self._service.limits.timeout:g} seconds and was ended"
             raise ApiError(504, message, code="request_timeout") from None
-        while not self._events.empty():
-            batch.append(self._events.get_nowait())
+        self._come.clear()
+        batch: list[tuple[int, Event]] = []
+        while self._events:
+            batch.append(self._events.popleft())
         return batch
 
     def cancel(self) -> None:

@@ -111,7 +111,7 @@ class Answer:
     def __init__(self, service: Service, body: Generating, requests: Sequence[GenerationRequest]):
         self.service, self.body = service, body
         self.texts = [Text() for _ in requests]
-        self.generation = Generation(service, requests)
+        self.generation = Generation(service, requests, body.stream)
         self._state_id: str | None = None
         self._holds_place = False
         self._envelope = {

@@ -1,4 +1,4 @@
-"""One token a row from logits: by a kernel, else by NumPy. Twin: jax_impl. Truth: spec/sampling/reference.py."""
+"""One token a row from logits. Twin: jax_impl. Truth: spec/sampling/reference.py."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from torch_impl.ops.devices import HAS_NUMBA
 
 if HAS_NUMBA:
     from torch_impl.kernels.numba import sampling as kernels
-#: Words of a vocabulary below which NumPy has drawn a token before threads are awake.
-SMALL = 1 << 12
-#: Of a lower temperature the inverse may be infinite; 0 takes the most likely token.
-LEAST_TEMPERATURE = 1e-300
+# Words of a vocabulary below which NumPy has drawn a token before threads are awake.
+_SMALL = 1 << 12
+# Of a lower temperature the inverse may be infinite; 0 takes the most likely token.
+_LEAST_TEMPERATURE = 1e-300
 _memory = threading.local()
 
 
 def sample(logits_bv: np.ndarray, sampling: Sampling, uniforms_b: np.ndarray) -> np.ndarray:
-    """See `spec.sampling.sample`, of which the weights differ by the rounding of an exponential and of sums.
+    """Draw one token a row, see `spec.sampling.sample`.
+
+    A kernel's weights differ from those of NumPy by the rounding of an exponential and of sums.
 
     Args:
         logits_bv: logits, [b, v].
@@ -30,8 +32,8 @@ def sample(logits_bv: np.ndarray, sampling: Sampling, uniforms_b: np.ndarray) ->
     Raises:
         ValueError: a logit is not finite.
     """
-    takes = HAS_NUMBA and logits_bv.shape[-1] >= SMALL and logits_bv.dtype in (np.float32, np.float64)
-    if not takes or sampling.temperature < LEAST_TEMPERATURE:
+    takes = HAS_NUMBA and logits_bv.shape[-1] >= _SMALL and logits_bv.dtype in (np.float32, np.float64)
+    if not takes or sampling.temperature < _LEAST_TEMPERATURE:
         return sample_in_numpy(logits_bv, sampling, uniforms_b)
     return np.array([_token(logit_v, sampling, u) for logit_v, u in zip(logits_bv, uniforms_b, strict=True)], np.int64)
 

@@ -37,7 +37,7 @@ def drawn(request, monkeypatch):
         return sample
     if not HAS_NUMBA:
         pytest.skip("Numba is not installed")
-    monkeypatch.setattr(torch_sampling, "SMALL", 1)
+    monkeypatch.setattr(torch_sampling, "_SMALL", 1)
     monkeypatch.setattr(torch_sampling, "sample_in_numpy", None)
     return torch_sampling.sample
 

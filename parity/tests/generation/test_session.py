@@ -162,7 +162,7 @@ def test_a_reply_that_is_cut_off_between_two_tokens_goes_on(monkeypatch):
         return drawn[-1]
 
     session, whole = started(scripted(b"a long story")), "a long story"
-    monkeypatch.setattr(sampling, "sample", interrupted)
+    monkeypatch.setattr(session, "_sampler", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(session.write(GREEDY, 100))
     assert session.pending and text_of(session) == [*PROMPT, *whole.encode()[:4]]

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
 import time
+from collections import Counter
 
 import pytest
 
 pytest.importorskip("prometheus_client", reason="pip install 'liquidnet-dual[serve]'")
 
-from parity.suite.support.fake_engine import FakeEngine, written
+from parity.suite.support.fake_engine import FakeEngine, fake_model, fake_pack, fake_parse, written
 from parity.suite.support.serve import NAME, received, serving, wait_until
+from tools.generation.request import GenerationRequest, Piece
 from tools.serve import server as server_module
 from tools.serve import streams
-from tools.serve.service import Limits
+from tools.serve.service import Generation, Limits, Service
+from tools.serve.states import StateStore
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +144,27 @@ def test_one_connection_takes_one_request_after_another(slow):
             while b"\r\n\r\n" not in content or not content.endswith(b"}"):
                 content += connection.recv(65536)
             assert json.loads(content.partition(b"\r\n\r\n")[2])["choices"][0]["text"] == written(1, k, 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_only_a_stream_wakes_the_loop_for_each_piece(stream):
+    """Who waits for the whole text is told of its first piece, which tells how long it took, and of its end."""
+
+    async def batches() -> list[list[tuple[int, object]]]:
+        service = Service(fake_model(), engine, StateStore(5, NAME, fake_pack, fake_parse), NAME)
+        generation = Generation(service, [GenerationRequest((7,), max_tokens=30)] * 2, stream)
+        generation.start()
+        return [batch async for batch in generation.batches()]
+
+    engine = FakeEngine(slots=4, delay=0.005)
+    try:
+        found = asyncio.run(batches())
+    finally:
+        engine.close(0.0)
+    events = [event for batch in found for event in batch]
+    assert Counter(type(event).__name__ for _, event in events) == {"Piece": 60, "Finished": 2}
+    assert len(found) >= 30 if stream else len(found) <= 4
+    texts = [
+        "".join(event.text for at, event in events if at == index and isinstance(event, Piece)) for index in (0, 1)
+    ]
+    assert texts == [written(1, 0, 30)] * 2
