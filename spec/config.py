@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 from spec.validation import nearest, require_integer, require_known, require_number
 
+OPTIMIZERS = ("adamw", "muon")
+NEWTON_SCHULZ_DTYPES = ("float32", "bfloat16")
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -87,6 +89,9 @@ class TrainingConfig:
         seed: of the initial weights and of the data order.
         compute_dtype: of the dense products; parameters, scan, norms, logits and loss stay float32.
         stream: each row reads on where it stopped in the step before, from the state it had there.
+        optimizer: adamw, or muon for the matrices of the blocks and AdamW for the rest; see spec/optimizer.py.
+        momentum: decay of Muon's first moment.
+        newton_schulz_dtype: what the operands of Muon's products are rounded to; float32 leaves them as they are.
 
     Raises:
         ValueError: a value out of range, named.
@@ -106,6 +111,9 @@ class TrainingConfig:
     seed: int = 0
     compute_dtype: str = "float32"
     stream: bool = False
+    optimizer: str = "adamw"
+    momentum: float = 0.95
+    newton_schulz_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "seq_len"):
@@ -120,6 +128,9 @@ class TrainingConfig:
         require_number("weight_decay", self.weight_decay, 0.0, 1e3)
         require_number("grad_clip", self.grad_clip, 0.0, 1e6)
         require_known("compute dtype", self.compute_dtype, COMPUTE_DTYPES)
+        require_known("optimizer", self.optimizer, OPTIMIZERS)
+        require_number("momentum", self.momentum, 0.0, 1.0 - 2**-24)
+        require_known("newton_schulz_dtype", self.newton_schulz_dtype, NEWTON_SCHULZ_DTYPES)
         if not isinstance(self.stream, bool):
             raise ValueError(f"stream must be true or false, got {self.stream!r}")
 
@@ -128,8 +139,9 @@ def training_from_json(value: Any) -> TrainingConfig:
     """A TrainingConfig from a JSON object; raises ValueError naming an unknown field or bad value."""
     if not isinstance(value, dict):
         raise ValueError(f"training settings must be a JSON object, got {json.dumps(value)[:40]}")
-    # Runs that were started before there were streams hold no word of them.
-    return TrainingConfig(**known_fields(TrainingConfig, {"stream": False, **value}))
+    # Runs that were started before there was a field hold no word of it.
+    later = {"stream": False, "optimizer": "adamw", "momentum": 0.95, "newton_schulz_dtype": "float32"}
+    return TrainingConfig(**known_fields(TrainingConfig, {**later, **value}))
 
 
 def known_fields(owner: type, value: dict[str, Any], ignore: tuple[str, ...] = ()) -> dict[str, Any]:

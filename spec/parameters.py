@@ -6,7 +6,7 @@ A matrix is (out, in); a fused matrix stacks its parts along the rows in the ord
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -39,9 +39,12 @@ def num_parameters(config: ModelConfig) -> int:
     return sum(int(np.prod(row.shape)) for row in parameter_table(config))
 
 
-def check_parameters(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raises ValueError naming the first tensor that is missing, unexpected or of another shape."""
-    table = {row.path: row.shape for row in parameter_table(config)}
+def check_parameters(
+    config: ModelConfig, arrays: Mapping[str, np.ndarray], paths: Collection[str] | None = None
+) -> None:
+    """Raises ValueError naming the first tensor that is missing, unexpected or of another shape; `paths` are asked for,
+    by default all of the table."""
+    table = {row.path: row.shape for row in parameter_table(config) if paths is None or row.path in paths}
     for path, shape in table.items():
         if path not in arrays:
             raise ValueError(f"tensor {path} is missing")

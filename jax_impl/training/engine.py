@@ -74,7 +74,7 @@ class Engine:
         options = {"seed": training.seed, "compute_dtype": training.compute_dtype, "method": method, "remat": remat}
         # Its graph alone: a device has room for its part of the parameters, and perhaps for no more.
         self.model: LanguageModel = nnx.eval_shape(lambda: build(config, **options))
-        self.optimizer = make_optimizer(config, training)
+        self.optimizer = make_optimizer(config, training, self.context)
         self._programs = make_programs(self.model, self.optimizer, training, self.context, micro_batch)
         self._set_parameters(initial_parameters(config, training.seed))
         like = jax.eval_shape(self.optimizer.init, self.parameters)

@@ -1,4 +1,4 @@
-"""AdamW and clipping. Twin: torch_impl. Truth: spec/optimizer.py."""
+"""AdamW or Muon, and clipping. Twin: torch_impl. Truth: spec/optimizer.py."""
 
 from __future__ import annotations
 
@@ -10,18 +10,25 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from jax_impl.training.distributed import to_host
+from jax_impl.training.distributed import ParallelContext, to_host
+from jax_impl.training.muon import scale_by_muon
 from spec.config import ModelConfig, TrainingConfig
-from spec.optimizer import MOMENTS
+from spec.optimizer import MOMENTS, muon_matrices
 from spec.parameters import parameter_table
 
 _KEYS = dict(zip(MOMENTS, ("mu", "nu"), strict=True))
 
 
-def make_optimizer(config: ModelConfig, training: TrainingConfig) -> optax.GradientTransformation:
-    """AdamW over the parameter table, without its last factor -lr: that is set at each step."""
-    return optax.chain(
+def make_optimizer(
+    config: ModelConfig, training: TrainingConfig, context: ParallelContext | None = None
+) -> optax.GradientTransformation:
+    """AdamW over the parameter table, or Muon, without its last factor -lr: that is set at each step."""
+    adam, matrices = (
         optax.scale_by_adam(training.beta1, training.beta2, training.adam_eps),
+        muon_matrices(config, training),
+    )
+    return optax.chain(
+        scale_by_muon(adam, matrices, training, context) if matrices else adam,
         optax.add_decayed_weights(
             training.weight_decay, {row.path: row.weight_decay for row in parameter_table(config)}
         ),

@@ -103,7 +103,7 @@ def abstract_step(
     """
     options = {"compute_dtype": training.compute_dtype, "method": method, "remat": remat}
     model: LanguageModel = nnx.eval_shape(lambda: build(config, **options))
-    optimizer, wide = make_optimizer(config, training), accumulate_dtype(training.compute_dtype)
+    optimizer, wide = make_optimizer(config, training, context), accumulate_dtype(training.compute_dtype)
     programs = make_programs(model, optimizer, training, context, micro_batch)
     (data, fsdp, sequence), (b, t) = context.shape(), (training.batch_size, training.seq_len)
     if b % (data * fsdp) or t % sequence:

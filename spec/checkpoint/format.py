@@ -26,9 +26,9 @@ from spec.checkpoint.directory import TEXTS, checkpoint_files, parts_of
 from spec.checkpoint.files import new_directory, read_file, require_file
 from spec.checkpoint.sharded import ORBAX, PARAMETERS, by_kind, is_part, is_shard, join_shards, named_arrays, one_shard
 from spec.checkpoint.tensors import DTYPES, Arrays, pack, unpack
-from spec.config import ModelConfig, config_to_json, training_from_json
+from spec.config import ModelConfig, TrainingConfig, config_to_json, training_from_json
 from spec.mixers import config_from_json, state_shape
-from spec.optimizer import MOMENTS
+from spec.optimizer import MOMENTS, moment_paths
 from spec.parameters import check_parameters
 from spec.validation import require_integer
 
@@ -44,7 +44,7 @@ class Checkpoint:
     Args:
         config: the model.
         parameters: every parameter by path.
-        moments: `first_moment` and `second_moment` of AdamW by path; empty for weights alone.
+        moments: `first_moment` and `second_moment` by path, of those that have one; empty for weights alone.
         state: JSON: the counters step, samples_consumed, tokens, seed; and what the trainer adds
             (training, data, backend, method, best, environment; grad_scaler in float16).
         tokenizer: content of tokenizer.json, or None.
@@ -70,12 +70,15 @@ def validate(checkpoint: Checkpoint) -> None:
     check_parameters(checkpoint.config, checkpoint.parameters)
     if checkpoint.moments and set(checkpoint.moments) != set(MOMENTS):
         raise ValueError(f"optimizer state needs {' and '.join(MOMENTS)}, got {', '.join(checkpoint.moments)}")
+    _check_beside(checkpoint)
+    training = training_from_json(checkpoint.state["training"]) if "training" in checkpoint.state else TrainingConfig()
+    paths = moment_paths(checkpoint.config, training)
+    for name, arrays in checkpoint.moments.items():
+        check_parameters(checkpoint.config, arrays, paths[name])
     groups = {"": checkpoint.parameters, **{f"{name}.": arrays for name, arrays in checkpoint.moments.items()}}
     for prefix, arrays in groups.items():
-        check_parameters(checkpoint.config, arrays)
         for path, array in arrays.items():
             _check_values(f"{prefix}{path}", array, tuple(DTYPES.values()))
-    _check_beside(checkpoint)
 
 
 def _check_beside(checkpoint: Checkpoint) -> None:

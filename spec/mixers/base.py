@@ -50,6 +50,8 @@ class Parameter:
         init: what its initial value is.
         weight_decay: whether AdamW decays it: matrices yes, norms and biases no.
         rows: rows of each part of a fused matrix; where they are left out all have as many.
+        blocks: into how many matrices one below the other each part is cut, as a block-diagonal one is stored; 0 where
+            its numbers are no matrix that a vector is multiplied by, as the taps of a convolution are none.
     """
 
     path: str
@@ -58,6 +60,7 @@ class Parameter:
     init: Initialiser
     weight_decay: bool
     rows: tuple[int, ...] = ()
+    blocks: int = 1
 
     @property
     def parts(self) -> dict[str, int]:

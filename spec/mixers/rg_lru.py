@@ -160,9 +160,9 @@ class RGLRUFamily(MixerFamily[RGLRUConfig]):
 
         return (
             Parameter("input.weight", (2 * n, d), ("gate | x", "d"), normal, True),
-            Parameter("convolution.weight", (k, n), ("k", "n"), taps, True),
+            Parameter("convolution.weight", (k, n), ("k", "n"), taps, True, blocks=0),
             Parameter("convolution.bias", (n,), ("n",), zeros, False),
-            Parameter("gates.weight", (2 * n, block), ("recurrence | input", "block"), gates, True),
+            Parameter("gates.weight", (2 * n, block), ("recurrence | input", "block"), gates, True, blocks=n // block),
             Parameter("gates.bias", (2 * n,), ("recurrence | input",), zeros, False),
             Parameter("decay_logit", (n,), ("n",), initial_decay_logit, False),
             Parameter("output.weight", (d, n), ("d", "n"), zeros, True),

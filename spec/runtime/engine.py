@@ -22,7 +22,7 @@ from spec.sampling import Step
 States = TypeVar("States")
 
 Moments = Mapping[str, Arrays]
-"""First and second moment of every parameter: `moments[name][path]`, names as in spec/optimizer.py."""
+"""First and second moment of every parameter that has one: `moments[name][path]`, names as in spec/optimizer.py."""
 
 
 class ExtraState(TypedDict, total=False):

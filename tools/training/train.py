@@ -17,6 +17,7 @@ from rich.console import Console
 from spec.checkpoint.format import Checkpoint, list_checkpoints
 from spec.config import ModelConfig, TrainingConfig, require_integer
 from spec.data import Dataset, next_batch, open_data, validation_batches
+from spec.optimizer import num_moments
 from spec.parameters import num_parameters
 from spec.presets import PRESETS, RECIPES, preset
 from spec.runtime.engine import Engine
@@ -76,6 +77,12 @@ class Train:
     """Peak learning rate."""
     warmup_steps: int | None = None
     """Steps of linear warm-up (default: the preset's, a tenth of the schedule at most)."""
+    optimizer: Literal["adamw", "muon"] | None = None
+    """muon: Muon for the matrices of the blocks, AdamW for the rest (default: adamw)."""
+    momentum: float | None = None
+    """Decay of Muon's momentum (default: 0.95)."""
+    newton_schulz_dtype: Literal["float32", "bfloat16"] | None = None
+    """What the operands of Muon's products are rounded to (default: float32)."""
     weight_decay: float | None = None
     """Decoupled weight decay of every matrix."""
     grad_clip: float | None = None
@@ -158,7 +165,7 @@ class Train:
             settings = self.resolve(data, run.settings() if existed else None)
             _require_memory(settings, self.micro_batch_size, context)
             if context.rank == 0:
-                self._require_place(settings.model)
+                self._require_place(settings)
             initial = self._initial(data, settings, run)
         with ExitStack() as held:
             # Before methods are tried out and compiled.
@@ -170,12 +177,13 @@ class Train:
             engine = self._engine(settings, context)
             return Trainer(self, data, run, settings, engine).train(initial)
 
-    def _require_place(self, model: ModelConfig) -> None:
-        """Raises ValueError or OSError where no checkpoint could be written: weights and two moments."""
+    def _require_place(self, settings: Settings) -> None:
+        """Raises ValueError or OSError where no checkpoint could be written: weights and moments."""
         asked = {"tensorboard": self.tensorboard, "profile": self.profile}
         for place in (self.out, self.out / "checkpoints", *(self.out / name for name in asked if asked[name])):
             require_writable(place, "--out")
-        require_room(self.out / "checkpoints", 12 * num_parameters(model), "--out")
+        numbers = num_parameters(settings.model) + num_moments(settings.model, settings.training)
+        require_room(self.out / "checkpoints", 4 * numbers, "--out")
 
     def _initial(self, data: Dataset, settings: Settings, run: RunDir) -> Checkpoint | None:
         # Killed before its first checkpoint, a run begins again where it began.
@@ -211,6 +219,7 @@ class Train:
                 model = replace(preset(self.preset), max_seq_len=model.max_seq_len)
         model = self._resized(replace(model, vocab_size=data.vocab_size))
         names = ("steps", "batch_size", "seq_len", "warmup_steps", "weight_decay", "grad_clip", "seed")
+        names += ("optimizer", "momentum", "newton_schulz_dtype")
         training = replace(training, **_given(self, names))
         renamed = {"peak_lr": self.lr, "compute_dtype": self.dtype, "stream": self.stream or None}
         training = replace(training, **{name: value for name, value in renamed.items() if value is not None})
@@ -283,11 +292,12 @@ def _given(flags: Train, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _require_memory(settings: Settings, micro_batch: int | None, context: ParallelContext) -> None:
-    """Weights, gradients, two moments and one activation a layer are the least that each process of a machine holds."""
+    """Weights, gradients, moments and one activation a layer are the least that each process of a machine holds."""
     model, training, shard = settings.model, settings.training, context.shard
     rows = min(micro_batch or training.batch_size, -(-training.batch_size // shard.rows))
     activations = 4 * rows * -(-training.seq_len // shard.columns) * model.d_model * model.n_layers
-    held = 16 * num_parameters(model) // (context.size if context.sharded else 1)
+    numbers = 2 * num_parameters(model) + num_moments(model, training)
+    held = 4 * numbers // (context.size if context.sharded else 1)
     needed = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * (held + activations)
     present = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > present:

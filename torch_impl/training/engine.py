@@ -81,7 +81,7 @@ class Engine:
         options = {"seed": training.seed, "compute_dtype": training.compute_dtype, "method": method, "remat": remat}
         self.model = build(config, **options)
         self._loss = self._distributed()
-        self.optimizer = make_optimizer(self.model, training)
+        self.optimizer = make_optimizer(self.model, training, self.context)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=training.compute_dtype == "float16")
         if self.context.size > 1:
             self._settle_buckets()

@@ -32,6 +32,7 @@ SUBJECTS = (
     "plain_text",
     "user_facing",
     "files",
+    "muon",
     "unnoticed",
 )
 KEYS = {field.name for field in fields(Mutant)}

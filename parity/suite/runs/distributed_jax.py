@@ -78,6 +78,8 @@ LAYOUTS = (Layout(8), Layout(1, 8), Layout(2, 4), Layout(2, 2, 2), Layout(1, 1, 
 TOGETHER = (Layout(8), Layout(2, 4), Layout(2, 2, 2), Layout(1, 1, 8))
 OTHER_LAYOUTS = (Layout(1, 1, 2), Layout(2, 2, 2))
 SSM_LAYOUTS = (Layout(8), Layout(2, 4, 1, 1))
+MUON = replace(TRAINING, optimizer="muon")
+MUON_LAYOUTS = (Layout(2, 4), Layout(2, 2, 2))
 NARROW = replace(TRAINING, compute_dtype="bfloat16", grad_clip=0.0)
 NARROW_LAYOUTS = (Layout(1, 2), Layout(1, 8), Layout(2, 4), Layout(1, 2, 2))
 CHAIN = (Layout(2, 2, 2), ALONE, Layout(8), Layout(1, 4, 2), Layout(1, 2))
@@ -94,6 +96,16 @@ def with_noise(found: Results) -> None:
     """A few steps of a model that explores, with noise, in some layouts."""
     for layout in (ALONE, *SSM_LAYOUTS):
         found[f"ssm {layout.name}"] = {"losses": layout.segment(model=SMALL_SSM).train(SSM_STEPS)[0].tolist()}
+
+
+def with_muon(found: Results) -> None:
+    """A few steps of Muon, and whether a restart repeats their bits, in some layouts."""
+    for name, model in {"small": SMALL, **OTHERS}.items():
+        for layout in (ALONE, *MUON_LAYOUTS):
+            losses, _ = layout.segment(MUON, model).train(SSM_STEPS)
+            found[f"muon {name} {layout.name}"] = {"losses": losses.tolist()}
+    for layout in MUON_LAYOUTS:
+        found.setdefault("muon restarts", {})[layout.name] = repeats_after_a_restart(partial(layout.segment, MUON))
 
 
 def others(found: Results) -> None:
@@ -256,6 +268,7 @@ def main(out: Path, short: bool) -> None:
     else:
         curves(found, (ALONE, *LAYOUTS))
         with_noise(found)
+        with_muon(found)
         others(found)
         for stream in (False, True):
             chain(found, stream)

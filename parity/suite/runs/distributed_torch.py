@@ -82,6 +82,8 @@ LAYOUTS = (
 )
 OTHER_LAYOUTS = (Layout(2), Layout(2, "ddp", 2), Layout(2, "fsdp"))
 SSM_LAYOUTS, SSM_STEPS = (Layout(2), Layout(3, "fsdp"), Layout(2, "fsdp", 1, 4)), 6
+MUON = replace(TRAINING, optimizer="muon")
+MUON_LAYOUTS = (Layout(2), Layout(3), Layout(2, "fsdp"), Layout(4, "fsdp", 2))
 CHAIN = (Layout(4, "fsdp"), ALONE, Layout(3), Layout(2, "ddp", 2), Layout(2, "fsdp"))
 
 
@@ -115,6 +117,17 @@ def with_noise(found: Results) -> None:
     for layout, context in taking_part((ALONE, *SSM_LAYOUTS)):
         losses, _ = segment(layout, context, TRAINING, SMALL_SSM).train(SSM_STEPS)
         found[f"ssm {layout.name}"] = {"losses": losses.tolist()}
+
+
+def with_muon(found: Results) -> None:
+    """A few steps of Muon of two families, and whether a restart repeats their bits, in some layouts."""
+    for name, model in {"small": SMALL, **OTHERS}.items():
+        for layout, context in taking_part((ALONE, *MUON_LAYOUTS)):
+            losses, _ = segment(layout, context, MUON, model).train(SSM_STEPS)
+            found[f"muon {name} {layout.name}"] = {"losses": losses.tolist()}
+    for layout, context in taking_part(MUON_LAYOUTS):
+        make = partial(segment, layout, context, MUON, SMALL)
+        found.setdefault("muon restarts", {})[layout.name] = repeats_after_a_restart(make)
 
 
 def others(found: Results) -> None:
@@ -262,6 +275,7 @@ def main(out: Path) -> None:
     found: Results = {}
     curves(found)
     with_noise(found)
+    with_muon(found)
     others(found)
     for stream in (False, True):
         chain(found, stream)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -83,7 +83,8 @@ class Segment:
         """Write the state in the format that the suffix of `path` names."""
         parameters, moments = self.engine.dump()
         counters = {"samples_consumed": self.step * self.training.batch_size, "tokens": 0, "seed": self.training.seed}
-        convert.write(path, Checkpoint(self.model, parameters, moments, {"step": self.step, **counters}))
+        state = {"step": self.step, **counters, "training": asdict(self.training)}
+        convert.write(path, Checkpoint(self.model, parameters, moments, state))
 
     def load(self, path: Path) -> None:
         """Take over what any backend saved."""

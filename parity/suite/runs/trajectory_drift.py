@@ -14,9 +14,9 @@ from parity.suite.runs.trajectories import REORDERINGS, TRAINING, Order, Segment
 from spec.config import ModelConfig, TrainingConfig
 from spec.data import Dataset, next_batch, with_side_inputs
 from spec.mixers import families, family, registry
-from spec.optimizer import decayed_paths
+from spec.optimizer import decayed_paths, muon_matrices
 from spec.presets import PRESETS
-from spec.reference import adamw_step, clip_by_global_norm, forward, loss_and_gradients
+from spec.reference import clip_by_global_norm, forward, loss_and_gradients, optimizer_step
 from spec.schedule import learning_rate
 from tools.data.stories import stories
 
@@ -61,16 +61,18 @@ class Drift:
         return float(self.gap.max()) <= self.limit
 
 
-def perturbed_run(data: Dataset, steps: int = 100, progress: Progress = lambda name: None) -> Drift:
+def perturbed_run(
+    data: Dataset, steps: int = 100, progress: Progress = lambda name: None, training: TrainingConfig = TRAINING
+) -> Drift:
     """Train nano from perturbed weights in four orders of torch and once in JAX."""
     curves = {}
     for order in REORDERINGS:
         name = f"torch, {order.method}{', rows reversed' if order.reverse_rows else ''}"
         progress(name)
-        curves[name] = Segment("torch", data, order=order, noise=NOISE).train(steps)
+        curves[name] = Segment("torch", data, training, order, noise=NOISE).train(steps)
     progress("jax")
     reorderings = np.stack(list(curves.values()))
-    curves["jax"] = Segment("jax", data, noise=NOISE).train(steps)
+    curves["jax"] = Segment("jax", data, training, noise=NOISE).train(steps)
     spread = np.maximum.accumulate(np.ptp(reorderings, axis=0))
     return Drift(curves, np.abs(curves["jax"] - curves[f"torch, {Order().method}"]), spread)
 
@@ -143,7 +145,7 @@ def reference_run(
     model: ModelConfig = SMALL,
 ) -> np.ndarray:
     """Loss and norm of each step of the reference, [steps, 2], on the kind of array that `lift` makes."""
-    t, decayed = training, decayed_paths(model)
+    t, decayed, matrices = training, decayed_paths(model), muon_matrices(model, training)
     params = {path: lift(x) for path, x in perturbed_parameters(model, t.seed, NOISE).items()}
     moments = [{path: lift(np.zeros(x.shape)) for path, x in params.items()} for _ in range(2)]
     losses, states = [], None
@@ -155,7 +157,8 @@ def reference_run(
         if t.stream:
             states = forward(params, model, batch.tokens, *inputs, **side)[1]
         gradients, norm = clip_by_global_norm(gradients, t.grad_clip)
-        params, *moments = adamw_step(params, gradients, *moments, step + 1, learning_rate(step, t), t, decayed)
+        rate = learning_rate(step, t)
+        params, *moments = optimizer_step(params, gradients, *moments, step + 1, rate, t, decayed, matrices)
         losses.append((float(loss), float(norm)))
     return np.array(losses)
 

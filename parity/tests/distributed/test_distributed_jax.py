@@ -21,6 +21,8 @@ from parity.suite.runs.distributed_jax import (
     CHAIN,
     DEVICES,
     LAYOUTS,
+    MUON,
+    MUON_LAYOUTS,
     NARROW,
     NARROW_LAYOUTS,
     OTHER_LAYOUTS,
@@ -86,6 +88,19 @@ def test_two_processes_stay_within_the_bound_of_one_device(found, found_by_two, 
     report(f"two processes, {layout.name}: {STEPS} steps at {units:.2f} of the bound")
     assert 0.0 < units <= 1.0
     assert found_by_two[layout.name]["digests"] == found[ALONE.name]["digests"]
+
+
+@pytest.mark.parametrize("name", ["small", *OTHERS])
+def test_muon_stays_within_the_bound_of_one_device(found, name):
+    """Matrices divided between them, whole or in parts."""
+    exact, bound = bounded_run(story_data(), SSM_STEPS, MUON, model={"small": SMALL, **OTHERS}[name])
+    for layout in (ALONE, *MUON_LAYOUTS):
+        losses = np.array(found[f"muon {name} {layout.name}"]["losses"])[:, 0]
+        assert (np.abs(losses - exact) <= bound).all(), layout.name
+
+
+def test_a_restart_with_muon_repeats_the_bits(found):
+    assert found["muon restarts"] == {layout.name: True for layout in MUON_LAYOUTS}
 
 
 @pytest.mark.parametrize("layout", SSM_LAYOUTS, ids=lambda layout: layout.name)

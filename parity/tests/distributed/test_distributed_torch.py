@@ -21,6 +21,8 @@ from parity.suite.runs.distributed_torch import (
     ALONE,
     CHAIN,
     LAYOUTS,
+    MUON,
+    MUON_LAYOUTS,
     OTHER_LAYOUTS,
     PROCESSES,
     SSM_LAYOUTS,
@@ -28,7 +30,7 @@ from parity.suite.runs.distributed_torch import (
     STEPS,
 )
 from parity.suite.runs.segment import SCAN_CASES, TRAINING, digest
-from parity.suite.runs.trajectory_drift import OTHERS, SMALL_SSM, bounded_curves, bounded_run, story_data
+from parity.suite.runs.trajectory_drift import OTHERS, SMALL, SMALL_SSM, bounded_curves, bounded_run, story_data
 from spec.checkpoint.sharded import join_shards
 from spec.data import next_batch
 from spec.runtime.parallel import ParallelContext
@@ -76,6 +78,19 @@ def test_losses_of_every_layout_stay_within_the_bound_of_one_process(found, layo
         f"{layout.name}: 30 steps at {units:.2f} of the bound, one process at {in_units(found[ALONE.name], False):.2f}"
     )
     assert 0.0 < units <= 1.0
+
+
+@pytest.mark.parametrize("name", ["small", *OTHERS])
+def test_muon_stays_within_the_bound_of_one_process(found, name):
+    """Matrices divided between them, whole or in parts."""
+    exact, bound = bounded_run(story_data(), SSM_STEPS, MUON, model={"small": SMALL, **OTHERS}[name])
+    for layout in (ALONE, *MUON_LAYOUTS):
+        losses = np.array(found[f"muon {name} {layout.name}"]["losses"])[:, 0]
+        assert (np.abs(losses - exact) <= bound).all(), layout.name
+
+
+def test_a_restart_with_muon_repeats_the_bits(found):
+    assert found["muon restarts"] == {layout.name: True for layout in MUON_LAYOUTS}
 
 
 @pytest.mark.parametrize("layout", SSM_LAYOUTS, ids=lambda layout: layout.name)

@@ -18,7 +18,7 @@ from parity.suite.support.flags import Own, Row, Typed, require_seen, run
 from spec.checkpoint.format import Checkpoint, list_checkpoints, write_checkpoint
 from spec.init import initial_parameters
 from spec.inputs import IGNORED_LABEL
-from spec.optimizer import MOMENTS
+from spec.optimizer import moment_paths
 from spec.presets import PRESETS, RECIPES
 from spec.runtime.parallel import ParallelContext
 from spec.schedule import learning_rate
@@ -65,7 +65,10 @@ class StubEngine:
 
     def dump(self) -> tuple[Any, Any]:
         parameters = initial_parameters(self.config, 0)
-        return parameters, {name: {path: np.zeros_like(x) for path, x in parameters.items()} for name in MOMENTS}
+        paths = moment_paths(self.config, self.training)
+        return parameters, {
+            name: {path: np.zeros_like(parameters[path]) for path in own} for name, own in paths.items()
+        }
 
     def save_shards(self, directory: Path) -> Any:
         self.found["in parts"] = True
@@ -209,6 +212,9 @@ ROWS: list[Row | Own] = [
     Row("--peak-lr", ("0.03",), "training.peak_lr", 0.03),
     Row("--lr", ("0.02",), "first rate", learning_rate(0, replace(RECIPES["nano"], warmup_steps=0, peak_lr=0.02))),
     Row("--warmup-steps", ("2",), "first rate", learning_rate(0, replace(RECIPES["nano"], warmup_steps=2))),
+    Row("--optimizer", ("muon",), "training.optimizer", "muon"),
+    Row("--momentum", ("0.9",), "training.momentum", 0.9),
+    Row("--newton-schulz-dtype", ("bfloat16",), "training.newton_schulz_dtype", "bfloat16"),
     Row("--weight-decay", ("0.37",), "training.weight_decay", 0.37),
     Row("--grad-clip", ("0.05",), "training.grad_clip", 0.05),
     Row("--seed", ("5",), "training.seed", 5),

@@ -54,6 +54,15 @@ def test_a_perturbed_run_differs_by_a_few_reorderings(text_data, report):
     assert drift.passed
 
 
+def test_muon_differs_by_no_more_than_reorderings_do(text_data, report):
+    """What its iterations enlarge they enlarge in every order alike."""
+    steps = int(os.environ.get("PARITY_MUON_STEPS", "60"))
+    drift = perturbed_run(text_data, steps, training=replace(TRAINING, optimizer="muon"))
+    report(f"Muon, {steps} steps: jax against torch {drift.gap.max():.2e}, four orders {drift.spread[-1]:.2e}")
+    assert drift.spread[-1] > 0.0 and drift.passed
+    assert drift.gap.max() <= 1e-4
+
+
 def test_a_run_stays_within_the_estimate(text_data, report):
     """A small model from perturbed weights against 100 steps of the float64 reference, in units of the estimate."""
     found = estimated_run(text_data)
