@@ -12,6 +12,8 @@ from spec.validation import nearest, require_integer, require_known, require_num
 OPTIMIZERS = ("adamw", "muon")
 NEWTON_SCHULZ_DTYPES = ("float32", "bfloat16")
 COMPUTE_DTYPES = ("float32", "bfloat16", "float16", "float64")
+SCHEDULES = ("cosine", "wsd")
+DECAY_SHAPES = ("linear", "sqrt")
 
 
 class _Shared:
@@ -80,7 +82,10 @@ class TrainingConfig:
         seq_len: tokens a sequence.
         peak_lr: learning rate after warm-up.
         warmup_steps: steps of linear warm-up.
-        final_lr_fraction: floor of the cosine, as a fraction of peak_lr.
+        final_lr_fraction: floor of the schedule, as a fraction of peak_lr.
+        schedule: cosine, or wsd (warm-up, stable, decay); see spec/schedule.py.
+        decay_steps: steps of the decay that ends a wsd schedule; 0 is a fifth of `steps`, at least 1.
+        decay_shape: of that decay: linear, or sqrt, which falls as 1 - sqrt(progress).
         beta1: decay of AdamW's first moment.
         beta2: decay of AdamW's second moment.
         adam_eps: epsilon outside the root of AdamW's denominator.
@@ -103,6 +108,9 @@ class TrainingConfig:
     peak_lr: float = 3e-3
     warmup_steps: int = 100
     final_lr_fraction: float = 0.1
+    schedule: str = "cosine"
+    decay_steps: int = 0
+    decay_shape: str = "linear"
     beta1: float = 0.9
     beta2: float = 0.95
     adam_eps: float = 1e-8
@@ -122,6 +130,9 @@ class TrainingConfig:
         require_integer("seed", self.seed, 0, 2**64 - 1)
         require_number("peak_lr", self.peak_lr, 0.0, 1e3, low_open=True)
         require_number("final_lr_fraction", self.final_lr_fraction, 0.0, 1.0)
+        require_known("schedule", self.schedule, SCHEDULES)
+        require_integer("decay_steps", self.decay_steps, 0)
+        require_known("decay shape", self.decay_shape, DECAY_SHAPES)
         require_number("beta1", self.beta1, 0.0, 1.0 - 2**-24)
         require_number("beta2", self.beta2, 0.0, 1.0 - 2**-24)
         require_number("adam_eps", self.adam_eps, 0.0, 1.0, low_open=True)
@@ -133,6 +144,16 @@ class TrainingConfig:
         require_known("newton_schulz_dtype", self.newton_schulz_dtype, NEWTON_SCHULZ_DTYPES)
         if not isinstance(self.stream, bool):
             raise ValueError(f"stream must be true or false, got {self.stream!r}")
+        if self.schedule == "wsd" and self.warmup_steps > self.decay_start:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} and decay_steps {self.steps - self.decay_start} are more than the "
+                f"{self.steps} steps of a wsd schedule; lower them or raise steps"
+            )
+
+    @property
+    def decay_start(self) -> int:
+        """Steps before the first decayed one of a wsd schedule, the warm-up among them."""
+        return self.steps - (self.decay_steps or max(self.steps // 5, 1))
 
 
 def training_from_json(value: Any) -> TrainingConfig:
@@ -140,7 +161,8 @@ def training_from_json(value: Any) -> TrainingConfig:
     if not isinstance(value, dict):
         raise ValueError(f"training settings must be a JSON object, got {json.dumps(value)[:40]}")
     # Runs that were started before there was a field hold no word of it.
-    later = {"stream": False, "optimizer": "adamw", "momentum": 0.95, "newton_schulz_dtype": "float32"}
+    schedule = {"schedule": "cosine", "decay_steps": 0, "decay_shape": "linear"}
+    later = {"stream": False, "optimizer": "adamw", "momentum": 0.95, "newton_schulz_dtype": "float32", **schedule}
     return TrainingConfig(**known_fields(TrainingConfig, {**later, **value}))
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spec import PRESETS, LiquidNetConfig, TrainingConfig
-from spec.config import COMPUTE_DTYPES, config_to_json, nearest, training_from_json
+from spec.config import COMPUTE_DTYPES, DECAY_SHAPES, config_to_json, nearest, training_from_json
 from spec.mixers import config_from_json
 from spec.optimizer import decayed_paths
 from spec.parameters import num_parameters, parameter_table
@@ -45,6 +45,9 @@ def test_a_model_survives_json(config):
         seed=st.integers(0, 2**64 - 1),
         compute_dtype=st.sampled_from(COMPUTE_DTYPES),
         stream=st.booleans(),
+        # A decay that fits its schedule is drawn in parity/tests/training/test_schedule.py.
+        decay_steps=st.integers(0, 10**6),
+        decay_shape=st.sampled_from(DECAY_SHAPES),
     )
 )
 def test_a_training_survives_json(training):
@@ -59,7 +62,7 @@ BAD = [
     *((LiquidNetConfig, "delta_min", value) for value in (*NOT_NUMBERS, 1.1)),
     *((LiquidNetConfig, "norm_eps", value) for value in (*NOT_NUMBERS, 0.0, 1.1)),
     *((TrainingConfig, name, value) for name in ("steps", "batch_size", "seq_len") for value in NOT_INTEGERS),
-    *((TrainingConfig, name, value) for name in ("warmup_steps", "seed") for value in NOT_INTEGERS[1:]),
+    *((TrainingConfig, name, value) for name in ("warmup_steps", "seed", "decay_steps") for value in NOT_INTEGERS[1:]),
     *((TrainingConfig, name, value) for name in ("final_lr_fraction", "weight_decay", "grad_clip")
       for value in NOT_NUMBERS),
     *((TrainingConfig, name, value) for name in ("beta1", "beta2") for value in (*NOT_NUMBERS, 1.0)),
@@ -68,6 +71,8 @@ BAD = [
     (TrainingConfig, "seed", 2**64),
     (TrainingConfig, "steps", 10**4000),
     (TrainingConfig, "compute_dtype", "float8"),
+    *((TrainingConfig, "schedule", value) for value in ("wds", None)),
+    *((TrainingConfig, "decay_shape", value) for value in ("square", None)),
     *((TrainingConfig, "stream", value) for value in (1, "true", None)),
 ]  # fmt: skip
 
@@ -128,6 +133,13 @@ def test_training_json_from_before_there_were_streams_is_read():
     value = dataclasses.asdict(TrainingConfig(steps=3))
     del value["stream"]
     assert training_from_json(value) == TrainingConfig(steps=3, stream=False)
+
+
+def test_training_json_from_before_there_were_schedules_is_read():
+    value = dataclasses.asdict(TrainingConfig(steps=3))
+    for name in ("schedule", "decay_steps", "decay_shape"):
+        del value[name]
+    assert training_from_json(value) == TrainingConfig(steps=3, schedule="cosine")
 
 
 def test_incomplete_training_json_is_refused():
