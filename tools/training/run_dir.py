@@ -74,28 +74,36 @@ class Settings:
     data: dict[str, str]
     init_from: str | None = None
     """Where the first weights were taken from."""
+    decay_from: str | None = None
+    """The checkpoint of a stable run that all was taken from, to be decayed."""
 
     def to_json(self) -> dict[str, object]:
         """The content of RUN/config.json."""
         parts = {"training": asdict(self.training), "execution": asdict(self.execution), "data": self.data}
-        return {"model": config_to_json(self.model), **parts, "init_from": self.init_from}
+        origins = {"init_from": self.init_from, "decay_from": self.decay_from}
+        return {"model": config_to_json(self.model), **parts, **origins}
 
     def require_same_run(self, asked: Settings) -> None:
         """Raises ValueError where what is asked for now is another run than this one, which was stored."""
         if asked.data != self.data:
-            raise ValueError("the data differs from what this run was started with; resume with the same prepared data")
+            raise ValueError("the data differs from what this run was started with; go on with the same prepared data")
         if asked.model != self.model:
             now = config_to_json(asked.model)
             kept = [f"{k} {v} (not {now.get(k)})" for k, v in config_to_json(self.model).items() if now.get(k) != v]
-            raise ValueError(f"this run's model has {', '.join(kept)}; resume without the flags that change it")
+            raise ValueError(f"this run's model has {', '.join(kept)}; leave out the flags that change it")
         if asked.init_from != self.init_from:
             began = self.init_from or "fresh weights"
-            raise ValueError(f"this run began from {began}, not from {asked.init_from}; resume without --init-from")
-        # The lanes of a stream belong to its batch size.
-        for name in ("seq_len", "seed", "stream", *(("batch_size",) if self.training.stream else ())):
+            raise ValueError(f"this run began from {began}, not from {asked.init_from}; leave --init-from out")
+        if asked.decay_from != self.decay_from:
+            began = self.decay_from or "no checkpoint"
+            raise ValueError(f"this run was decayed from {began}, not from {asked.decay_from}; leave --decay-from out")
+        # The lanes of a stream belong to its batch size; a run that decays from a checkpoint is there for this alone.
+        lanes = ("batch_size",) if self.training.stream else ()
+        decay = ("steps", "schedule", "decay_steps") if self.decay_from else ()
+        for name in ("seq_len", "seed", "stream", *lanes, *decay):
             before, now = getattr(self.training, name), getattr(asked.training, name)
             if before != now:
-                raise ValueError(f"this run has {name} {before}, not {now}; resume without --{name.replace('_', '-')}")
+                raise ValueError(f"this run has {name} {before}, not {now}; leave --{name.replace('_', '-')} out")
 
 
 def _name(step: int) -> str:
@@ -195,11 +203,11 @@ class RunDir:
         try:
             stored = json.loads(read_utf8(self.path / "config.json"))
             model, training = config_from_json(stored["model"]), training_from_json(stored["training"])
-            # Earlier versions wrote this entry as `habits`, without a choice of `compile`, and no `init_from`.
+            # Earlier versions wrote this entry as `habits`, without a choice of `compile`, and no origins.
             kept = stored["execution"] if "execution" in stored else stored["habits"]
             execution = ExecutionConfig(**known_fields(ExecutionConfig, {"compile": None, **kept}))
-            init_from = stored.get("init_from")
-            return Settings(model, training, execution, stored["data"], init_from and str(init_from))
+            origins = {name: stored.get(name) and str(stored[name]) for name in ("init_from", "decay_from")}
+            return Settings(model, training, execution, stored["data"], **origins)
         except PermissionError:
             raise
         except (OSError, LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:

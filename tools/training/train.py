@@ -26,6 +26,7 @@ from tools import convert
 from tools.cli import backends, signals
 from tools.cli.destination import require_room, require_writable
 from tools.training.checkpoint_manager import CheckpointFormat, require_format
+from tools.training.decay import begin_decay, stable_origin
 from tools.training.evaluate import require_same_tokenizer
 from tools.training.mixer_flags import mixer_sizes, with_mixer_flags
 from tools.training.run_dir import ExecutionConfig, RunDir, Settings, data_identity
@@ -62,7 +63,7 @@ class Train:
     n_layers: int | None = None
     """Number of blocks, over the preset's."""
     steps: int | None = None
-    """Length of the learning-rate schedule in steps."""
+    """Length of the learning-rate schedule in steps. A longer one changes no rate of a wsd schedule's stable part."""
     total_tokens: float | None = None
     """Length of the schedule in tokens instead of steps."""
     stop_at: int | None = None
@@ -83,6 +84,12 @@ class Train:
     """Decay of Muon's momentum (default: 0.95)."""
     newton_schulz_dtype: Literal["float32", "bfloat16"] | None = None
     """What the operands of Muon's products are rounded to (default: float32)."""
+    schedule: Literal["cosine", "wsd"] | None = None
+    """After the warm-up: cosine, or wsd, a stable rate and a decay at the end (default: cosine)."""
+    decay_steps: int | None = None
+    """Steps of the decay that ends a wsd schedule; 0 is a fifth of all steps (default: 0)."""
+    decay_shape: Literal["linear", "sqrt"] | None = None
+    """Of that decay: linear, or sqrt, which falls as 1 - sqrt(progress) (default: linear)."""
     weight_decay: float | None = None
     """Decoupled weight decay of every matrix."""
     grad_clip: float | None = None
@@ -121,6 +128,9 @@ class Train:
     """Validation windows to read at most (default: 2048)."""
     init_from: Path | None = None
     """Start from the weights of this checkpoint, with fresh moments at step 0."""
+    decay_from: Path | None = None
+    """Go on from this checkpoint of a wsd run's stable part in a run of its own, which ends after a decay of
+    --decay-steps (default: what that run was given); the stable run stays as it is."""
     profile: bool = False
     """Write a profiler trace of a few steps to RUN/profile."""
     tensorboard: bool = False
@@ -143,7 +153,7 @@ class Train:
         context = parallel.initialize(self.parallel, self.context_parallel, self.rank_timeout, self.mesh)
         run = RunDir(self.out, self.tensorboard)
         try:
-            sys.exit(self._train(run, context))
+            sys.exit(self._with_origin(context)._train(run, context))
         except (RuntimeError, ValueError) as error:
             if not context.is_peer_loss(error):
                 raise
@@ -154,6 +164,12 @@ class Train:
                 "start all of them again with --resume"
             ) from error
 
+    def _with_origin(self, context: ParallelContext) -> Train:
+        """These flags, --decay-from by the name of the checkpoint: the run that it is of may go on meanwhile."""
+        if (path := self.decay_from) is None:
+            return self
+        return replace(self, decay_from=context.broadcast(lambda: stable_origin(path)))
+
     def _train(self, run: RunDir, context: ParallelContext) -> int:
         with context.raise_together():
             if self.out.resolve() == self.data.resolve():
@@ -162,11 +178,14 @@ class Train:
             if existed and not self.resume:
                 raise ValueError(f"{self.out} already holds a run; add --resume to carry it on, or name another --out")
             run.require_files()
-            settings = self.resolve(data, run.settings() if existed else None)
+            initial, stored = None, run.settings() if existed else None
+            if stored is None and self.decay_from is not None:
+                initial, stored = begin_decay(self.decay_from, self.decay_steps)
+            settings = self.resolve(data, stored)
             _require_memory(settings, self.micro_batch_size, context)
             if context.rank == 0:
                 self._require_place(settings)
-            initial = self._initial(data, settings, run)
+            initial = initial or self._initial(data, settings, run)
         with ExitStack() as held:
             # Before methods are tried out and compiled.
             with context.raise_together():
@@ -187,13 +206,19 @@ class Train:
 
     def _initial(self, data: Dataset, settings: Settings, run: RunDir) -> Checkpoint | None:
         # Killed before its first checkpoint, a run begins again where it began.
-        if settings.init_from is None or list_checkpoints(run.path):
+        origin = settings.decay_from or settings.init_from
+        if origin is None or list_checkpoints(run.path):
             return None
-        source = Path(settings.init_from)
+        source = Path(origin)
         initial = convert.read(source)
         require_same_tokenizer(initial, data, source)
         if replace(initial.config, max_seq_len=settings.model.max_seq_len) != settings.model:
             raise ValueError(f"{source} holds another model than asked for: {initial.config}")
+        if settings.decay_from is not None and initial.state["step"] != settings.training.decay_start:
+            raise ValueError(
+                f"{source} is at step {initial.state['step']}, and this run was decayed from step "
+                f"{settings.training.decay_start}; put that checkpoint back, or name another --out"
+            )
         return initial
 
     def _engine(self, settings: Settings, context: ParallelContext) -> Engine[Any]:
@@ -218,24 +243,18 @@ class Train:
             if self.preset is not None:
                 model = replace(preset(self.preset), max_seq_len=model.max_seq_len)
         model = self._resized(replace(model, vocab_size=data.vocab_size))
-        names = ("steps", "batch_size", "seq_len", "warmup_steps", "weight_decay", "grad_clip", "seed")
-        names += ("optimizer", "momentum", "newton_schulz_dtype")
-        training = replace(training, **_given(self, names))
-        renamed = {"peak_lr": self.lr, "compute_dtype": self.dtype, "stream": self.stream or None}
-        training = replace(training, **{name: value for name, value in renamed.items() if value is not None})
-        if self.total_tokens is not None:
-            training = replace(training, steps=self._steps_of(training))
+        training = self._trained(training, stored is None)
         named = tuple(field.name for field in fields(ExecutionConfig) if field.name != "compile")
         execution = replace(execution, compile=self._asked_to_compile(execution.compile), **_given(self, named))
         if stored is None:
             model = replace(model, max_seq_len=training.seq_len)
-            if self.warmup_steps is None:
-                training = replace(training, warmup_steps=min(training.warmup_steps, training.steps // 10))
         # Raises for a dtype that the backend does not train in.
         backends.load(self.backend, "layers").accumulate_dtype(training.compute_dtype)
         began = stored.init_from if stored is not None else None
         init_from = began if self.init_from is None else str(self.init_from.resolve())
-        settings = Settings(model, training, execution, data_identity(data), init_from)
+        decayed = stored.decay_from if stored is not None else None
+        decay_from = decayed if self.decay_from is None else str(self.decay_from)
+        settings = Settings(model, training, execution, data_identity(data), init_from, decay_from)
         if stored is not None:
             stored.require_same_run(settings)
         # One row: nothing says yet that there is memory for more. The lanes of a stream are no longer than the data.
@@ -245,6 +264,25 @@ class Train:
 
     def _resized(self, model: ModelConfig) -> ModelConfig:
         return replace(model, **_given(self, ("d_model", "d_ff", "n_layers")), **mixer_sizes(self, model))
+
+    def _trained(self, training: TrainingConfig, new: bool) -> TrainingConfig:
+        """The flags over a recipe, or over what a run has been trained with."""
+        training = replace(training, **_given(self, ("batch_size", "seq_len")))
+        names = ("steps", "warmup_steps", "weight_decay", "grad_clip", "seed", "schedule", "decay_steps", "decay_shape")
+        names += ("optimizer", "momentum", "newton_schulz_dtype")
+        renamed = {"peak_lr": self.lr, "compute_dtype": self.dtype, "stream": self.stream or None}
+        asked = _given(self, names) | {name: value for name, value in renamed.items() if value is not None}
+        if self.total_tokens is not None:
+            asked["steps"] = self._steps_of(training)
+        if new and self.warmup_steps is None:
+            asked["warmup_steps"] = min(training.warmup_steps, asked.get("steps", training.steps) // 10)
+        # All at once: the parts of a schedule are checked against its length.
+        training = replace(training, **asked)
+        for flag in ("decay_steps", "decay_shape"):
+            if training.schedule != "wsd" and (value := getattr(self, flag)) is not None:
+                name = flag.replace("_", "-")
+                raise ValueError(f"--{name} {value} is of the wsd schedule; add --schedule wsd, or leave --{name} out")
+        return training
 
     def _asked_to_compile(self, stored: bool | None) -> bool | None:
         if self.compile and self.no_compile:

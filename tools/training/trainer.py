@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from parity.proof.environment import processor
 from spec.checkpoint.format import Checkpoint
+from spec.config import TrainingConfig, training_from_json
 from spec.data import Dataset, next_batch, validation_batches, validation_stream, with_side_inputs
 from spec.runtime.engine import Engine
 from spec.sampling import Sampling, Step
@@ -130,7 +131,11 @@ class Trainer:
         with self.context.raise_together():
             # Where each has a part of the model, none needs to hold all of it to read shards.
             readers = (self.context.rank, self.context.size) if self.context.sharded else None
-            newest = self.run.newest_checkpoint(readers, OWN_FORMAT.get(self.engine.name, "dcp"))
+            own = self.run.newest_checkpoint(readers, OWN_FORMAT.get(self.engine.name, "dcp"))
+            newest = own
+            if own is None and initial is not None and self.settings.decay_from is not None:
+                # All of it is carried on, as from a checkpoint of this run; which has none yet that is the best.
+                newest = replace(initial, state={**initial.state, "best": None})
             in_shards = newest is not None and not newest.parameters
             if newest is not None:
                 self._require_same_run(newest)
@@ -150,7 +155,7 @@ class Trainer:
             if self.first_process:
                 self.run.write_settings(self.settings)
                 self.run.cut_metrics(self.step)
-        if newest is None and initial is not None:
+        if own is None and initial is not None:
             # From here on --resume finds these weights, whatever becomes of where they were taken from.
             self._save()
             self.checkpoint_manager.finish()
@@ -274,9 +279,8 @@ class Trainer:
         state = checkpoint.state
         self.step, self.samples_consumed, self.tokens = state["step"], state["samples_consumed"], state["tokens"]
         self.best = state.get("best")
-        steps, training = (state.get("training") or {}).get("steps"), self.settings.training
-        if steps not in (None, training.steps) and self.step < training.steps:
-            self._say(f"the schedule has {training.steps} steps, not {steps} as before; so the learning rate jumps")
+        if "training" in state:
+            self._say_if_the_rate_jumps(training_from_json(state["training"]))
         if state.get("backend") == self.engine.name:
             # Checkpoints without these entries are older than compiled steps, several processes, kernels for a CPU.
             before = {"compile": False, "layout": "1 process", "products": "torch.mm", "numba": "none"}
@@ -284,6 +288,16 @@ class Trainer:
             changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
             if changed:
                 self._say(f"resuming will not repeat the same bits, since these changed: {', '.join(changed)}")
+
+    def _say_if_the_rate_jumps(self, before: TrainingConfig) -> None:
+        """Where the last step had another rate than it has by the schedule now: in a stable part it has the same."""
+        now, last = self.settings.training, self.step - 1
+        names = ("steps", "schedule", "decay_steps", "decay_shape")
+        changed = [
+            f"{x} {getattr(before, x)} -> {getattr(now, x)}" for x in names if getattr(before, x) != getattr(now, x)
+        ]
+        if changed and 0 < self.step < now.steps and learning_rate(last, before) != learning_rate(last, now):
+            self._say(f"the learning rate jumps, since the schedule changed: {', '.join(changed)}")
 
     def _environment(self) -> dict[str, str | int | bool]:
         # Another processor may take other vector instructions, and give other bits.

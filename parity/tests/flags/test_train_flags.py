@@ -136,6 +136,7 @@ def trained(monkeypatch, small_data, tmp_path):
         found["events"] = (out / "tensorboard").is_dir()
         written = json.loads((out / "config.json").read_text())
         found["asked to compile"], found["init_from"] = written["execution"]["compile"], written["init_from"]
+        found["decay_from"] = written["decay_from"]
         found["steps"] = len(found["rates"])
         found["length"] = found["tokens"][0].shape if found["tokens"] else None
         return dict(found)
@@ -182,6 +183,18 @@ def test_weights_are_taken_from_elsewhere(trained, tmp_path, monkeypatch):
     assert trained({})["loaded"] is None
 
 
+def test_a_decay_goes_on_from_a_checkpoint(trained, tmp_path):
+    stable = trained({"--out": ("one",), "--schedule": ("wsd",), "--steps": ("40",), "--stop-at": ("3",)})
+    found = trained(
+        {"--out": ("two",), "--steps": None, "--decay-from": (str(tmp_path / "one"),), "--decay-steps": ("2",)}
+    )
+    assert found["loaded"] is not None and found["decay_from"] == str(list_checkpoints(tmp_path / "one")[-1])
+    whole = trained({"--schedule": ("wsd",), "--steps": ("5",), "--decay-steps": ("2",)})
+    assert stable["rates"] + found["rates"] == whole["rates"]
+    np.testing.assert_array_equal(stable["tokens"] + found["tokens"], whole["tokens"])
+    assert found["kept"] == [3, 5]
+
+
 @pytest.mark.skipif("torch" not in HERE, reason="JAX always compiles")
 def test_what_is_asked_for_outweighs_what_the_device_would_have(trained, monkeypatch):
     devices = backends.load("torch", "ops.devices")
@@ -193,6 +206,7 @@ def test_what_is_asked_for_outweighs_what_the_device_would_have(trained, monkeyp
     assert trained({**torch, "--no-compile": ()})["asked to compile"] is False
 
 
+WSD = replace(RECIPES["nano"], warmup_steps=0, steps=4, schedule="wsd")
 ROWS: list[Row | Own] = [
     Row("backend", (HERE[-1] if len(HERE) > 1 else "jax",), "backend", "jax"),
     Row("--data", ("others",), "data", "others"),
@@ -215,6 +229,9 @@ ROWS: list[Row | Own] = [
     Row("--optimizer", ("muon",), "training.optimizer", "muon"),
     Row("--momentum", ("0.9",), "training.momentum", 0.9),
     Row("--newton-schulz-dtype", ("bfloat16",), "training.newton_schulz_dtype", "bfloat16"),
+    Row("--schedule", ("wsd",), "rates", [learning_rate(step, WSD) for step in range(4)]),
+    Row("--decay-steps", ("3",), "training.decay_steps", 3),
+    Row("--decay-shape", ("sqrt",), "training.decay_shape", "sqrt"),
     Row("--weight-decay", ("0.37",), "training.weight_decay", 0.37),
     Row("--grad-clip", ("0.05",), "training.grad_clip", 0.05),
     Row("--seed", ("5",), "training.seed", 5),
@@ -236,6 +253,7 @@ ROWS: list[Row | Own] = [
     Row("--eval-windows", ("1",), "rows", [1]),
     Own("--eval-windows", test_windows_are_as_many_tokens_of_a_stream),
     Own("--init-from", test_weights_are_taken_from_elsewhere),
+    Own("--decay-from", test_a_decay_goes_on_from_a_checkpoint),
     Own("--profile", test_a_trace_is_of_some_steps_after_the_start_of_the_segment),
     Row("--tensorboard", (), "events", True),
     Own("--resume", test_it_goes_on_from_the_newest_checkpoint),
@@ -250,8 +268,13 @@ def test_train(row, trained):
         found = trained(typed)
         return {**found, "first rate": found["rates"][0]}
 
-    # Both would give the length of the schedule; of few checkpoints all are kept.
-    given = {"--total-tokens": {"--steps": None, "--stop-at": ("2",)}, "--keep": {"--checkpoint-every": ("1",)}}.get(
-        row.flag, {}
-    )
-    require_seen(row, given, seen)
+    wsd = {"--schedule": ("wsd",)}
+    given = {
+        # Both would give the length of the schedule.
+        "--total-tokens": {"--steps": None, "--stop-at": ("2",)},
+        # Of few checkpoints all are kept.
+        "--keep": {"--checkpoint-every": ("1",)},
+        "--decay-steps": wsd,
+        "--decay-shape": wsd,
+    }
+    require_seen(row, given.get(row.flag, {}), seen)
