@@ -36,7 +36,17 @@ from jax_impl.training.step import abstract_step
 from parity.proof.adapters import SCAN_RESULTS
 from parity.proof.operations.base import cast
 from parity.proof.problems.cases import ScanCase
-from parity.suite.runs.segment import SCAN_CASES, TRAINING, Results, Segment, evaluated, repeats_after_a_restart, save
+from parity.suite.runs.segment import (
+    MUON,
+    MUON_MODELS,
+    SCAN_CASES,
+    TRAINING,
+    Results,
+    Segment,
+    evaluated,
+    repeats_after_a_restart,
+    save,
+)
 from parity.suite.runs.trajectory_drift import OTHERS, SMALL, SMALL_SSM
 from spec.config import ModelConfig, TrainingConfig
 from spec.optimizer import MOMENTS
@@ -78,7 +88,6 @@ LAYOUTS = (Layout(8), Layout(1, 8), Layout(2, 4), Layout(2, 2, 2), Layout(1, 1, 
 TOGETHER = (Layout(8), Layout(2, 4), Layout(2, 2, 2), Layout(1, 1, 8))
 OTHER_LAYOUTS = (Layout(1, 1, 2), Layout(2, 2, 2))
 SSM_LAYOUTS = (Layout(8), Layout(2, 4, 1, 1))
-MUON = replace(TRAINING, optimizer="muon")
 MUON_LAYOUTS = (Layout(2, 4), Layout(2, 2, 2))
 NARROW = replace(TRAINING, compute_dtype="bfloat16", grad_clip=0.0)
 NARROW_LAYOUTS = (Layout(1, 2), Layout(1, 8), Layout(2, 4), Layout(1, 2, 2))
@@ -99,8 +108,8 @@ def with_noise(found: Results) -> None:
 
 
 def with_muon(found: Results) -> None:
-    """A few steps of Muon, and whether a restart repeats their bits, in some layouts."""
-    for name, model in {"small": SMALL, **OTHERS}.items():
+    """A few steps of Muon of two models, and whether a restart repeats their bits, in some layouts."""
+    for name, model in MUON_MODELS.items():
         for layout in (ALONE, *MUON_LAYOUTS):
             losses, _ = layout.segment(MUON, model).train(SSM_STEPS)
             found[f"muon {name} {layout.name}"] = {"losses": losses.tolist()}

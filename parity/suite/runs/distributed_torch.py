@@ -21,6 +21,8 @@ import torch.distributed as dist
 from parity.proof.operations.base import cast
 from parity.proof.problems.cases import ScanCase
 from parity.suite.runs.segment import (
+    MUON,
+    MUON_MODELS,
     SCAN_CASES,
     TRAINING,
     Results,
@@ -82,7 +84,6 @@ LAYOUTS = (
 )
 OTHER_LAYOUTS = (Layout(2), Layout(2, "ddp", 2), Layout(2, "fsdp"))
 SSM_LAYOUTS, SSM_STEPS = (Layout(2), Layout(3, "fsdp"), Layout(2, "fsdp", 1, 4)), 6
-MUON = replace(TRAINING, optimizer="muon")
 MUON_LAYOUTS = (Layout(2), Layout(3), Layout(2, "fsdp"), Layout(4, "fsdp", 2))
 CHAIN = (Layout(4, "fsdp"), ALONE, Layout(3), Layout(2, "ddp", 2), Layout(2, "fsdp"))
 
@@ -120,8 +121,8 @@ def with_noise(found: Results) -> None:
 
 
 def with_muon(found: Results) -> None:
-    """A few steps of Muon of two families, and whether a restart repeats their bits, in some layouts."""
-    for name, model in {"small": SMALL, **OTHERS}.items():
+    """A few steps of Muon of two models, and whether a restart repeats their bits, in some layouts."""
+    for name, model in MUON_MODELS.items():
         for layout, context in taking_part((ALONE, *MUON_LAYOUTS)):
             losses, _ = segment(layout, context, MUON, model).train(SSM_STEPS)
             found[f"muon {name} {layout.name}"] = {"losses": losses.tolist()}

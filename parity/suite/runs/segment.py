@@ -11,16 +11,22 @@ from typing import Any
 import numpy as np
 
 from parity.proof.problems.cases import ScanCase, perturbed_parameters
-from parity.suite.runs.trajectory_drift import NOISE, SMALL_TRAINING, story_data
+from parity.suite.runs.trajectory_drift import NOISE, OTHERS, SMALL, SMALL_TRAINING, story_data
 from spec.config import ModelConfig
 from spec.data import Batch, next_batch, validation_batches, validation_stream, with_side_inputs
-from spec.optimizer import MOMENTS
+from spec.optimizer import MOMENTS, matrices
 from spec.runtime.engine import Engine
 from spec.runtime.parallel import ParallelContext
 from tools.training.evaluate import mean_loss
 
 # Twelve rows: 1, 2, 3 and 4 processes have equal shares, 8 have not.
 TRAINING = replace(SMALL_TRAINING, batch_size=12)
+MUON = replace(TRAINING, optimizer="muon")
+# Of the other families the one whose matrices have the most shapes.
+MUON_MODELS = {
+    "small": SMALL,
+    "most shapes": max(OTHERS.values(), key=lambda one: len({x.shape for x in matrices(one)})),
+}
 SCAN_CASES = tuple(
     ScanCase((2, t, 3), "mixture", "normal", resets, padding, seed)
     for seed, (t, resets, padding) in enumerate([(5, "none", "none"), (31, "some", "some"), (63, "last", "left")])

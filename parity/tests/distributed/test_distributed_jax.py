@@ -21,7 +21,6 @@ from parity.suite.runs.distributed_jax import (
     CHAIN,
     DEVICES,
     LAYOUTS,
-    MUON,
     MUON_LAYOUTS,
     NARROW,
     NARROW_LAYOUTS,
@@ -32,7 +31,7 @@ from parity.suite.runs.distributed_jax import (
     TOGETHER,
 )
 from parity.suite.runs.launch import finish, start
-from parity.suite.runs.segment import SCAN_CASES, TRAINING, digest
+from parity.suite.runs.segment import MUON, MUON_MODELS, SCAN_CASES, TRAINING, digest
 from parity.suite.runs.trajectory_drift import NOISE, OTHERS, SMALL, SMALL_SSM, bounded_curves, bounded_run, story_data
 from spec.data import next_batch
 from spec.reference import loss_and_gradients
@@ -90,10 +89,10 @@ def test_two_processes_stay_within_the_bound_of_one_device(found, found_by_two, 
     assert found_by_two[layout.name]["digests"] == found[ALONE.name]["digests"]
 
 
-@pytest.mark.parametrize("name", ["small", *OTHERS])
+@pytest.mark.parametrize("name", MUON_MODELS)
 def test_muon_stays_within_the_bound_of_one_device(found, name):
     """Matrices divided between them, whole or in parts."""
-    exact, bound = bounded_run(story_data(), SSM_STEPS, MUON, model={"small": SMALL, **OTHERS}[name])
+    exact, bound = bounded_run(story_data(), SSM_STEPS, MUON, model=MUON_MODELS[name])
     for layout in (ALONE, *MUON_LAYOUTS):
         losses = np.array(found[f"muon {name} {layout.name}"]["losses"])[:, 0]
         assert (np.abs(losses - exact) <= bound).all(), layout.name

@@ -21,7 +21,6 @@ from parity.suite.runs.distributed_torch import (
     ALONE,
     CHAIN,
     LAYOUTS,
-    MUON,
     MUON_LAYOUTS,
     OTHER_LAYOUTS,
     PROCESSES,
@@ -29,8 +28,8 @@ from parity.suite.runs.distributed_torch import (
     SSM_STEPS,
     STEPS,
 )
-from parity.suite.runs.segment import SCAN_CASES, TRAINING, digest
-from parity.suite.runs.trajectory_drift import OTHERS, SMALL, SMALL_SSM, bounded_curves, bounded_run, story_data
+from parity.suite.runs.segment import MUON, MUON_MODELS, SCAN_CASES, TRAINING, digest
+from parity.suite.runs.trajectory_drift import OTHERS, SMALL_SSM, bounded_curves, bounded_run, story_data
 from spec.checkpoint.sharded import join_shards
 from spec.data import next_batch
 from spec.runtime.parallel import ParallelContext
@@ -80,10 +79,10 @@ def test_losses_of_every_layout_stay_within_the_bound_of_one_process(found, layo
     assert 0.0 < units <= 1.0
 
 
-@pytest.mark.parametrize("name", ["small", *OTHERS])
+@pytest.mark.parametrize("name", MUON_MODELS)
 def test_muon_stays_within_the_bound_of_one_process(found, name):
     """Matrices divided between them, whole or in parts."""
-    exact, bound = bounded_run(story_data(), SSM_STEPS, MUON, model={"small": SMALL, **OTHERS}[name])
+    exact, bound = bounded_run(story_data(), SSM_STEPS, MUON, model=MUON_MODELS[name])
     for layout in (ALONE, *MUON_LAYOUTS):
         losses = np.array(found[f"muon {name} {layout.name}"]["losses"])[:, 0]
         assert (np.abs(losses - exact) <= bound).all(), layout.name

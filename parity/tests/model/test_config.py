@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spec import PRESETS, LiquidNetConfig, TrainingConfig
-from spec.config import COMPUTE_DTYPES, DECAY_SHAPES, config_to_json, nearest, training_from_json
+from spec.config import (
+    COMPUTE_DTYPES,
+    DECAY_SHAPES,
+    NEWTON_SCHULZ_DTYPES,
+    OPTIMIZERS,
+    config_to_json,
+    nearest,
+    training_from_json,
+)
 from spec.mixers import config_from_json
 from spec.optimizer import decayed_paths
 from spec.parameters import num_parameters, parameter_table
@@ -48,6 +56,9 @@ def test_a_model_survives_json(config):
         # A decay that fits its schedule is drawn in parity/tests/training/test_schedule.py.
         decay_steps=st.integers(0, 10**6),
         decay_shape=st.sampled_from(DECAY_SHAPES),
+        optimizer=st.sampled_from(OPTIMIZERS),
+        momentum=st.floats(0.0, 0.999),
+        newton_schulz_dtype=st.sampled_from(NEWTON_SCHULZ_DTYPES),
     )
 )
 def test_a_training_survives_json(training):
@@ -73,6 +84,9 @@ BAD = [
     (TrainingConfig, "compute_dtype", "float8"),
     *((TrainingConfig, "schedule", value) for value in ("wds", None)),
     *((TrainingConfig, "decay_shape", value) for value in ("square", None)),
+    (TrainingConfig, "optimizer", "sgd"),
+    (TrainingConfig, "newton_schulz_dtype", "float16"),
+    *((TrainingConfig, "momentum", value) for value in (*NOT_NUMBERS, 1.0)),
     *((TrainingConfig, "stream", value) for value in (1, "true", None)),
 ]  # fmt: skip
 
@@ -131,7 +145,8 @@ def test_bad_training_json_is_refused(change, message):
 
 def test_training_json_from_before_there_were_streams_is_read():
     value = dataclasses.asdict(TrainingConfig(steps=3))
-    del value["stream"]
+    for name in ("stream", "optimizer", "momentum", "newton_schulz_dtype"):
+        del value[name]
     assert training_from_json(value) == TrainingConfig(steps=3, stream=False)
 
 
