@@ -100,7 +100,7 @@ class Settings:
         # The lanes of a stream belong to its batch size; a run that decays from a checkpoint is there for this alone.
         lanes = ("batch_size",) if self.training.stream else ()
         decay = ("steps", "schedule", "decay_steps") if self.decay_from else ()
-        for name in ("seq_len", "seed", "stream", *lanes, *decay):
+        for name in ("seq_len", "seed", "stream", "optimizer", *lanes, *decay):
             before, now = getattr(self.training, name), getattr(asked.training, name)
             if before != now:
                 raise ValueError(f"this run has {name} {before}, not {now}; leave --{name.replace('_', '-')} out")

@@ -278,11 +278,18 @@ class Train:
             asked["warmup_steps"] = min(training.warmup_steps, asked.get("steps", training.steps) // 10)
         # All at once: the parts of a schedule are checked against its length.
         training = replace(training, **asked)
-        for flag in ("decay_steps", "decay_shape"):
-            if training.schedule != "wsd" and (value := getattr(self, flag)) is not None:
-                name = flag.replace("_", "-")
-                raise ValueError(f"--{name} {value} is of the wsd schedule; add --schedule wsd, or leave --{name} out")
+        self._require_owner(
+            "the wsd schedule", "--schedule wsd", training.schedule == "wsd", "decay_steps", "decay_shape"
+        )
+        self._require_owner("Muon", "--optimizer muon", training.optimizer == "muon", "momentum", "newton_schulz_dtype")
         return training
+
+    def _require_owner(self, owner: str, remedy: str, there: bool, *flags: str) -> None:
+        """Raises ValueError where one of these flags is given, and what it belongs to is not."""
+        for flag in flags:
+            if not there and (value := getattr(self, flag)) is not None:
+                name = flag.replace("_", "-")
+                raise ValueError(f"--{name} {value} is of {owner}; add {remedy}, or leave --{name} out")
 
     def _asked_to_compile(self, stored: bool | None) -> bool | None:
         if self.compile and self.no_compile:

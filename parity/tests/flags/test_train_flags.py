@@ -276,5 +276,7 @@ def test_train(row, trained):
         "--keep": {"--checkpoint-every": ("1",)},
         "--decay-steps": wsd,
         "--decay-shape": wsd,
+        "--momentum": {"--optimizer": ("muon",)},
+        "--newton-schulz-dtype": {"--optimizer": ("muon",)},
     }
     require_seen(row, given.get(row.flag, {}), seen)

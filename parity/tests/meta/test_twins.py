@@ -44,6 +44,7 @@ DIFFERENT = {
     "training/engine.py": Different(
         "eager or one program", frozenset({"Engine.__init__", "Engine.profile", "Engine.sampler"})
     ),
+    "training/muon.py": Different("PyTorch's optimizer holds its state, that of optax is handed around"),
     "training/optimizer.py": Different(
         "PyTorch's optimizer holds its state, that of optax is handed around",
         frozenset({"make_optimizer", "clip_by_global_norm", "named_moments", "dump_moments", "load_moments"}),

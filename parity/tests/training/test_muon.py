@@ -22,6 +22,8 @@ from spec.optimizer import MOMENTS, NEWTON_SCHULZ, decayed_paths, matrices, mome
 from spec.parameters import parameter_table
 from spec.reference import clip_by_global_norm, muon_step, optimizer_step, orthogonalized
 from tools import convert
+from tools.cli import backends
+from tools.cli.main import main
 
 TRAINING = TrainingConfig(optimizer="muon", grad_clip=1.0, weight_decay=0.1)
 RATES = (1e-2, 3e-2, 1e-2)
@@ -239,3 +241,35 @@ def test_a_checkpoint_has_the_moments_of_its_optimizer():
     # What holds no word of an optimizer was trained with AdamW.
     with pytest.raises(ValueError, match="is missing"):
         to_files(Checkpoint(CONFIG, arrays, moments))
+
+
+@pytest.mark.parametrize("backend", backends.installed())
+def test_a_run_keeps_its_optimizer(refused, backend, small_data, tmp_path, capsys):
+    """Whose moments it has: the other one would find some missing, or too many; and each flag wants its owner."""
+    sizes = ("--d-model", "8", "--d-ff", "12", "--n-layers", "1", "--batch-size", "2", "--seq-len", "16")
+    few = (*sizes, "--steps", "4", "--eval-windows", "2")
+    command = ("train", backend, "--data", str(small_data), "--out")
+    assert "--momentum 0.9 is of Muon; add --optimizer muon, or leave --momentum out" in refused(
+        *command, str(tmp_path / "none"), *few, "--momentum", "0.9"
+    )
+    assert "--newton-schulz-dtype bfloat16 is of Muon" in refused(
+        *command, str(tmp_path / "none"), *few, "--newton-schulz-dtype", "bfloat16"
+    )
+    for optimizer, other in (("muon", "adamw"), ("adamw", "muon")):
+        whole, cut = (tmp_path / f"{optimizer} {name}" for name in ("whole", "cut"))
+        for out, *more in ((whole,), (cut, "--stop-at", "2")):
+            with pytest.raises(SystemExit) as ended:
+                main([*command, str(out), *few, "--optimizer", optimizer, *more])
+            assert not ended.value.code
+        capsys.readouterr()
+        assert f"this run has optimizer {optimizer}, not {other}; leave --optimizer out" in refused(
+            *command, str(cut), "--resume", "--optimizer", other
+        )
+        with pytest.raises(SystemExit) as ended:
+            main([*command, str(cut), "--resume"])
+        assert not ended.value.code
+        one, resumed = (read_checkpoint(out) for out in (whole, cut))
+        assert one.state["step"] == resumed.state["step"] == 4
+        for kind, group in {"parameters": one.parameters, **one.moments}.items():
+            again = {"parameters": resumed.parameters, **resumed.moments}[kind]
+            assert group.keys() == again.keys() and all(np.array_equal(group[path], again[path]) for path in group)
