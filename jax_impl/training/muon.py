@@ -23,15 +23,17 @@ def orthogonalized(x_mrc: Array, dtype: Any = None) -> Array:
         dtype: what the operands of products are rounded to; None leaves them as they are.
     """
     norm_m11 = jnp.sqrt(jnp.square(x_mrc).sum(axis=(-2, -1), keepdims=True))
-    x = (x_mrc / (norm_m11 + NORM_EPS)).astype(dtype or x_mrc.dtype)
+    x, wide = x_mrc / (norm_m11 + NORM_EPS), x_mrc.dtype
+    narrow = dtype or wide
 
     def product(left: Array, right: Array) -> Array:
-        return jnp.matmul(left, right, precision="highest")
+        operands = left.astype(narrow), right.astype(narrow)
+        return jnp.matmul(*operands, precision="highest", preferred_element_type=wide)
 
     for a, b, c in NEWTON_SCHULZ:
         square = product(x, x.mT)
         x = a * x + product(b * square + c * product(square, square), x)
-    return x.astype(x_mrc.dtype)
+    return x
 
 
 def scale_by_muon(

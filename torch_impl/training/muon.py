@@ -27,11 +27,17 @@ def orthogonalized(x_mrc: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         dtype: what the operands of products are rounded to; None leaves them as they are.
     """
     norm_m11 = torch.linalg.vector_norm(x_mrc, dim=(-2, -1), keepdim=True)
-    x = (x_mrc / (norm_m11 + NORM_EPS)).to(dtype or x_mrc.dtype)
+    x = x_mrc / (norm_m11 + NORM_EPS)
+
+    def product(left: Tensor, right: Tensor) -> Tensor:
+        if dtype is None:
+            return torch.bmm(left, right)
+        return torch.bmm(left.to(dtype), right.to(dtype)).to(x_mrc.dtype)
+
     for a, b, c in NEWTON_SCHULZ:
-        square = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    return x.to(x_mrc.dtype)
+        square = product(x, x.mT)
+        x = a * x + product(b * square + c * product(square, square), x)
+    return x
 
 
 class Muon(torch.optim.AdamW):
