@@ -74,7 +74,10 @@ def validate(checkpoint: Checkpoint) -> None:
     training = training_from_json(checkpoint.state["training"]) if "training" in checkpoint.state else TrainingConfig()
     paths = moment_paths(checkpoint.config, training)
     for name, arrays in checkpoint.moments.items():
-        check_parameters(checkpoint.config, arrays, paths[name])
+        try:
+            check_parameters(checkpoint.config, arrays, paths[name])
+        except ValueError as error:
+            raise ValueError(f"{name} of {training.optimizer}: {error}") from error
     groups = {"": checkpoint.parameters, **{f"{name}.": arrays for name, arrays in checkpoint.moments.items()}}
     for prefix, arrays in groups.items():
         for path, array in arrays.items():

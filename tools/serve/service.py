@@ -191,7 +191,7 @@ class Generation:
     Args:
         service: whose engine.
         requests: the texts.
-        stream: whether somebody waits for each piece; else only for the first one of a text and for its end.
+        stream: whether somebody waits for each piece of a text; else only for the first one and for its end.
     """
 
     def __init__(self, service: Service, requests: Sequence[GenerationRequest], stream: bool = True):
@@ -225,14 +225,13 @@ class Generation:
         self._fill()
 
     def _submit(self) -> None:
-        index, first = self._next, True
+        index, kinds = self._next, set[type[Event]]()
 
         def deliver(event: Event) -> None:
-            nonlocal first
             self._events.append((index, event))
-            # To wake the loop's thread takes time from the engine's.
-            if first or self._stream or isinstance(event, Finished):
-                first = False
+            # To wake the loop's thread takes time from the engine's: of a kind the first is news to all.
+            if self._stream or type(event) not in kinds:
+                kinds.add(type(event))
                 with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited
                     self._loop.call_soon_threadsafe(self._come.set)
 

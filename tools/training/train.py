@@ -179,6 +179,8 @@ class Train:
                 raise ValueError(f"{self.out} already holds a run; add --resume to carry it on, or name another --out")
             run.require_files()
             initial, stored = None, run.settings() if existed else None
+            if self.init_from is not None and self.decay_from is not None:
+                raise ValueError("--init-from and --decay-from both say where a run begins; give one of them")
             if stored is None and self.decay_from is not None:
                 initial, stored = begin_decay(self.decay_from, self.decay_steps)
             settings = self.resolve(data, stored)
@@ -281,7 +283,9 @@ class Train:
         self._require_owner(
             "the wsd schedule", "--schedule wsd", training.schedule == "wsd", "decay_steps", "decay_shape"
         )
-        self._require_owner("Muon", "--optimizer muon", training.optimizer == "muon", "momentum", "newton_schulz_dtype")
+        # A run keeps its optimizer.
+        muon = "--optimizer muon" if new else ""
+        self._require_owner("Muon", muon, training.optimizer == "muon", "momentum", "newton_schulz_dtype")
         return training
 
     def _require_owner(self, owner: str, remedy: str, there: bool, *flags: str) -> None:
@@ -289,7 +293,9 @@ class Train:
         for flag in flags:
             if not there and (value := getattr(self, flag)) is not None:
                 name = flag.replace("_", "-")
-                raise ValueError(f"--{name} {value} is of {owner}; add {remedy}, or leave --{name} out")
+                raise ValueError(
+                    f"--{name} {value} is of {owner}; {f'add {remedy}, or ' if remedy else ''}leave --{name} out"
+                )
 
     def _asked_to_compile(self, stored: bool | None) -> bool | None:
         if self.compile and self.no_compile:

@@ -17,6 +17,8 @@ MOMENTUM = "exp_avg"
 """What the first moment is called in the state of a parameter, as in that of AdamW."""
 # Numbers of matrices that are multiplied together: what they take of memory does not grow with the model.
 _BATCH_NUMBERS = 1 << 26
+# PyTorch 2.8 is the first that has products of narrow operands with a wide result, on GPUs.
+_HAS_WIDE_RESULT = "dtype" in torch.ops.aten.bmm.overloads()
 
 
 def orthogonalized(x_mrc: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -32,7 +34,11 @@ def orthogonalized(x_mrc: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     def product(left: Tensor, right: Tensor) -> Tensor:
         if dtype is None:
             return torch.bmm(left, right)
-        return torch.bmm(left.to(dtype), right.to(dtype)).to(x_mrc.dtype)
+        operands = left.to(dtype), right.to(dtype)
+        # The result stays wide: rounded, the iterations would enlarge that in every direction that a gradient lacks.
+        if x_mrc.device.type == "cuda" and x_mrc.dtype == torch.float32 and _HAS_WIDE_RESULT:
+            return torch.bmm(*operands, out_dtype=torch.float32)
+        return torch.bmm(*(x.to(x_mrc.dtype) for x in operands))
 
     for a, b, c in NEWTON_SCHULZ:
         square = product(x, x.mT)

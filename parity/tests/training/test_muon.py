@@ -121,6 +121,26 @@ def test_products_in_bfloat16_stay_within_their_estimate(adapter):
     assert not np.array_equal(found[path], wide[path])
 
 
+@pytest.mark.parametrize("backend", backends.installed())
+@pytest.mark.parametrize("rank", [1, 4])
+def test_a_matrix_of_low_rank_is_not_drowned_by_bfloat16(backend, rank):
+    """Operands are rounded to 8 bits, and their products summed in more: rounded too, half of an update was noise."""
+    random = np.random.default_rng(0)
+    matrix = random.standard_normal((64, rank)) @ random.standard_normal((rank, 128))
+    exact = orthogonalized(matrix)
+    found = np.asarray(narrow_iterations(backend)(matrix.astype(np.float32)[None]), np.float64)[0]
+    assert 0.0 < np.linalg.norm(found - exact) < 0.05 * np.linalg.norm(exact)
+
+
+def narrow_iterations(backend):
+    """The iterations of a backend with operands in bfloat16, of NumPy arrays."""
+    iterate = adapters.load_module(backend, "training.muon").orthogonalized
+    if backend == "jax":
+        return partial(iterate, dtype="bfloat16")
+    torch = pytest.importorskip("torch")
+    return lambda x_mrc: iterate(torch.from_numpy(x_mrc), torch.bfloat16).numpy()
+
+
 @pytest.mark.parametrize("name", ["rg_lru", "liquid_ssm"])
 def test_what_is_no_matrix_takes_the_step_of_adamw(adapter, name):
     """To the bit: embedding, norms, biases, and the taps of a convolution."""
@@ -265,6 +285,9 @@ def test_a_run_keeps_its_optimizer(refused, backend, small_data, tmp_path, capsy
         assert f"this run has optimizer {optimizer}, not {other}; leave --optimizer out" in refused(
             *command, str(cut), "--resume", "--optimizer", other
         )
+        if optimizer == "adamw":
+            told = refused(*command, str(cut), "--resume", "--momentum", "0.5")
+            assert told.rstrip().endswith("--momentum 0.5 is of Muon; leave --momentum out")
         with pytest.raises(SystemExit) as ended:
             main([*command, str(cut), "--resume"])
         assert not ended.value.code

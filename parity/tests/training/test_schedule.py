@@ -211,7 +211,7 @@ def test_only_a_stable_part_is_decayed(refused, backend, small_data, short, tmp_
     assert "this run has schedule wsd, not cosine; leave --schedule out" in asked(good, "--schedule", "cosine")
     assert "this run has seed 0, not 3; leave --seed out" in asked(good, "--seed", 3)
     assert "this run's model has d_model 8 (not 16); leave out the flags" in asked(good, "--d-model", 16)
-    assert "began from fresh weights, not from" in asked(good, "--init-from", good)
+    assert "--init-from and --decay-from both say where a run begins; give one" in asked(good, "--init-from", good)
     checkpoint = read_checkpoint(good)
     write_checkpoint(tmp_path / "weights", replace(checkpoint, moments={}))
     assert "no optimizer state or training settings; name a checkpoint" in asked(tmp_path / "weights")
