@@ -32,6 +32,8 @@ LEAST, LOW, HIGH = 0.002, 0.68, 1.21
 MODELS: dict[str, ModelConfig] = {
     name: replace(one.small_config(), vocab_size=31) for name, one in families().items() if one.name != CONFIG.family
 } | {CONFIG.family: CONFIG}
+#: The family of which a part is several matrices.
+BLOCKS = next(name for name, config in MODELS.items() if any(row.blocks > 1 for row in parameter_table(config)))
 
 
 def with_singular_values(values, rows, columns, seed=0):
@@ -98,7 +100,11 @@ def backend_run(adapter, config, training, arrays=None):
     return flat(config, training, found, *(moments[name] for name in MOMENTS))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    # The first have all that the others have: parts, blocks, and what is no matrix.
+    "name",
+    [name if name in (CONFIG.family, BLOCKS) else pytest.param(name, marks=pytest.mark.long) for name in MODELS],
+)
 def test_steps_stay_within_the_estimate(adapter, name):
     """Every family: matrices of several shapes, parts of unequal ones, blocks, and what is no matrix.
 
