@@ -102,9 +102,6 @@ def optimizer_step(
     rest = {path: parameter for path, parameter in parameters.items() if path not in taken}
     new, first, second = adamw_step(rest, gradients, first_moment, second_moment, step, lr, training, decayed)
     own, own_first = muon_step(parameters, gradients, first_moment, lr, training, matrices)
-    order = [*parameters]
-    return (
-        {path: ({**new, **own})[path] for path in order},
-        {path: ({**first, **own_first})[path] for path in order},
-        second,
-    )
+    both = {**new, **own}, {**first, **own_first}
+    in_order = [{path: one[path] for path in parameters} for one in both]
+    return in_order[0], in_order[1], second

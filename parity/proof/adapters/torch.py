@@ -133,7 +133,7 @@ def loss_and_gradients(
 
 
 def adamw_steps(config, training, parameters, moments, steps_taken, gradients, rates):
-    """(parameters, moments, norms) after a clipped step of AdamW for each set of gradients and learning rate."""
+    """(parameters, moments, norms) after a clipped step for each set of gradients and learning rate."""
     net = _model(parameters, config)
     optimizer = optimizers.make_optimizer(net, training)
     if moments:

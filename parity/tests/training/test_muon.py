@@ -147,7 +147,7 @@ def narrow_iterations(backend):
     return lambda x_mrc: iterate(torch.from_numpy(x_mrc), torch.bfloat16).numpy()
 
 
-@pytest.mark.parametrize("name", ["rg_lru", "liquid_ssm"])
+@pytest.mark.parametrize("name", [BLOCKS, CONFIG.family])
 def test_what_is_no_matrix_takes_the_step_of_adamw(adapter, name):
     """To the bit: embedding, norms, biases, and the taps of a convolution."""
     config, taken = MODELS[name], {matrix.path for matrix in matrices(MODELS[name])}
@@ -197,7 +197,7 @@ def test_parts_are_those_of_the_table():
             assert matrix.start == ends.get(matrix.path, 0) and matrix.columns == rows[matrix.path].shape[1], name
             ends[matrix.path] = matrix.stop
         assert all(rows[path].shape[0] == end for path, end in ends.items())
-    config = MODELS["rg_lru"]
+    config = MODELS[BLOCKS]
     gates = [matrix for matrix in matrices(config) if matrix.path == "blocks.0.mixer.gates.weight"]
     assert len(gates) == 2 * config.gate_blocks and not any("convolution" in one.path for one in matrices(config))
 
